@@ -1,0 +1,53 @@
+"""The exception tree: who is at fault decides which one is raised, and which seam catches it.
+
+Anything that is not a `VgpudError` is a bug in vgpud and propagates.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class VgpudError(Exception):
+    """The root of every error that vgpud raises on purpose."""
+
+
+class ConfigError(VgpudError):
+    """The operator's file, option or environment is wrong; the message says what to change."""
+
+
+class PeerError(VgpudError):
+    """A front-end broke the vhost-user or display protocol; its session ends, the daemon goes on."""
+
+
+class RingError(VgpudError):
+    """A guest's virtqueue is malformed; that queue stops, the session goes on."""
+
+
+class GuestError(VgpudError):
+    """A guest's command can't be done; `code` is the `enum virtio_gpu_ctrl_type` it is answered with.
+
+    Never fatal. Source: virtio 1.3, 5.7.6.7 "Device Operation", the VIRTIO_GPU_RESP_ERR_* codes.
+    """
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class HostError(VgpudError):
+    """The host refused an operation: which one, the system's own words, and what to do about it."""
+
+    def __init__(self, operation: str, error: OSError, advice: str = "") -> None:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        super().__init__(f"{operation}: {reason}" + (f"; {advice}" if advice else ""))
+        self.operation = operation
+        self.errno = error.errno
+        self.advice = advice
+
+
+class GuestAddressError(VgpudError):
+    """A guest-physical or front-end virtual range is not (wholly) in the memory that was shared with us.
+
+    The seam that knows what the address was for turns it into a `RingError` or a `GuestError`.
+    """
