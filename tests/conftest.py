@@ -1,0 +1,55 @@
+"""Fixtures that tests of every package may ask for, and what is printed after the results.
+
+A test that needs a guest asks for `rig`: where the rig can't be had, that test is skipped with the
+reason, unless $CI is "true", where skipping would pass for success.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.rig.build import Rig, open_rig
+from tests.rig.chroot import RigUnavailableError
+
+_REPORT = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture(scope="session")
+def rig() -> Rig:
+    """The guest rig, ready to boot."""
+    try:
+        return open_rig()
+    except RigUnavailableError as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(str(error))
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def short_directory() -> Iterator[Path]:
+    """A directory right below /tmp: socket names are short, and the rig's chroot shares /tmp."""
+    path = Path(tempfile.mkdtemp(prefix="vgpud-", dir="/tmp"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="session")
+def report(pytestconfig: pytest.Config) -> Callable[[str], None]:
+    """Takes lines of measured figures, which are printed after the results."""
+    lines: list[str] = pytestconfig.stash.setdefault(_REPORT, [])
+    return lines.append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests reported."""
+    lines = terminalreporter.config.stash.get(_REPORT, [])
+    if lines:
+        terminalreporter.section("measured")
+        for line in lines:
+            terminalreporter.line(line)

@@ -1,0 +1,9 @@
+"""`python -m vgpud` is `vgpud`."""
+
+from __future__ import annotations
+
+import sys
+
+from vgpud.cli import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""The virtio-GPU device: resources, scanouts, contexts, and the execution of commands."""

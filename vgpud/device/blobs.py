@@ -1,0 +1,134 @@
+"""Blob resources: making them, and mapping host blobs into the guest's window.
+
+Source: virtio 1.3, 5.7.6.8 RESOURCE_CREATE_BLOB and 5.7.6.9 RESOURCE_MAP_BLOB, RESOURCE_UNMAP_BLOB.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from vgpud.device.contexts import Contexts
+from vgpud.device.layout import BlobLayout
+from vgpud.device.resources import OVERHEAD, GuestBlob, HostBlob, ResourceTable, make_backing
+from vgpud.device.spec import DeviceSpec
+from vgpud.errors import GuestError
+from vgpud.host.extents import Access
+from vgpud.host.guest_memory import GuestMemory
+from vgpud.policy.coherency import Plan, plan
+from vgpud.policy.quota import Quota
+from vgpud.policy.slot_policy import BlobKind, Rule, first_match
+from vgpud.policy.window import BLOB_ALIGNMENT
+from vgpud.wire.gpu import commands, responses
+from vgpud.wire.gpu.protocol import BlobFlag, BlobMem, ContextId, ResponseType
+
+log = logging.getLogger(__name__)
+
+KNOWN_FLAGS = BlobFlag.USE_MAPPABLE | BlobFlag.USE_SHAREABLE | BlobFlag.USE_CROSS_DEVICE
+
+_KINDS = {BlobMem.HOST3D: BlobKind.HOST3D, BlobMem.HOST3D_GUEST: BlobKind.HOST3D_GUEST}
+
+
+class Blobs:
+    """The commands on blobs of one device."""
+
+    def __init__(
+        self,
+        spec: DeviceSpec,
+        resources: ResourceTable,
+        contexts: Contexts,
+        layout: BlobLayout,
+        quota: Quota,
+        memory: GuestMemory,
+    ) -> None:
+        self._spec = spec
+        self._resources = resources
+        self._contexts = contexts
+        self._layout = layout
+        self._quota = quota
+        self._memory = memory
+        self._told: set[Rule] = set()
+
+    def create(self, command: commands.ResourceCreateBlob) -> responses.Response:
+        """RESOURCE_CREATE_BLOB, of any of the three kinds of memory."""
+        self._resources.check_free(command.resource_id)
+        if command.size == 0 or command.blob_flags & ~KNOWN_FLAGS:
+            raise _invalid(f"a blob of {command.size} bytes, flags {command.blob_flags:#x}")
+        try:
+            kind = BlobMem(command.blob_mem)
+        except ValueError as error:
+            raise _invalid(f"blob_mem {command.blob_mem}") from error
+        if kind is BlobMem.GUEST:
+            self._create_guest(command)
+        else:
+            self._create_host(command, kind)
+        return responses.OkNoData()
+
+    async def map(self, command: commands.ResourceMapBlob) -> responses.Response:
+        """RESOURCE_MAP_BLOB: answered with the memory type that the plan can vouch for."""
+        blob = self._resources.host_blob(command.resource_id)
+        if blob.blob_mem is not BlobMem.HOST3D or not blob.mappable:
+            raise _invalid(f"blob {blob.id} is not one to be mapped")
+        await blob.memory.map(command.offset)
+        return responses.MapInfo(blob.plan.map_info)
+
+    async def unmap(self, command: commands.ResourceUnmapBlob) -> responses.Response:
+        """RESOURCE_UNMAP_BLOB."""
+        await self._resources.host_blob(command.resource_id).memory.unmap()
+        return responses.OkNoData()
+
+    def _create_guest(self, command: commands.ResourceCreateBlob) -> None:
+        charge = self._quota.charge(OVERHEAD)
+        try:
+            backing = make_backing(self._memory, command.entries, self._quota)
+            if backing.size < command.size:
+                backing.release()
+                raise _invalid(f"{backing.size} bytes of pages for a blob of {command.size}")
+        except GuestError:
+            charge.release()
+            raise
+        self._resources.add(GuestBlob(command.resource_id, command.size, charge, backing))
+
+    def _create_host(self, command: commands.ResourceCreateBlob, kind: BlobMem) -> None:
+        size = command.size
+        if command.header.ctx_id == ContextId(0):
+            raise GuestError(ResponseType.ERR_INVALID_CONTEXT_ID, "a host blob needs a context")
+        self._contexts.get(command.header.ctx_id)
+        if size % BLOB_ALIGNMENT:
+            raise _invalid(f"a host blob of {size:#x} bytes, not aligned to {BLOB_ALIGNMENT:#x}")
+        plan_ = self._plan(_KINDS[kind], size)
+        access = Access(plan_.flush_before_read, plan_.non_temporal_write)
+        charge = self._quota.charge(OVERHEAD)
+        backing = None
+        try:
+            if len(command.entries):
+                if kind is BlobMem.HOST3D:
+                    raise _invalid("a HOST3D blob has no backing pages")
+                backing = make_backing(self._memory, command.entries, self._quota)
+            memory = self._layout.allocate(command.resource_id, size, access)
+        except GuestError:
+            if backing is not None:
+                backing.release()
+            charge.release()
+            raise
+        mappable = bool(command.blob_flags & BlobFlag.USE_MAPPABLE)
+        self._resources.add(
+            HostBlob(command.resource_id, kind, size, mappable, plan_, charge, memory, backing)
+        )
+
+    def _plan(self, kind: BlobKind, size: int) -> Plan:
+        rule = first_match(self._spec.rules, self._spec.name, kind, size)
+        result = plan(self._spec.guest_pat, rule)
+        if rule not in self._told:  # one line a rule, not a blob: guests make thousands
+            self._told.add(rule)
+            log.info(
+                "plan device=%s blob=%s map_info=%s: %s",
+                self._spec.name,
+                kind,
+                result.map_info.name,
+                result.reason,
+            )
+        return result
+
+
+def _invalid(reason: str) -> GuestError:
+    return GuestError(ResponseType.ERR_INVALID_PARAMETER, reason)

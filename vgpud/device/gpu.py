@@ -1,0 +1,203 @@
+"""The virtio-GPU device: one guest's resources, scanouts and contexts, and which part executes which command.
+
+The composition root of this package: it owns the parts and their common lifetime, and no command of its own but those
+that concern all of them. Commands come decoded; results are responses, work to be done, or a coroutine where the
+answer has to be waited for. Source: virtio 1.3, 5.7 "GPU Device".
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vgpud.device.blobs import Blobs
+from vgpud.device.contexts import Contexts
+from vgpud.device.cursors import Cursors
+from vgpud.device.dma_context import DmaContext
+from vgpud.device.images import Images
+from vgpud.device.layout import BlobLayout
+from vgpud.device.per_blob_layout import PerBlobLayout
+from vgpud.device.ports import BarSlots, Display, Works
+from vgpud.device.resources import HostBlob, ResourceTable
+from vgpud.device.scanouts import Scanouts
+from vgpud.device.spec import DeviceSpec
+from vgpud.device.window_layout import WindowLayout
+from vgpud.device.work import Work
+from vgpud.host.dma import Engine
+from vgpud.host.guest_memory import GuestMemory
+from vgpud.policy.quota import Quota
+from vgpud.policy.slot_policy import Layout
+from vgpud.policy.window import BLOB_ALIGNMENT
+from vgpud.wire.gpu import commands, dma, responses
+from vgpud.wire.gpu.commands import Command
+from vgpud.wire.gpu.protocol import Event, Feature, ResourceId
+
+log = logging.getLogger(__name__)
+
+FEATURES = (
+    1 << Feature.VIRGL  # without it, a Linux guest makes no host blobs
+    | 1 << Feature.EDID
+    | 1 << Feature.RESOURCE_UUID
+    | 1 << Feature.RESOURCE_BLOB
+    | 1 << Feature.CONTEXT_INIT
+    | 1 << Feature.BLOB_ALIGNMENT
+)
+"""The device's own feature bits, as offered."""
+
+SCRATCH = 4 << 20
+"""Bytes that the engine may take on top of the quota, to copy between buffers that overlap."""
+
+NUM_CAPSETS = 1
+
+EVENTS_CLEAR_OFFSET = 4  # in the configuration space, 5.7.4
+
+Outcome: TypeAlias = responses.Response | Work | Coroutine[Any, Any, responses.Response]
+"""What a command comes to: its response, work whose end is the response, or something to wait for."""
+
+
+class Gpu:
+    """One device, for as long as one front-end is connected.
+
+    Raises `GuestError` (OUT_OF_MEMORY) if the specification's limit does not even hold its window.
+    """
+
+    def __init__(
+        self, spec: DeviceSpec, memory: GuestMemory, slots: BarSlots, works: Works
+    ) -> None:
+        self.spec = spec
+        self.quota = Quota(spec.memory_limit)
+        self.resources = ResourceTable()
+        self.layout: BlobLayout = (
+            WindowLayout(spec.name, spec.window, self.quota, slots, works)
+            if spec.layout is Layout.WINDOW
+            else PerBlobLayout(spec.name, spec.window, self.quota, slots)
+        )
+        capset = dma.Capset(dma.CAPSET_VERSION, dma.MAX_PACKETS, spec.window)
+        self.contexts = Contexts(self.resources, self.quota, capset)
+        self.scanouts = Scanouts(spec.name, spec.outputs, self.resources)
+        self.cursors = Cursors(self.resources)
+        self._works = works
+        self._display: Display | None = None
+        self._events = Event(0)
+        images = Images(self.resources, self.quota, memory)
+        blobs = Blobs(spec, self.resources, self.contexts, self.layout, self.quota, memory)
+        dma_context = DmaContext(self.contexts, Engine(SCRATCH), capset)
+        self._execute: dict[type[Command], Callable[[Any], Outcome]] = {
+            commands.GetDisplayInfo: self.scanouts.display_info,
+            commands.GetEdid: self.scanouts.edid,
+            commands.ResourceCreate2D: images.create_2d,
+            commands.ResourceUnref: self._unref,
+            commands.SetScanout: self.scanouts.set_scanout,
+            commands.ResourceFlush: self.scanouts.flush,
+            commands.TransferToHost2D: images.transfer_to_host_2d,
+            commands.ResourceAttachBacking: images.attach_backing,
+            commands.ResourceDetachBacking: images.detach_backing,
+            commands.GetCapsetInfo: self.contexts.capset_info,
+            commands.GetCapset: self.contexts.get_capset,
+            commands.ResourceAssignUuid: self._assign_uuid,
+            commands.ResourceCreateBlob: blobs.create,
+            commands.SetScanoutBlob: self.scanouts.set_scanout_blob,
+            commands.CtxCreate: self.contexts.create,
+            commands.CtxDestroy: self.contexts.destroy,
+            commands.CtxAttachResource: self.contexts.attach,
+            commands.CtxDetachResource: self.contexts.detach,
+            commands.ResourceCreate3D: images.create_3d,
+            commands.TransferToHost3D: images.transfer_to_host_3d,
+            commands.TransferFromHost3D: images.transfer_from_host_3d,
+            commands.Submit3D: dma_context.submit,
+            commands.ResourceMapBlob: blobs.map,
+            commands.ResourceUnmapBlob: blobs.unmap,
+            commands.UpdateCursor: self.cursors.update,
+            commands.MoveCursor: self.cursors.move,
+        }
+
+    def execute(self, command: Command) -> Outcome:
+        """Does a command, or says how it is to be done; raises `GuestError` where it can't be."""
+        resource_id = getattr(command, "resource_id", None)
+        if resource_id and self._works.busy(resource_id):
+            return self._execute_after_work(command, resource_id)
+        return self._execute[type(command)](command)
+
+    def attach_display(self, display: Display | None) -> None:
+        """Connects the scanouts and cursors to a VMM's display, or to none."""
+        self._display = display
+        self.scanouts.attach(display)
+        self.cursors.attach(display)
+
+    def detach_display(self, display: Display) -> None:
+        """Disconnects a display, if it has not been replaced already."""
+        if self._display is display:
+            self.attach_display(None)
+
+    def screenshot(self, scanout_id: int = 0) -> NDArray[np.uint8] | None:
+        """What a scanout shows, (height, width, 3) of R, G, B; None if it is off."""
+        return self.scanouts.screenshot(scanout_id)
+
+    def config(self) -> bytes:
+        """The configuration space, 20 bytes."""
+        return responses.config_space(
+            events_read=self._events,
+            num_scanouts=len(self.spec.outputs),
+            num_capsets=NUM_CAPSETS,
+            blob_alignment=BLOB_ALIGNMENT,
+        )
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Takes a write to the configuration space: only events_clear, the second word, does anything."""
+        space = bytearray(len(self.config()))
+        space[offset : offset + len(data)] = data[: max(len(space) - offset, 0)]
+        clear = int.from_bytes(space[EVENTS_CLEAR_OFFSET : EVENTS_CLEAR_OFFSET + 4], "little")
+        self._events &= ~Event(clear & Event.DISPLAY)
+
+    def reset(self) -> None:
+        """Drops everything that the guest's driver made: it is gone, and the next one starts afresh."""
+        self.scanouts.clear()
+        self.cursors.clear()
+        self.contexts.clear()
+        self.resources.clear()
+        self.layout.reset()
+        self._events = Event(0)
+
+    def close(self) -> None:
+        """Drops everything, the window too."""
+        self.attach_display(None)
+        self.reset()
+        self.layout.close()
+
+    async def _execute_after_work(
+        self, command: Command, resource_id: ResourceId
+    ) -> responses.Response:
+        """For a command that must not overtake work on its resource: it would move or free memory in use."""
+        await self._works.drained(resource_id)
+        outcome = self._execute[type(command)](command)
+        assert not isinstance(
+            outcome, Work
+        )  # only SUBMIT_3D makes work, and that names no resource
+        return await outcome if isinstance(outcome, Coroutine) else outcome
+
+    def _unref(self, command: commands.ResourceUnref) -> Outcome:
+        """RESOURCE_UNREF: a blob that is still mapped is unmapped first."""
+        resource = self.resources.get(command.resource_id)
+        self.scanouts.forget(resource.id)
+        self.contexts.forget(resource.id)
+        if isinstance(resource, HostBlob):
+            return self._destroy(resource)
+        self.resources.remove(resource)
+        return responses.OkNoData()
+
+    async def _destroy(self, blob: HostBlob) -> responses.Response:
+        await blob.memory.destroy()
+        self.resources.remove(blob)
+        return responses.OkNoData()
+
+    def _assign_uuid(self, command: commands.ResourceAssignUuid) -> responses.Response:
+        """RESOURCE_ASSIGN_UUID: asked twice, the same answer."""
+        resource = self.resources.get(command.resource_id)
+        if resource.uuid is None:
+            resource.uuid = uuid.uuid4()
+        return responses.ResourceUuid(resource.uuid.bytes)

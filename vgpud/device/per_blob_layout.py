@@ -1,0 +1,94 @@
+"""Host blobs with a memory file and a mapping each, which the VMM makes and takes back one by one.
+
+For memory that can't be bound to a window, and for front-ends that want a mapping a blob.
+"""
+
+from __future__ import annotations
+
+from vgpud.device.ports import BarSlots
+from vgpud.errors import GuestError, HostError
+from vgpud.host import memfd
+from vgpud.host.extents import Access, Extents
+from vgpud.host.fds import Fd
+from vgpud.host.mapping import map_shared
+from vgpud.policy.quota import Charge, Quota
+from vgpud.policy.window import WindowMap
+from vgpud.wire.gpu.protocol import ResourceId, ResponseType
+
+
+class PerBlobLayout:
+    """A `device.layout.BlobLayout`."""
+
+    def __init__(self, name: str, size: int, quota: Quota, slots: BarSlots) -> None:
+        self.map = WindowMap(size)
+        self.slots = slots
+        self.blobs: dict[ResourceId, PerBlobMemory] = {}
+        self._name = name
+        self._size = size
+        self._quota = quota
+
+    def allocate(self, blob: ResourceId, size: int, access: Access) -> PerBlobMemory:
+        charge = self._quota.charge(size)
+        try:
+            fd = memfd.create(f"{self._name}-blob-{blob}", size)
+            contents = Extents.from_array(map_shared(fd, size), access=access)
+        except HostError as error:
+            charge.release()
+            raise GuestError(ResponseType.ERR_OUT_OF_MEMORY, str(error)) from error
+        memory = self.blobs[blob] = PerBlobMemory(self, blob, fd, contents, charge)
+        return memory
+
+    def reset(self) -> None:
+        for blob in list(self.blobs.values()):
+            blob.forget()
+        self.map = WindowMap(self._size)
+
+    def close(self) -> None:
+        self.reset()
+
+
+class PerBlobMemory:
+    """A `device.layout.HostMemory`: a sealed memfd of the blob's size."""
+
+    def __init__(
+        self, layout: PerBlobLayout, blob: ResourceId, fd: Fd, contents: Extents, charge: Charge
+    ) -> None:
+        self._layout = layout
+        self._blob = blob
+        self._fd = fd
+        self._contents = contents
+        self._charge = charge
+
+    def contents(self) -> Extents:
+        return self._contents
+
+    async def map(self, offset: int) -> None:
+        size = self._contents.size
+        self._layout.map.displaced_by(self._blob, offset, size)  # nobody is parked in this layout
+        try:
+            await self._layout.slots.map(self._fd, 0, offset, size)
+        except HostError as error:
+            raise GuestError(ResponseType.ERR_UNSPEC, str(error)) from error
+        self._layout.map.put(self._blob, offset, size)
+
+    async def unmap(self) -> None:
+        if self._layout.map.place(self._blob) is None:
+            raise GuestError(ResponseType.ERR_INVALID_PARAMETER, f"blob {self._blob} is not mapped")
+        place = self._layout.map.remove(self._blob)
+        try:
+            await self._layout.slots.unmap(place.offset, place.size)
+        except HostError as error:
+            raise GuestError(ResponseType.ERR_UNSPEC, str(error)) from error
+
+    async def destroy(self) -> None:
+        try:
+            if self._layout.map.place(self._blob) is not None:
+                await self.unmap()
+        finally:
+            self.forget()
+
+    def forget(self) -> None:
+        """Closes the file; its pages go when the VMM's mapping has gone too."""
+        self._layout.blobs.pop(self._blob, None)
+        self._fd.close()
+        self._charge.release()

@@ -1,0 +1,64 @@
+"""What the device needs of the world around it, as interfaces that `serve` (or a test) implements.
+
+Owns no behaviour. The device itself does no I/O: it returns a response, or a coroutine that waits on one of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vgpud.host.fds import Fd
+from vgpud.wire.gpu.header import Rect
+from vgpud.wire.gpu.protocol import ResourceId
+from vgpud.wire.gpu.responses import DisplayMode
+
+
+class BarSlots(Protocol):
+    """Puts memory files into the guest's host-visible window, through whoever owns the VM."""
+
+    async def map(self, fd: Fd, fd_offset: int, bar_offset: int, length: int) -> None:
+        """Maps `length` bytes of the file, read-write; returns once the VMM has done so, else `HostError`."""
+
+    async def unmap(self, bar_offset: int, length: int) -> None:
+        """Takes back exactly what one `map` put there; raises `HostError` where the VMM refuses."""
+
+
+class Works(Protocol):
+    """The device's long work, which is done in order and off the event loop."""
+
+    def busy(self, resource: ResourceId) -> bool:
+        """Tells whether submitted work that touches the resource has not been done yet."""
+
+    async def drained(self, resource: ResourceId) -> None:
+        """Waits until all work submitted so far that touches the resource is done."""
+
+    async def aside(self, copy: Callable[[], None]) -> None:
+        """Runs a long copy on another thread and waits for it."""
+
+
+class Display(Protocol):
+    """A VMM that shows our scanouts. Nothing here waits but the two questions."""
+
+    def scanout(self, scanout_id: int, width: int, height: int) -> None:
+        """A scanout has a new size; 0 x 0 turns it off."""
+
+    def damage(self, scanout_id: int, rect: Rect) -> None:
+        """A part of a scanout, in its own coordinates, shows something new."""
+
+    def cursor_update(
+        self, scanout_id: int, x: int, y: int, hot_x: int, hot_y: int, image: NDArray[np.uint8]
+    ) -> None:
+        """The cursor looks different: `image` is (64, 64, 4) of uint8, premultiplied B, G, R, A."""
+
+    def cursor_move(self, scanout_id: int, x: int, y: int, *, visible: bool) -> None:
+        """The cursor was moved, shown or hidden."""
+
+    async def modes(self) -> Sequence[DisplayMode]:
+        """The sixteen outputs as the VMM wants them; raises `GuestError` (UNSPEC) if it does not answer."""
+
+    async def edid(self, scanout_id: int) -> bytes:
+        """The VMM's own EDID for a scanout; raises `GuestError` (UNSPEC) if it has none or does not answer."""

@@ -1,0 +1,225 @@
+"""Scanouts: what each output shows, and which part of it has changed.
+
+Owns no pixels: a scanout is a view of a resource, read when somebody wants to see it. Source: virtio 1.3, 5.7.6.8
+GET_DISPLAY_INFO, GET_EDID, SET_SCANOUT, SET_SCANOUT_BLOB and RESOURCE_FLUSH.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vgpud.device.images import check_format
+from vgpud.device.ports import Display
+from vgpud.device.rects import check_rect, intersect
+from vgpud.device.resources import BYTES_PER_PIXEL, Image, Resource, ResourceTable
+from vgpud.device.spec import Output
+from vgpud.errors import GuestError
+from vgpud.wire.edid import edid
+from vgpud.wire.formats import to_rgb, to_xrgb
+from vgpud.wire.gpu import commands, responses
+from vgpud.wire.gpu.header import Rect
+from vgpud.wire.gpu.protocol import MAX_SCANOUTS, Format, ResourceId, ResponseType, ScanoutId
+
+OK = responses.OkNoData()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scanout:
+    """What one output shows: `rect` of a framebuffer that is a resource's bytes from `offset` on.
+
+    `stride` is bytes from row to row; `width` and `height` are the framebuffer's, in pixels.
+    """
+
+    resource: Resource
+    rect: Rect
+    width: int
+    height: int
+    format: Format
+    stride: int
+    offset: int
+
+    def pixels(self, rect: Rect) -> NDArray[np.uint8]:
+        """A part in the scanout's own coordinates: (height, width, 4) of uint8 as the format says.
+
+        Raises `GuestError` where the resource's backing has gone.
+        """
+        x, y = self.rect.x + rect.x, self.rect.y + rect.y
+        rows = self.resource.contents().read_rect(
+            self.offset + y * self.stride + x * BYTES_PER_PIXEL,
+            self.stride,
+            rect.width * BYTES_PER_PIXEL,
+            rect.height,
+        )
+        return rows.reshape(rect.height, rect.width, BYTES_PER_PIXEL)
+
+
+class Scanouts:
+    """The outputs of one device and the commands on them."""
+
+    def __init__(self, name: str, outputs: tuple[Output, ...], resources: ResourceTable) -> None:
+        self._name = name
+        self._outputs = outputs
+        self._resources = resources
+        self._active: dict[ScanoutId, Scanout] = {}
+        self._display: Display | None = None
+
+    # What others look at
+
+    def attach(self, display: Display | None) -> None:
+        """Shows the scanouts on another display, from the start; None leaves them to be read."""
+        self._display = display
+        if display is not None:
+            for scanout_id, scanout in self._active.items():
+                display.scanout(scanout_id, scanout.rect.width, scanout.rect.height)
+                display.damage(scanout_id, _whole(scanout))
+
+    def xrgb(self, scanout_id: int, rect: Rect) -> NDArray[np.uint8] | None:
+        """A part of a scanout as (height, width, 4) of B, G, R, X; None if it shows nothing (any more)."""
+        scanout = self._active.get(ScanoutId(scanout_id))
+        part = scanout and intersect(rect, _whole(scanout))
+        if scanout is None or part != rect:
+            return None
+        try:
+            return to_xrgb(scanout.pixels(rect), scanout.format)
+        except GuestError:  # its pages are gone, or no longer guest memory
+            return None
+
+    def screenshot(self, scanout_id: int) -> NDArray[np.uint8] | None:
+        """What a scanout shows, (height, width, 3) of R, G, B; None if it is off."""
+        scanout = self._active.get(ScanoutId(scanout_id))
+        if scanout is None:
+            return None
+        return to_rgb(scanout.pixels(_whole(scanout)), scanout.format)
+
+    # Commands
+
+    def display_info(
+        self, command: commands.GetDisplayInfo
+    ) -> responses.Response | Coroutine[Any, Any, responses.Response]:
+        """GET_DISPLAY_INFO: the display's own idea of its outputs, else the configuration's."""
+        if self._display is not None:
+            return self._display_modes(self._display)
+        x = 0
+        modes = []
+        for output in self._outputs:  # side by side, as a desk has them
+            modes.append(
+                responses.DisplayMode(Rect(x, 0, output.width, output.height), enabled=True)
+            )
+            x += output.width
+        return responses.DisplayInfo(tuple(modes))
+
+    def edid(
+        self, command: commands.GetEdid
+    ) -> responses.Response | Coroutine[Any, Any, responses.Response]:
+        """GET_EDID."""
+        self._check(command.scanout)
+        if self._display is not None:
+            return self._display_edid(self._display, command.scanout)
+        output = self._outputs[command.scanout]
+        return responses.Edid(edid(output.width, output.height, name=f"vgpud {self._name}"[:13]))
+
+    def set_scanout(self, command: commands.SetScanout) -> responses.Response:
+        """SET_SCANOUT; resource 0 turns the output off."""
+        self._check(command.scanout_id)
+        if command.resource_id == 0:
+            self._turn_off(command.scanout_id)
+            return OK
+        image = self._resources.get(command.resource_id)
+        if not isinstance(image, Image):
+            raise _invalid(
+                f"resource {image.id} is a blob: SET_SCANOUT_BLOB says how it is laid out"
+            )
+        rect = check_rect(command.rect, image.width, image.height)
+        self._show(
+            command.scanout_id,
+            Scanout(image, rect, image.width, image.height, image.format, image.stride, 0),
+        )
+        return OK
+
+    def set_scanout_blob(self, command: commands.SetScanoutBlob) -> responses.Response:
+        """SET_SCANOUT_BLOB; resource 0 turns the output off. Only the first plane counts: all formats have one."""
+        self._check(command.scanout_id)
+        if command.resource_id == 0:
+            self._turn_off(command.scanout_id)
+            return OK
+        blob = self._resources.get(command.resource_id)
+        rect = check_rect(command.rect, command.width, command.height)
+        stride, offset = command.strides[0], command.offsets[0]
+        row = command.width * BYTES_PER_PIXEL
+        if stride < row or offset + stride * (command.height - 1) + row > blob.size:
+            raise _invalid(
+                f"{command.width}x{command.height} at {offset:#x}, stride {stride}, is more than the "
+                f"{blob.size:#x} bytes of blob {blob.id}"
+            )
+        fmt = check_format(command.format)
+        self._show(
+            command.scanout_id,
+            Scanout(blob, rect, command.width, command.height, fmt, stride, offset),
+        )
+        return OK
+
+    def flush(self, command: commands.ResourceFlush) -> responses.Response:
+        """RESOURCE_FLUSH: the rectangle is in the resource's coordinates."""
+        resource = self._resources.get(command.resource_id)
+        if isinstance(resource, Image):
+            check_rect(command.rect, resource.width, resource.height)
+        for scanout_id, scanout in self._active.items():
+            if scanout.resource is resource and self._display is not None:
+                part = intersect(command.rect, scanout.rect)
+                if part is not None:
+                    x, y = part.x - scanout.rect.x, part.y - scanout.rect.y
+                    self._display.damage(scanout_id, Rect(x, y, part.width, part.height))
+        return OK
+
+    def forget(self, resource_id: ResourceId) -> None:
+        """Turns off every output that shows a resource which is being destroyed."""
+        for scanout_id in [i for i, s in self._active.items() if s.resource.id == resource_id]:
+            self._turn_off(scanout_id)
+
+    def clear(self) -> None:
+        """Turns off all outputs."""
+        for scanout_id in list(self._active):
+            self._turn_off(scanout_id)
+
+    def _check(self, scanout_id: int) -> None:
+        # With a display, the VMM says how many outputs there are, and tells the guest so itself.
+        count = MAX_SCANOUTS if self._display is not None else len(self._outputs)
+        if scanout_id >= count:
+            raise GuestError(
+                ResponseType.ERR_INVALID_SCANOUT_ID, f"scanout {scanout_id} of {count}"
+            )
+
+    def _show(self, scanout_id: ScanoutId, scanout: Scanout) -> None:
+        before = self._active.get(scanout_id)
+        self._active[scanout_id] = scanout
+        if self._display is None:
+            return
+        size = (scanout.rect.width, scanout.rect.height)
+        if before is None or (before.rect.width, before.rect.height) != size:
+            self._display.scanout(scanout_id, *size)
+        self._display.damage(scanout_id, _whole(scanout))
+
+    def _turn_off(self, scanout_id: ScanoutId) -> None:
+        if self._active.pop(scanout_id, None) is not None and self._display is not None:
+            self._display.scanout(scanout_id, 0, 0)
+
+    @staticmethod
+    async def _display_modes(display: Display) -> responses.Response:
+        return responses.DisplayInfo(tuple(await display.modes()))
+
+    @staticmethod
+    async def _display_edid(display: Display, scanout_id: int) -> responses.Response:
+        return responses.Edid(await display.edid(scanout_id))
+
+
+def _whole(scanout: Scanout) -> Rect:
+    return Rect(0, 0, scanout.rect.width, scanout.rect.height)
+
+
+def _invalid(reason: str) -> GuestError:
+    return GuestError(ResponseType.ERR_INVALID_PARAMETER, reason)

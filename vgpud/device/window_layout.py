@@ -1,0 +1,160 @@
+"""Host blobs in one sparse window that is mapped into the VMM once: map and unmap need no VMM.
+
+A blob lives in private memory until it is mapped, and from then on in the window, at the guest's offset. The guest can
+touch every page of the window at any time, mapped blob or not; so the window is charged whole, from the start, and what
+lies in it costs nothing more. That is also why a range is cleared when a blob moves in, and not only when one leaves.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vgpud.device.ports import BarSlots, Works
+from vgpud.errors import GuestError, HostError
+from vgpud.host.extents import Access, Extents
+from vgpud.host.window import HostWindow
+from vgpud.policy.quota import Charge, Quota
+from vgpud.policy.window import WindowMap
+from vgpud.wire.gpu.protocol import ResourceId, ResponseType
+
+COPY_ASIDE = 256 << 10
+"""Bytes from which a copy goes to another thread: about what a thread switch there and back costs."""
+
+
+class WindowLayout:
+    """A `device.layout.BlobLayout`."""
+
+    def __init__(self, name: str, size: int, quota: Quota, slots: BarSlots, works: Works) -> None:
+        self.map = WindowMap(size)
+        self.works = works
+        self.quota = quota
+        self._name = name
+        self._size = size
+        self._slots = slots
+        self._charge = quota.charge(size)
+        self._window: HostWindow | None = None
+        self._mapped = False
+        self.blobs: dict[ResourceId, WindowBlob] = {}
+
+    @property
+    def window(self) -> HostWindow:
+        """The window's memory, made when first asked for."""
+        if self._window is None:
+            try:
+                self._window = HostWindow(f"{self._name}-window", self._size)
+            except HostError as error:
+                raise GuestError(ResponseType.ERR_OUT_OF_MEMORY, str(error)) from error
+        return self._window
+
+    def allocate(self, blob: ResourceId, size: int, access: Access) -> WindowBlob:
+        memory = WindowBlob(self, blob, size, access, self.quota.charge(size))
+        self.blobs[blob] = memory
+        return memory
+
+    async def map_window(self) -> None:
+        """Has the VMM map the window, if it has not yet."""
+        if self._mapped:
+            return
+        window = self.window
+        try:
+            await self._slots.map(window.fd, 0, 0, window.size)
+        except HostError as error:
+            raise GuestError(ResponseType.ERR_UNSPEC, str(error)) from error
+        self._mapped = True
+
+    def reset(self) -> None:
+        for blob in list(self.blobs.values()):
+            blob.forget()
+        self.map = WindowMap(self._size)
+        self._mapped = False
+        if self._window is not None:
+            self._window.clear(0, self._size)
+
+    def close(self) -> None:
+        self.reset()
+        self._charge.release()
+        if self._window is not None:
+            self._window.close()
+            self._window = None
+
+
+class WindowBlob:
+    """A `device.layout.HostMemory`. `charge` is held only while the bytes are outside the window."""
+
+    def __init__(
+        self, layout: WindowLayout, blob: ResourceId, size: int, access: Access, charge: Charge
+    ) -> None:
+        self._layout = layout
+        self._blob = blob
+        self._size = size
+        self._access = access
+        self._charge = charge
+        self._private: NDArray[np.uint8] | None = None
+
+    def contents(self) -> Extents:
+        place = self._layout.map.place(self._blob)
+        if place is not None:
+            return Extents.from_array(
+                self._layout.window.view(place.offset, place.size), access=self._access
+            )
+        if self._private is None:
+            self._private = np.zeros(self._size, np.uint8)
+        return Extents.from_array(self._private, access=self._access)
+
+    async def map(self, offset: int) -> None:
+        layout = self._layout
+        displaced = layout.map.displaced_by(self._blob, offset, self._size)
+        await layout.map_window()
+        for other in displaced:
+            await layout.works.drained(other)
+            await layout.blobs[other].move_out()
+        if layout.map.place(self._blob) is None:
+            await self._move_in(offset)
+        layout.map.put(self._blob, offset, self._size)
+
+    async def unmap(self) -> None:
+        place = self._layout.map.place(self._blob)
+        if place is None or not place.mapped:
+            raise GuestError(ResponseType.ERR_INVALID_PARAMETER, f"blob {self._blob} is not mapped")
+        self._layout.map.park(self._blob)
+
+    async def destroy(self) -> None:
+        if self._layout.map.place(self._blob) is not None:
+            place = self._layout.map.remove(self._blob)
+            self._layout.window.clear(place.offset, place.size)
+        self.forget()
+
+    def forget(self) -> None:
+        """Lets go of everything that is outside the window."""
+        del self._layout.blobs[self._blob]
+        self._private = None
+        self._charge.release()
+
+    async def move_out(self) -> None:
+        """Leaves the window for private memory, whose bytes are charged for again."""
+        charge = self._layout.quota.charge(self._size)
+        private = np.empty(self._size, np.uint8)
+        try:
+            await self._copy(Extents.from_array(private), self.contents())
+        except BaseException:
+            charge.release()
+            raise
+        place = self._layout.map.remove(self._blob)
+        self._layout.window.clear(place.offset, place.size)
+        self._private, self._charge = private, charge
+
+    async def _move_in(self, offset: int) -> None:
+        window = self._layout.window
+        window.clear(offset, self._size)
+        if self._private is not None:
+            view = Extents.from_array(window.view(offset, self._size), access=self._access)
+            await self._copy(view, Extents.from_array(self._private))
+            self._private = None
+        self._charge.release()
+
+    async def _copy(self, to: Extents, source: Extents) -> None:
+        if self._size < COPY_ASIDE:
+            to.copy_from(source)
+        else:
+            await self._layout.works.aside(lambda: to.copy_from(source))

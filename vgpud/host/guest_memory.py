@@ -1,0 +1,303 @@
+"""The guest's memory, as the front-end's memory table shares it.
+
+Owns the mappings of the regions and the translation of guest-physical and front-end virtual
+addresses; nothing outside of the regions is ever reachable through it. Must not import anything
+above `host`. Source: the vhost-user specification, "Memory region description" and
+VHOST_USER_SET_MEM_TABLE.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vgpud.errors import GuestAddressError, HostError, PeerError
+from vgpud.host.dirty_log import DirtyLog
+from vgpud.host.extents import PLAIN, Access, Extents, GuestPages
+from vgpud.host.fds import Fd
+from vgpud.host.mapping import Mapping, map_file
+from vgpud.uapi.native import SPAN, address_of
+
+_ADDRESS_SPACE: Final = 1 << 64
+
+
+class Region(Protocol):
+    """One entry of a memory table: `memory_size` bytes from `mmap_offset` of the fd with it."""
+
+    @property
+    def guest_phys_addr(self) -> int:
+        """Where the guest sees it."""
+
+    @property
+    def memory_size(self) -> int:
+        """Its bytes."""
+
+    @property
+    def userspace_addr(self) -> int:
+        """Where the front-end sees it."""
+
+    @property
+    def mmap_offset(self) -> int:
+        """Where it begins in the file."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Mapped:
+    start: int
+    size: int
+    userspace_addr: int
+    file: tuple[int, int, int]  # st_dev, st_ino, offset
+    mapping: Mapping
+    array: NDArray[np.uint8]
+    address: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.size
+
+
+class GuestMemory:
+    """What the front-end shares of the guest's memory: nothing, until the first `replace`.
+
+    `generation` grows with each `replace`: whoever keeps views or `Extents` asks for them anew
+    then. Old ones stay mapped and harmless, but may no longer be the guest's.
+    """
+
+    def __init__(self) -> None:
+        self.generation = 0
+        self._regions: list[_Mapped] = []
+        self._starts: list[int] = []
+        self._log: DirtyLog | None = None
+        self._table = _table([])
+
+    def replace(self, regions: Sequence[tuple[Region, Fd]]) -> None:
+        """Put a new memory table in the place of the old one; every fd is taken and closed.
+
+        A region that is the same range of the same file keeps its mapping. Raises PeerError, with
+        the old table still in force, for regions that are empty, overlap, wrap or can't be mapped.
+        """
+        with ExitStack() as stack:
+            for _, fd in regions:
+                stack.enter_context(fd)
+            mapped = sorted(
+                (self._map(region, fd) for region, fd in regions), key=lambda one: one.start
+            )
+        for one, following in pairwise(mapped):
+            if following.start < one.end:
+                raise PeerError(
+                    f"memory regions overlap at guest address 0x{following.start:x}: "
+                    f"0x{one.start:x}+0x{one.size:x}"
+                )
+        if self._log is not None:
+            _check_log(self._log, mapped)
+        self._regions = mapped
+        self._starts = [one.start for one in mapped]
+        self._table = _table(mapped)
+        self.generation += 1
+
+    @property
+    def log(self) -> DirtyLog | None:
+        """Where writes are noted, if anywhere; setting one that is too short raises PeerError."""
+        return self._log
+
+    @log.setter
+    def log(self, log: DirtyLog | None) -> None:
+        if log is not None:
+            _check_log(log, self._regions)
+        self._log = log
+
+    @property
+    def faulted(self) -> bool:
+        """Whether the front-end truncated its memory, or the log, under us.
+
+        Zeros have taken the place of what was lost; the session is over for good.
+        """
+        if self._log is not None and self._log.faulted:
+            return True
+        return any(region.mapping.faulted for region in self._regions)
+
+    def view(self, guest_phys_addr: int, length: int) -> NDArray[np.uint8]:
+        """Return a range as it is in memory, (length,) of uint8.
+
+        Raises GuestAddressError if it is not wholly in one region. Who writes to the view calls
+        `mark_dirty` afterwards.
+        """
+        view = self._view(guest_phys_addr, length)
+        if view is None:
+            raise _outside(guest_phys_addr, length)
+        return view
+
+    def user_view(self, userspace_addr: int, length: int) -> NDArray[np.uint8]:
+        """Return a range by its address in the front-end, as ring addresses are given."""
+        for region in self._regions:
+            offset = userspace_addr - region.userspace_addr
+            if offset >= 0 and 0 <= length <= region.size - offset:
+                return region.array[offset : offset + length]
+        raise GuestAddressError(
+            f"{length} bytes at front-end address 0x{userspace_addr:x} are in no memory region"
+        )
+
+    def read(self, guest_phys_addr: int, length: int) -> bytes:
+        """Return a copy of a range, which may go on from one region into the next."""
+        view = self._view(guest_phys_addr, length)
+        if view is not None:
+            return view.tobytes()
+        return b"".join(part.tobytes() for _, part in self._views(guest_phys_addr, length))
+
+    def write(self, guest_phys_addr: int, data: bytes | bytearray | memoryview) -> None:
+        """Write a range, which may go on from one region into the next, and note it in the log.
+
+        Nothing is written if any of it is outside. `data` is contiguous.
+        """
+        rest = np.frombuffer(data, np.uint8)
+        length = rest.size
+        view = self._view(guest_phys_addr, length)
+        if view is not None:
+            view[:] = rest
+        else:
+            for _, part in self._views(guest_phys_addr, length):
+                part[:] = rest[: part.size]
+                rest = rest[part.size :]
+        self.mark_dirty(guest_phys_addr, length)
+
+    def mark_dirty(self, guest_phys_addr: int, length: int) -> None:
+        """Note in the log, if there is one, that a range was written."""
+        if self._log is not None:
+            self._log.set(guest_phys_addr, length)
+
+    def resolve(self, entries: NDArray[np.void], *, access: Access = PLAIN) -> Extents:
+        """Return the buffer that a guest's list of pages makes.
+
+        `entries` has the fields `addr` and `length`, in bytes; an entry may go on from one region
+        into the next. Raises GuestAddressError, naming the entry that is not guest memory.
+        """
+        addresses = entries["addr"].astype(np.uint64)
+        lengths = entries["length"].astype(np.uint64)
+        used = lengths != 0
+        if not used.all():
+            addresses, lengths = addresses[used], lengths[used]
+        index = self._table["start"].searchsorted(addresses, "right").astype(np.int64) - 1
+        inside = np.zeros(index.shape, np.bool_)
+        if self._regions and (index >= 0).all():
+            region = self._table[index]
+            # start <= address by the search, so nothing here wraps, whatever the guest said.
+            room = region["size"] - np.minimum(addresses - region["start"], region["size"])
+            inside = lengths <= room
+        if not inside.all():
+            addresses, lengths = self._split(entries, addresses, lengths)
+            index = self._table["start"].searchsorted(addresses, "right").astype(np.int64) - 1
+        if not addresses.size:
+            return Extents(np.empty(0, SPAN), (), access=access)
+        # Pages that follow each other in one region are one span.
+        joined = (addresses[1:] == addresses[:-1] + lengths[:-1]) & (index[1:] == index[:-1])
+        first = np.concatenate(([0], np.flatnonzero(~joined) + 1))
+        region = self._table[index[first]]
+        spans = np.empty(first.size, SPAN)
+        spans["address"] = region["address"] + (addresses[first] - region["start"])
+        spans["length"] = np.add.reduceat(lengths, first)
+        owners = tuple(self._regions[one].array for one in np.unique(index).tolist())
+        return Extents(spans, owners, access=access, guest=GuestPages(self, addresses[first]))
+
+    def _map(self, region: Region, fd: Fd) -> _Mapped:
+        start, size = region.guest_phys_addr, region.memory_size
+        where = f"memory region 0x{start:x}+0x{size:x}"
+        if size == 0:
+            raise PeerError(f"{where} is empty")
+        for name, value in (
+            ("guest address", start),
+            ("front-end address", region.userspace_addr),
+            ("file offset", region.mmap_offset),
+        ):
+            if value + size > _ADDRESS_SPACE:
+                raise PeerError(f"{where} wraps: {name} 0x{value:x}")
+        try:
+            status = os.fstat(fd.fileno())
+            file = status.st_dev, status.st_ino, region.mmap_offset
+            mapping = self._former(file, size)
+            if mapping is None:
+                mapping = map_file(fd, size, region.mmap_offset)
+        except OSError as error:
+            raise PeerError(f"{where}: {error.strerror}") from error
+        except HostError as error:
+            raise PeerError(f"{where}: {error}") from error
+        array = mapping.array
+        return _Mapped(start, size, region.userspace_addr, file, mapping, array, address_of(array))
+
+    def _former(self, file: tuple[int, int, int], size: int) -> Mapping | None:
+        # Same inode while we hold a mapping of it: the number can't have been given to another.
+        for old in self._regions:
+            if old.file == file and old.size == size and not old.mapping.faulted:
+                return old.mapping
+        return None
+
+    def _view(self, guest_phys_addr: int, length: int) -> NDArray[np.uint8] | None:
+        index = bisect_right(self._starts, guest_phys_addr) - 1
+        if index >= 0:
+            region = self._regions[index]
+            offset = guest_phys_addr - region.start
+            if 0 <= length <= region.size - offset:
+                return region.array[offset : offset + length]
+        return None
+
+    def _views(self, guest_phys_addr: int, length: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Give the parts of a range, one a region; GuestAddressError first if one is outside."""
+        index = bisect_right(self._starts, guest_phys_addr) - 1
+        if index < 0 or length < 0:
+            raise _outside(guest_phys_addr, length)
+        end = guest_phys_addr + length
+        last = index
+        while end > self._regions[last].end:
+            last += 1
+            if last == len(self._regions) or self._starts[last] != self._regions[last - 1].end:
+                raise _outside(guest_phys_addr, length)
+        if guest_phys_addr > self._regions[index].end:
+            raise _outside(guest_phys_addr, length)
+        for region in self._regions[index : last + 1]:
+            begin = max(guest_phys_addr, region.start)
+            stop = min(end, region.end)
+            yield begin, region.array[begin - region.start : stop - region.start]
+
+    def _split(
+        self,
+        entries: NDArray[np.void],
+        addresses: NDArray[np.uint64],
+        lengths: NDArray[np.uint64],
+    ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        """Cut entries at region borders; raise GuestAddressError for the first that is outside."""
+        cut: list[tuple[int, int]] = []
+        numbers = np.flatnonzero(entries["length"]).tolist()
+        for number, address, length in zip(
+            numbers, addresses.tolist(), lengths.tolist(), strict=True
+        ):
+            try:
+                cut += [(at, view.size) for at, view in self._views(address, length)]
+            except GuestAddressError as error:
+                raise GuestAddressError(f"entry {number} of {len(entries)}: {error}") from error
+        parts = np.array(cut, np.uint64).reshape(-1, 2)
+        return parts[:, 0], parts[:, 1]
+
+
+def _table(regions: Sequence[_Mapped]) -> Any:
+    fields = [("start", "<u8"), ("size", "<u8"), ("address", "<u8")]
+    return np.array([(one.start, one.size, one.address) for one in regions], fields)
+
+
+def _check_log(log: DirtyLog, regions: Sequence[_Mapped]) -> None:
+    for region in regions:
+        if region.end > log.limit:
+            raise PeerError(
+                f"the dirty log ends at guest address 0x{log.limit:x}, "
+                f"before memory region 0x{region.start:x}+0x{region.size:x} does"
+            )
+
+
+def _outside(guest_phys_addr: int, length: int) -> GuestAddressError:
+    return GuestAddressError(f"{length} bytes at 0x{guest_phys_addr:x} are not guest memory")

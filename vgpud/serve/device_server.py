@@ -1,0 +1,86 @@
+"""One device's socket: waits for a front-end, serves it, waits for the next.
+
+Owns the listening socket and the seam where a session's failure ends: it is logged here, once, and the daemon and its
+other devices go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vgpud.device.spec import DeviceSpec
+from vgpud.errors import VgpudError
+from vgpud.serve.fd_socket import FdSocket
+from vgpud.serve.front_end import FrontEndSession
+
+log = logging.getLogger(__name__)
+
+ACCEPT_RETRY = 1.0
+"""Seconds to wait where a connection can't be taken, such as for want of descriptors."""
+
+
+class DeviceServer:
+    """A device that front-ends can connect to, at `path`, or the one that is connected already."""
+
+    def __init__(self, spec: DeviceSpec) -> None:
+        self.spec = spec
+        self.session: FrontEndSession | None = None
+
+    @property
+    def name(self) -> str:
+        """The device's name in the configuration."""
+        return self.spec.name
+
+    @property
+    def connected(self) -> bool:
+        """Whether a front-end is being served."""
+        return self.session is not None
+
+    def screenshot(self, scanout_id: int = 0) -> NDArray[np.uint8] | None:
+        """What a scanout shows, (height, width, 3) of R, G, B; None if nothing is connected, or it is off."""
+        return self.session.gpu.screenshot(scanout_id) if self.session is not None else None
+
+    async def serve(self, listener: socket.socket) -> None:
+        """Serves one front-end after the other, until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                log.warning("accept failed device=%s: %s", self.name, error.strerror)
+                await asyncio.sleep(ACCEPT_RETRY)
+                continue
+            await self.serve_connection(connection)
+
+    async def serve_connection(self, connection: socket.socket) -> None:
+        """Serves one front-end until it goes, or breaks the protocol."""
+        log.info("front-end connected device=%s pid=%s", self.name, _peer_pid(connection))
+        try:
+            with connection:
+                self.session = FrontEndSession(FdSocket(connection), self.spec)
+                await self.session.run()
+            log.info("front-end gone device=%s", self.name)
+        except* VgpudError as errors:
+            log.warning("session ended device=%s: %s", self.name, _innermost(errors))
+        except* Exception:
+            # A bug of ours: it costs this session, and is told in full. The other devices have no part in it.
+            log.exception("session ended by an internal error device=%s", self.name)
+        finally:
+            self.session = None
+
+
+def _peer_pid(connection: socket.socket) -> int:
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return int.from_bytes(credentials[:4], "little")
+
+
+def _innermost(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return str(error)

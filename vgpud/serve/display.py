@@ -1,0 +1,213 @@
+"""The VMM's display, over the socket of GPU_SET_SOCKET: scanouts, updates and cursors go out, two questions come back.
+
+Implements `device.ports.Display`. Nothing that the device calls here waits: it leaves word of what has changed, and a
+task sends it when the socket takes it, the newest contents of each place and only once. So a slow VMM costs frames,
+never the guest's time, and never more memory than a few rectangles.
+Source: QEMU, docs/interop/vhost-user-gpu.rst.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vgpud.errors import GuestError, PeerError
+from vgpud.host.fds import Fd
+from vgpud.policy.damage import Damage
+from vgpud.serve.fd_socket import FdSocket
+from vgpud.wire import display
+from vgpud.wire.gpu import responses
+from vgpud.wire.gpu.header import Rect
+from vgpud.wire.gpu.protocol import ResponseType, ScanoutId
+
+log = logging.getLogger(__name__)
+
+Pixels: TypeAlias = Callable[[int, Rect], NDArray[np.uint8] | None]
+"""Reads a part of a scanout as (height, width, 4) of B, G, R, X; None if it shows nothing any more."""
+
+PATIENCE = 4.0
+"""Seconds for an answer: Linux waits 5 for what it asks us, and should get an error of ours before it gives up."""
+
+_CHUNK = 4096
+
+
+@dataclass(slots=True, eq=False)
+class _Question:
+    request: display.Request
+    answer: asyncio.Future[display.Reply]
+
+
+class DisplayLink:
+    """One display socket, from GPU_SET_SOCKET until it closes or is replaced."""
+
+    def __init__(self, socket: FdSocket, pixels: Pixels) -> None:
+        self._socket = socket
+        self._pixels = pixels
+        self._reader = display.ReplyReader()
+        self._features = display.ProtocolFeature(0)
+        self._questions: deque[_Question] = deque()  # to be sent
+        self._asked: deque[_Question] = deque()  # to be answered, in this order
+        self._sizes: dict[int, display.Scanout] = {}
+        self._damage: dict[int, Damage] = {}
+        self._cursors: dict[
+            int, display.CursorUpdate | display.CursorPos | display.CursorPosHide
+        ] = {}
+        self._changed = asyncio.Event()
+        self._features_unsaid = False
+
+    # What the device calls
+
+    def scanout(self, scanout_id: int, width: int, height: int) -> None:
+        self._damage.pop(scanout_id, None)
+        self._sizes[scanout_id] = display.Scanout(ScanoutId(scanout_id), width, height)
+        self._changed.set()
+
+    def damage(self, scanout_id: int, rect: Rect) -> None:
+        self._damage.setdefault(scanout_id, Damage()).add(rect)
+        self._changed.set()
+
+    def cursor_update(
+        self, scanout_id: int, x: int, y: int, hot_x: int, hot_y: int, image: NDArray[np.uint8]
+    ) -> None:
+        self._cursors[scanout_id] = display.CursorUpdate(
+            ScanoutId(scanout_id), x, y, hot_x, hot_y, image.tobytes()
+        )
+        self._changed.set()
+
+    def cursor_move(self, scanout_id: int, x: int, y: int, *, visible: bool) -> None:
+        unsent = self._cursors.get(scanout_id)
+        if not visible:
+            self._cursors[scanout_id] = display.CursorPosHide(ScanoutId(scanout_id), x, y)
+        elif isinstance(unsent, display.CursorUpdate):
+            self._cursors[scanout_id] = replace(unsent, x=x, y=y)
+        else:
+            self._cursors[scanout_id] = display.CursorPos(ScanoutId(scanout_id), x, y)
+        self._changed.set()
+
+    async def modes(self) -> Sequence[responses.DisplayMode]:
+        reply = await self._ask(display.GetDisplayInfo())
+        assert isinstance(reply, responses.DisplayInfo)
+        return reply.modes
+
+    async def edid(self, scanout_id: int) -> bytes:
+        if not self._features & display.ProtocolFeature.EDID:
+            raise GuestError(ResponseType.ERR_UNSPEC, "the display has no EDID")
+        reply = await self._ask(display.GetEdid(ScanoutId(scanout_id)))
+        assert isinstance(reply, responses.Edid)
+        return reply.data
+
+    # What the session runs
+
+    async def run(self) -> None:
+        """Sends and receives until the VMM closes the socket; raises `PeerError` if it talks nonsense."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                sender = tasks.create_task(self._send())
+                greeting = tasks.create_task(self._greet())
+                await self._receive()
+                sender.cancel()
+                greeting.cancel()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Closes the socket; who waits for an answer gets `GuestError`."""
+        self._socket.close()
+        for question in (*self._questions, *self._asked):
+            if not question.answer.done():
+                question.answer.set_exception(_unanswered(question.request))
+                question.answer.exception()  # there may be nobody left whom it concerns
+        self._questions.clear()
+        self._asked.clear()
+
+    async def _greet(self) -> None:
+        try:
+            reply = await self._ask(display.GetProtocolFeatures())
+        except GuestError as error:
+            log.warning("display without protocol features: %s", error)
+            return
+        assert isinstance(reply, display.ProtocolFeatures)
+        self._features = display.ProtocolFeature.EDID & reply.features
+        self._features_unsaid = True
+        self._changed.set()
+
+    async def _ask(self, request: display.Request) -> display.Reply:
+        question = _Question(request, asyncio.get_running_loop().create_future())
+        self._questions.append(question)
+        self._changed.set()
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return await asyncio.shield(question.answer)
+        except TimeoutError:
+            raise _unanswered(request) from None
+
+    async def _receive(self) -> None:
+        while True:
+            data, fds = await self._socket.recv(_CHUNK)
+            for fd in fds:  # no answer has any
+                Fd(fd).close()
+            if not data:
+                return
+            self._reader.receive_data(data)
+            while (reply := self._reader.next_reply()) is not None:
+                if not self._asked or not _answers(self._asked[0].request, reply):
+                    raise PeerError(
+                        f"display: {type(reply).__name__} came, which was not asked for"
+                    )
+                question = self._asked.popleft()
+                if not question.answer.done():
+                    question.answer.set_result(reply)
+
+    async def _send(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            while self._questions:
+                question = self._questions.popleft()
+                self._asked.append(question)
+                await self._socket.send(display.encode(question.request))
+            if self._features_unsaid:
+                self._features_unsaid = False
+                await self._socket.send(display.encode(display.SetProtocolFeatures(self._features)))
+            while self._sizes:
+                _, scanout = self._sizes.popitem()
+                await self._socket.send(display.encode(scanout))
+            while self._damage and not (self._sizes or self._questions):
+                await self._send_damage()
+            while self._cursors:
+                _, cursor = self._cursors.popitem()
+                await self._socket.send(display.encode(cursor))
+
+    async def _send_damage(self) -> None:
+        scanout_id, damage = next(iter(self._damage.items()))
+        rect = damage.pop()
+        if not damage:
+            del self._damage[scanout_id]
+        pixels = self._pixels(scanout_id, rect)
+        if pixels is None:
+            return
+        update = display.Update(ScanoutId(scanout_id), rect.x, rect.y, rect.width, rect.height)
+        await self._socket.send(display.encode(update))
+        await self._socket.send(np.ascontiguousarray(pixels).reshape(-1).data)
+
+
+def _unanswered(request: display.Request) -> GuestError:
+    name = type(request).__name__
+    return GuestError(ResponseType.ERR_UNSPEC, f"the display did not answer {name}")
+
+
+def _answers(request: display.Request, reply: display.Reply) -> bool:
+    match request:
+        case display.GetProtocolFeatures():
+            return isinstance(reply, display.ProtocolFeatures)
+        case display.GetDisplayInfo():
+            return isinstance(reply, responses.DisplayInfo)
+        case _:
+            return isinstance(reply, responses.Edid)

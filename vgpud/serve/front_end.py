@@ -1,0 +1,305 @@
+"""One front-end's session: every vhost-user request, and the device that it drives.
+
+Owns the connection, the queues, guest memory and the device of one session; all of it goes when the front-end goes.
+What may be said when is `wire.vhost_user.session`; this is what is done about it.
+Source: the vhost-user specification, "Front-end message types" and "Starting and stopping rings".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from typing import Any, TypeAlias
+
+from vgpud.device.gpu import FEATURES, Gpu
+from vgpud.device.spec import DeviceSpec
+from vgpud.errors import HostError, PeerError
+from vgpud.host import eventfd
+from vgpud.host.dirty_log import DirtyLog
+from vgpud.host.fds import Fd
+from vgpud.host.guest_memory import GuestMemory
+from vgpud.host.vring import RingAddress
+from vgpud.serve.bar_slots import FrontendSlots
+from vgpud.serve.display import DisplayLink
+from vgpud.serve.fd_socket import FdSocket
+from vgpud.serve.gpu_queues import GpuQueue
+from vgpud.serve.timelines import Timelines
+from vgpud.serve.virtqueue import VirtQueue
+from vgpud.wire.gpu.protocol import CONTROL_QUEUE, CURSOR_QUEUE, ShmId
+from vgpud.wire.ring import F_EVENT_IDX, F_INDIRECT_DESC
+from vgpud.wire.vhost_user import messages
+from vgpud.wire.vhost_user.messages import Reply, Request
+from vgpud.wire.vhost_user.protocol import (
+    F_LOG_ALL,
+    F_PROTOCOL_FEATURES,
+    VRING_F_LOG,
+    ProtocolFeature,
+)
+from vgpud.wire.vhost_user.session import SUPPORTED, BackendSession, Received
+
+log = logging.getLogger(__name__)
+
+F_VERSION_1 = 1 << 32
+
+OFFERED = FEATURES | F_VERSION_1 | F_INDIRECT_DESC | F_EVENT_IDX
+
+QUEUES = {CONTROL_QUEUE: "control", CURSOR_QUEUE: "cursor"}
+
+Fds: TypeAlias = list[Fd]
+
+
+class FrontEndSession:
+    """A connected front-end. `run` it; `gpu` can be looked at meanwhile."""
+
+    def __init__(self, socket: FdSocket, spec: DeviceSpec) -> None:
+        self._socket = socket
+        self._spec = spec
+        self._session = BackendSession(OFFERED, SUPPORTED)
+        self._memory = GuestMemory()
+        self._timelines = Timelines(spec.name)
+        self._slots = FrontendSlots()
+        self.gpu = Gpu(spec, self._memory, self._slots, self._timelines)
+        self._queues: dict[int, VirtQueue] = {}
+        self._log: DirtyLog | None = None
+        self._display: asyncio.Task[None] | None = None
+        self._back_end: asyncio.Task[None] | None = None
+        self._handlers: dict[type[Request], Callable[[Any, Fds], Awaitable[Reply | None]]] = {
+            messages.GetFeatures: self._get_features,
+            messages.SetFeatures: self._set_features,
+            messages.GetProtocolFeatures: self._get_protocol_features,
+            messages.SetProtocolFeatures: self._nothing,  # the session keeps them
+            messages.GetQueueNum: self._get_queue_num,
+            messages.SetOwner: self._nothing,
+            messages.ResetOwner: self._nothing,
+            messages.ResetDevice: self._reset_device,
+            messages.SetMemTable: self._set_mem_table,
+            messages.SetLogBase: self._set_log_base,
+            messages.SetLogFd: self._nothing,  # signalling it is up to us, and nobody waits for it
+            messages.SetVringNum: self._set_vring_num,
+            messages.SetVringAddr: self._set_vring_addr,
+            messages.SetVringBase: self._set_vring_base,
+            messages.GetVringBase: self._get_vring_base,
+            messages.SetVringKick: self._set_vring_kick,
+            messages.SetVringCall: self._set_vring_call,
+            messages.SetVringErr: self._set_vring_err,
+            messages.SetVringEnable: self._set_vring_enable,
+            messages.SetBackendReqFd: self._set_backend_req_fd,
+            messages.GetConfig: self._get_config,
+            messages.SetConfig: self._set_config,
+            messages.GpuSetSocket: self._gpu_set_socket,
+            messages.GetShmemConfig: self._get_shmem_config,
+        }
+
+    async def run(self) -> None:
+        """Serves the front-end until it closes the connection.
+
+        Raises an exception group with a `PeerError` where it broke the protocol.
+        """
+        with ExitStack() as cleanup:
+            cleanup.callback(self._close)
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                for index, name in QUEUES.items():
+                    handler = GpuQueue(self.gpu, self._timelines, cursor=index == CURSOR_QUEUE)
+                    queue = VirtQueue(
+                        f"{self._spec.name}/{name}", self._memory, handler.handle, tasks
+                    )
+                    handler.queue = self._queues[index] = queue
+                failure = tasks.create_task(self._timelines.failed())
+                await self._serve()
+                failure.cancel()
+                for task in (self._display, self._back_end):
+                    if task is not None:
+                        task.cancel()
+                for queue in self._queues.values():
+                    await queue.stop()
+
+    async def _serve(self) -> None:
+        while True:
+            while isinstance(received := self._session.next_event(), Received):
+                await self._socket.send(await self._handle(received))
+            data, fds = await self._socket.recv(self._session.bytes_wanted)
+            if not data:
+                self._session.receive_eof()
+                return
+            self._session.receive_data(data, fds)
+
+    async def _handle(self, received: Received) -> bytes:
+        message = received.message
+        fds = [Fd(fd) for fd in received.fds]
+        try:
+            reply = await self._handlers[type(message)](message, fds)
+        except HostError as error:
+            # Ours, not the front-end's: it is told if it asked to be, and can go on without.
+            log.warning(
+                "request failed device=%s request=%s: %s",
+                self._spec.name,
+                type(message).__name__,
+                error,
+            )
+            return self._session.refuse(received)
+        finally:
+            for fd in fds:  # those that nobody took
+                fd.close()
+        return self._session.reply(received, reply)
+
+    def _close(self) -> None:
+        for fd in self._session.close():
+            Fd(fd).close()
+        for queue in self._queues.values():
+            queue.close()
+        self._timelines.close()
+        self._slots.close()
+        self.gpu.close()
+        self._memory.log = None
+        self._memory.replace([])
+        self._socket.close()
+
+    def _queue(self, index: int) -> VirtQueue:
+        queue = self._queues.get(index)
+        if queue is None:
+            raise PeerError(f"vring {index} of {len(QUEUES)}")
+        return queue
+
+    def _start(self, index: int) -> None:
+        """Starts a queue if it is ready.
+
+        A control queue that is told to start at 0 belongs to a driver that starts afresh. One that starts elsewhere
+        goes on after a pause of the VM, with everything that its driver has made.
+        """
+        queue, features = self._queue(index), self._session.features
+        if not features & F_PROTOCOL_FEATURES:
+            queue.setup.enabled = True
+        if queue.running or not queue.ready:
+            return
+        if index == CONTROL_QUEUE:
+            if queue.setup.fresh:
+                self._reset()
+            queue.setup.fresh = False
+            self._timelines.resume()
+        queue.start(features)
+
+    def _reset(self) -> None:
+        self._timelines.drop()
+        for queue in self._queues.values():
+            queue.forget_unanswered()
+        self.gpu.reset()
+
+    # Features and memory
+
+    async def _nothing(self, _: Request, __: Fds) -> None:
+        """For what needs no doing."""
+
+    async def _get_features(self, _: messages.GetFeatures, __: Fds) -> Reply:
+        return messages.U64Reply(self._session.offered_features)
+
+    async def _set_features(self, message: messages.SetFeatures, _: Fds) -> None:
+        self._memory.log = self._log if message.features & F_LOG_ALL else None
+
+    async def _get_protocol_features(self, _: messages.GetProtocolFeatures, __: Fds) -> Reply:
+        return messages.U64Reply(self._session.offered_protocol_features)
+
+    async def _get_queue_num(self, _: messages.GetQueueNum, __: Fds) -> Reply:
+        return messages.U64Reply(len(QUEUES))
+
+    async def _set_mem_table(self, message: messages.SetMemTable, fds: Fds) -> None:
+        self._memory.replace(list(zip(message.regions, fds, strict=True)))
+        for queue in self._queues.values():
+            queue.remap()
+
+    async def _set_log_base(self, message: messages.SetLogBase, fds: Fds) -> None:
+        self._log = DirtyLog(fds[0], message.size, message.offset)
+        if self._session.features & F_LOG_ALL:
+            self._memory.log = self._log
+
+    # Rings
+
+    async def _set_vring_num(self, message: messages.SetVringNum, _: Fds) -> None:
+        self._queue(message.index).setup.num = message.num
+
+    async def _set_vring_addr(self, message: messages.SetVringAddr, _: Fds) -> None:
+        queue = self._queue(message.index)
+        logged = message.log if message.flags & VRING_F_LOG else None
+        queue.set_address(RingAddress(message.desc, message.avail, message.used, logged))
+        self._start(message.index)
+
+    async def _set_vring_base(self, message: messages.SetVringBase, _: Fds) -> None:
+        setup = self._queue(message.index).setup
+        setup.base, setup.fresh = message.base, message.base == 0
+
+    async def _get_vring_base(self, message: messages.GetVringBase, _: Fds) -> Reply:
+        queue = self._queue(message.index)
+        if message.index == CONTROL_QUEUE:
+            await self._timelines.pause()
+        return messages.VringState(message.index, await queue.stop())
+
+    async def _set_vring_kick(self, message: messages.SetVringKick, fds: Fds) -> None:
+        self._queue(message.index).set_kick(_event(fds))
+        self._start(message.index)
+
+    async def _set_vring_call(self, message: messages.SetVringCall, fds: Fds) -> None:
+        self._queue(message.index).set_call(_event(fds))
+
+    async def _set_vring_err(self, message: messages.SetVringErr, fds: Fds) -> None:
+        self._queue(message.index).set_err(_event(fds))
+
+    async def _set_vring_enable(self, message: messages.SetVringEnable, _: Fds) -> None:
+        queue = self._queue(message.index)
+        queue.setup.enabled = message.enable
+        if message.enable:
+            self._start(message.index)
+        else:
+            await queue.stop()
+
+    # The device
+
+    async def _reset_device(self, _: messages.ResetDevice, __: Fds) -> None:
+        await self._timelines.pause()
+        for queue in self._queues.values():
+            await queue.stop()
+            queue.setup.enabled, queue.setup.base = False, 0
+        self._reset()
+
+    async def _get_config(self, message: messages.GetConfig, _: Fds) -> Reply:
+        end = (
+            message.offset + message.size
+        )  # front-ends ask for what their own struct has, less or more than ours
+        data = self.gpu.config().ljust(end, b"\0")[message.offset : end]
+        return messages.ConfigReply(message.offset, message.flags, data)
+
+    async def _set_config(self, message: messages.SetConfig, _: Fds) -> None:
+        self.gpu.write_config(message.offset, message.data)
+
+    async def _get_shmem_config(self, _: messages.GetShmemConfig, __: Fds) -> Reply:
+        sizes = [0] * (ShmId.HOST_VISIBLE + 1)
+        sizes[ShmId.HOST_VISIBLE] = self._spec.window
+        return messages.ShmemConfig(tuple(sizes))
+
+    async def _set_backend_req_fd(self, _: messages.SetBackendReqFd, fds: Fds) -> None:
+        if self._back_end is not None:
+            self._back_end.cancel()
+        acks = bool(self._session.protocol_features & ProtocolFeature.REPLY_ACK)
+        self._slots.connect(FdSocket.of(fds[0]), reply_ack=acks)
+        self._back_end = self._tasks.create_task(self._slots.run())
+
+    async def _gpu_set_socket(self, _: messages.GpuSetSocket, fds: Fds) -> None:
+        if self._display is not None:
+            self._display.cancel()
+        link = DisplayLink(FdSocket.of(fds[0]), self.gpu.scanouts.xrgb)
+        self.gpu.attach_display(link)
+        self._display = self._tasks.create_task(self._show(link))
+
+    async def _show(self, link: DisplayLink) -> None:
+        try:
+            await link.run()
+        except* PeerError as errors:
+            # The guest goes on without: its scanouts can still be read, and a new socket may come.
+            log.warning("display closed device=%s: %s", self._spec.name, errors.exceptions[0])
+        finally:
+            self.gpu.detach_display(link)
+
+
+def _event(fds: Fds) -> Fd | None:
+    return eventfd.adopt(Fd(fds[0].take())) if fds else None

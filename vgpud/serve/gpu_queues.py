@@ -1,0 +1,100 @@
+"""The two queues of a GPU as handlers of chains: decode, execute, answer when it is time.
+
+Owns the order in which answers may be given: a fenced command is answered when everything before it on its timeline is
+done. Source: virtio 1.3, 5.7.6.7 VIRTIO_GPU_FLAG_FENCE and VIRTIO_GPU_FLAG_INFO_RING_IDX.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Coroutine
+from functools import partial
+from typing import Any
+
+from vgpud.device.gpu import Gpu
+from vgpud.device.work import Work
+from vgpud.errors import GuestError
+from vgpud.serve.rate_limit import RateLimit
+from vgpud.serve.timelines import Timelines
+from vgpud.serve.virtqueue import VirtQueue
+from vgpud.wire.gpu import commands, responses
+from vgpud.wire.gpu.commands import MoveCursor, UpdateCursor
+from vgpud.wire.gpu.header import Header, decode_header
+from vgpud.wire.gpu.protocol import ResponseType
+from vgpud.wire.ring import Chain
+
+log = logging.getLogger(__name__)
+
+_NO_HEADER = Header(0)
+
+
+class GpuQueue:
+    """What is done with the chains of one queue. `queue` is set by whoever makes both."""
+
+    queue: VirtQueue
+
+    def __init__(self, gpu: Gpu, timelines: Timelines, *, cursor: bool) -> None:
+        self._gpu = gpu
+        self._timelines = timelines
+        self._cursor = cursor
+        self._complaints = RateLimit()
+
+    def handle(self, chain: Chain, request: bytes) -> Coroutine[Any, Any, None] | None:
+        """A `serve.virtqueue.Handler`."""
+        header = decode_header(request)
+        if header is None:
+            error = GuestError(ResponseType.ERR_UNSPEC, f"a request of {len(request)} bytes")
+            self._complete(chain, _NO_HEADER, self._refusal(_NO_HEADER, error))
+            return None
+        try:
+            command = commands.decode(request)
+            if isinstance(command, (UpdateCursor, MoveCursor)) is not self._cursor:
+                name = type(command).__name__
+                raise GuestError(ResponseType.ERR_UNSPEC, f"{name} on the wrong queue")
+            outcome = self._gpu.execute(command)
+        except GuestError as error:
+            self._answer(chain, header, self._refusal(header, error))
+            return None
+        match outcome:
+            case Work():
+                self._timelines.submit(header.ring, outcome, partial(self._finish, chain, header))
+            case Coroutine():
+                return self._wait(chain, header, outcome)
+            case _:
+                self._answer(chain, header, outcome)
+        return None
+
+    async def _wait(
+        self, chain: Chain, header: Header, outcome: Coroutine[Any, Any, responses.Response]
+    ) -> None:
+        try:
+            response = await outcome
+        except GuestError as error:
+            response = self._refusal(header, error)
+        self._answer(chain, header, response)
+
+    def _finish(self, chain: Chain, header: Header, error: GuestError | None) -> None:
+        """Answers work that is done; it was on its timeline itself."""
+        response = responses.OkNoData() if error is None else self._refusal(header, error)
+        self._complete(chain, header, response)
+
+    def _answer(self, chain: Chain, header: Header, response: responses.Response) -> None:
+        if header.fenced:
+            self._timelines.after(header.ring, lambda _: self._complete(chain, header, response))
+        else:
+            self._complete(chain, header, response)
+
+    def _complete(self, chain: Chain, header: Header, response: responses.Response) -> None:
+        self.queue.complete(chain, responses.encode(response, header))
+
+    def _refusal(self, header: Header, error: GuestError) -> responses.Error:
+        if self._complaints.allows():
+            log.warning(
+                "command refused device=%s type=%#x code=%#x: %s%s",
+                self._gpu.spec.name,
+                header.type,
+                error.code,
+                error,
+                self._complaints.suffix(),
+            )
+        return responses.Error(error.code)

@@ -1,0 +1,196 @@
+"""Timelines: work that runs in order on each of them, side by side with the others, off the event loop.
+
+A timeline is what virtio-gpu orders fences by: one for each (context, ring index), and one for all commands that name
+no ring (virtio 1.3, 5.7.6.7, VIRTIO_GPU_FLAG_INFO_RING_IDX). Owns the threads of one device; knows nothing of rings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from time import perf_counter
+
+from vgpud.device.work import Work
+from vgpud.errors import GuestError
+from vgpud.wire.gpu.protocol import ContextId, ResourceId
+
+Timeline = tuple[ContextId, int] | None
+"""A (context, ring index), or None for the device's own timeline."""
+
+THREADS = 2
+"""Per device, so that no guest can take another's. Two: a ring with short work need not wait for one with long."""
+
+INLINE_COST = 64 << 10
+"""Bytes up to which work is done at once where its timeline is idle: moving them takes less than handing them over."""
+
+QUANTUM = 0.002
+"""Seconds after which a timeline that goes on lets the others have its thread."""
+
+Done = Callable[[GuestError | None], None]
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    work: Work
+    done: Done
+    next_step: int = 0
+
+    def run(self, halted: Callable[[], bool]) -> bool:
+        """Runs steps until all are done, time is up or a halt is asked for; True if all are done."""
+        until = perf_counter() + QUANTUM
+        steps = self.work.steps
+        while self.next_step < len(steps):
+            if halted():
+                return False
+            steps[self.next_step]()
+            self.next_step += 1
+            if perf_counter() > until:
+                break
+        return self.next_step == len(steps)
+
+
+@dataclass(slots=True, eq=False)
+class _Line:
+    jobs: deque[_Job] = field(default_factory=deque)
+    running: bool = False
+
+
+_NOTHING = Work((), frozenset(), 0)
+
+
+def _run_now(job: _Job) -> GuestError | None:
+    try:
+        while not job.run(lambda: False):
+            pass
+    except GuestError as error:
+        return error
+    return job.work.refusal
+
+
+class Timelines:
+    """All timelines of one device (a `device.ports.Works`). Every method is for the event loop's thread only."""
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix=f"{name}-dma")
+        self._lines: dict[Timeline, _Line] = {}
+        self._touched: Counter[ResourceId] = Counter()
+        self._halted = False
+        self._running = 0
+        self._changed = asyncio.Event()
+        self._failure: asyncio.Future[None] = self._loop.create_future()
+
+    def submit(self, key: Timeline, work: Work, done: Done) -> None:
+        """Queues work; `done` is called on the event loop when it and all before it on its timeline are done."""
+        line = self._lines.get(key)
+        job = _Job(work, done)
+        if line is None and work.cost <= INLINE_COST and not self._halted:
+            done(_run_now(job))
+            return
+        if line is None:
+            line = self._lines[key] = _Line()
+        self._touched.update(work.resources)
+        line.jobs.append(job)
+        self._start(key, line)
+
+    def after(self, key: Timeline, done: Done) -> None:
+        """Calls `done` once everything that is on the timeline now is done: at once if that is nothing."""
+        if key in self._lines:
+            self.submit(key, _NOTHING, done)
+        else:
+            done(None)
+
+    def busy(self, resource: ResourceId) -> bool:
+        """Tells whether work that touches the resource waits or runs."""
+        return self._touched[resource] > 0
+
+    async def drained(self, resource: ResourceId) -> None:
+        """Waits until no work that touches the resource is left."""
+        while self.busy(resource):
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def aside(self, copy: Callable[[], None]) -> None:
+        """Runs a long copy on one of the threads; once begun it is waited for, even by a caller that is cancelled."""
+        running = asyncio.ensure_future(self._loop.run_in_executor(self._threads, copy))
+        try:
+            await asyncio.shield(running)
+        except asyncio.CancelledError:
+            await asyncio.wait([running])
+            raise
+
+    async def pause(self) -> None:
+        """Stops between two steps: nothing touches any buffer after this, until `resume`."""
+        self._halted = True
+        while self._running:
+            self._changed.clear()
+            await self._changed.wait()
+
+    def resume(self) -> None:
+        """Goes on where `pause` stopped."""
+        self._halted = False
+        for key, line in list(self._lines.items()):
+            self._start(key, line)
+
+    def drop(self) -> None:
+        """Forgets all work that has not been done; `pause` comes first. Its `done` is never called."""
+        assert not self._running
+        self._lines.clear()
+        self._touched.clear()
+        self._halted = False
+        self._changed.set()
+
+    async def failed(self) -> None:
+        """Waits forever; raises what a step raised that is no `GuestError`, which is a bug."""
+        await self._failure
+
+    def close(self) -> None:
+        """Ends the threads; a step that is running is finished behind our back, on memory that it keeps alive."""
+        self._halted = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._failure.cancel()
+
+    def _start(self, key: Timeline, line: _Line) -> None:
+        if line.running or self._halted or not line.jobs:
+            return
+        line.running = True
+        self._running += 1
+        future = self._threads.submit(line.jobs[0].run, lambda: self._halted)
+        future.add_done_callback(partial(self._report, key, line))
+
+    def _report(self, key: Timeline, line: _Line, ran: Future[bool]) -> None:
+        # On the thread. The loop may be gone: a step that was running when the daemon stopped has nobody to tell.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._ran, key, line, ran)
+
+    def _ran(self, key: Timeline, line: _Line, ran: Future[bool]) -> None:
+        line.running = False
+        self._running -= 1
+        self._changed.set()
+        if ran.cancelled():
+            return
+        job = line.jobs[0]
+        refusal = job.work.refusal
+        error = ran.exception()
+        if isinstance(error, GuestError):
+            refusal = error
+        elif error is not None:
+            if not self._failure.done():
+                self._failure.set_exception(error)
+            return
+        elif not ran.result():
+            self._start(key, line)
+            return
+        line.jobs.popleft()
+        self._touched.subtract(job.work.resources)
+        self._touched += Counter()  # drops the zeros
+        if line.jobs:
+            self._start(key, line)
+        else:
+            del self._lines[key]
+        job.done(refusal)

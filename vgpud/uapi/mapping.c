@@ -1,0 +1,224 @@
+/*
+ * Shared file mappings, and a guard for those whose file shrinks.
+ *
+ * A front-end passes us its memory as a file, and nothing stops it from truncating the file afterwards. An access beyond the
+ * new end raises SIGBUS, which would end the daemon with all its other devices. So every mapping is written down here; on a
+ * SIGBUS inside one, the handler puts anonymous zero pages in place of what is gone, marks the mapping as faulted and lets the
+ * access run again: whoever looks at the mark next ends that session. Any other SIGBUS goes to whoever had the signal before.
+ *
+ * The handler may interrupt any thread at any instruction that touches a mapping, so it takes no lock, allocates nothing and
+ * calls the kernel only (mmap is not on POSIX's list of safe functions, but as a bare system call there is nothing unsafe
+ * in it). Writers hold a mutex; a sequence count, odd while an entry changes, keeps the handler from believing half an entry.
+ * Skipping a changing entry is right: an entry only changes while nobody may touch its memory.
+ */
+#define _GNU_SOURCE
+#include "native.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+struct vgpud_mapping {
+    atomic_uint sequence;
+    atomic_uintptr_t address; /* 0: the entry is free */
+    atomic_size_t length;
+    atomic_size_t page_size; /* of the file: a hugetlb mapping can be replaced by whole huge pages only */
+    atomic_int faulted;
+};
+
+#define ENTRIES 64
+
+/* Entries come in blocks that are never freed: the handler can walk them without asking anyone. */
+struct block {
+    struct vgpud_mapping entry[ENTRIES];
+    struct block *next;
+};
+
+static struct block first_block;
+static _Atomic(struct block *) blocks = &first_block;
+static pthread_mutex_t writers = PTHREAD_MUTEX_INITIALIZER;
+static _Atomic(struct sigaction *) former;
+static atomic_int passing_on;
+
+/* Whether the address is in a mapping of ours, which then is whole again. */
+static bool replace_lost_pages(uintptr_t fault)
+{
+    for (struct block *block = atomic_load(&blocks); block != NULL; block = block->next)
+        for (int i = 0; i < ENTRIES; i++) {
+            struct vgpud_mapping *entry = &block->entry[i];
+            unsigned sequence = atomic_load(&entry->sequence);
+            uintptr_t address = atomic_load(&entry->address);
+            size_t length = atomic_load(&entry->length);
+            size_t page_size = atomic_load(&entry->page_size);
+            size_t start;
+            long result;
+
+            if (address == 0 || sequence % 2 != 0 || sequence != atomic_load(&entry->sequence))
+                continue;
+            if (fault < address || fault - address >= length)
+                continue;
+            /*
+             * From the lost page to the end: all of it is beyond the new end of the file, and one mapping can't run into the
+             * limit on their number, as thousands of single pages could.
+             */
+            start = (fault - address) / page_size * page_size;
+            result = syscall(SYS_mmap, address + start, length - start, PROT_READ | PROT_WRITE,
+                             MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+            if (result == -1)
+                return false;
+            atomic_store(&entry->faulted, 1);
+            return true;
+        }
+    return false;
+}
+
+/*
+ * Not ours: the former handler's. One that gives the signal back to us (faulthandler does, if it was installed after us and we
+ * displaced it again) would go round in circles: the second time, the default action ends the process, which is what an
+ * access to lost memory deserves.
+ */
+static void pass_on(int number, siginfo_t *info, void *context)
+{
+    const struct sigaction *action = atomic_load(&former);
+    bool handled = false;
+
+    if (action != NULL && atomic_exchange(&passing_on, 1) == 0) {
+        if (action->sa_flags & SA_SIGINFO) {
+            action->sa_sigaction(number, info, context);
+            handled = true;
+        } else if (action->sa_handler != SIG_DFL && action->sa_handler != SIG_IGN) {
+            action->sa_handler(number);
+            handled = true;
+        }
+        atomic_store(&passing_on, 0);
+    }
+    if (!handled) {
+        struct sigaction end = {0};
+
+        end.sa_handler = SIG_DFL;
+        sigaction(number, &end, NULL);
+        if (info->si_code <= 0) /* sent by someone: it does not come again by itself */
+            raise(number);
+    }
+}
+
+static void on_sigbus(int number, siginfo_t *info, void *context)
+{
+    int saved = errno;
+
+    if (info->si_code != BUS_ADRERR || !replace_lost_pages((uintptr_t)info->si_addr))
+        pass_on(number, info, context);
+    errno = saved;
+}
+
+/* With each mapping, not once: something else may have taken the signal since. Under the writers' lock. */
+static int install_handler(void)
+{
+    struct sigaction now, ours = {0};
+    struct sigaction *kept;
+
+    if (sigaction(SIGBUS, NULL, &now) != 0)
+        return -1;
+    if (now.sa_flags & SA_SIGINFO && now.sa_sigaction == on_sigbus)
+        return 0;
+    kept = malloc(sizeof *kept); /* never freed: the handler may be reading the one before */
+    if (kept == NULL)
+        return -1;
+    *kept = now;
+    atomic_store(&former, kept);
+    ours.sa_sigaction = on_sigbus;
+    ours.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART;
+    sigemptyset(&ours.sa_mask);
+    return sigaction(SIGBUS, &ours, NULL);
+}
+
+/* A free entry. Under the writers' lock. */
+static struct vgpud_mapping *new_entry(void)
+{
+    struct block *block;
+
+    for (block = atomic_load(&blocks); block != NULL; block = block->next)
+        for (int i = 0; i < ENTRIES; i++)
+            if (atomic_load(&block->entry[i].address) == 0)
+                return &block->entry[i];
+    block = calloc(1, sizeof *block);
+    if (block == NULL)
+        return NULL;
+    block->next = atomic_load(&blocks);
+    atomic_store(&blocks, block);
+    return &block->entry[0];
+}
+
+vgpud_mapping *vgpud_map_shared(int fd, uint64_t offset, uint64_t length, uint64_t page_size, int writable)
+{
+    struct vgpud_mapping *entry = NULL;
+    void *address;
+
+    if (length == 0 || page_size == 0 || offset > INT64_MAX) {
+        errno = EINVAL;
+        return NULL;
+    }
+    address = mmap(NULL, length, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, fd, (off_t)offset);
+    if (address == MAP_FAILED)
+        return NULL;
+    pthread_mutex_lock(&writers);
+    if (install_handler() == 0)
+        entry = new_entry();
+    if (entry != NULL) {
+        atomic_fetch_add(&entry->sequence, 1);
+        atomic_store(&entry->length, length);
+        atomic_store(&entry->page_size, page_size);
+        atomic_store(&entry->faulted, 0);
+        atomic_store(&entry->address, (uintptr_t)address);
+        atomic_fetch_add(&entry->sequence, 1);
+    }
+    pthread_mutex_unlock(&writers);
+    if (entry == NULL) {
+        munmap(address, length);
+        errno = ENOMEM;
+    }
+    return entry;
+}
+
+void vgpud_unmap(vgpud_mapping *mapping)
+{
+    uintptr_t address;
+    size_t length;
+
+    pthread_mutex_lock(&writers);
+    address = atomic_load(&mapping->address);
+    length = atomic_load(&mapping->length);
+    atomic_fetch_add(&mapping->sequence, 1);
+    atomic_store(&mapping->address, 0);
+    atomic_fetch_add(&mapping->sequence, 1);
+    pthread_mutex_unlock(&writers);
+    if (address != 0)
+        munmap((void *)address, length);
+}
+
+uint64_t vgpud_mapping_address(const vgpud_mapping *mapping)
+{
+    return atomic_load(&mapping->address);
+}
+
+int vgpud_mapping_faulted(const vgpud_mapping *mapping)
+{
+    return atomic_load(&mapping->faulted);
+}
+
+int vgpud_punch_hole(int fd, uint64_t offset, uint64_t length)
+{
+    if (offset > INT64_MAX || length > INT64_MAX) {
+        errno = EINVAL;
+        return -1;
+    }
+    return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)length);
+}

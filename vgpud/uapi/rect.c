@@ -1,0 +1,253 @@
+/*
+ * Rectangles of bytes in buffers that are lists of spans: gather, scatter, copy, fill, flush.
+ *
+ * A rectangle is `rows` runs of `row_bytes`, the first at `offset`, each `stride` after the one before; rows do not overlap.
+ * Bounds are checked here once more, before anything is touched: these functions get addresses, and a slip in a caller must
+ * not become a write to somewhere else. The memory may change under us at any time (a guest writes it): each byte is read
+ * once and nothing is decided by what was read.
+ */
+#include <stdbool.h>
+#include <string.h>
+
+#include "cache_lines.h"
+#include "native.h"
+
+/* Where we are in a span list. Rectangles are walked in order, so the next span is nearly always this one or its neighbour. */
+struct cursor {
+    const vgpud_span *span;
+    uint64_t start; /* the buffer offset of span's first byte */
+};
+
+enum action { FLUSH, LOAD, STORE, STREAM };
+
+/* The address of a buffer offset that is known to be inside, and how many bytes follow it in its span. */
+static uint8_t *seek(struct cursor *at, uint64_t offset, uint64_t *left)
+{
+    while (offset < at->start) {
+        at->span--;
+        at->start -= at->span->length;
+    }
+    while (offset - at->start >= at->span->length) {
+        at->start += at->span->length;
+        at->span++;
+    }
+    *left = at->span->length - (offset - at->start);
+    return (uint8_t *)(uintptr_t)(at->span->address + (offset - at->start));
+}
+
+static void run(struct cursor *at, uint64_t offset, uint64_t length, uint8_t *buffer, enum action action)
+{
+    while (length != 0) {
+        uint64_t left;
+        uint8_t *bytes = seek(at, offset, &left);
+        size_t count = left < length ? left : length;
+
+        switch (action) {
+        case FLUSH:
+            vgpud_flush_lines(bytes, count);
+            break;
+        case LOAD:
+            memcpy(buffer, bytes, count);
+            break;
+        case STORE:
+            memcpy(bytes, buffer, count);
+            break;
+        case STREAM:
+            vgpud_stream(bytes, buffer, count);
+            break;
+        }
+        if (buffer != NULL)
+            buffer += count;
+        offset += count;
+        length -= count;
+    }
+}
+
+static void run_rows(struct cursor *at, uint64_t offset, uint64_t stride, uint8_t *buffer, uint64_t buffer_stride,
+                     uint64_t row_bytes, uint64_t rows, enum action action)
+{
+    for (; rows != 0; rows--) {
+        run(at, offset, row_bytes, buffer, action);
+        offset += stride;
+        if (buffer != NULL)
+            buffer += buffer_stride;
+    }
+}
+
+/*
+ * Make the next loads of these bytes come from memory.
+ *
+ * The MFENCE before: CLFLUSHOPT is ordered with fences and with older stores to its own line, not with older loads. Without it
+ * the flush may run before the load that told us the data is ready (a ring index, a fence value); a prefetch may then bring the
+ * old line back before the device has written, and we would trust it.
+ *
+ * The MFENCE after: SFENCE would order the flush with later stores only. Loads may be done ahead of an SFENCE and would
+ * be served by the line that is about to go. MFENCE holds them until the flushes are done. (clflush_cache_range() in Linux
+ * fences on both sides for the same reasons.)
+ */
+static void flush_for_reading(struct cursor *at, uint64_t offset, uint64_t stride, uint64_t row_bytes, uint64_t rows)
+{
+    vgpud_mfence();
+    run_rows(at, offset, stride, NULL, 0, row_bytes, rows, FLUSH);
+    vgpud_mfence();
+}
+
+/* Whether a rectangle that is not empty lies inside its buffer; no sum wraps. */
+static bool inside(const vgpud_span *spans, size_t count, uint64_t offset, uint64_t stride, uint64_t row_bytes,
+                   uint64_t rows)
+{
+    uint64_t end, length = 0;
+
+    if (rows > 1 && stride < row_bytes)
+        return false;
+    if (__builtin_mul_overflow(stride, rows - 1, &end) || __builtin_add_overflow(end, row_bytes, &end) ||
+        __builtin_add_overflow(end, offset, &end))
+        return false;
+    for (; count != 0 && length < end; count--, spans++)
+        if (__builtin_add_overflow(length, spans->length, &length))
+            return false;
+    return length >= end;
+}
+
+int vgpud_gather(const vgpud_span *spans, size_t count, uint64_t offset, uint64_t stride, uint8_t *buffer,
+                 uint64_t buffer_stride, uint64_t row_bytes, uint64_t rows, int flags)
+{
+    struct cursor at = {spans, 0};
+
+    if (row_bytes == 0 || rows == 0)
+        return 0;
+    if (!inside(spans, count, offset, stride, row_bytes, rows))
+        return -1;
+    if (flags & VGPUD_FLUSH_BEFORE_READ)
+        flush_for_reading(&at, offset, stride, row_bytes, rows);
+    run_rows(&at, offset, stride, buffer, buffer_stride, row_bytes, rows, LOAD);
+    return 0;
+}
+
+/*
+ * The SFENCE after non-temporal stores: they are weakly ordered, also with the ordinary store that will tell the other side
+ * "done" (a used index, a fence value). After it they are in memory, as far as anyone can tell.
+ */
+int vgpud_scatter(const vgpud_span *spans, size_t count, uint64_t offset, uint64_t stride, const uint8_t *buffer,
+                  uint64_t buffer_stride, uint64_t row_bytes, uint64_t rows, int flags)
+{
+    bool stream = flags & VGPUD_NON_TEMPORAL_WRITE;
+    struct cursor at = {spans, 0};
+
+    if (row_bytes == 0 || rows == 0)
+        return 0;
+    if (!inside(spans, count, offset, stride, row_bytes, rows))
+        return -1;
+    run_rows(&at, offset, stride, (uint8_t *)(uintptr_t)buffer, buffer_stride, row_bytes, rows, stream ? STREAM : STORE);
+    if (stream)
+        vgpud_sfence();
+    return 0;
+}
+
+/* Straight from one buffer to the other, which are known not to overlap. */
+static void move_rows(struct cursor *to, uint64_t to_offset, uint64_t to_stride, struct cursor *from,
+                      uint64_t from_offset, uint64_t from_stride, uint64_t row_bytes, uint64_t rows,
+                      enum action action)
+{
+    for (; rows != 0; rows--) {
+        for (uint64_t done = 0; done < row_bytes;) {
+            uint64_t left;
+            uint8_t *bytes = seek(from, from_offset + done, &left);
+            uint64_t count = left < row_bytes - done ? left : row_bytes - done;
+
+            run(to, to_offset + done, count, bytes, action);
+            done += count;
+        }
+        to_offset += to_stride;
+        from_offset += from_stride;
+    }
+}
+
+/*
+ * Rectangle to rectangle, chunk by chunk, so that what was flushed and fetched is still near when it is written. Without a
+ * scratch buffer the two must not overlap. With one, a chunk is read whole before any of it is written: an overlap inside a
+ * chunk is harmless, and an overlap between chunks is too if the caller picked the direction (VGPUD_BACKWARD where bytes move
+ * up). The fence that begins each chunk's flush also drains the streaming stores of the chunk before, with which it may share
+ * a line.
+ */
+int vgpud_copy(const vgpud_span *to, size_t to_count, uint64_t to_offset, uint64_t to_stride, const vgpud_span *from,
+               size_t from_count, uint64_t from_offset, uint64_t from_stride, uint64_t row_bytes, uint64_t rows,
+               uint8_t *scratch, uint64_t scratch_size, int flags)
+{
+    enum action write = flags & VGPUD_NON_TEMPORAL_WRITE ? STREAM : STORE;
+    uint64_t size = scratch != NULL ? scratch_size : 32768;
+    struct cursor reader = {from, 0}, writer = {to, 0};
+    uint64_t width, height, pieces, groups;
+
+    if (row_bytes == 0 || rows == 0)
+        return 0;
+    if (size == 0 || !inside(to, to_count, to_offset, to_stride, row_bytes, rows) ||
+        !inside(from, from_count, from_offset, from_stride, row_bytes, rows))
+        return -1;
+    /* A chunk is either several whole rows or a piece of one row; there are no more chunks than bytes. */
+    width = row_bytes < size ? row_bytes : size;
+    height = row_bytes < size ? size / row_bytes : 1;
+    pieces = row_bytes / width + (row_bytes % width != 0);
+    groups = rows / height + (rows % height != 0);
+
+    for (uint64_t n = 0; n < pieces * groups; n++) {
+        uint64_t chunk = flags & VGPUD_BACKWARD ? pieces * groups - 1 - n : n;
+        uint64_t row = chunk / pieces * height, column = chunk % pieces * width;
+        uint64_t high = rows - row < height ? rows - row : height;
+        uint64_t wide = row_bytes - column < width ? row_bytes - column : width;
+        uint64_t source = from_offset + row * from_stride + column;
+        uint64_t target = to_offset + row * to_stride + column;
+
+        if (flags & VGPUD_FLUSH_BEFORE_READ)
+            flush_for_reading(&reader, source, from_stride, wide, high);
+        if (scratch == NULL) {
+            move_rows(&writer, target, to_stride, &reader, source, from_stride, wide, high, write);
+        } else {
+            run_rows(&reader, source, from_stride, scratch, wide, wide, high, LOAD);
+            run_rows(&writer, target, to_stride, scratch, wide, wide, high, write);
+        }
+    }
+    if (write == STREAM)
+        vgpud_sfence();
+    return 0;
+}
+
+int vgpud_fill(const vgpud_span *spans, size_t count, uint64_t offset, uint64_t length, uint32_t pattern, int flags)
+{
+    bool stream = flags & VGPUD_NON_TEMPORAL_WRITE;
+    struct cursor at = {spans, 0};
+    uint64_t done = 0;
+
+    if (length == 0)
+        return 0;
+    if (!inside(spans, count, offset, length, length, 1))
+        return -1;
+    while (done < length) {
+        uint64_t left;
+        uint8_t *bytes = seek(&at, offset + done, &left);
+        size_t n = left < length - done ? left : length - done;
+
+        /* The pattern runs on over span borders, wherever in it the border falls. */
+        if (stream)
+            vgpud_fill_stream(bytes, n, pattern, done & 3);
+        else
+            vgpud_fill_bytes(bytes, n, pattern, done & 3);
+        done += n;
+    }
+    if (stream)
+        vgpud_sfence();
+    return 0;
+}
+
+/* Both ways: what was written through any mapping is in memory, and what is read next comes from there. */
+int vgpud_flush(const vgpud_span *spans, size_t count, uint64_t offset, uint64_t length)
+{
+    struct cursor at = {spans, 0};
+
+    if (length == 0)
+        return 0;
+    if (!inside(spans, count, offset, length, length, 1))
+        return -1;
+    flush_for_reading(&at, offset, length, length, 1);
+    return 0;
+}
