@@ -1,6 +1,7 @@
 """The daemon: devices, the control socket, one task group, and an orderly end.
 
-The composition root. Owns what lives as long as the daemon does; what lives as long as a front-end is in `serve`.
+The composition root. Owns what lives as long as the daemon does; what lives as long as a front-end
+is in `serve`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ RUNTIME_DIR_MODE = 0o755  # who may connect is the sockets' own business
 
 
 class Daemon:
-    """Serves the devices of a configuration; with `connection`, its first device on a socket already connected."""
+    """Serves the devices of a configuration; with `connection`, its first device on a socket
+    already connected."""
 
     def __init__(self, config: Config, *, connection: socket.socket | None = None) -> None:
         self.devices = {spec.name: DeviceServer(spec) for spec in config.device_specs()}
@@ -40,7 +42,8 @@ class Daemon:
     async def run(self) -> None:
         """Serves until `stop`, or until the one connection that was given ends.
 
-        Raises `ConfigError` or `HostError` where a socket can't be had; whatever was opened is closed and removed.
+        Raises `ConfigError` or `HostError` where a socket can't be had; whatever was opened is
+        closed and removed.
         """
         _raise_fd_limit()
         with ExitStack() as cleanup:
@@ -120,7 +123,8 @@ def _remove(path: Path) -> None:
 
 
 def _raise_fd_limit() -> None:
-    """Takes all descriptors that the system allows: a guest with a mapping a blob needs one for each of them."""
+    """Takes all descriptors that the system allows: a guest with a mapping a blob needs one for
+    each of them."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -17,7 +17,8 @@ class ConfigError(VgpudError):
 
 
 class PeerError(VgpudError):
-    """A front-end broke the vhost-user or display protocol; its session ends, the daemon goes on."""
+    """A front-end broke the vhost-user or display protocol; its session ends, the daemon goes
+    on."""
 
 
 class RingError(VgpudError):
@@ -25,7 +26,8 @@ class RingError(VgpudError):
 
 
 class GuestError(VgpudError):
-    """A guest's command can't be done; `code` is the `enum virtio_gpu_ctrl_type` it is answered with.
+    """A guest's command can't be done; `code` is the `enum virtio_gpu_ctrl_type` it is answered
+    with.
 
     Never fatal. Source: virtio 1.3, 5.7.6.7 "Device Operation", the VIRTIO_GPU_RESP_ERR_* codes.
     """
@@ -47,7 +49,8 @@ class HostError(VgpudError):
 
 
 class GuestAddressError(VgpudError):
-    """A guest-physical or front-end virtual range is not (wholly) in the memory that was shared with us.
+    """A guest-physical or front-end virtual range is not (wholly) in the memory that was shared
+    with us.
 
     The seam that knows what the address was for turns it into a `RingError` or a `GuestError`.
     """

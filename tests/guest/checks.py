@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Final
 
 from tests.rig.qemu import Guest, Result
@@ -61,6 +62,18 @@ def checks(result: Result) -> dict[str, str]:
 def assert_checks(result: Result, expected: tuple[str, ...]) -> None:
     """Every expected check was made and is ok, and the program ended well."""
     assert checks(result) == dict.fromkeys(expected, "ok"), result.text
+
+
+def scenes(guest: Guest, command: str) -> Iterator[str]:
+    """Run a program that stops to be looked at, and go through its stops by name."""
+    guest.start(command)
+    while True:
+        line = guest.wait_line(r"^(READY|DIED|RIG rc=) ?(.*)$")
+        if line[1] != "READY":
+            assert line[0] == "RIG rc=0", line[0]
+            return
+        yield line[2]
+        guest.start("")
 
 
 def driver_errors(guest: Guest) -> tuple[str, ...]:

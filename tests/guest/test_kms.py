@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tests.daemon_thread import DaemonThread
-from tests.guest.checks import SCENES, driver_errors
+from tests.guest.checks import SCENES, driver_errors, scenes
 from tests.guest.daemon_process import DaemonProcess, config_toml
 from tests.guest.pictures import Picture, difference, picture, settled_difference
 from tests.rig.build import Rig
@@ -48,17 +48,14 @@ def perform(
     """Boot, run `kms`, and look at each of its scenes."""
     result = Performance()
     guest.wait_boot()
-    guest.start("kms")
-    while scene := guest.wait_line(r"^READY (\S+)|^KMS done|^DIED")[1]:
+    for scene in scenes(guest, "kms"):
         expected = look() if reference is None else reference[scene]
         seen, differs = settled_difference(expected, look)
         result.pictures[scene] = seen
         result.differences[scene] = differs
-        guest.start("")
-    assert guest.finish().status == 0
     result.lines = tuple(line.text for line in guest.console)
     result.driver_errors = driver_errors(guest)
-    dump = guest.run("hexdump -v -e '/1 \"%02x\"' /sys/class/drm/card0-Virtual-1/edid")
+    dump = guest.run("hexdump -v -e '/1 \"%02x\"' /sys/class/drm/card0-Virtual-1/edid; echo")
     result.edid = bytes.fromhex(dump.text)
     result.qemu_messages = guest.stderr
     return result

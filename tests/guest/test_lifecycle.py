@@ -25,13 +25,10 @@ LAYOUTS = ("window", "per-blob")
 
 def play_kms(guest: Guest) -> None:
     """All scenes of `kms`, with a look at the first where the device has a display."""
-    guest.start("kms")
-    while scene := guest.wait_line(r"^READY (\S+)|^KMS done|^DIED")[1]:
+    for scene in checks.scenes(guest, "kms"):
         if scene == "mode":
             expected = picture(1, 0, 0, 1280, 800)
             assert settled_difference(expected, guest.screendump)[1] == ""
-        guest.start("")
-    assert guest.finish().status == 0
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.daemon_thread import DaemonThread
-from tests.guest.checks import driver_errors
+from tests.guest.checks import driver_errors, scenes
 from tests.guest.daemon_process import config_toml
 from tests.guest.pictures import Picture, picture, settled_difference
 from tests.rig.build import Rig
@@ -45,11 +45,8 @@ def differences(rig: Rig, short_directory: Path) -> dict[tuple[str, str], str]:
 
         guest.wait_boot()
         for kind in ("host", "guest"):
-            guest.start(f"scanout {kind}")
-            while step := guest.wait_line(r"^READY (\S+)|^SCANOUT done|^DIED")[1]:
+            for step in scenes(guest, f"scanout {kind}"):
                 _, found[kind, step] = settled_difference(expected[step], look)
-                guest.start("")
-            assert guest.finish().status == 0
         assert driver_errors(guest) == ()
     return found
 

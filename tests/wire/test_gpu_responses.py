@@ -1,4 +1,4 @@
-"""Responses and the configuration space: both ways, truncated, with fences, and beyond their room."""
+"""Responses and the configuration space: both ways, truncated, with fences, beyond their room."""
 
 from __future__ import annotations
 

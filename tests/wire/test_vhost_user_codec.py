@@ -52,7 +52,7 @@ def test_ids_are_the_specifications() -> None:
 
 def test_protocol_feature_bits_are_the_specifications() -> None:
     assert [feature.value.bit_length() - 1 for feature in ProtocolFeature] == list(range(23))
-    assert ProtocolFeature.MQ == 1
+    assert ProtocolFeature.MQ.value == 1
     assert ProtocolFeature.CONFIG == 1 << 9
     assert ProtocolFeature.RESET_DEVICE == 1 << 13
     assert ProtocolFeature.GPA_ADDRESSES == 1 << 21

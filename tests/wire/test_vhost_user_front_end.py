@@ -73,7 +73,9 @@ class ReversingBackend:
                 match self.session.next_event():
                     case Received() as received:
                         self.seen.append(type(received.message).__name__)
-                        self.sock.sendall(self.handle(received))
+                        # Sending nothing would still find out that the front-end has gone.
+                        if answer := self.handle(received):
+                            self.sock.sendall(answer)
                     case NeedData():
                         pass
 
@@ -155,7 +157,7 @@ class ReversingBackend:
 
     def u16(self, address: int) -> int:
         mapping, offset = self.at(address)
-        return struct.unpack_from("<H", mapping, offset)[0]
+        return int.from_bytes(mapping[offset : offset + 2], "little")
 
     def put(self, address: int, data: bytes, *, user: bool = True) -> None:
         mapping, offset = self.at(address, user=user)

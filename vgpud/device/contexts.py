@@ -1,7 +1,8 @@
 """Contexts: what a guest submits work in, and which resources it may use there.
 
-Only the DMA context exists (capset 30). A context made without naming a capset is one too: with one kind of context, it
-is the default kind. Source: virtio 1.3, 5.7.6.9 CTX_CREATE, CTX_ATTACH_RESOURCE; GET_CAPSET_INFO, GET_CAPSET.
+Only the DMA context exists (capset 30). A context made without naming a capset is one too: with one
+kind of context, it is the default kind. Source: virtio 1.3, 5.7.6.9 CTX_CREATE,
+CTX_ATTACH_RESOURCE; GET_CAPSET_INFO, GET_CAPSET.
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ class Contexts:
         self._by_id.clear()
 
     def capset_info(self, command: commands.GetCapsetInfo) -> responses.Response:
-        """GET_CAPSET_INFO; an index that is not there is answered with capset 0, as drivers expect."""
+        """GET_CAPSET_INFO; an index that is not there is answered with capset 0, as drivers
+        expect."""
         if command.capset_index == 0:
             return responses.CapsetInfo(CapsetId.DMA, dma.CAPSET_VERSION, dma.CAPSET_SIZE)
         return responses.CapsetInfo(0, 0, 0)

@@ -1,4 +1,5 @@
-"""The cursor queue's two commands. Source: virtio 1.3, 5.7.6.10 "controlq: cursorq" UPDATE_CURSOR and MOVE_CURSOR."""
+"""The cursor queue's two commands. Source: virtio 1.3, 5.7.6.10 "controlq: cursorq" UPDATE_CURSOR
+and MOVE_CURSOR."""
 
 from __future__ import annotations
 
@@ -94,7 +95,8 @@ class Cursors:
 
 
 def _cursor_image(image: Image) -> NDArray[np.uint8]:
-    """The image's upper left 64 x 64 pixels, transparent where it has none. Its X, where it has one, is its alpha."""
+    """The image's upper left 64 x 64 pixels, transparent where it has none. Its X, where it has
+    one, is its alpha."""
     width, height = min(image.width, CURSOR_SIZE), min(image.height, CURSOR_SIZE)
     rows = image.pixels.read_rect(0, image.stride, width * BYTES_PER_PIXEL, height)
     pixels = rows.reshape(height, width, BYTES_PER_PIXEL)

@@ -1,7 +1,7 @@
 """SUBMIT_3D in a DMA context: from a packet stream to work for the engine.
 
-Everything is looked up and checked here, before any of it runs; a packet that does not hold ends the stream where it
-stands. The packets themselves are `wire.gpu.dma`, the engine is `host.dma`.
+Everything is looked up and checked here, before any of it runs; a packet that does not hold ends
+the stream where it stands. The packets themselves are `wire.gpu.dma`, the engine is `host.dma`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from vgpud.wire.gpu.protocol import ResourceId, ResponseType
 
 CRC_SIZE = 4
 PACKET_COST = 256
-"""Bytes that a packet is reckoned to move beside its own, so that many empty ones are long work too."""
+"""Bytes that a packet is reckoned to move beside its own, so that many empty ones are long work
+too."""
 
 
 class DmaContext:
@@ -34,7 +35,8 @@ class DmaContext:
         self._capset = capset
 
     def submit(self, command: commands.Submit3D) -> Work:
-        """Checks a SUBMIT_3D; the work has the steps before the first bad packet, and what is wrong with that one."""
+        """Checks a SUBMIT_3D; the work has the steps before the first bad packet, and what is wrong
+        with that one."""
         context = self._contexts.get(command.header.ctx_id)
         steps: list[Callable[[], None]] = []
         touched: set[ResourceId] = set()
@@ -43,12 +45,11 @@ class DmaContext:
         try:
             for packet in dma.decode(command.data, self._capset.max_packets):
                 step, resources, moved = self._prepare(context, packet)
-                if (
-                    moved > self._capset.max_blob_size
-                ):  # a guest blob can list its pages over and over
+                most = self._capset.max_blob_size
+                if moved > most:  # a guest blob can list its pages over and over
                     raise GuestError(
                         ResponseType.ERR_INVALID_PARAMETER,
-                        f"a packet that moves {moved:#x} bytes, max_blob_size is {self._capset.max_blob_size:#x}",
+                        f"a packet that moves {moved:#x} bytes, max_blob_size is {most:#x}",
                     )
                 steps.append(step)
                 touched.update(resources)

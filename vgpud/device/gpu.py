@@ -1,8 +1,9 @@
-"""The virtio-GPU device: one guest's resources, scanouts and contexts, and which part executes which command.
+"""The virtio-GPU device: one guest's resources, scanouts and contexts, and which part executes
+which command.
 
-The composition root of this package: it owns the parts and their common lifetime, and no command of its own but those
-that concern all of them. Commands come decoded; results are responses, work to be done, or a coroutine where the
-answer has to be waited for. Source: virtio 1.3, 5.7 "GPU Device".
+The composition root of this package: it owns the parts and their common lifetime, and no command of
+its own but those that concern all of them. Commands come decoded; results are responses, work to be
+done, or a coroutine where the answer has to be waited for. Source: virtio 1.3, 5.7 "GPU Device".
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ NUM_CAPSETS = 1
 EVENTS_CLEAR_OFFSET = 4  # in the configuration space, 5.7.4
 
 Outcome: TypeAlias = responses.Response | Work | Coroutine[Any, Any, responses.Response]
-"""What a command comes to: its response, work whose end is the response, or something to wait for."""
+"""What a command comes to: its response, work whose end is the response, or something to wait
+for."""
 
 
 class Gpu:
@@ -148,14 +150,16 @@ class Gpu:
         )
 
     def write_config(self, offset: int, data: bytes) -> None:
-        """Takes a write to the configuration space: only events_clear, the second word, does anything."""
+        """Takes a write to the configuration space: only events_clear, the second word, does
+        anything."""
         space = bytearray(len(self.config()))
         space[offset : offset + len(data)] = data[: max(len(space) - offset, 0)]
         clear = int.from_bytes(space[EVENTS_CLEAR_OFFSET : EVENTS_CLEAR_OFFSET + 4], "little")
         self._events &= ~Event(clear & Event.DISPLAY)
 
     def reset(self) -> None:
-        """Drops everything that the guest's driver made: it is gone, and the next one starts afresh."""
+        """Drops everything that the guest's driver made: it is gone, and the next one starts
+        afresh."""
         self.scanouts.clear()
         self.cursors.clear()
         self.contexts.clear()
@@ -172,7 +176,8 @@ class Gpu:
     async def _execute_after_work(
         self, command: Command, resource_id: ResourceId
     ) -> responses.Response:
-        """For a command that must not overtake work on its resource: it would move or free memory in use."""
+        """For a command that must not overtake work on its resource: it would move or free memory
+        in use."""
         await self._works.drained(resource_id)
         outcome = self._execute[type(command)](command)
         assert not isinstance(

@@ -1,7 +1,8 @@
 """2D resources: making them, giving them backing pages, and moving pixels between the two.
 
-Also the classic 3D resources that are plain 2D images, and the 3D transfers: a guest whose device offers VIRGL sends
-those for what it drew itself. Source: virtio 1.3, 5.7.6.8 "controlq (2d)" and 5.7.6.9 "controlq (3d)".
+Also the classic 3D resources that are plain 2D images, and the 3D transfers: a guest whose device
+offers VIRGL sends those for what it drew itself. Source: virtio 1.3, 5.7.6.8 "controlq (2d)" and
+5.7.6.9 "controlq (3d)".
 """
 
 from __future__ import annotations
@@ -31,12 +32,13 @@ from vgpud.wire.gpu import commands, responses
 from vgpud.wire.gpu.header import Rect
 from vgpud.wire.gpu.protocol import Format, ResourceId, ResponseType
 
-PIPE_TEXTURE_2D = 2
-PIPE_TEXTURE_RECT = 5
-"""RESOURCE_CREATE_3D targets that are plain images (the numbers are Gallium's, which virgl took over)."""
+PLAIN_TARGETS = (2, 5)
+"""RESOURCE_CREATE_3D targets that are plain images: PIPE_TEXTURE_2D and PIPE_TEXTURE_RECT, whose
+numbers virgl took over from Gallium."""
 
 INLINE_TRANSFER = 8 << 20
-"""Bytes up to which a transfer is done at once, in a millisecond or two: a frame of 1920 x 1080 is, one of 4K is not."""
+"""Bytes up to which a transfer is done at once, in a millisecond or two: a frame of 1920 x 1080 is,
+one of 4K is not."""
 
 OK = responses.OkNoData()
 
@@ -56,16 +58,12 @@ class Images:
 
     def create_3d(self, command: commands.ResourceCreate3D) -> responses.Response:
         """RESOURCE_CREATE_3D, of what is a 2D image really: one layer, one level, one sample."""
-        plain = command.target in (PIPE_TEXTURE_2D, PIPE_TEXTURE_RECT)
-        if (
-            not plain
-            or (command.depth, command.array_size, command.last_level) != (1, 1, 0)
-            or command.nr_samples > 1
-        ):
+        layers = (command.depth, command.array_size, command.last_level, max(command.nr_samples, 1))
+        if command.target not in PLAIN_TARGETS or layers != (1, 1, 0, 1):
             raise GuestError(
                 ResponseType.ERR_INVALID_PARAMETER,
-                f"a 3D resource (target {command.target}, {command.depth} deep, {command.array_size} layers, "
-                f"{command.last_level + 1} levels, {command.nr_samples} samples) needs a 3D renderer",
+                f"target {command.target}, depth {command.depth}, {command.array_size} layers, level "
+                f"{command.last_level}, {command.nr_samples} samples: needs a 3D renderer",
             )
         self._create(command.resource_id, command.format, command.width, command.height)
         return OK
@@ -161,7 +159,8 @@ class Images:
 
 
 def check_format(value: int) -> Format:
-    """The pixel format of this number; raises `GuestError` (INVALID_PARAMETER) if it is none of the eight."""
+    """The pixel format of this number; raises `GuestError` (INVALID_PARAMETER) if it is none of the
+    eight."""
     try:
         return Format(value)
     except ValueError as error:
@@ -182,7 +181,8 @@ def _transfer(
     *,
     to_host: bool,
 ) -> responses.Response | Work:
-    """Copies `shape` (bytes a row, rows) between two (offset, stride) places, at once or, where it is much, as work."""
+    """Copies `shape` (bytes a row, rows) between two (offset, stride) places, at once or, where it
+    is much, as work."""
     host, backing = resource.contents(), _backing(resource).extents
     host.check_rect(*host_at, *shape)
     backing.check_rect(*backing_at, *shape)

@@ -1,7 +1,8 @@
 """How host blobs lie in memory and get into the guest's window: the interface of both layouts.
 
-Owns no behaviour; see `window_layout` and `per_blob_layout`. A blob's bytes are its own from `allocate` to `destroy`,
-mapped or not, and are zeros at first. Source: virtio 1.3, 5.7.6.10 RESOURCE_MAP_BLOB and RESOURCE_UNMAP_BLOB.
+Owns no behaviour; see `window_layout` and `per_blob_layout`. A blob's bytes are its own from
+`allocate` to `destroy`, mapped or not, and are zeros at first. Source: virtio 1.3, 5.7.6.10
+RESOURCE_MAP_BLOB and RESOURCE_UNMAP_BLOB.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ class HostMemory(Protocol):
         """The bytes where they are now; good until the blob is mapped, unmapped or destroyed."""
 
     async def map(self, offset: int) -> None:
-        """Puts the blob into the window at `offset`; raises `GuestError` if it can't be had there."""
+        """Puts the blob into the window at `offset`; raises `GuestError` if it can't be had
+        there."""
 
     async def unmap(self) -> None:
-        """Takes the blob out of the window; raises `GuestError` (INVALID_PARAMETER) if it is not in it."""
+        """Takes the blob out of the window; raises `GuestError` (INVALID_PARAMETER) if it is not in
+        it."""
 
     async def destroy(self) -> None:
         """Takes the blob out of the window if it is in it, and gives its pages back to the host."""
@@ -32,10 +35,12 @@ class BlobLayout(Protocol):
     """A device's way to keep host blobs."""
 
     def allocate(self, blob: ResourceId, size: int, access: Access) -> HostMemory:
-        """Makes a blob of `size` zero bytes; raises `GuestError` (OUT_OF_MEMORY) over the device's limit."""
+        """Makes a blob of `size` zero bytes; raises `GuestError` (OUT_OF_MEMORY) over the device's
+        limit."""
 
     def reset(self) -> None:
-        """Forgets every blob and mapping: the front-end drops the mappings itself when the device is reset."""
+        """Forgets every blob and mapping: the front-end drops the mappings itself when the device
+        is reset."""
 
     def close(self) -> None:
         """Gives everything back."""

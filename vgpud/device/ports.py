@@ -1,6 +1,7 @@
 """What the device needs of the world around it, as interfaces that `serve` (or a test) implements.
 
-Owns no behaviour. The device itself does no I/O: it returns a response, or a coroutine that waits on one of these.
+Owns no behaviour. The device itself does no I/O: it returns a response, or a coroutine that waits
+on one of these.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ class BarSlots(Protocol):
     """Puts memory files into the guest's host-visible window, through whoever owns the VM."""
 
     async def map(self, fd: Fd, fd_offset: int, bar_offset: int, length: int) -> None:
-        """Maps `length` bytes of the file, read-write; returns once the VMM has done so, else `HostError`."""
+        """Maps `length` bytes of the file, read-write; returns once the VMM has done so, else
+        `HostError`."""
 
     async def unmap(self, bar_offset: int, length: int) -> None:
         """Takes back exactly what one `map` put there; raises `HostError` where the VMM refuses."""
@@ -58,7 +60,9 @@ class Display(Protocol):
         """The cursor was moved, shown or hidden."""
 
     async def modes(self) -> Sequence[DisplayMode]:
-        """The sixteen outputs as the VMM wants them; raises `GuestError` (UNSPEC) if it does not answer."""
+        """The sixteen outputs as the VMM wants them; raises `GuestError` (UNSPEC) if it does not
+        answer."""
 
     async def edid(self, scanout_id: int) -> bytes:
-        """The VMM's own EDID for a scanout; raises `GuestError` (UNSPEC) if it has none or does not answer."""
+        """The VMM's own EDID for a scanout; raises `GuestError` (UNSPEC) if it has none or does not
+        answer."""

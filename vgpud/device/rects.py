@@ -8,7 +8,8 @@ from vgpud.wire.gpu.protocol import ResponseType
 
 
 def check_rect(rect: Rect, width: int, height: int) -> Rect:
-    """Returns `rect` if it is not empty and inside `width` x `height`, else raises `GuestError` (INVALID_PARAMETER)."""
+    """Returns `rect` if it is not empty and inside `width` x `height`, else raises `GuestError`
+    (INVALID_PARAMETER)."""
     inside = rect.x + rect.width <= width and rect.y + rect.height <= height
     if not inside or rect.width == 0 or rect.height == 0:
         raise GuestError(

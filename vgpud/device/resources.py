@@ -1,6 +1,7 @@
 """Resources: what a guest names by a resource id, and the memory that each kind of them has.
 
-Owns their lifetime and the quota that they hold. Commands are elsewhere. Source: virtio 1.3, 5.7.6.1 "Resources".
+Owns their lifetime and the quota that they hold. Commands are elsewhere. Source: virtio 1.3,
+5.7.6.1 "Resources".
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ from vgpud.wire.gpu.commands import MemEntries
 from vgpud.wire.gpu.protocol import BlobMem, Format, ResourceId, ResponseType
 
 OVERHEAD = 4096
-"""Bytes that every resource and context costs beside its contents, about: what bounds how many a guest can make."""
+"""Bytes that every resource and context costs beside its contents, about: what bounds how many a
+guest can make."""
 
 BYTES_PER_PIXEL = 4
 """In all eight formats."""
 
 
 class Backing:
-    """A resource's guest memory: the list of pages that the guest gave, found again when the memory table changes.
+    """A resource's guest memory: the list of pages that the guest gave, found again when the memory
+    table changes.
 
     Raises `GuestError` (INVALID_PARAMETER) where an entry is not guest memory.
     """
@@ -62,7 +65,8 @@ class Backing:
 
 
 def make_backing(memory: GuestMemory, entries: MemEntries, quota: Quota) -> Backing:
-    """Resolves a list of backing pages, charged for at three times its own size (list, addresses, spans)."""
+    """Resolves a list of backing pages, charged for at three times its own size (list, addresses,
+    spans)."""
     charge = quota.charge(3 * entries.nbytes)
     try:
         return Backing(memory, entries, charge)
@@ -73,7 +77,8 @@ def make_backing(memory: GuestMemory, entries: MemEntries, quota: Quota) -> Back
 
 @dataclass(slots=True, eq=False)
 class Image:
-    """A 2D resource: `pixels` are `height` rows of `width` pixels without gaps, in host memory of our own."""
+    """A 2D resource: `pixels` are `height` rows of `width` pixels without gaps, in host memory of
+    our own."""
 
     id: ResourceId
     width: int
@@ -162,14 +167,16 @@ class ResourceTable:
         self._by_id[resource.id] = resource
 
     def get(self, resource_id: ResourceId) -> Resource:
-        """The resource of this id; raises `GuestError` (INVALID_RESOURCE_ID) where there is none."""
+        """The resource of this id; raises `GuestError` (INVALID_RESOURCE_ID) where there is
+        none."""
         resource = self._by_id.get(resource_id)
         if resource is None:
             raise GuestError(ResponseType.ERR_INVALID_RESOURCE_ID, f"no resource {resource_id}")
         return resource
 
     def host_blob(self, resource_id: ResourceId) -> HostBlob:
-        """The host blob of this id; raises `GuestError` (INVALID_PARAMETER) if it is something else."""
+        """The host blob of this id; raises `GuestError` (INVALID_PARAMETER) if it is something
+        else."""
         resource = self.get(resource_id)
         if not isinstance(resource, HostBlob):
             raise GuestError(
@@ -178,7 +185,8 @@ class ResourceTable:
         return resource
 
     def remove(self, resource: Resource) -> None:
-        """Takes a resource out and gives back its charges; what lies in host memory is its layout's."""
+        """Takes a resource out and gives back its charges; what lies in host memory is its
+        layout's."""
         del self._by_id[resource.id]
         if resource.backing is not None:
             resource.backing.release()

@@ -1,7 +1,7 @@
 """Scanouts: what each output shows, and which part of it has changed.
 
-Owns no pixels: a scanout is a view of a resource, read when somebody wants to see it. Source: virtio 1.3, 5.7.6.8
-GET_DISPLAY_INFO, GET_EDID, SET_SCANOUT, SET_SCANOUT_BLOB and RESOURCE_FLUSH.
+Owns no pixels: a scanout is a view of a resource, read when somebody wants to see it. Source:
+virtio 1.3, 5.7.6.8 GET_DISPLAY_INFO, GET_EDID, SET_SCANOUT, SET_SCANOUT_BLOB and RESOURCE_FLUSH.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ class Scanouts:
                 display.damage(scanout_id, _whole(scanout))
 
     def xrgb(self, scanout_id: int, rect: Rect) -> NDArray[np.uint8] | None:
-        """A part of a scanout as (height, width, 4) of B, G, R, X; None if it shows nothing (any more)."""
+        """A part of a scanout as (height, width, 4) of B, G, R, X; None if it shows nothing (any
+        more)."""
         scanout = self._active.get(ScanoutId(scanout_id))
         part = scanout and intersect(rect, _whole(scanout))
         if scanout is None or part != rect:
@@ -142,7 +143,8 @@ class Scanouts:
         return OK
 
     def set_scanout_blob(self, command: commands.SetScanoutBlob) -> responses.Response:
-        """SET_SCANOUT_BLOB; resource 0 turns the output off. Only the first plane counts: all formats have one."""
+        """SET_SCANOUT_BLOB; resource 0 turns the output off. Only the first plane counts: all
+        formats have one."""
         self._check(command.scanout_id)
         if command.resource_id == 0:
             self._turn_off(command.scanout_id)
@@ -153,8 +155,8 @@ class Scanouts:
         row = command.width * BYTES_PER_PIXEL
         if stride < row or offset + stride * (command.height - 1) + row > blob.size:
             raise _invalid(
-                f"{command.width}x{command.height} at {offset:#x}, stride {stride}, is more than the "
-                f"{blob.size:#x} bytes of blob {blob.id}"
+                f"{command.width}x{command.height} at {offset:#x}, stride {stride}, is more than "
+                f"the {blob.size:#x} bytes of blob {blob.id}"
             )
         fmt = check_format(command.format)
         self._show(

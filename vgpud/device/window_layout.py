@@ -1,8 +1,9 @@
 """Host blobs in one sparse window that is mapped into the VMM once: map and unmap need no VMM.
 
-A blob lives in private memory until it is mapped, and from then on in the window, at the guest's offset. The guest can
-touch every page of the window at any time, mapped blob or not; so the window is charged whole, from the start, and what
-lies in it costs nothing more. That is also why a range is cleared when a blob moves in, and not only when one leaves.
+A blob lives in private memory until it is mapped, and from then on in the window, at the guest's
+offset. The guest can touch every page of the window at any time, mapped blob or not; so the window
+is charged whole, from the start, and what lies in it costs nothing more. That is also why a range
+is cleared when a blob moves in, and not only when one leaves.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from vgpud.policy.window import WindowMap
 from vgpud.wire.gpu.protocol import ResourceId, ResponseType
 
 COPY_ASIDE = 256 << 10
-"""Bytes from which a copy goes to another thread: about what a thread switch there and back costs."""
+"""Bytes from which a copy goes to another thread: about what a thread switch there and back
+costs."""
 
 
 class WindowLayout:
@@ -80,7 +82,8 @@ class WindowLayout:
 
 
 class WindowBlob:
-    """A `device.layout.HostMemory`. `charge` is held only while the bytes are outside the window."""
+    """A `device.layout.HostMemory`. `charge` is held only while the bytes are outside the
+    window."""
 
     def __init__(
         self, layout: WindowLayout, blob: ResourceId, size: int, access: Access, charge: Charge

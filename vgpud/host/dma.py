@@ -60,7 +60,7 @@ class Engine:
         """Copy a range."""
         self.blit(dst, dst_offset, length, src, src_offset, length, length, 1)
 
-    def blit(  # noqa: PLR0917 - two places and a size
+    def blit(
         self,
         dst: Extents,
         dst_offset: int,

@@ -1,7 +1,8 @@
-"""Finds a split ring in the front-end's memory: numpy views of its three parts, native accessors of its indices.
+"""Finds a split ring in the front-end's memory: numpy views of its three parts, native accessors of
+its indices.
 
-Source: virtio 1.3, 2.7 "Split Virtqueues" for the layout; the vhost-user specification, VHOST_USER_SET_VRING_ADDR, for
-the addresses, which are the front-end's own.
+Source: virtio 1.3, 2.7 "Split Virtqueues" for the layout; the vhost-user specification,
+VHOST_USER_SET_VRING_ADDR, for the addresses, which are the front-end's own.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ _DESC_ALIGN, _AVAIL_ALIGN, _USED_ALIGN = 16, 2, 4
 
 @dataclass(frozen=True, slots=True)
 class RingAddress:
-    """Front-end addresses of a ring's parts; `log` is the used ring's guest-physical address if it is to be logged."""
+    """Front-end addresses of a ring's parts; `log` is the used ring's guest-physical address if it
+    is to be logged."""
 
     desc: int
     avail: int
@@ -32,7 +34,8 @@ class RingAddress:
 def ring_views(memory: GuestMemory, address: RingAddress, num: int) -> RingViews:
     """Returns the views of a ring of `num` descriptors, which keep its memory mapped.
 
-    Raises `RingError` for a size or an alignment that 2.7 does not allow, and for what is not guest memory.
+    Raises `RingError` for a size or an alignment that 2.7 does not allow, and for what is not guest
+    memory.
     """
     if not 0 < num <= MAX_QUEUE_SIZE or num & (num - 1):
         raise RingError(

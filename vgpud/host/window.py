@@ -1,7 +1,7 @@
 """The memory behind a host-visible window: one sparse, sealed memfd the size of the BAR region.
 
-It is mapped into the VMM once; a blob is the range of it that the guest asked for. Owns the file and our own mapping of
-it, not who lies where (`policy.window`).
+It is mapped into the VMM once; a blob is the range of it that the guest asked for. Owns the file
+and our own mapping of it, not who lies where (`policy.window`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class HostWindow:
         return self._view[offset : offset + size]
 
     def clear(self, offset: int, size: int) -> None:
-        """Gives a range's pages back to the host; it reads as zeros from then on, for the guest as well."""
+        """Gives a range's pages back to the host; it reads as zeros from then on, for the guest as
+        well."""
         memfd.punch_hole(self.fd, offset, size)
 
     def allocated(self) -> int:
@@ -34,5 +35,6 @@ class HostWindow:
         return memfd.allocated_bytes(self.fd)
 
     def close(self) -> None:
-        """Closes the file; its memory goes when the VMM's mapping and the last view of ours have gone."""
+        """Closes the file; its memory goes when the VMM's mapping and the last view of ours have
+        gone."""
         self.fd.close()

@@ -1,4 +1,5 @@
-"""Damage: the parts of a scanout that somebody has yet to be shown, as few rectangles that cover little more.
+"""Damage: the parts of a scanout that somebody has yet to be shown, as few rectangles that cover
+little more.
 
 Pure.
 """

@@ -19,11 +19,12 @@ class Quota:
     used: int = 0
 
     def charge(self, size: int) -> Charge:
-        """Takes `size` bytes; raises `GuestError` (OUT_OF_MEMORY) if that would exceed the limit."""
+        """Takes `size` bytes; raises `GuestError` (OUT_OF_MEMORY) if that would exceed the
+        limit."""
         if size > self.limit - self.used:
             raise GuestError(
                 ResponseType.ERR_OUT_OF_MEMORY,
-                f"{size} bytes asked for, {self.limit - self.used} of memory_limit {self.limit} left",
+                f"{size} bytes asked for, {self.limit - self.used} left of {self.limit}",
             )
         self.used += size
         return Charge(self, size)

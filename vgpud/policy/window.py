@@ -1,8 +1,9 @@
 """Which blob lies where in a host-visible window.
 
-The guest picks the offsets (virtio 1.3, 5.7.6.10 RESOURCE_MAP_BLOB); this decides whether they may be had. A blob that
-is unmapped keeps its place, *parked*, for as long as nobody else asks for it: most blobs are destroyed right after, and
-then their contents never move. Pure: it moves no memory and imports no module that could.
+The guest picks the offsets (virtio 1.3, 5.7.6.10 RESOURCE_MAP_BLOB); this decides whether they may
+be had. A blob that is unmapped keeps its place, *parked*, for as long as nobody else asks for it:
+most blobs are destroyed right after, and then their contents never move. Pure: it moves no memory
+and imports no module that could.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from vgpud.errors import GuestError
 from vgpud.wire.gpu.protocol import ResourceId, ResponseType
 
 BLOB_ALIGNMENT = 4096
-"""What offsets and sizes of mapped blobs are multiples of, in bytes: the page that KVM and the guest map by."""
+"""What offsets and sizes of mapped blobs are multiples of, in bytes: the page that KVM and the
+guest map by."""
 
 
 @dataclass(slots=True)
 class Place:
-    """Where a blob lies, in bytes from the window's start; `mapped` is False for one that is parked."""
+    """Where a blob lies, in bytes from the window's start; `mapped` is False for one that is
+    parked."""
 
     offset: int
     size: int
@@ -31,7 +34,8 @@ class Place:
 
 
 def check_placement(offset: int, size: int, window: int) -> None:
-    """Raises `GuestError` (INVALID_PARAMETER) unless a blob of `size` bytes may lie at `offset` of the window."""
+    """Raises `GuestError` (INVALID_PARAMETER) unless a blob of `size` bytes may lie at `offset` of
+    the window."""
     if offset % BLOB_ALIGNMENT or size % BLOB_ALIGNMENT:
         reason = f"is not aligned to {BLOB_ALIGNMENT:#x}"
     elif size == 0 or offset + size > window:
@@ -44,7 +48,8 @@ def check_placement(offset: int, size: int, window: int) -> None:
 
 
 class WindowMap:
-    """The places of one window; no two of them overlap. Costs O(log n) a look-up with n blobs in it."""
+    """The places of one window; no two of them overlap. Costs O(log n) a look-up with n blobs in
+    it."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -60,7 +65,8 @@ class WindowMap:
         return self._places.get(blob)
 
     def displaced_by(self, blob: ResourceId, offset: int, size: int) -> list[ResourceId]:
-        """The parked blobs that must leave before `blob` can be put at `offset`, itself among them if it moves.
+        """The parked blobs that must leave before `blob` can be put at `offset`, itself among them
+        if it moves.
 
         Raises `GuestError` (INVALID_PARAMETER) if the range is bad, or holds a blob that is mapped.
         """
@@ -75,7 +81,8 @@ class WindowMap:
                 )
             if own.offset != offset:
                 displaced.append(blob)
-        # Places do not overlap, so only the last one that starts before `offset` can reach into the range.
+        # Places do not overlap, so only the last one that starts before `offset` can reach into the
+        # range.
         first = max(bisect_left(self._offsets, offset) - 1, 0)
         for start in self._offsets[first : bisect_left(self._offsets, offset + size)]:
             other = self._owner[start]
@@ -91,7 +98,8 @@ class WindowMap:
         return displaced
 
     def put(self, blob: ResourceId, offset: int, size: int) -> Place:
-        """Maps the blob at `offset`, which `displaced_by` has found fit and everyone displaced has left."""
+        """Maps the blob at `offset`, which `displaced_by` has found fit and everyone displaced has
+        left."""
         place = self._places.get(blob)
         if place is None:
             place = self._places[blob] = Place(offset, size)

@@ -1,7 +1,8 @@
 """The window's mappings through a front-end: SHMEM_MAP and SHMEM_UNMAP on the back-end channel.
 
-Implements `device.ports.BarSlots`. Owns the channel's socket and the order of what goes over it. It never waits for
-the main channel, and that one never waits for it: a front-end may send SET_MEM_TABLE there before it answers here.
+Implements `device.ports.BarSlots`. Owns the channel's socket and the order of what goes over it. It
+never waits for the main channel, and that one never waits for it: a front-end may send
+SET_MEM_TABLE there before it answers here.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from vgpud.wire.vhost_user.backend_channel import (
 )
 
 PATIENCE = 30.0
-"""Seconds that a front-end may take for a mapping: it does so in its main loop, which may be busy with much else."""
+"""Seconds that a front-end may take for a mapping: it does so in its main loop, which may be busy
+with much else."""
 
 _CHUNK = 4096
 
@@ -77,7 +79,8 @@ class FrontendSlots:
             await self._answer(operation, request)
         finally:
             if request.answered.cancelled():
-                # Given up in mid-flight; whoever asked may ask anew. The channel's order puts the undoing between.
+                # Given up in mid-flight; whoever asked may ask anew. The channel's order puts the
+                # undoing between.
                 self._post(ShmemUnmap(message.shmid, bar_offset, length), None)
 
     async def unmap(self, bar_offset: int, length: int) -> None:

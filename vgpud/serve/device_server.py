@@ -1,14 +1,13 @@
 """One device's socket: waits for a front-end, serves it, waits for the next.
 
-Owns the listening socket and the seam where a session's failure ends: it is logged here, once, and the daemon and its
-other devices go on.
+Owns the listening socket and the seam where a session's failure ends: it is logged here, once, and
+the daemon and its other devices go on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 
 import numpy as np
@@ -43,7 +42,8 @@ class DeviceServer:
         return self.session is not None
 
     def screenshot(self, scanout_id: int = 0) -> NDArray[np.uint8] | None:
-        """What a scanout shows, (height, width, 3) of R, G, B; None if nothing is connected, or it is off."""
+        """What a scanout shows, (height, width, 3) of R, G, B; None if nothing is connected, or it
+        is off."""
         return self.session.gpu.screenshot(scanout_id) if self.session is not None else None
 
     async def serve(self, listener: socket.socket) -> None:
@@ -69,7 +69,8 @@ class DeviceServer:
         except* VgpudError as errors:
             log.warning("session ended device=%s: %s", self.name, _innermost(errors))
         except* Exception:
-            # A bug of ours: it costs this session, and is told in full. The other devices have no part in it.
+            # A bug of ours: it costs this session, and is told in full. The other devices have no
+            # part in it.
             log.exception("session ended by an internal error device=%s", self.name)
         finally:
             self.session = None

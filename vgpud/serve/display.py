@@ -1,9 +1,10 @@
-"""The VMM's display, over the socket of GPU_SET_SOCKET: scanouts, updates and cursors go out, two questions come back.
+"""The VMM's display, over the socket of GPU_SET_SOCKET: scanouts, updates and cursors go out, two
+questions come back.
 
-Implements `device.ports.Display`. Nothing that the device calls here waits: it leaves word of what has changed, and a
-task sends it when the socket takes it, the newest contents of each place and only once. So a slow VMM costs frames,
-never the guest's time, and never more memory than a few rectangles.
-Source: QEMU, docs/interop/vhost-user-gpu.rst.
+Implements `device.ports.Display`. Nothing that the device calls here waits: it leaves word of what
+has changed, and a task sends it when the socket takes it, the newest contents of each place and
+only once. So a slow VMM costs frames, never the guest's time, and never more memory than a few
+rectangles. Source: QEMU, docs/interop/vhost-user-gpu.rst.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ from vgpud.wire.gpu.protocol import ResponseType, ScanoutId
 log = logging.getLogger(__name__)
 
 Pixels: TypeAlias = Callable[[int, Rect], NDArray[np.uint8] | None]
-"""Reads a part of a scanout as (height, width, 4) of B, G, R, X; None if it shows nothing any more."""
+"""Reads a part of a scanout as (height, width, 4) of B, G, R, X; None if it shows nothing any
+more."""
 
 PATIENCE = 4.0
-"""Seconds for an answer: Linux waits 5 for what it asks us, and should get an error of ours before it gives up."""
+"""Seconds for an answer: Linux waits 5 for what it asks us, and should get an error of ours before
+it gives up."""
 
 _CHUNK = 4096
 
@@ -106,7 +109,8 @@ class DisplayLink:
     # What the session runs
 
     async def run(self) -> None:
-        """Sends and receives until the VMM closes the socket; raises `PeerError` if it talks nonsense."""
+        """Sends and receives until the VMM closes the socket; raises `PeerError` if it talks
+        nonsense."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 sender = tasks.create_task(self._send())

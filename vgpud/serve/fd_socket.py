@@ -1,7 +1,7 @@
 """A connected unix stream socket whose messages carry file descriptors, on the event loop.
 
-asyncio has no recvmsg, hence this. Owns the socket; whoever receives descriptors owns them from then on.
-Source: unix(7), SCM_RIGHTS; recvmsg(2), MSG_CMSG_CLOEXEC and MSG_CTRUNC.
+asyncio has no recvmsg, hence this. Owns the socket; whoever receives descriptors owns them from
+then on. Source: unix(7), SCM_RIGHTS; recvmsg(2), MSG_CMSG_CLOEXEC and MSG_CTRUNC.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from vgpud.errors import PeerError
 from vgpud.host.fds import Fd
 
 MAX_FDS = 32
-"""Room for descriptors in one recvmsg. The largest message has 8 (SET_MEM_TABLE); the kernel drops what does not fit."""
+"""Room for descriptors in one recvmsg. The largest message has 8 (SET_MEM_TABLE); the kernel drops
+what does not fit."""
 
 _FD_SIZE = array.array("i").itemsize
 
 
 class FdSocket:
-    """One reader and one writer at a time; several writers take turns through a lock of their own."""
+    """One reader and one writer at a time; several writers take turns through a lock of their
+    own."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -32,7 +34,8 @@ class FdSocket:
 
     @classmethod
     def of(cls, fd: Fd) -> FdSocket:
-        """Takes a descriptor that a peer sent; raises `PeerError` if it is no unix stream socket."""
+        """Takes a descriptor that a peer sent; raises `PeerError` if it is no unix stream
+        socket."""
         try:
             sock = socket.socket(fileno=fd.fileno())
         except OSError as error:
@@ -68,7 +71,8 @@ class FdSocket:
         return data, fds
 
     async def send(self, data: bytes | memoryview, fds: Sequence[int] = ()) -> None:
-        """Sends all of `data`, the descriptors with its first byte; raises `PeerError` if the peer is gone."""
+        """Sends all of `data`, the descriptors with its first byte; raises `PeerError` if the peer
+        is gone."""
         rest = memoryview(data)
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         async with self._writing:

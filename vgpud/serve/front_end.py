@@ -1,7 +1,7 @@
 """One front-end's session: every vhost-user request, and the device that it drives.
 
-Owns the connection, the queues, guest memory and the device of one session; all of it goes when the front-end goes.
-What may be said when is `wire.vhost_user.session`; this is what is done about it.
+Owns the connection, the queues, guest memory and the device of one session; all of it goes when the
+front-end goes. What may be said when is `wire.vhost_user.session`; this is what is done about it.
 Source: the vhost-user specification, "Front-end message types" and "Starting and stopping rings".
 """
 
@@ -166,8 +166,8 @@ class FrontEndSession:
     def _start(self, index: int) -> None:
         """Starts a queue if it is ready.
 
-        A control queue that is told to start at 0 belongs to a driver that starts afresh. One that starts elsewhere
-        goes on after a pause of the VM, with everything that its driver has made.
+        A control queue that is told to start at 0 belongs to a driver that starts afresh. One that
+        starts elsewhere goes on after a pause of the VM, with everything that its driver has made.
         """
         queue, features = self._queue(index), self._session.features
         if not features & F_PROTOCOL_FEATURES:

@@ -1,7 +1,8 @@
 """The two queues of a GPU as handlers of chains: decode, execute, answer when it is time.
 
-Owns the order in which answers may be given: a fenced command is answered when everything before it on its timeline is
-done. Source: virtio 1.3, 5.7.6.7 VIRTIO_GPU_FLAG_FENCE and VIRTIO_GPU_FLAG_INFO_RING_IDX.
+Owns the order in which answers may be given: a fenced command is answered when everything before it
+on its timeline is done. Source: virtio 1.3, 5.7.6.7 VIRTIO_GPU_FLAG_FENCE and
+VIRTIO_GPU_FLAG_INFO_RING_IDX.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ INTERVAL = 5.0
 
 
 class RateLimit:
-    """A token bucket. Ask `allows` before each line; `suffix` says in the next how many were left out."""
+    """A token bucket. Ask `allows` before each line; `suffix` says in the next how many were left
+    out."""
 
     def __init__(self) -> None:
         self._tokens = float(BURST)

@@ -1,7 +1,9 @@
-"""Timelines: work that runs in order on each of them, side by side with the others, off the event loop.
+"""Timelines: work that runs in order on each of them, side by side with the others, off the event
+loop.
 
-A timeline is what virtio-gpu orders fences by: one for each (context, ring index), and one for all commands that name
-no ring (virtio 1.3, 5.7.6.7, VIRTIO_GPU_FLAG_INFO_RING_IDX). Owns the threads of one device; knows nothing of rings.
+A timeline is what virtio-gpu orders fences by: one for each (context, ring index), and one for all
+commands that name no ring (virtio 1.3, 5.7.6.7, VIRTIO_GPU_FLAG_INFO_RING_IDX). Owns the threads of
+one device; knows nothing of rings.
 """
 
 from __future__ import annotations
@@ -23,10 +25,12 @@ Timeline = tuple[ContextId, int] | None
 """A (context, ring index), or None for the device's own timeline."""
 
 THREADS = 2
-"""Per device, so that no guest can take another's. Two: a ring with short work need not wait for one with long."""
+"""Per device, so that no guest can take another's. Two: a ring with short work need not wait for
+one with long."""
 
 INLINE_COST = 64 << 10
-"""Bytes up to which work is done at once where its timeline is idle: moving them takes less than handing them over."""
+"""Bytes up to which work is done at once where its timeline is idle: moving them takes less than
+handing them over."""
 
 QUANTUM = 0.002
 """Seconds after which a timeline that goes on lets the others have its thread."""
@@ -41,7 +45,8 @@ class _Job:
     next_step: int = 0
 
     def run(self, halted: Callable[[], bool]) -> bool:
-        """Runs steps until all are done, time is up or a halt is asked for; True if all are done."""
+        """Runs steps until all are done, time is up or a halt is asked for; True if all are
+        done."""
         until = perf_counter() + QUANTUM
         steps = self.work.steps
         while self.next_step < len(steps):
@@ -73,7 +78,8 @@ def _run_now(job: _Job) -> GuestError | None:
 
 
 class Timelines:
-    """All timelines of one device (a `device.ports.Works`). Every method is for the event loop's thread only."""
+    """All timelines of one device (a `device.ports.Works`). Every method is for the event loop's
+    thread only."""
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.get_running_loop()
@@ -86,7 +92,8 @@ class Timelines:
         self._failure: asyncio.Future[None] = self._loop.create_future()
 
     def submit(self, key: Timeline, work: Work, done: Done) -> None:
-        """Queues work; `done` is called on the event loop when it and all before it on its timeline are done."""
+        """Queues work; `done` is called on the event loop when it and all before it on its timeline
+        are done."""
         line = self._lines.get(key)
         job = _Job(work, done)
         if line is None and work.cost <= INLINE_COST and not self._halted:
@@ -99,7 +106,8 @@ class Timelines:
         self._start(key, line)
 
     def after(self, key: Timeline, done: Done) -> None:
-        """Calls `done` once everything that is on the timeline now is done: at once if that is nothing."""
+        """Calls `done` once everything that is on the timeline now is done: at once if that is
+        nothing."""
         if key in self._lines:
             self.submit(key, _NOTHING, done)
         else:
@@ -116,7 +124,8 @@ class Timelines:
             await self._changed.wait()
 
     async def aside(self, copy: Callable[[], None]) -> None:
-        """Runs a long copy on one of the threads; once begun it is waited for, even by a caller that is cancelled."""
+        """Runs a long copy on one of the threads; once begun it is waited for, even by a caller
+        that is cancelled."""
         running = asyncio.ensure_future(self._loop.run_in_executor(self._threads, copy))
         try:
             await asyncio.shield(running)
@@ -138,7 +147,8 @@ class Timelines:
             self._start(key, line)
 
     def drop(self) -> None:
-        """Forgets all work that has not been done; `pause` comes first. Its `done` is never called."""
+        """Forgets all work that has not been done; `pause` comes first. Its `done` is never
+        called."""
         assert not self._running
         self._lines.clear()
         self._touched.clear()
@@ -150,7 +160,8 @@ class Timelines:
         await self._failure
 
     def close(self) -> None:
-        """Ends the threads; a step that is running is finished behind our back, on memory that it keeps alive."""
+        """Ends the threads; a step that is running is finished behind our back, on memory that it
+        keeps alive."""
         self._halted = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._failure.cancel()
@@ -164,7 +175,8 @@ class Timelines:
         future.add_done_callback(partial(self._report, key, line))
 
     def _report(self, key: Timeline, line: _Line, ran: Future[bool]) -> None:
-        # On the thread. The loop may be gone: a step that was running when the daemon stopped has nobody to tell.
+        # On the thread. The loop may be gone: a step that was running when the daemon stopped has
+        # nobody to tell.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._ran, key, line, ran)
 

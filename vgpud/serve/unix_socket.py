@@ -1,4 +1,5 @@
-"""Listening unix sockets in the filesystem: made with the right mode, in place of dead ones only."""
+"""Listening unix sockets in the filesystem: made with the right mode, in place of dead ones
+only."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ SOCKET_MODE = 0o660
 def listen(path: Path) -> socket.socket:
     """Opens a listening unix stream socket at `path`; a dead one in its place is replaced.
 
-    Raises `ConfigError` for a path that can't be one, or that somebody else listens on, and `HostError` for the rest.
+    Raises `ConfigError` for a path that can't be one, or that somebody else listens on, and
+    `HostError` for the rest.
     """
     sock = socket.socket(
         socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
@@ -45,7 +47,8 @@ def listen(path: Path) -> socket.socket:
 
 
 def remove_stale(path: Path, kind: int) -> None:
-    """Removes a socket that nobody serves any more; raises `ConfigError` if somebody does, or it is no socket."""
+    """Removes a socket that nobody serves any more; raises `ConfigError` if somebody does, or it is
+    no socket."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:

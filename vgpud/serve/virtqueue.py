@@ -1,7 +1,8 @@
-"""One virtqueue of a session: from SET_VRING_* to a task that drains the ring whenever the driver kicks.
+"""One virtqueue of a session: from SET_VRING_* to a task that drains the ring whenever the driver
+kicks.
 
-Owns the ring's descriptors (kick, call, err) and its task. What is in a chain is the handler's business.
-Source: the vhost-user specification, "Starting and stopping rings", and virtio 1.3, 2.7.
+Owns the ring's descriptors (kick, call, err) and its task. What is in a chain is the handler's
+business. Source: the vhost-user specification, "Starting and stopping rings", and virtio 1.3, 2.7.
 """
 
 from __future__ import annotations
@@ -22,17 +23,20 @@ from vgpud.wire.ring import Chain, RingViews, SplitRing
 log = logging.getLogger(__name__)
 
 Handler = Callable[[Chain, bytes], Coroutine[Any, Any, None] | None]
-"""Called with a chain and its readable bytes. It answers now or later by `VirtQueue.complete`; a coroutine that it
-returns is waited for before the next chain is taken, and is cancelled when the ring stops."""
+"""Called with a chain and its readable bytes. It answers now or later by `VirtQueue.complete`; a
+coroutine that it returns is waited for before the next chain is taken, and is cancelled when the
+ring stops."""
 
 REQUEST_LIMIT = 8 << 20
-"""Bytes of one request. The largest a driver makes is a list of backing pages: 8 MiB list 2 GiB of them singly."""
+"""Bytes of one request. The largest a driver makes is a list of backing pages: 8 MiB list 2 GiB of
+them singly."""
 
 BATCH = 64
 """Chains after which other tasks get their turn."""
 
 POLL_INTERVAL = 0.001
-"""Seconds between looks at a ring whose front-end gave no kick descriptor (VHOST_USER_VRING_NOFD_MASK)."""
+"""Seconds between looks at a ring whose front-end gave no kick descriptor
+(VHOST_USER_VRING_NOFD_MASK)."""
 
 
 @dataclass(slots=True)
@@ -52,7 +56,8 @@ class RingSetup:
 
 
 class VirtQueue:
-    """A queue by its `index`; `memory` is the session's, which may be replaced while the ring runs."""
+    """A queue by its `index`; `memory` is the session's, which may be replaced while the ring
+    runs."""
 
     def __init__(
         self, name: str, memory: GuestMemory, handler: Handler, tasks: asyncio.TaskGroup
@@ -102,9 +107,11 @@ class VirtQueue:
         log.debug("queue started queue=%s base=%d num=%d", self._name, setup.base, setup.num)
 
     async def stop(self) -> int:
-        """Stops the ring; returns the index of the first available entry that has not been taken up.
+        """Stops the ring; returns the index of the first available entry that has not been taken
+        up.
 
-        What a handler has yet to answer is kept: `complete` holds it back until the ring is started again.
+        What a handler has yet to answer is kept: `complete` holds it back until the ring is started
+        again.
         """
         if self._ring is None:
             return self.setup.base
@@ -124,7 +131,8 @@ class VirtQueue:
             self._break(error)
 
     def complete(self, chain: Chain, response: bytes) -> None:
-        """Writes a response into its chain, as much as there is room for, and hands the chain back to the driver."""
+        """Writes a response into its chain, as much as there is room for, and hands the chain back
+        to the driver."""
         ring = self._ring
         if ring is None:
             self.setup.finished.append((chain, response))
@@ -149,7 +157,8 @@ class VirtQueue:
             eventfd.signal(self.setup.call)
 
     def set_kick(self, kick: Fd | None) -> None:
-        """Takes the descriptor that the driver's kicks come through; None means that the ring is to be polled."""
+        """Takes the descriptor that the driver's kicks come through; None means that the ring is to
+        be polled."""
         old = self.setup.kick
         if old is not None:
             self._loop.remove_reader(old.fileno())
@@ -172,7 +181,8 @@ class VirtQueue:
         self.setup.err = err
 
     def set_address(self, address: RingAddress) -> None:
-        """Takes the ring's place; one that runs goes on there (that is how logging is turned on and off)."""
+        """Takes the ring's place; one that runs goes on there (that is how logging is turned on and
+        off)."""
         self.setup.address = address
         if self._ring is not None:
             self._ring.log_used = self._log_used()
@@ -183,7 +193,8 @@ class VirtQueue:
         self.setup.finished.clear()
 
     def close(self) -> None:
-        """Closes everything; the task has ended by then, or is about to be cancelled with its group."""
+        """Closes everything; the task has ended by then, or is about to be cancelled with its
+        group."""
         self._close()
         for fd in (self.setup.kick, self.setup.call, self.setup.err):
             if fd is not None:
@@ -265,7 +276,8 @@ class VirtQueue:
                 return
 
     def _take_batch(self, ring: SplitRing) -> tuple[Coroutine[Any, Any, None] | None, bool]:
-        """Handles chains until one has to be waited for, `BATCH` is full, or none is left (then True)."""
+        """Handles chains until one has to be waited for, `BATCH` is full, or none is left (then
+        True)."""
         self._draining = True
         try:
             for _ in range(BATCH):

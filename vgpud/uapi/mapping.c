@@ -46,7 +46,7 @@ static struct block first_block;
 static _Atomic(struct block *) blocks = &first_block;
 static pthread_mutex_t writers = PTHREAD_MUTEX_INITIALIZER;
 static _Atomic(struct sigaction *) former;
-static atomic_int passing_on;
+static _Atomic(uintptr_t) passed_on = 1; /* the last address; 1 is none */
 
 /* Whether the address is in a mapping of ours, which then is whole again. */
 static bool replace_lost_pages(uintptr_t fault)
@@ -81,31 +81,32 @@ static bool replace_lost_pages(uintptr_t fault)
 }
 
 /*
- * Not ours: the former handler's. One that gives the signal back to us (faulthandler does, if it was installed after us and we
- * displaced it again) would go round in circles: the second time, the default action ends the process, which is what an
- * access to lost memory deserves.
+ * Not ours: the former handler's. It may help in its own way and return. But it may also return without having helped, or give
+ * the signal back to us (Python's faulthandler, if it was installed after us and we after it again), and the access would
+ * fault for ever: the second time at the same address, the default action ends the process, which is what an access to memory
+ * that is gone deserves.
  */
 static void pass_on(int number, siginfo_t *info, void *context)
 {
     const struct sigaction *action = atomic_load(&former);
+    bool raised = info->si_code <= 0; /* sent by someone: it does not come again by itself */
     bool handled = false;
 
-    if (action != NULL && atomic_exchange(&passing_on, 1) == 0) {
-        if (action->sa_flags & SA_SIGINFO) {
-            action->sa_sigaction(number, info, context);
-            handled = true;
-        } else if (action->sa_handler != SIG_DFL && action->sa_handler != SIG_IGN) {
-            action->sa_handler(number);
-            handled = true;
-        }
-        atomic_store(&passing_on, 0);
+    if (!raised && atomic_exchange(&passed_on, (uintptr_t)info->si_addr) == (uintptr_t)info->si_addr)
+        action = NULL;
+    if (action != NULL && action->sa_flags & SA_SIGINFO) {
+        action->sa_sigaction(number, info, context);
+        handled = true;
+    } else if (action != NULL && action->sa_handler != SIG_DFL && action->sa_handler != SIG_IGN) {
+        action->sa_handler(number);
+        handled = true;
     }
     if (!handled) {
         struct sigaction end = {0};
 
         end.sa_handler = SIG_DFL;
         sigaction(number, &end, NULL);
-        if (info->si_code <= 0) /* sent by someone: it does not come again by itself */
+        if (raised)
             raise(number);
     }
 }

@@ -245,7 +245,7 @@ _U64 = Struct("=Q")
 
 
 def encode(request: Request) -> bytes:
-    """Encode a request; of an Update, all but the pixels. ValueError if a cursor's size is wrong."""
+    """Encode a request, of an Update all but the pixels; ValueError if a cursor's size is wrong."""
     if isinstance(request, CursorUpdate) and len(request.data) != CURSOR_BYTES:
         raise ValueError(f"a cursor of {len(request.data)} bytes, not {CURSOR_BYTES}")
     request_id, layout = _BY_CLASS[type(request)]

@@ -1,9 +1,11 @@
 """The split virtqueue: descriptor chains out, used elements in.
 
-Owns the ring's arithmetic and every check on what a driver wrote there. It sees memory only as numpy views and as
-the `Index` and `Memory` that it is given, so it must not import the modules that map memory or load natively.
+Owns the ring's arithmetic and every check on what a driver wrote there. It sees memory only as
+numpy views and as the `Index` and `Memory` that it is given, so it must not import the modules that
+map memory or load natively.
 
-Source: virtio 1.3, 2.7 "Split Virtqueues" (2.7.5.3 indirect descriptors, 2.7.7 and 2.7.8 notification suppression).
+Source: virtio 1.3, 2.7 "Split Virtqueues" (2.7.5.3 indirect descriptors, 2.7.7 and 2.7.8
+notification suppression).
 """
 
 from __future__ import annotations
@@ -33,8 +35,9 @@ F_EVENT_IDX = 1 << 29
 
 MAX_QUEUE_SIZE = 32768  # 2.7: "The maximum Queue Size value is 32768"
 MAX_INDIRECT = MAX_QUEUE_SIZE
-"""Descriptors in an indirect table. Linux makes tables longer than the queue (a large ATTACH_BACKING has one entry for
-each page of its list), so the queue's own size is not the limit that 2.7.5.3.1 asks drivers to keep to."""
+"""Descriptors in an indirect table. Linux makes tables longer than the queue (a large
+ATTACH_BACKING has one entry for each page of its list), so the queue's own size is not the limit
+that 2.7.5.3.1 asks drivers to keep to."""
 
 
 class Index(Protocol):
@@ -51,15 +54,17 @@ class Memory(Protocol):
     """Guest-physical memory, as far as a ring needs it."""
 
     def read(self, gpa: int, length: int) -> bytes:
-        """Copies `length` bytes out; raises `GuestAddressError` where the range is not guest memory."""
+        """Copies `length` bytes out; raises `GuestAddressError` where the range is not guest
+        memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class RingViews:
     """Where one virtqueue lies in mapped memory.
 
-    Shapes: `descriptors` (num,) of `DESC`; `available` (num,) of <u2, the avail.ring array; `used` (num,) of
-    `USED_ELEM`, the used.ring array. `used_event` and `avail_event` are the two words that VIRTIO_F_EVENT_IDX adds.
+    Shapes: `descriptors` (num,) of `DESC`; `available` (num,) of <u2, the avail.ring array; `used`
+    (num,) of `USED_ELEM`, the used.ring array. `used_event` and `avail_event` are the two words
+    that VIRTIO_F_EVENT_IDX adds.
     """
 
     descriptors: NDArray[np.void]
@@ -76,7 +81,8 @@ class RingViews:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A descriptor chain: (guest-physical address, bytes) of the buffers to read, then of those to write."""
+    """A descriptor chain: (guest-physical address, bytes) of the buffers to read, then of those to
+    write."""
 
     head: int
     readable: tuple[tuple[int, int], ...]
@@ -86,8 +92,9 @@ class Chain:
 class SplitRing:
     """The device's side of one split virtqueue.
 
-    `features` are the driver's, as acknowledged: EVENT_IDX and INDIRECT_DESC take effect only then. `log_used` is
-    called with (byte offset in the used ring, bytes) after each store there, for a front-end that tracks dirty pages.
+    `features` are the driver's, as acknowledged: EVENT_IDX and INDIRECT_DESC take effect only then.
+    `log_used` is called with (byte offset in the used ring, bytes) after each store there, for a
+    front-end that tracks dirty pages.
     """
 
     def __init__(
@@ -106,13 +113,15 @@ class SplitRing:
         self._indirect = bool(features & F_INDIRECT_DESC)
         self.log_used = log_used
         self._next_avail = base & 0xFFFF
-        # On a fresh ring this is 0; on one that is taken up again, what the device had published before.
+        # On a fresh ring this is 0; on one that is taken up again, what the device had published
+        # before.
         self._next_used = views.used_idx.load()
         self._signalled_used = self._next_used
 
     @property
     def next_avail(self) -> int:
-        """The index of the next available entry: what GET_VRING_BASE answers and SET_VRING_BASE sets."""
+        """The index of the next available entry: what GET_VRING_BASE answers and SET_VRING_BASE
+        sets."""
         return self._next_avail
 
     def move(self, views: RingViews) -> None:
@@ -122,22 +131,22 @@ class SplitRing:
     def pop(self) -> Chain | None:
         """Takes the next available chain, or None if the driver has made no more available.
 
-        Raises `RingError` where the ring is malformed. The chain is checked whole and copied before it is returned.
+        Raises `RingError` where the ring is malformed. The chain is checked whole and copied before
+        it is returned.
         """
         waiting = (self._views.avail_idx.load() - self._next_avail) & 0xFFFF
         if waiting == 0:
             return None
         if waiting > self._num:
-            raise RingError(
-                f"avail.idx is {waiting} entries ahead of {self._next_avail} in a queue of {self._num}"
-            )
+            raise RingError(f"avail.idx is {waiting} entries ahead, in a queue of {self._num}")
         head = int(self._views.available[self._next_avail % self._num])
         chain = self._walk(head)
         self._next_avail = (self._next_avail + 1) & 0xFFFF
         return chain
 
     def put_back(self) -> None:
-        """Gives back the chain popped last: a device that stops before it is done leaves it for the next start."""
+        """Gives back the chain popped last: a device that stops before it is done leaves it for the
+        next start."""
         self._next_avail = (self._next_avail - 1) & 0xFFFF
 
     def push(self, head: int, written: int) -> None:
@@ -151,12 +160,14 @@ class SplitRing:
             self.log_used(2, 2)
 
     def should_notify(self) -> bool:
-        """Tells whether the driver wants an interrupt for what has been pushed since this was last asked."""
+        """Tells whether the driver wants an interrupt for what has been pushed since this was last
+        asked."""
         old, new = self._signalled_used, self._next_used
         if old == new:
             return False
         self._signalled_used = new
-        # The used index must be visible before the driver's wish is read, or both sides could wait for each other.
+        # The used index must be visible before the driver's wish is read, or both sides could wait
+        # for each other.
         self._views.fence()
         if not self._event_idx:
             return not self._views.avail_flags.load() & AVAIL_F_NO_INTERRUPT
@@ -164,12 +175,14 @@ class SplitRing:
         return (new - event - 1) & 0xFFFF < (new - old) & 0xFFFF
 
     def disable_kicks(self) -> None:
-        """Asks the driver not to kick while the ring is being drained; a kick may come all the same."""
+        """Asks the driver not to kick while the ring is being drained; a kick may come all the
+        same."""
         if not self._event_idx:  # with EVENT_IDX, an avail_event that stays behind says it
             self._set_used_flags(USED_F_NO_NOTIFY)
 
     def enable_kicks(self) -> bool:
-        """Asks for kicks again; True if chains came meanwhile, so that they must be popped before waiting."""
+        """Asks for kicks again; True if chains came meanwhile, so that they must be popped before
+        waiting."""
         if self._event_idx:
             self._views.avail_event.store(self._next_avail)
             if self.log_used is not None:

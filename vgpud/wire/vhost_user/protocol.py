@@ -138,14 +138,20 @@ F_LOG_ALL: Final = 1 << 26
 F_PROTOCOL_FEATURES: Final = 1 << 30
 """VHOST_USER_F_PROTOCOL_FEATURES: protocol features can be asked for."""
 
+F_NOTIFY_ON_EMPTY: Final = 1 << 24
+F_ANY_LAYOUT: Final = 1 << 27
+F_RING_INDIRECT_DESC: Final = 1 << 28
 F_RING_EVENT_IDX: Final = 1 << 29
 F_RING_RESET: Final = 1 << 40
 
-F_FRONT_END_RING: Final = F_RING_EVENT_IDX | F_RING_RESET
-"""Ring features that QEMU lets the guest have whether the back-end offered them or not.
+F_FRONT_END_RING: Final = (
+    F_NOTIFY_ON_EMPTY | F_ANY_LAYOUT | F_RING_INDIRECT_DESC | F_RING_EVENT_IDX | F_RING_RESET
+)
+"""Ring features that QEMU offers the guest of its own accord, whatever the back-end offered.
 
-It offers them itself and acknowledges what the guest took, so SET_FEATURES may have them. Every
-other bit that was not offered is an error: the guest and we would read the rings differently.
+It acknowledges what the guest took, so that SET_FEATURES may have them, and a back-end has to obey
+INDIRECT_DESC and EVENT_IDX; the others ask nothing of it once VERSION_1 is in use. Any other bit
+that was not offered is an error: the guest and we would read the rings differently.
 """
 
 VRING_F_LOG: Final = 1 << 0

@@ -295,18 +295,23 @@ class BackendSession:
         match message:
             case SetFeatures(features):
                 if unoffered := features & ~(self._offered_features | F_FRONT_END_RING):
-                    raise PeerError(f"SET_FEATURES (2) has {unoffered:#x}, which was not offered")
+                    raise PeerError(
+                        f"{named(FrontendRequest.SET_FEATURES)} has {unoffered:#x}, "
+                        "which was not offered"
+                    )
                 self._features = features
             case SetProtocolFeatures(protocol_features):
                 if other := _beyond(protocol_features, self._offered_protocol_features):
                     raise PeerError(
-                        f"SET_PROTOCOL_FEATURES (16) has {int(other):#x}, which was not offered"
+                        f"{named(FrontendRequest.SET_PROTOCOL_FEATURES)} has {int(other):#x}, "
+                        "which was not offered"
                     )
                 self._protocol_features = protocol_features
             case SetVringEnable() if not self._features & F_PROTOCOL_FEATURES:
                 # Without that bit a ring runs from the start, and there is nothing to enable.
                 raise PeerError(
-                    "SET_VRING_ENABLE (18) needs VHOST_USER_F_PROTOCOL_FEATURES, "
+                    f"{named(FrontendRequest.SET_VRING_ENABLE)} needs "
+                    "VHOST_USER_F_PROTOCOL_FEATURES, "
                     f"which SET_FEATURES did not have ({self._features:#x})"
                 )
             case _:
