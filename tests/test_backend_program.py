@@ -16,11 +16,14 @@ from pathlib import Path
 
 import pytest
 
+from vgpud import backend_program
+
 ROOT = Path(__file__).parents[1]
 PATIENCE = 20.0
 """Seconds that a process may take to start or end on a busy machine."""
 
 Start = Callable[..., subprocess.Popen[str]]
+Run = Callable[..., tuple[int | str | None, str, str]]
 COMMAND = [sys.executable, "-m", "vgpud.backend_program"]
 
 
@@ -29,7 +32,7 @@ def start() -> Iterator[Start]:
     """Starts the program with some descriptors inherited; none outlives the test."""
     started: list[subprocess.Popen[str]] = []
 
-    def run(*arguments: str | Path, fds: tuple[int, ...] = ()) -> subprocess.Popen[str]:
+    def launch(*arguments: str | Path, fds: tuple[int, ...] = ()) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [*COMMAND, *arguments],
             cwd=ROOT,
@@ -42,24 +45,24 @@ def start() -> Iterator[Start]:
         started.append(process)
         return process
 
-    yield run
+    yield launch
     for process in started:
         process.kill()
         process.communicate()
 
 
-def run(*arguments: str | Path, fds: tuple[int, ...] = ()) -> tuple[int, str, str]:
-    """The exit status, stdout and stderr."""
-    done = subprocess.run(
-        [*COMMAND, *arguments],
-        cwd=ROOT,
-        pass_fds=fds,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    return done.returncode, done.stdout, done.stderr
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the program, in this process as it serves nothing: status, stdout, stderr."""
+
+    def call(*arguments: str | Path) -> tuple[int | str | None, str, str]:
+        try:
+            status: int | str | None = backend_program.main([str(word) for word in arguments])
+        except SystemExit as end:
+            status = end.code
+        return status, *capsys.readouterr()
+
+    return call
 
 
 def features(front_end: socket.socket) -> int:
@@ -89,9 +92,16 @@ def connect(path: Path) -> socket.socket:
 
 
 @pytest.mark.parametrize("more", [[], ["--virgl"], ["--nonsense", "x", "--fd"]])
-def test_capabilities_and_nothing_else(more: list[str]) -> None:
+def test_capabilities_and_nothing_else(run: Run, more: list[str]) -> None:
     status, output, errors = run("--print-capabilities", *more)
     assert (status, errors) == (0, "")
+    assert json.loads(output) == {"type": "gpu", "features": []}
+
+
+def test_capabilities_of_the_process_itself(start: Start) -> None:
+    process = start("--print-capabilities")
+    output, errors = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, errors) == (0, "")
     assert json.loads(output) == {"type": "gpu", "features": []}
 
 
@@ -99,7 +109,7 @@ def test_capabilities_and_nothing_else(more: list[str]) -> None:
     ("option", "arguments"), [("--virgl", []), ("--render-node", ["/dev/dri/renderD128"])]
 )
 def test_what_is_not_available_is_refused(
-    option: str, arguments: list[str], tmp_path: Path
+    run: Run, option: str, arguments: list[str], tmp_path: Path
 ) -> None:
     path = tmp_path / "s"
     status, output, errors = run("--socket-path", path, option, *arguments)
@@ -119,32 +129,45 @@ def test_what_is_not_available_is_refused(
         ["--socket-path", "/tmp/s", "more"],
     ],
 )
-def test_bad_usage(arguments: list[str]) -> None:
+def test_bad_usage(run: Run, arguments: list[str]) -> None:
     status, output, errors = run(*arguments)
     assert (status, output) == (2, "")
     assert errors.startswith("usage: vhost-user-vgpu")
 
 
 @pytest.mark.parametrize("number", ["-1", "999", "99999999999999999999"])
-def test_a_descriptor_that_is_not_there(number: str) -> None:
+def test_a_descriptor_that_is_not_there(run: Run, number: str) -> None:
     status, _, errors = run(f"--fd={number}")
     assert status == 2
     assert errors.startswith(f"vhost-user-vgpu: --fd {number}: not a socket")
 
 
-def test_a_descriptor_that_is_no_connected_unix_stream_socket(tmp_path: Path) -> None:
+def test_a_descriptor_that_is_no_socket(run: Run, tmp_path: Path) -> None:
     with (tmp_path / "file").open("w") as file:
-        status, _, errors = run(f"--fd={file.fileno()}", fds=(file.fileno(),))
+        status, _, errors = run(f"--fd={file.fileno()}")
     assert (status, "not a socket" in errors) == (2, True)
-    kinds = [(socket.AF_UNIX, socket.SOCK_DGRAM), (socket.AF_INET, socket.SOCK_STREAM)]
-    for family, kind in kinds:
-        with socket.socket(family, kind) as sock:
-            status, _, errors = run(f"--fd={sock.fileno()}", fds=(sock.fileno(),))
-        assert (status, "not a unix stream socket" in errors) == (2, True)
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.bind(str(tmp_path / "s"))
-        sock.listen()
-        status, _, errors = run(f"--fd={sock.fileno()}", fds=(sock.fileno(),))
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        (socket.AF_UNIX, socket.SOCK_DGRAM),
+        (socket.AF_UNIX, socket.SOCK_SEQPACKET),
+        (socket.AF_INET, socket.SOCK_STREAM),
+    ],
+)
+def test_a_socket_of_another_kind(
+    run: Run, family: socket.AddressFamily, kind: socket.SocketKind
+) -> None:
+    status, _, errors = run(f"--fd={socket.socket(family, kind).detach()}")
+    assert (status, "not a unix stream socket" in errors) == (2, True)
+
+
+def test_a_socket_that_listens(run: Run, tmp_path: Path) -> None:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(str(tmp_path / "s"))
+    sock.listen()
+    status, _, errors = run(f"--fd={sock.detach()}")
     assert (status, "not connected" in errors) == (2, True)
 
 
@@ -205,6 +228,10 @@ def test_the_first_device_of_a_file_is_served(start: Start, tmp_path: Path) -> N
     config.write_text('[[device]]\nname = "a"\nsocket = "elsewhere"\n[[device]]\nname = "b"')
     start("--config", config, "--socket-path", tmp_path / "s")
     connect(tmp_path / "s").close()
+
+
+def test_a_bad_file(run: Run, tmp_path: Path) -> None:
+    config = tmp_path / "c.toml"
     config.write_text("[[device]]")
     status, _, errors = run("--config", config, "--socket-path", tmp_path / "t")
     assert (status, errors) == (2, f"vhost-user-vgpu: {config}: [[device]] 1: name is missing\n")

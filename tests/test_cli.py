@@ -18,6 +18,7 @@ from typing import IO, Any
 import pytest
 
 from vgpud import __version__, cli, qemu_lines
+from vgpud.client import Client
 from vgpud.config import Config, default_toml
 
 ROOT = Path(__file__).parents[1]
@@ -100,9 +101,10 @@ def until(true: Callable[[], bool]) -> None:
 
 def info(config: Path) -> Any:
     """What a running daemon says of itself."""
-    status, output, errors = run("ctl", "--config", config, "daemon.info")
-    assert (status, errors) == (0, "")
-    return json.loads(output)
+    path = Config.load(config).control_path
+    assert path is not None
+    with Client(path) as client:
+        return client.call("daemon.info")
 
 
 def test_serve_announces_what_it_serves(start: Start, config: Path, tmp_path: Path) -> None:
@@ -117,7 +119,9 @@ def test_serve_announces_what_it_serves(start: Start, config: Path, tmp_path: Pa
         assert qemu_lines.display(path) in text
         with socket.socket(socket.AF_UNIX) as front_end:
             front_end.connect(str(path))
-    found = info(config)
+    status, output, errors = run("ctl", "--config", config, "daemon.info")
+    assert (status, errors) == (0, "")
+    found = json.loads(output)
     assert (found["version"], found["pid"]) == (__version__, process.pid)
     assert 0 <= found["uptime_s"] < PATIENCE
     assert [(device["name"], device["socket"]) for device in found["devices"]] == [
@@ -207,12 +211,15 @@ def test_it_serves_on_when_nobody_reads_its_stdout(
     assert process.wait(PATIENCE) == 0
 
 
-def test_a_bad_configuration_is_named_in_full(tmp_path: Path) -> None:
+def test_a_bad_configuration_is_named_in_full(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "bad.toml"
     path.write_text('[[device]]\nname = "a"\nwindow = 5\noutputs = ["x"]\n')
-    for verb in (["serve", "--config", path], ["config", "check", path]):
-        status, output, errors = run(*verb)
-        assert (status, output) == (2, "")
+    for verb in (["serve", "--config"], ["config", "check"]):
+        assert cli.main([*verb, str(path)]) == 2
+        output, errors = capsys.readouterr()
+        assert output == ""
         first, second = errors.splitlines()
         assert first.startswith(f"vgpud: {path}: [[device]] 1: window = 5: ")
         assert second.startswith(f'vgpud: {path}: [[device]] 1: outputs.0 = "x": ')
@@ -265,13 +272,16 @@ def test_ctl_without_a_daemon(config: Path, capsys: pytest.CaptureFixture[str]) 
     assert "no control socket" in capsys.readouterr().err
 
 
-def test_ctl_says_what_the_daemon_refused(start: Start, config: Path, tmp_path: Path) -> None:
+def test_ctl_says_what_the_daemon_refused(
+    start: Start, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     announced(start("serve", "--config", config))
     control = tmp_path / "run" / "control.sock"
-    status, output, errors = run("ctl", "--socket", control, "daemon.sing")
-    assert (status, output, errors) == (1, "", "vgpud: no method 'daemon.sing'\n")
-    status, _, errors = run("ctl", "--socket", control, "daemon.info", '{"loud": true}')
-    assert (status, errors) == (1, "vgpud: daemon.info takes no parameters\n")
+    ctl = ["ctl", "--socket", str(control)]
+    assert cli.main([*ctl, "daemon.sing"]) == 1
+    assert capsys.readouterr() == ("", "vgpud: no method 'daemon.sing'\n")
+    assert cli.main([*ctl, "daemon.info", '{"loud": true}']) == 1
+    assert capsys.readouterr() == ("", "vgpud: daemon.info takes no parameters\n")
 
 
 def test_the_service_runs_a_command_that_exists() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from hypothesis import strategies as st
@@ -59,7 +60,7 @@ class Rect:
 def disjoint_buffers(draw: Callable[..., object], size: int = SIZE) -> Buffer:
     """Pieces in any order and at any alignment, none of them twice."""
     cuts = sorted(draw(st.sets(st.integers(0, size), min_size=2, max_size=12)))  # type: ignore[call-overload]
-    pieces = [(start, end - start) for start, end in zip(cuts, cuts[1:], strict=False)]
+    pieces = [(start, end - start) for start, end in pairwise(cuts)]
     used = draw(st.permutations(pieces))
     count = draw(st.integers(1, len(pieces)))
     return Buffer(tuple(used[:count]))  # type: ignore[index]

@@ -134,8 +134,9 @@ def test_the_facade_uses_every_function_there_is() -> None:
 def test_the_compiler_has_nothing_to_say(name: str) -> None:
     compiler = shutil.which("cc") or shutil.which("gcc")
     assert compiler is not None, "no C compiler, without which vgpud can't have been built"
-    checks = ["-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Wstrict-prototypes", "-Werror"]
-    command = [compiler, "-std=gnu11", "-O2", *checks, "-c", "-o", "/dev/null", SOURCES / name]
+    checks = ["all", "extra", "pedantic", "shadow", "conversion", "strict-prototypes", "error"]
+    options = ["-std=gnu11", "-O2", *(f"-W{check}" for check in checks), "-o", "/dev/null"]
+    command = [compiler, *options, "-c", SOURCES / name]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

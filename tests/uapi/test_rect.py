@@ -1,4 +1,4 @@
-"""Gather, scatter, copy, fill and flush against plain numpy, at every alignment and on every path."""
+"""Gather, scatter, copy, fill, flush: against plain numpy, at every alignment, on every path."""
 
 from __future__ import annotations
 
@@ -184,7 +184,8 @@ def test_the_native_side_checks_bounds_itself(
 ) -> None:
     arena = random_bytes(SIZE)
     spans = SpanList(Buffer(((100, 60), (10, 40))).spans(arena))
-    other = SpanList(Buffer(((0, 4096),)).spans(random_bytes(SIZE, 2)))
+    other_arena = random_bytes(SIZE, 2)
+    other = SpanList(Buffer(((0, SIZE),)).spans(other_arena))
     frame = random_bytes(rows * row_bytes, 3).reshape(rows, row_bytes)
     size = {"row_bytes": row_bytes, "rows": rows}
     calls: list[Callable[[], None]] = [
@@ -199,6 +200,7 @@ def test_the_native_side_checks_bounds_itself(
         with pytest.raises((ValueError, OverflowError)):
             call()
     assert np.array_equal(arena, random_bytes(SIZE))
+    assert np.array_equal(other_arena, random_bytes(SIZE, 2))
     assert np.array_equal(frame.ravel(), random_bytes(rows * row_bytes, 3))
 
 
@@ -233,7 +235,8 @@ def test_span_lists_are_copies_without_empty_spans() -> None:
 
 
 def test_arrays_that_can_not_be_rows() -> None:
-    spans = SpanList(Buffer(((0, 100),)).spans(random_bytes(SIZE)))
+    arena = random_bytes(SIZE)
+    spans = SpanList(Buffer(((0, 100),)).spans(arena))
     frozen = np.zeros((2, 10), np.uint8)
     frozen.flags.writeable = False
     for bad in (frozen, np.zeros(10, np.uint8), np.zeros((4, 20), np.uint8)[:, ::2]):

@@ -51,6 +51,16 @@ def test_parts_of_pictures(pixel_format: Format) -> None:
 
 
 @every
+def test_pixels_in_any_order_of_memory(pixel_format: Format) -> None:
+    planes = np.arange(4 * 3 * 5, dtype=np.uint8).reshape(4, 3, 5)
+    columns = picture().transpose(1, 0, 2)
+    for pixels in (planes.transpose(1, 2, 0), columns):
+        result = to_xrgb(pixels, pixel_format)
+        assert np.array_equal(result, to_xrgb(pixels.copy(order="C"), pixel_format))
+        assert result is pixels or result.flags.c_contiguous
+
+
+@every
 def test_unaligned_pixels(pixel_format: Format) -> None:
     raw = np.arange(41, dtype=np.uint8)
     pixels = raw[1:].reshape(2, 5, 4)

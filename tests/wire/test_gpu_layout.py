@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from dataclasses import astuple, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,24 +59,24 @@ SIZES = {
 }
 
 
-def values(command: Command) -> list[int | bytes]:
-    """The fields of a command, one after the other, and then the count of what follows."""
-    flat: list[int | bytes] = []
+def values(command: Command) -> list[tuple[str, int | bytes]]:
+    """The fields of a command with their names, then the count of what follows, flattened."""
+    flat: list[tuple[str, int | bytes]] = []
     for field in fields(command):
         value = getattr(command, field.name)
         match value:
             case Rect() | Box():
-                flat += astuple(value)
+                flat += [(part.name, getattr(value, part.name)) for part in fields(value)]
             case tuple():
-                flat += value
+                flat += [(f"{field.name}[{index}]", part) for index, part in enumerate(value)]
             case np.ndarray():
-                flat.append(len(value))
-            case bytes() if not isinstance(command, CtxCreate):
-                flat.append(len(value))
-            case int() | bytes():
-                flat.append(value)
-    if isinstance(command, CtxCreate):
-        flat.append(len(command.debug_name))
+                flat.append(("nr_entries", len(value)))
+            case bytes() if isinstance(command, CtxCreate):
+                flat += [(field.name, value), ("nlen", len(value))]
+            case bytes():
+                flat.append(("size", len(value)))
+            case int():
+                flat.append((field.name, value))
     return flat
 
 
@@ -95,7 +95,7 @@ def program() -> str:
         lines.append(f"{hdr_at}type = {hdr.type}u; {hdr_at}flags = {hdr.flags}u;")
         lines.append(f"{hdr_at}fence_id = {hdr.fence_id}ull; {hdr_at}ctx_id = {hdr.ctx_id}u;")
         lines.append(f"{hdr_at}ring_idx = {hdr.ring_idx}u;")
-        for name, value in zip(names.split(), values(command), strict=True):
+        for name, (_, value) in zip(names.split(), values(command), strict=True):
             if isinstance(value, bytes):
                 lines.append(f'memcpy(s.{name}, "{value.decode()}", {len(value)});')
             else:
@@ -150,6 +150,17 @@ def test_a_command_is_the_kernels_struct(command: Command, kernel: dict[str, str
     encoded = encode(command)
     without_tail = encoded[: len(encoded) - TAILS.get(type(command), 0)]
     assert without_tail.hex() == kernel[type(command).__name__]
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [(command, names) for command, _, names in COMMANDS],
+    ids=lambda value: type(value).__name__,
+)
+def test_fields_bear_the_kernels_names(command: Command, names: str) -> None:
+    assert [name.rpartition(".")[2] for name in names.split()] == [
+        name for name, _ in values(command)
+    ]
 
 
 @pytest.mark.parametrize("struct_name", sorted(SIZES))

@@ -15,6 +15,7 @@ from vgpud.wire.vhost_user import messages as m
 from vgpud.wire.vhost_user.protocol import (
     F_LOG_ALL,
     F_PROTOCOL_FEATURES,
+    HEADER,
     MAX_FDS,
     REQUIRES,
     FrontendRequest,
@@ -91,6 +92,11 @@ def test_too_many_fds_are_refused_before_the_header_is_there() -> None:
     with pytest.raises(PeerError, match="a message has 33 fds"):
         peer.feed(b"\1", tuple(range(50, 83)))
     assert len(peer.session.close()) == 33
+
+
+def test_too_many_fds_are_refused_before_the_payload_is_there() -> None:
+    head = encode_request(m.SetVringKick(0, True))[: HEADER.size]
+    broken(Peer(), r"SET_VRING_KICK \(12\) has 2 fds", head, (50, 51))
 
 
 def test_fds_a_byte_at_a_time_are_refused_in_time() -> None:

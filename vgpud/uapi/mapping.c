@@ -46,7 +46,8 @@ static struct block first_block;
 static _Atomic(struct block *) blocks = &first_block;
 static pthread_mutex_t writers = PTHREAD_MUTEX_INITIALIZER;
 static _Atomic(struct sigaction *) former;
-static _Atomic(uintptr_t) passed_on = 1; /* the last address; 1 is none */
+#define RAISED ((uintptr_t)1) /* no address that faults */
+static atomic_uintptr_t passed_on; /* what caused the last signal that was */
 
 /* Whether the address is in a mapping of ours, which then is whole again. */
 static bool replace_lost_pages(uintptr_t fault)
@@ -81,23 +82,23 @@ static bool replace_lost_pages(uintptr_t fault)
 }
 
 /*
- * Not ours: the former handler's. It may help in its own way and return. But it may also return without having helped, or give
- * the signal back to us (Python's faulthandler, if it was installed after us and we after it again), and the access would
- * fault for ever: the second time at the same address, the default action ends the process, which is what an access to memory
- * that is gone deserves.
+ * Not ours: the former handler's. It may help in its own way and return. But it may also return without having helped, or
+ * raise the signal again, which comes to us (Python's faulthandler, if it was installed after us and we after it again), and
+ * that would go on for ever. The second time in a row that the cause is the same, the default action ends the process, which
+ * is what an access to memory that is gone deserves.
  */
 static void pass_on(int number, siginfo_t *info, void *context)
 {
     const struct sigaction *action = atomic_load(&former);
-    bool raised = info->si_code <= 0; /* sent by someone: it does not come again by itself */
+    bool raised = info->si_code <= 0; /* by a process: it does not come again by itself */
+    uintptr_t cause = raised ? RAISED : (uintptr_t)info->si_addr;
+    bool again = (!raised || info->si_pid == getpid()) && atomic_exchange(&passed_on, cause) == cause;
     bool handled = false;
 
-    if (!raised && atomic_exchange(&passed_on, (uintptr_t)info->si_addr) == (uintptr_t)info->si_addr)
-        action = NULL;
-    if (action != NULL && action->sa_flags & SA_SIGINFO) {
+    if (action != NULL && !again && action->sa_flags & SA_SIGINFO) {
         action->sa_sigaction(number, info, context);
         handled = true;
-    } else if (action != NULL && action->sa_handler != SIG_DFL && action->sa_handler != SIG_IGN) {
+    } else if (action != NULL && !again && action->sa_handler != SIG_DFL && action->sa_handler != SIG_IGN) {
         action->sa_handler(number);
         handled = true;
     }
