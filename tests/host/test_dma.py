@@ -1,4 +1,4 @@
-"""The DMA engine: everything acts as if all were read before any is written, and nothing else is."""
+"""The DMA engine: as if all were read before any is written, and nothing else touched."""
 
 from __future__ import annotations
 
@@ -54,11 +54,10 @@ class Memory:
         self.bytes[:] = random_bytes(SIZE)
 
     def extents(self, buffer: Buffer, access: Access, *, second: list[bool]) -> Extents:
-        spans = buffer.spans(self.bytes)
-        shift = address_of(self.views[1]) - address_of(self.views[0])
+        spans, others = (buffer.spans(view) for view in self.views)
         for index, move in zip(range(len(spans)), second, strict=False):
             if move:
-                spans["address"][index] += np.uint64(shift % (1 << 64))
+                spans[index] = others[index]
         return Extents(spans, self.views, access=access)
 
 
@@ -66,7 +65,7 @@ mappings = st.lists(st.booleans(), max_size=12)
 
 
 @pytest.mark.parametrize("access", ACCESSES)
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(data=st.data(), to=buffers, source=buffers, same=st.booleans())
 def test_any_copy_is_a_memmove(
     access: Access, data: st.DataObject, to: Buffer, source: Buffer, same: bool
@@ -80,18 +79,17 @@ def test_any_copy_is_a_memmove(
     dst = memory.extents(to, access, second=data.draw(mappings))
     src = memory.extents(source, access, second=data.draw(mappings))
 
-    Engine(SIZE).copy(dst, to_offset, src, offset, length)
+    Engine(1 << 20).copy(dst, to_offset, src, offset, length)
 
     expected = random_bytes(SIZE)
     moved = expected[source.index[offset : offset + length]]
     # Where a page is listed twice, what comes last in the list is what stays.
-    for place, value in zip(to.index[to_offset : to_offset + length], moved, strict=True):
-        expected[place] = value
+    expected[to.index[to_offset : to_offset + length]] = moved
     assert np.array_equal(memory.bytes, expected)
 
 
 @pytest.mark.parametrize("access", ACCESSES)
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(data=st.data(), to=buffers, source=buffers, same=st.booleans(), stride=st.booleans())
 def test_any_blit_is_a_memmove_of_its_rows(
     access: Access, data: st.DataObject, to: Buffer, source: Buffer, same: bool, stride: bool
@@ -107,12 +105,11 @@ def test_any_blit_is_a_memmove_of_its_rows(
     dst = memory.extents(to, access, second=data.draw(mappings))
     src = memory.extents(source, access, second=data.draw(mappings))
 
-    Engine(SIZE).blit(dst, to_rect.offset, to_rect.stride, src, rect.offset, rect.stride, *shape)
+    Engine(1 << 20).blit(dst, to_rect.offset, to_rect.stride, src, rect.offset, rect.stride, *shape)
 
     expected = random_bytes(SIZE)
     moved = expected[source.index[rect.index]]
-    for place, value in zip(to.index[to_rect.index].flat, moved.flat, strict=True):
-        expected[place] = value
+    expected[to.index[to_rect.index]] = moved
     assert np.array_equal(memory.bytes, expected)
 
 

@@ -7,6 +7,7 @@ import fcntl
 import mmap
 import os
 import resource
+from pathlib import Path
 
 import pytest
 
@@ -114,7 +115,7 @@ def test_a_memory_file_keeps_its_size() -> None:
                 os.ftruncate(number, size)
         with pytest.raises(PermissionError):
             fcntl.fcntl(number, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
-        assert os.readlink(f"/proc/self/fd/{number}").startswith("/memfd:blob")
+        assert Path(f"/proc/self/fd/{number}").readlink().name.startswith("memfd:blob")
 
 
 def test_punched_pages_are_given_back_and_read_as_zeros() -> None:
@@ -136,9 +137,9 @@ def test_what_the_system_refuses_is_a_host_error() -> None:
         for offset, length in ((0, 0), (-1, 4), (1 << 63, 4), (0, 1 << 63)):
             with pytest.raises((HostError, OverflowError)):
                 memfd.punch_hole(fd, offset, length)
-    with Fd(os.open("/dev/null", os.O_RDWR)) as null:
-        with pytest.raises(HostError, match="punching 5 bytes at 0x7"):
-            memfd.punch_hole(null, 7, 5)
+    refused = pytest.raises(HostError, match="punching 5 bytes at 0x7")
+    with Fd(os.open("/dev/null", os.O_RDWR)) as null, refused:
+        memfd.punch_hole(null, 7, 5)
     with pytest.raises(HostError):
         memfd.create("n" * 250, PAGE)
     with pytest.raises(HostError):

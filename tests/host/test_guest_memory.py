@@ -146,9 +146,16 @@ def test_resolved_pages_are_what_the_guest_sees(pieces: list[tuple[int, int]]) -
         assert np.array_equal(extents.read(0, extents.size), expected)
 
 
-@pytest.mark.parametrize(
-    "piece", [(TOP - 1, 2), (TOP - 1, 0xFFFFFFFF), (8 * PAGE, 1), (TOP - 4 * PAGE - 1, 2), (PAGE, 0xFFFFFFFF)]
-)  # fmt: skip
+OUTSIDE_ENTRIES = [
+    (TOP - 1, 2),
+    (TOP - 1, 0xFFFFFFFF),
+    (8 * PAGE, 1),
+    (TOP - 4 * PAGE - 1, 2),
+    (PAGE, 0xFFFFFFFF),
+]
+
+
+@pytest.mark.parametrize("piece", OUTSIDE_ENTRIES)
 def test_entries_outside_are_named(piece: tuple[int, int]) -> None:
     with ram(12) as fd, pytest.raises(GuestAddressError, match=r"entry 2 of 3: .* 0x"):
         table(fd).resolve(entries((0, 5), (7, 0), piece))

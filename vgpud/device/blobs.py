@@ -23,7 +23,7 @@ from vgpud.wire.gpu.protocol import BlobFlag, BlobMem, ContextId, ResponseType
 
 log = logging.getLogger(__name__)
 
-KNOWN_FLAGS = BlobFlag.USE_MAPPABLE | BlobFlag.USE_SHAREABLE | BlobFlag.USE_CROSS_DEVICE
+KNOWN_FLAGS = int(BlobFlag.USE_MAPPABLE | BlobFlag.USE_SHAREABLE | BlobFlag.USE_CROSS_DEVICE)
 
 _KINDS = {BlobMem.HOST3D: BlobKind.HOST3D, BlobMem.HOST3D_GUEST: BlobKind.HOST3D_GUEST}
 

@@ -62,8 +62,8 @@ class Images:
         if command.target not in PLAIN_TARGETS or layers != (1, 1, 0, 1):
             raise GuestError(
                 ResponseType.ERR_INVALID_PARAMETER,
-                f"target {command.target}, depth {command.depth}, {command.array_size} layers, level "
-                f"{command.last_level}, {command.nr_samples} samples: needs a 3D renderer",
+                f"target {command.target}, depth {command.depth}, {command.array_size} layers, "
+                f"level {command.last_level}, {command.nr_samples} samples: needs a 3D renderer",
             )
         self._create(command.resource_id, command.format, command.width, command.height)
         return OK

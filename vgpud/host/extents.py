@@ -135,9 +135,12 @@ class Extents:
         """
         if row_bytes < 0 or rows < 0:
             raise _invalid(f"a rectangle of {rows} rows of {row_bytes} bytes")
-        length = (rows - 1) * stride + row_bytes if rows and row_bytes else 0
-        if length and rows > 1 and stride < row_bytes:
+        if not rows or not row_bytes:
+            length = 0
+        elif rows > 1 and stride < row_bytes:
             raise _invalid(f"rows of {row_bytes} bytes every {stride} bytes overlap")
+        else:
+            length = (rows - 1) * stride + row_bytes
         self.check(offset, length)
         return length
 

@@ -24,12 +24,19 @@ ACCEPT_RETRY = 1.0
 """Seconds to wait where a connection can't be taken, such as for want of descriptors."""
 
 
+CHANGEOVER = 2.0
+"""Seconds that a front-end waits for the one before it to end, which takes milliseconds."""
+
+
 class DeviceServer:
     """A device that front-ends can connect to, at `path`, or the one that is connected already."""
 
     def __init__(self, spec: DeviceSpec) -> None:
         self.spec = spec
         self.session: FrontEndSession | None = None
+        self._free = asyncio.Event()
+        self._free.set()
+        self._pid = 0
 
     @property
     def name(self) -> str:
@@ -47,20 +54,43 @@ class DeviceServer:
         return self.session.gpu.screenshot(scanout_id) if self.session is not None else None
 
     async def serve(self, listener: socket.socket) -> None:
-        """Serves one front-end after the other, until cancelled."""
+        """Serves one front-end at a time, until cancelled; a second one is turned away.
+
+        One that comes right after another gets time for that one to end: a VMM that was killed is
+        started again at once.
+        """
         loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connection, _ = await loop.sock_accept(listener)
-            except OSError as error:
-                log.warning("accept failed device=%s: %s", self.name, error.strerror)
-                await asyncio.sleep(ACCEPT_RETRY)
-                continue
-            await self.serve_connection(connection)
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                try:
+                    connection, _ = await loop.sock_accept(listener)
+                except OSError as error:
+                    log.warning("accept failed device=%s: %s", self.name, error.strerror)
+                    await asyncio.sleep(ACCEPT_RETRY)
+                    continue
+                try:
+                    async with asyncio.timeout(CHANGEOVER):
+                        await self._free.wait()
+                except TimeoutError:
+                    log.warning(
+                        "front-end turned away device=%s pid=%d: pid %d is connected",
+                        self.name,
+                        _peer_pid(connection),
+                        self._pid,
+                    )
+                    connection.close()
+                    continue
+                except asyncio.CancelledError:
+                    connection.close()
+                    raise
+                self._free.clear()
+                tasks.create_task(self.serve_connection(connection))
 
     async def serve_connection(self, connection: socket.socket) -> None:
         """Serves one front-end until it goes, or breaks the protocol."""
-        log.info("front-end connected device=%s pid=%s", self.name, _peer_pid(connection))
+        self._free.clear()
+        self._pid = _peer_pid(connection)
+        log.info("front-end connected device=%s pid=%d", self.name, self._pid)
         try:
             with connection:
                 self.session = FrontEndSession(FdSocket(connection), self.spec)
@@ -74,6 +104,7 @@ class DeviceServer:
             log.exception("session ended by an internal error device=%s", self.name)
         finally:
             self.session = None
+            self._free.set()
 
 
 def _peer_pid(connection: socket.socket) -> int:

@@ -64,6 +64,7 @@ class DisplayLink:
         ] = {}
         self._changed = asyncio.Event()
         self._features_unsaid = False
+        self._greeted = asyncio.Event()
 
     # What the device calls
 
@@ -100,6 +101,7 @@ class DisplayLink:
         return reply.modes
 
     async def edid(self, scanout_id: int) -> bytes:
+        await self._greeted.wait()
         if not self._features & display.ProtocolFeature.EDID:
             raise GuestError(ResponseType.ERR_UNSPEC, "the display has no EDID")
         reply = await self._ask(display.GetEdid(ScanoutId(scanout_id)))
@@ -137,6 +139,8 @@ class DisplayLink:
         except GuestError as error:
             log.warning("display without protocol features: %s", error)
             return
+        finally:
+            self._greeted.set()  # this waits no longer than any question
         assert isinstance(reply, display.ProtocolFeatures)
         self._features = display.ProtocolFeature.EDID & reply.features
         self._features_unsaid = True

@@ -87,7 +87,9 @@ class FdSocket:
                 rest, ancillary = rest[sent:], []
 
     def close(self) -> None:
-        """Closes the socket; a task that waits on it must have been cancelled before."""
+        """Closes the socket, once; a task that waits on it must have been cancelled before."""
+        if self._sock.fileno() == -1:
+            return
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
         self._sock.close()

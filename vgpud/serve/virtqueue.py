@@ -72,6 +72,7 @@ class VirtQueue:
         self._task: asyncio.Task[None] | None = None
         self._kicked = asyncio.Event()
         self._draining = False
+        self._failure: PeerError | None = None  # found where nobody could catch it
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -101,7 +102,7 @@ class VirtQueue:
             self.complete(chain, response)
         setup.finished.clear()
         if setup.kick is not None:
-            self._loop.add_reader(setup.kick.fileno(), self._on_kick, setup.kick)
+            self._watch(setup.kick)
         self._kicked.set()  # what was made available before we looked is not kicked for again
         self._task = self._tasks.create_task(self._run(self._ring), name=self._name)
         log.debug("queue started queue=%s base=%d num=%d", self._name, setup.base, setup.num)
@@ -154,7 +155,11 @@ class VirtQueue:
     def _notify(self) -> None:
         """Interrupts the driver, if it wants that for what was completed since."""
         if self._ring is not None and self._ring.should_notify() and self.setup.call is not None:
-            eventfd.signal(self.setup.call)
+            try:
+                eventfd.signal(self.setup.call)
+            except PeerError as error:
+                self._failure = error
+                self._kicked.set()
 
     def set_kick(self, kick: Fd | None) -> None:
         """Takes the descriptor that the driver's kicks come through; None means that the ring is to
@@ -165,7 +170,7 @@ class VirtQueue:
             old.close()
         self.setup.kick, self.setup.polled = kick, kick is None
         if self._ring is not None and kick is not None:
-            self._loop.add_reader(kick.fileno(), self._on_kick, kick)
+            self._watch(kick)
             self._kicked.set()
 
     def set_call(self, call: Fd | None) -> None:
@@ -227,8 +232,18 @@ class VirtQueue:
         log_address = address.log
         return lambda offset, length: self._memory.mark_dirty(log_address + offset, length)
 
+    def _watch(self, kick: Fd) -> None:
+        try:
+            self._loop.add_reader(kick.fileno(), self._on_kick, kick)
+        except OSError as error:  # such as a plain file, which epoll refuses
+            raise PeerError(f"can't wait for kicks: {error.strerror}") from error
+
     def _on_kick(self, kick: Fd) -> None:
-        eventfd.drain(kick)
+        try:
+            eventfd.drain(kick)
+        except PeerError as error:
+            self._loop.remove_reader(kick.fileno())
+            self._failure = error
         self._kicked.set()
 
     def _break(self, error: Exception) -> None:
@@ -255,6 +270,8 @@ class VirtQueue:
         else:
             await self._kicked.wait()
         self._kicked.clear()
+        if self._failure is not None:
+            raise self._failure
 
     async def _drain(self, ring: SplitRing) -> None:
         ring.disable_kicks()

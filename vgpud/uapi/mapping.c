@@ -168,7 +168,9 @@ vgpud_mapping *vgpud_map_shared(int fd, uint64_t offset, uint64_t length, uint64
         errno = EINVAL;
         return NULL;
     }
-    address = mmap(NULL, length, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, fd, (off_t)offset);
+    /* Huge pages were reserved by whoever owns the file, or not: no second reservation of ours. */
+    address = mmap(NULL, length, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED | MAP_NORESERVE, fd,
+                   (off_t)offset);
     if (address == MAP_FAILED)
         return NULL;
     pthread_mutex_lock(&writers);
