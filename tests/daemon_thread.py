@@ -10,9 +10,9 @@ from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from vgpud.daemon import Daemon
 
 from vgpud.config import Config
+from vgpud.daemon import Daemon
 
 START_S: Final = 10.0
 STOP_S: Final = 10.0

@@ -43,7 +43,9 @@ class Performance:
 
 
 def perform(
-    guest: Guest, look: Callable[[], Picture], reference: dict[str, Picture] | None = None
+    guest: Guest,
+    look: Callable[[], Picture],
+    reference: dict[str, Picture] | None = None,
 ) -> Performance:
     """Boot, run `kms`, and look at each of its scenes."""
     result = Performance()

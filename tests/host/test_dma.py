@@ -177,10 +177,20 @@ def test_what_no_direction_can_do_takes_scratch_or_is_refused_with_nothing_writt
         assert np.array_equal(array, expected)
 
 
+def test_a_page_that_is_listed_twice_keeps_what_comes_last() -> None:
+    # Descending order would save the second half of the source, but leave the first half behind.
+    array = random_bytes(300)
+    twice, source = extents(array, (0, 100), (0, 100)), extents(array, (200, 100), (0, 100))
+    Engine(200).copy(twice, 0, source, 0, 200)
+    assert np.array_equal(array, random_bytes(300))
+    Engine(0).copy(twice, 0, extents(array, (100, 200)), 0, 200)
+    assert np.array_equal(array[:100], random_bytes(300)[200:])
+
+
 def test_a_page_that_is_listed_thousands_of_times_costs_no_more_than_its_entries() -> None:
-    # Pairs of pieces that share memory would be 400 million here.
+    # Pairs of pieces that share memory would be 3600 million here.
     array = random_bytes(PAGE)
-    spans = np.zeros(20000, SPAN)
+    spans = np.zeros(60000, SPAN)
     spans["address"], spans["length"] = address_of(array), PAGE
     hostile = Extents(spans, (array,))
     with pytest.raises(GuestError) as caught:

@@ -158,6 +158,24 @@ def test_every_alignment_and_short_length_on_every_cpu(cpu: frozenset[str], star
         assert np.array_equal(out[0], expected[start : start + 900])
 
 
+@pytest.mark.parametrize("start", [0, 1, 31, 33, 64])
+def test_long_runs_on_every_cpu(cpu: frozenset[str], start: int) -> None:
+    size = 20011
+    arena = random_bytes(70000)
+    spans = SpanList(Buffer(((start, 65000),)).spans(arena))
+    data = random_bytes(size, 2)
+    spans.scatter(3, size, data[None], NON_TEMPORAL_WRITE)
+    spans.fill(size + 10, size, 0x04030201, NON_TEMPORAL_WRITE)
+    source = SpanList(Buffer(((0, size),)).spans(data))
+    spans.copy_from(40100, size, source, 0, size, row_bytes=size, rows=1, flags=3)
+
+    expected = random_bytes(70000)[start:]
+    expected[3 : 3 + size] = data
+    expected[size + 10 :][:size] = np.resize([1, 2, 3, 4], size)
+    expected[40100:][:size] = data
+    assert np.array_equal(arena[start:], expected), sorted(cpu)
+
+
 def test_lesser_cpus_are_believed(cpu: frozenset[str]) -> None:
     assert native.cpu_features() == cpu
 

@@ -48,7 +48,7 @@ class GpuQueue:
             self._complete(chain, _NO_HEADER, self._refusal(_NO_HEADER, error))
             return None
         try:
-            command = commands.decode(request)
+            command = commands.decode_body(header, request)
             if isinstance(command, (UpdateCursor, MoveCursor)) is not self._cursor:
                 name = type(command).__name__
                 raise GuestError(ResponseType.ERR_UNSPEC, f"{name} on the wrong queue")

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 from vgpud.errors import GuestAddressError, PeerError, RingError
@@ -31,8 +32,8 @@ REQUEST_LIMIT = 8 << 20
 """Bytes of one request. The largest a driver makes is a list of backing pages: 8 MiB list 2 GiB of
 them singly."""
 
-BATCH = 64
-"""Chains after which other tasks get their turn."""
+QUANTUM = 0.002
+"""Seconds after which other tasks, and so other devices, get their turn."""
 
 POLL_INTERVAL = 0.001
 """Seconds between looks at a ring whose front-end gave no kick descriptor
@@ -275,8 +276,9 @@ class VirtQueue:
 
     async def _drain(self, ring: SplitRing) -> None:
         ring.disable_kicks()
+        until = perf_counter() + QUANTUM
         while self._ring is ring:
-            waiting, empty = self._take_batch(ring)
+            waiting, empty = self._take(ring, until)
             if self._memory.faulted:
                 raise PeerError("the front-end truncated the memory that it shared")
             if waiting is not None:
@@ -285,28 +287,25 @@ class VirtQueue:
                 except asyncio.CancelledError:
                     ring.put_back()  # not answered: whoever starts the ring again takes it up anew
                     raise
-            elif not empty:
-                await asyncio.sleep(0)
-            elif ring.enable_kicks():
+            elif empty:
+                if not ring.enable_kicks():
+                    return
                 ring.disable_kicks()
-            else:
-                return
+            if perf_counter() >= until:
+                await asyncio.sleep(0)
+                until = perf_counter() + QUANTUM
 
-    def _take_batch(self, ring: SplitRing) -> tuple[Coroutine[Any, Any, None] | None, bool]:
-        """Handles chains until one has to be waited for, `BATCH` is full, or none is left (then
-        True)."""
+    def _take(self, ring: SplitRing, until: float) -> tuple[Coroutine[Any, Any, None] | None, bool]:
+        """Handles chains until one is to be waited for, time is up, or (True) none is left."""
         self._draining = True
         try:
-            for _ in range(BATCH):
+            while True:
                 chain = ring.pop()
                 if chain is None:
                     return None, True
                 waiting = self._handler(chain, self._gather(chain))
-                if waiting is not None:
+                if waiting is not None or self._ring is not ring or perf_counter() >= until:
                     return waiting, False
-                if self._ring is not ring:
-                    break
-            return None, False
         finally:
             self._draining = False
             self._notify()

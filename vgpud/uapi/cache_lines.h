@@ -1,5 +1,6 @@
 /*
- * Inside the native part: cache lines and stores that pass the caches by. No function here fences unless its name says so.
+ * Inside the native part: cache lines and stores that pass the caches by. No function here fences
+ * unless its name says so.
  */
 #ifndef VGPUD_CACHE_LINES_H
 #define VGPUD_CACHE_LINES_H
@@ -10,11 +11,12 @@
 /* Write back and drop every line that holds a byte of [start, start + length). */
 void vgpud_flush_lines(const uint8_t *start, size_t length);
 
-/* memcpy with non-temporal stores only, to any alignment; no byte outside [to, to + length) is written, not even with
- * its own value. */
+/* memcpy with non-temporal stores only, to any alignment; no byte outside [to, to + length) is
+ * written, not even with its own value. */
 void vgpud_stream(uint8_t *to, const uint8_t *from, size_t length);
 
-/* Fill with a 32-bit little-endian pattern whose byte number `phase` & 3 lands on the first byte. */
+/* Fill with a 32-bit little-endian pattern whose byte number `phase` & 3 lands on the first byte.
+ * */
 void vgpud_fill_bytes(uint8_t *to, size_t length, uint32_t pattern, unsigned phase);
 void vgpud_fill_stream(uint8_t *to, size_t length, uint32_t pattern, unsigned phase);
 

@@ -1,15 +1,18 @@
 /*
  * Shared file mappings, and a guard for those whose file shrinks.
  *
- * A front-end passes us its memory as a file, and nothing stops it from truncating the file afterwards. An access beyond the
- * new end raises SIGBUS, which would end the daemon with all its other devices. So every mapping is written down here; on a
- * SIGBUS inside one, the handler puts anonymous zero pages in place of what is gone, marks the mapping as faulted and lets the
- * access run again: whoever looks at the mark next ends that session. Any other SIGBUS goes to whoever had the signal before.
+ * A front-end passes us its memory as a file, and nothing stops it from truncating the file
+ * afterwards. An access beyond the new end raises SIGBUS, which would end the daemon with all its
+ * other devices. So every mapping is written down here; on a SIGBUS inside one, the handler puts
+ * anonymous zero pages in place of what is gone, marks the mapping as faulted and lets the access
+ * run again: whoever looks at the mark next ends that session. Any other SIGBUS goes to whoever had
+ * the signal before.
  *
- * The handler may interrupt any thread at any instruction that touches a mapping, so it takes no lock, allocates nothing and
- * calls the kernel only (mmap is not on POSIX's list of safe functions, but as a bare system call there is nothing unsafe
- * in it). Writers hold a mutex; a sequence count, odd while an entry changes, keeps the handler from believing half an entry.
- * Skipping a changing entry is right: an entry only changes while nobody may touch its memory.
+ * The handler may interrupt any thread at any instruction that touches a mapping, so it takes no
+ * lock, allocates nothing and calls the kernel only (mmap is not on POSIX's list of safe functions,
+ * but as a bare system call there is nothing unsafe in it). Writers hold a mutex; a sequence count,
+ * odd while an entry changes, keeps the handler from believing half an entry. Skipping a changing
+ * entry is right: an entry only changes while nobody may touch its memory.
  */
 #define _GNU_SOURCE
 #include "native.h"
@@ -30,7 +33,8 @@ struct vgpud_mapping {
     atomic_uint sequence;
     atomic_uintptr_t address; /* 0: the entry is free */
     atomic_size_t length;
-    atomic_size_t page_size; /* of the file: a hugetlb mapping can be replaced by whole huge pages only */
+    atomic_size_t
+        page_size; /* of the file: a hugetlb mapping can be replaced by whole huge pages only */
     atomic_int faulted;
 };
 
@@ -46,7 +50,7 @@ static struct block first_block;
 static _Atomic(struct block *) blocks = &first_block;
 static pthread_mutex_t writers = PTHREAD_MUTEX_INITIALIZER;
 static _Atomic(struct sigaction *) former;
-#define RAISED ((uintptr_t)1) /* no address that faults */
+#define RAISED ((uintptr_t)1)      /* no address that faults */
 static atomic_uintptr_t passed_on; /* what caused the last signal that was */
 
 /* Whether the address is in a mapping of ours, which then is whole again. */
@@ -67,8 +71,8 @@ static bool replace_lost_pages(uintptr_t fault)
             if (fault < address || fault - address >= length)
                 continue;
             /*
-             * From the lost page to the end: all of it is beyond the new end of the file, and one mapping can't run into the
-             * limit on their number, as thousands of single pages could.
+             * From the lost page to the end: all of it is beyond the new end of the file, and one
+             * mapping can't run into the limit on their number, as thousands of single pages could.
              */
             start = (fault - address) / page_size * page_size;
             result = syscall(SYS_mmap, address + start, length - start, PROT_READ | PROT_WRITE,
@@ -82,23 +86,26 @@ static bool replace_lost_pages(uintptr_t fault)
 }
 
 /*
- * Not ours: the former handler's. It may help in its own way and return. But it may also return without having helped, or
- * raise the signal again, which comes to us (Python's faulthandler, if it was installed after us and we after it again), and
- * that would go on for ever. The second time in a row that the cause is the same, the default action ends the process, which
- * is what an access to memory that is gone deserves.
+ * Not ours: the former handler's. It may help in its own way and return. But it may also return
+ * without having helped, or raise the signal again, which comes to us (Python's faulthandler, if it
+ * was installed after us and we after it again), and that would go on for ever. The second time in
+ * a row that the cause is the same, the default action ends the process, which is what an access to
+ * memory that is gone deserves.
  */
 static void pass_on(int number, siginfo_t *info, void *context)
 {
     const struct sigaction *action = atomic_load(&former);
     bool raised = info->si_code <= 0; /* by a process: it does not come again by itself */
     uintptr_t cause = raised ? RAISED : (uintptr_t)info->si_addr;
-    bool again = (!raised || info->si_pid == getpid()) && atomic_exchange(&passed_on, cause) == cause;
+    bool again = (!raised || info->si_pid == getpid()) &&
+                 atomic_exchange(&passed_on, cause) == cause;
     bool handled = false;
 
     if (action != NULL && !again && action->sa_flags & SA_SIGINFO) {
         action->sa_sigaction(number, info, context);
         handled = true;
-    } else if (action != NULL && !again && action->sa_handler != SIG_DFL && action->sa_handler != SIG_IGN) {
+    } else if (action != NULL && !again && action->sa_handler != SIG_DFL &&
+               action->sa_handler != SIG_IGN) {
         action->sa_handler(number);
         handled = true;
     }
@@ -121,7 +128,8 @@ static void on_sigbus(int number, siginfo_t *info, void *context)
     errno = saved;
 }
 
-/* With each mapping, not once: something else may have taken the signal since. Under the writers' lock. */
+/* With each mapping, not once: something else may have taken the signal since. Under the writers'
+ * lock. */
 static int install_handler(void)
 {
     struct sigaction now, ours = {0};
@@ -159,7 +167,8 @@ static struct vgpud_mapping *new_entry(void)
     return &block->entry[0];
 }
 
-vgpud_mapping *vgpud_map_shared(int fd, uint64_t offset, uint64_t length, uint64_t page_size, int writable)
+vgpud_mapping *vgpud_map_shared(int fd, uint64_t offset, uint64_t length, uint64_t page_size,
+                                int writable)
 {
     struct vgpud_mapping *entry = NULL;
     void *address;
@@ -169,8 +178,8 @@ vgpud_mapping *vgpud_map_shared(int fd, uint64_t offset, uint64_t length, uint64
         return NULL;
     }
     /* Huge pages were reserved by whoever owns the file, or not: no second reservation of ours. */
-    address = mmap(NULL, length, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED | MAP_NORESERVE, fd,
-                   (off_t)offset);
+    address = mmap(NULL, length, writable ? PROT_READ | PROT_WRITE : PROT_READ,
+                   MAP_SHARED | MAP_NORESERVE, fd, (off_t)offset);
     if (address == MAP_FAILED)
         return NULL;
     pthread_mutex_lock(&writers);

@@ -1,16 +1,19 @@
 /*
  * Shared words, cache lines and stores that pass the caches by (x86-64).
  *
- * Sources: Intel SDM vol. 1, 10.4.6 "Cacheability Control, Prefetch, and Memory Ordering Instructions"; vol. 2, CLFLUSH,
- * CLFLUSHOPT, CLWB, MASKMOVDQU, MFENCE, SFENCE; vol. 3, 8.2 "Memory Ordering" and chapter 11 "Memory Cache Control" (both one
- * chapter further on in editions since 2022). AMD APM vol. 2, 7.3-7.5. The virtio rings: virtio 1.3, 2.7.13 and 2.7.14.
+ * Sources: Intel SDM vol. 1, 10.4.6 "Cacheability Control, Prefetch, and Memory Ordering
+ * Instructions"; vol. 2, CLFLUSH, CLFLUSHOPT, CLWB, MASKMOVDQU, MFENCE, SFENCE; vol. 3, 8.2 "Memory
+ * Ordering" and chapter 11 "Memory Cache Control" (both one chapter further on in editions since
+ * 2022). AMD APM vol. 2, 7.3-7.5. The virtio rings: virtio 1.3, 2.7.13 and 2.7.14.
  *
- * Why any of this is needed. A guest that was told "write-combining" writes past the caches, and a device that does not
- * snoop reads and writes memory itself, while this process maps the same pages write-back: a mapping of a memfd has no
- * other type to offer. The SDM (vol. 3, 11.12.4) does not bless two types for one page, since "WC writes may not check the
- * processor caches". What keeps it sound is a rule: through the write-back mapping nobody ever leaves a dirty line behind
- * (a dirty line may be evicted at any later time, over what others wrote to memory meanwhile), and nobody believes a line
- * that he did not fetch from memory after the sync point. So every write here is non-temporal, and every read flushes first.
+ * Why any of this is needed. A guest that was told "write-combining" writes past the caches, and a
+ * device that does not snoop reads and writes memory itself, while this process maps the same pages
+ * write-back: a mapping of a memfd has no other type to offer. The SDM (vol. 3, 11.12.4) does not
+ * bless two types for one page, since "WC writes may not check the processor caches". What keeps it
+ * sound is a rule: through the write-back mapping nobody ever leaves a dirty line behind (a dirty
+ * line may be evicted at any later time, over what others wrote to memory meanwhile), and nobody
+ * believes a line that he did not fetch from memory after the sync point. So every write here is
+ * non-temporal, and every read flushes first.
  */
 #include "native.h"
 
@@ -70,10 +73,11 @@ uint32_t vgpud_cache_line_size(void)
 }
 
 /*
- * Shared words. The other side is another program: nothing but these operations may touch an index, or the compiler would be
- * free to read it twice. On x86 an aligned load is an acquire and a store a release; what the CPU does reorder is a store
- * with a later load of another word, which is what a ring does when it publishes avail_event and then looks for buffers once
- * more (virtio 1.3, 2.7.7.2): that needs vgpud_full_fence() between the two.
+ * Shared words. The other side is another program: nothing but these operations may touch an index,
+ * or the compiler would be free to read it twice. On x86 an aligned load is an acquire and a store
+ * a release; what the CPU does reorder is a store with a later load of another word, which is what
+ * a ring does when it publishes avail_event and then looks for buffers once more (virtio 1.3,
+ * 2.7.7.2): that needs vgpud_full_fence() between the two.
  */
 uint16_t vgpud_load_acquire_u16(const uint16_t *word)
 {
@@ -91,12 +95,14 @@ void vgpud_full_fence(void)
 }
 
 /*
- * VHOST_F_LOG_ALL: bit n % 8 of byte n / 8 says that page n was written. The front-end fetches and clears with an atomic
- * exchange while we set. Each byte is or'ed whether its bits were set or not: "already set, so skip" would be a load that
- * may pass our own stores to the page (TSO), see the bit just before the front-end takes it, and so lose those stores from the
- * migration. The locked OR is a full barrier: data first, bit second. Pages beyond the bitmap are left out.
+ * VHOST_F_LOG_ALL: bit n % 8 of byte n / 8 says that page n was written. The front-end fetches and
+ * clears with an atomic exchange while we set. Each byte is or'ed whether its bits were set or not:
+ * "already set, so skip" would be a load that may pass our own stores to the page (TSO), see the
+ * bit just before the front-end takes it, and so lose those stores from the migration. The locked
+ * OR is a full barrier: data first, bit second. Pages beyond the bitmap are left out.
  */
-void vgpud_dirty_log_set(uint8_t *bitmap, uint64_t bitmap_bytes, uint64_t first_page, uint64_t pages)
+void vgpud_dirty_log_set(uint8_t *bitmap, uint64_t bitmap_bytes, uint64_t first_page,
+                         uint64_t pages)
 {
     uint64_t limit = bitmap_bytes > UINT64_MAX / 8 ? UINT64_MAX : bitmap_bytes * 8;
     uint64_t end;
@@ -109,7 +115,8 @@ void vgpud_dirty_log_set(uint8_t *bitmap, uint64_t bitmap_bytes, uint64_t first_
         unsigned low = first_page % 8;
         unsigned high = end - byte * 8 < 8 ? (unsigned)(end - byte * 8) : 8;
 
-        __atomic_fetch_or(&bitmap[byte], (uint8_t)((0xffu << low) & (0xffu >> (8 - high))), __ATOMIC_SEQ_CST);
+        __atomic_fetch_or(&bitmap[byte], (uint8_t)((0xffu << low) & (0xffu >> (8 - high))),
+                          __ATOMIC_SEQ_CST);
         first_page = byte * 8 + high;
     }
 }
@@ -126,10 +133,11 @@ void vgpud_sfence(void)
 }
 
 /*
- * Cache lines. CLFLUSHOPT where there is one: CLFLUSH is ordered against other CLFLUSHes, which makes a loop of them run one
- * after another. Neither invalidates by virtual address: they work on the physical line, in every cache of the machine, so a
- * flush through this mapping also writes back what a guest dirtied through its own. Not CLWB: that may keep the line, and a
- * kept line is one that later lies.
+ * Cache lines. CLFLUSHOPT where there is one: CLFLUSH is ordered against other CLFLUSHes, which
+ * makes a loop of them run one after another. Neither invalidates by virtual address: they work on
+ * the physical line, in every cache of the machine, so a flush through this mapping also writes
+ * back what a guest dirtied through its own. Not CLWB: that may keep the line, and a kept line is
+ * one that later lies.
  */
 __attribute__((target("clflushopt"))) static void flush_lines_opt(uintptr_t line, uintptr_t end)
 {
@@ -157,28 +165,32 @@ void vgpud_flush_lines(const uint8_t *start, size_t length)
 }
 
 /*
- * Non-temporal stores. To write-back memory they act as writes to WC memory do (vol. 1, 10.4.6.2): a line that is in a cache is
- * evicted, the data goes to memory through a write-combining buffer, nothing is fetched. They are weakly ordered: an SFENCE
- * must come before whatever says "done".
+ * Non-temporal stores. To write-back memory they act as writes to WC memory do (vol. 1, 10.4.6.2):
+ * a line that is in a cache is evicted, the data goes to memory through a write-combining buffer,
+ * nothing is fetched. They are weakly ordered: an SFENCE must come before whatever says "done".
  *
- * A buffer that was filled completely leaves as one 64-byte burst. One that was not leaves in up to eight partial writes, in an
- * order and at a time that the CPU picks (vol. 3, 11.3.1): slow, and why the loop below goes line by line in rising order, but
- * right, since a partial write carries byte enables. The other way to write part of a line, a plain store and a
- * flush, is a read-modify-write of the whole line: it would fetch the neighbours, and put them back over what the guest or the
- * device wrote there meanwhile. (The kernel keeps ARCH_DMA_MINALIGN because of this; a guest's packets keep no such rule.)
- * So the ends of a run are MASKMOVDQU, which is non-temporal too and writes just the bytes of its mask. An aligned block of 16
- * never crosses a page, so the masked-out bytes can't fault where the others do not.
+ * A buffer that was filled completely leaves as one 64-byte burst. One that was not leaves in up to
+ * eight partial writes, in an order and at a time that the CPU picks (vol. 3, 11.3.1): slow, and
+ * why the loop below goes line by line in rising order, but right, since a partial write carries
+ * byte enables. The other way to write part of a line, a plain store and a flush, is a
+ * read-modify-write of the whole line: it would fetch the neighbours, and put them back over what
+ * the guest or the device wrote there meanwhile. (The kernel keeps ARCH_DMA_MINALIGN because of
+ * this; a guest's packets keep no such rule.) So the ends of a run are MASKMOVDQU, which is
+ * non-temporal too and writes just the bytes of its mask. An aligned block of 16 never crosses a
+ * page, so the masked-out bytes can't fault where the others do not.
  */
 static void stream_part(uint8_t *block, unsigned first, unsigned count, const uint8_t bytes[16])
 {
     uint8_t mask[16] = {0};
 
     memset(mask + first, 0xff, count);
-    _mm_maskmoveu_si128(_mm_loadu_si128((const __m128i *)bytes), _mm_loadu_si128((const __m128i *)mask), (char *)block);
+    _mm_maskmoveu_si128(_mm_loadu_si128((const __m128i *)bytes),
+                        _mm_loadu_si128((const __m128i *)mask), (char *)block);
 }
 
 /* to is a multiple of 32; both loops take what they can and say how much. */
-__attribute__((target("avx2"))) static size_t stream_avx2(uint8_t *to, const uint8_t *from, size_t length)
+__attribute__((target("avx2"))) static size_t stream_avx2(uint8_t *to, const uint8_t *from,
+                                                          size_t length)
 {
     size_t done = 0;
 
@@ -219,7 +231,8 @@ void vgpud_stream(uint8_t *to, const uint8_t *from, size_t length)
         to += count, from += count, length -= count;
     }
     if (cpu_features & VGPUD_CPU_AVX2 && length >= 256) {
-        /* Up to the next line, so that each turn of the loop fills two buffers from their first byte on. */
+        /* Up to the next line, so that each turn of the loop fills two buffers from their first
+         * byte on. */
         done = stream_sse2(to, from, -(uintptr_t)to & 63);
         to += done, from += done, length -= done;
         done = stream_avx2(to, from, length);
@@ -250,14 +263,16 @@ void vgpud_fill_bytes(uint8_t *to, size_t length, uint32_t pattern, unsigned pha
     memcpy(to + done, &word, length - done);
 }
 
-/* The block's size is a multiple of the pattern's, so the same block can be streamed over and over. */
+/* The block's size is a multiple of the pattern's, so the same block can be streamed over and over.
+ * */
 void vgpud_fill_stream(uint8_t *to, size_t length, uint32_t pattern, unsigned phase)
 {
     uint8_t block[4096];
     size_t size = length < sizeof block ? length : sizeof block;
     size_t head = -(uintptr_t)to & 63;
 
-    /* The head first, so that every further block starts on a line; then the phase is that of byte `head`. */
+    /* The head first, so that every further block starts on a line; then the phase is that of byte
+     * `head`. */
     if (head > length)
         head = length;
     vgpud_fill_bytes(block, head, pattern, phase);

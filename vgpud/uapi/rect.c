@@ -1,10 +1,11 @@
 /*
  * Rectangles of bytes in buffers that are lists of spans: gather, scatter, copy, fill, flush.
  *
- * A rectangle is `rows` runs of `row_bytes`, the first at `offset`, each `stride` after the one before; rows do not overlap.
- * Bounds are checked here once more, before anything is touched: these functions get addresses, and a slip in a caller must
- * not become a write to somewhere else. The memory may change under us at any time (a guest writes it): each byte is read
- * once and nothing is decided by what was read.
+ * A rectangle is `rows` runs of `row_bytes`, the first at `offset`, each `stride` after the one
+ * before; rows do not overlap. Bounds are checked here once more, before anything is touched: these
+ * functions get addresses, and a slip in a caller must not become a write to somewhere else. The
+ * memory may change under us at any time (a guest writes it): each byte is read once and nothing is
+ * decided by what was read.
  */
 #include <stdbool.h>
 #include <string.h>
@@ -12,7 +13,8 @@
 #include "cache_lines.h"
 #include "native.h"
 
-/* Where we are in a span list. Rectangles are walked in order, so the next span is nearly always this one or its neighbour. */
+/* Where we are in a span list. Rectangles are walked in order, so the next span is nearly always
+ * this one or its neighbour. */
 struct cursor {
     const vgpud_span *span;
     uint64_t start; /* the buffer offset of span's first byte */
@@ -20,7 +22,8 @@ struct cursor {
 
 enum action { FLUSH, LOAD, STORE, STREAM };
 
-/* The address of a buffer offset that is known to be inside, and how many bytes follow it in its span. */
+/* The address of a buffer offset that is known to be inside, and how many bytes follow it in its
+ * span. */
 static uint8_t *seek(struct cursor *at, uint64_t offset, uint64_t *left)
 {
     while (offset < at->start) {
@@ -35,7 +38,8 @@ static uint8_t *seek(struct cursor *at, uint64_t offset, uint64_t *left)
     return (uint8_t *)(uintptr_t)(at->span->address + (offset - at->start));
 }
 
-static void run(struct cursor *at, uint64_t offset, uint64_t length, uint8_t *buffer, enum action action)
+static void run(struct cursor *at, uint64_t offset, uint64_t length, uint8_t *buffer,
+                enum action action)
 {
     while (length != 0) {
         uint64_t left;
@@ -63,8 +67,8 @@ static void run(struct cursor *at, uint64_t offset, uint64_t length, uint8_t *bu
     }
 }
 
-static void run_rows(struct cursor *at, uint64_t offset, uint64_t stride, uint8_t *buffer, uint64_t buffer_stride,
-                     uint64_t row_bytes, uint64_t rows, enum action action)
+static void run_rows(struct cursor *at, uint64_t offset, uint64_t stride, uint8_t *buffer,
+                     uint64_t buffer_stride, uint64_t row_bytes, uint64_t rows, enum action action)
 {
     for (; rows != 0; rows--) {
         run(at, offset, row_bytes, buffer, action);
@@ -77,15 +81,17 @@ static void run_rows(struct cursor *at, uint64_t offset, uint64_t stride, uint8_
 /*
  * Make the next loads of these bytes come from memory.
  *
- * The MFENCE before: CLFLUSHOPT is ordered with fences and with older stores to its own line, not with older loads. Without it
- * the flush may run before the load that told us the data is ready (a ring index, a fence value); a prefetch may then bring the
- * old line back before the device has written, and we would trust it.
+ * The MFENCE before: CLFLUSHOPT is ordered with fences and with older stores to its own line, not
+ * with older loads. Without it the flush may run before the load that told us the data is ready (a
+ * ring index, a fence value); a prefetch may then bring the old line back before the device has
+ * written, and we would trust it.
  *
- * The MFENCE after: SFENCE would order the flush with later stores only. Loads may be done ahead of an SFENCE and would
- * be served by the line that is about to go. MFENCE holds them until the flushes are done. (clflush_cache_range() in Linux
- * fences on both sides for the same reasons.)
+ * The MFENCE after: SFENCE would order the flush with later stores only. Loads may be done ahead of
+ * an SFENCE and would be served by the line that is about to go. MFENCE holds them until the
+ * flushes are done. (clflush_cache_range() in Linux fences on both sides for the same reasons.)
  */
-static void flush_for_reading(struct cursor *at, uint64_t offset, uint64_t stride, uint64_t row_bytes, uint64_t rows)
+static void flush_for_reading(struct cursor *at, uint64_t offset, uint64_t stride,
+                              uint64_t row_bytes, uint64_t rows)
 {
     vgpud_mfence();
     run_rows(at, offset, stride, NULL, 0, row_bytes, rows, FLUSH);
@@ -93,15 +99,15 @@ static void flush_for_reading(struct cursor *at, uint64_t offset, uint64_t strid
 }
 
 /* Whether a rectangle that is not empty lies inside its buffer; no sum wraps. */
-static bool inside(const vgpud_span *spans, size_t count, uint64_t offset, uint64_t stride, uint64_t row_bytes,
-                   uint64_t rows)
+static bool inside(const vgpud_span *spans, size_t count, uint64_t offset, uint64_t stride,
+                   uint64_t row_bytes, uint64_t rows)
 {
     uint64_t end, length = 0;
 
     if (rows > 1 && stride < row_bytes)
         return false;
-    if (__builtin_mul_overflow(stride, rows - 1, &end) || __builtin_add_overflow(end, row_bytes, &end) ||
-        __builtin_add_overflow(end, offset, &end))
+    if (__builtin_mul_overflow(stride, rows - 1, &end) ||
+        __builtin_add_overflow(end, row_bytes, &end) || __builtin_add_overflow(end, offset, &end))
         return false;
     for (; count != 0 && length < end; count--, spans++)
         if (__builtin_add_overflow(length, spans->length, &length))
@@ -109,8 +115,9 @@ static bool inside(const vgpud_span *spans, size_t count, uint64_t offset, uint6
     return length >= end;
 }
 
-int vgpud_gather(const vgpud_span *spans, size_t count, uint64_t offset, uint64_t stride, uint8_t *buffer,
-                 uint64_t buffer_stride, uint64_t row_bytes, uint64_t rows, int flags)
+int vgpud_gather(const vgpud_span *spans, size_t count, uint64_t offset, uint64_t stride,
+                 uint8_t *buffer, uint64_t buffer_stride, uint64_t row_bytes, uint64_t rows,
+                 int flags)
 {
     struct cursor at = {spans, 0};
 
@@ -125,11 +132,13 @@ int vgpud_gather(const vgpud_span *spans, size_t count, uint64_t offset, uint64_
 }
 
 /*
- * The SFENCE after non-temporal stores: they are weakly ordered, also with the ordinary store that will tell the other side
- * "done" (a used index, a fence value). After it they are in memory, as far as anyone can tell.
+ * The SFENCE after non-temporal stores: they are weakly ordered, also with the ordinary store that
+ * will tell the other side "done" (a used index, a fence value). After it they are in memory, as
+ * far as anyone can tell.
  */
-int vgpud_scatter(const vgpud_span *spans, size_t count, uint64_t offset, uint64_t stride, const uint8_t *buffer,
-                  uint64_t buffer_stride, uint64_t row_bytes, uint64_t rows, int flags)
+int vgpud_scatter(const vgpud_span *spans, size_t count, uint64_t offset, uint64_t stride,
+                  const uint8_t *buffer, uint64_t buffer_stride, uint64_t row_bytes, uint64_t rows,
+                  int flags)
 {
     bool stream = flags & VGPUD_NON_TEMPORAL_WRITE;
     struct cursor at = {spans, 0};
@@ -138,16 +147,17 @@ int vgpud_scatter(const vgpud_span *spans, size_t count, uint64_t offset, uint64
         return 0;
     if (!inside(spans, count, offset, stride, row_bytes, rows))
         return -1;
-    run_rows(&at, offset, stride, (uint8_t *)(uintptr_t)buffer, buffer_stride, row_bytes, rows, stream ? STREAM : STORE);
+    run_rows(&at, offset, stride, (uint8_t *)(uintptr_t)buffer, buffer_stride, row_bytes, rows,
+             stream ? STREAM : STORE);
     if (stream)
         vgpud_sfence();
     return 0;
 }
 
 /* Straight from one buffer to the other, which are known not to overlap. */
-static void move_rows(struct cursor *to, uint64_t to_offset, uint64_t to_stride, struct cursor *from,
-                      uint64_t from_offset, uint64_t from_stride, uint64_t row_bytes, uint64_t rows,
-                      enum action action)
+static void move_rows(struct cursor *to, uint64_t to_offset, uint64_t to_stride,
+                      struct cursor *from, uint64_t from_offset, uint64_t from_stride,
+                      uint64_t row_bytes, uint64_t rows, enum action action)
 {
     for (; rows != 0; rows--) {
         for (uint64_t done = 0; done < row_bytes;) {
@@ -164,15 +174,17 @@ static void move_rows(struct cursor *to, uint64_t to_offset, uint64_t to_stride,
 }
 
 /*
- * Rectangle to rectangle, chunk by chunk, so that what was flushed and fetched is still near when it is written. Without a
- * scratch buffer the two must not overlap. With one, a chunk is read whole before any of it is written: an overlap inside a
- * chunk is harmless, and an overlap between chunks is too if the caller picked the direction (VGPUD_BACKWARD where bytes move
- * up). The fence that begins each chunk's flush also drains the streaming stores of the chunk before, with which it may share
- * a line.
+ * Rectangle to rectangle, chunk by chunk, so that what was flushed and fetched is still near when
+ * it is written. Without a scratch buffer the two must not overlap. With one, a chunk is read whole
+ * before any of it is written: an overlap inside a chunk is harmless, and an overlap between chunks
+ * is too if the caller picked the direction (VGPUD_BACKWARD where bytes move up). The fence that
+ * begins each chunk's flush also drains the streaming stores of the chunk before, with which it may
+ * share a line.
  */
-int vgpud_copy(const vgpud_span *to, size_t to_count, uint64_t to_offset, uint64_t to_stride, const vgpud_span *from,
-               size_t from_count, uint64_t from_offset, uint64_t from_stride, uint64_t row_bytes, uint64_t rows,
-               uint8_t *scratch, uint64_t scratch_size, int flags)
+int vgpud_copy(const vgpud_span *to, size_t to_count, uint64_t to_offset, uint64_t to_stride,
+               const vgpud_span *from, size_t from_count, uint64_t from_offset,
+               uint64_t from_stride, uint64_t row_bytes, uint64_t rows, uint8_t *scratch,
+               uint64_t scratch_size, int flags)
 {
     enum action write = flags & VGPUD_NON_TEMPORAL_WRITE ? STREAM : STORE;
     uint64_t size = scratch != NULL ? scratch_size : 32768;
@@ -184,7 +196,8 @@ int vgpud_copy(const vgpud_span *to, size_t to_count, uint64_t to_offset, uint64
     if (size == 0 || !inside(to, to_count, to_offset, to_stride, row_bytes, rows) ||
         !inside(from, from_count, from_offset, from_stride, row_bytes, rows))
         return -1;
-    /* A chunk is either several whole rows or a piece of one row; there are no more chunks than bytes. */
+    /* A chunk is either several whole rows or a piece of one row; there are no more chunks than
+     * bytes. */
     width = row_bytes < size ? row_bytes : size;
     height = row_bytes < size ? size / row_bytes : 1;
     pieces = row_bytes / width + (row_bytes % width != 0);
@@ -212,7 +225,8 @@ int vgpud_copy(const vgpud_span *to, size_t to_count, uint64_t to_offset, uint64
     return 0;
 }
 
-int vgpud_fill(const vgpud_span *spans, size_t count, uint64_t offset, uint64_t length, uint32_t pattern, int flags)
+int vgpud_fill(const vgpud_span *spans, size_t count, uint64_t offset, uint64_t length,
+               uint32_t pattern, int flags)
 {
     bool stream = flags & VGPUD_NON_TEMPORAL_WRITE;
     struct cursor at = {spans, 0};
@@ -239,7 +253,8 @@ int vgpud_fill(const vgpud_span *spans, size_t count, uint64_t offset, uint64_t 
     return 0;
 }
 
-/* Both ways: what was written through any mapping is in memory, and what is read next comes from there. */
+/* Both ways: what was written through any mapping is in memory, and what is read next comes from
+ * there. */
 int vgpud_flush(const vgpud_span *spans, size_t count, uint64_t offset, uint64_t length)
 {
     struct cursor at = {spans, 0};
