@@ -52,7 +52,7 @@ fallback = "refuse"
 layout = "per-blob"
 
 [[slot_policy]]
-match = { blob = "guest", max_size = "1MiB" }
+match = { blob = "host3d_guest", max_size = "1MiB" }
 memory_type = "wb"
 
 [[slot_policy]]
@@ -74,7 +74,7 @@ def test_every_key_reaches_its_device() -> None:
     big = Rule(
         Match("big*", BlobKind.HOST3D, 4096), MemoryType.UC, Fallback.REFUSE, Layout.PER_BLOB
     )
-    guest = Rule(Match(blob=BlobKind.GUEST, max_size=MIB), MemoryType.WB)
+    shadowed = Rule(Match(blob=BlobKind.HOST3D_GUEST, max_size=MIB), MemoryType.WB)
     rest = Rule(fallback=Fallback.SNOOP)
     assert config.device_specs() == (
         DeviceSpec(
@@ -83,7 +83,7 @@ def test_every_key_reaches_its_device() -> None:
             memory_limit=65536,
             outputs=(Output(640, 480), Output(32, 8192)),
             guest_pat=GuestPat.HONORED,
-            rules=(guest, rest),
+            rules=(shadowed, rest),
             layout=Layout.WINDOW,
         ),
         DeviceSpec(
@@ -92,7 +92,7 @@ def test_every_key_reaches_its_device() -> None:
             memory_limit=1024 * MIB,
             outputs=(Output(1280, 800),),
             guest_pat=GuestPat.IGNORED,
-            rules=(big, guest, rest),
+            rules=(big, shadowed, rest),
             layout=Layout.PER_BLOB,
         ),
     )
@@ -207,7 +207,11 @@ def test_a_name_that_can_not_name_a_socket(name: str) -> None:
         ("[[slot_policy]]\nmatch = 3", "[[slot_policy]] 1: match = 3: must be a table"),
         (
             '[[slot_policy]]\nmatch = { blob = "3d" }',
-            "match.blob = \"3d\": must be 'guest', 'host3d' or 'host3d_guest'",
+            "match.blob = \"3d\": must be 'host3d' or 'host3d_guest'",
+        ),
+        (
+            '[[slot_policy]]\nmatch = { blob = "guest" }',
+            "match.blob = \"guest\": not available in this version; must be 'host3d' or",
         ),
         ("[[slot_policy]]\nmatch = { x = 1 }", "match.x = 1: unknown key; known: device, blob, "),
         ("[[slot_policy]]\nmatch = { min_size = 4 }", "match.min_size = 4: a size"),

@@ -30,7 +30,7 @@ _LATER_KEYS: Final = {
     "allow_groups": "only the daemon's own user may use the control socket",
     "allow_guest_ram": "guest RAM stays cached",
 }
-_LATER_VALUES: Final = {"udmabuf", "gem", "agent", "local"}
+_LATER_VALUES: Final = {"udmabuf", "gem", "agent", "local", "guest"}
 
 
 class Config(Table):
@@ -197,7 +197,7 @@ def _faults(error: ValidationError, model: type[Table]) -> Iterator[str]:
                 yield f"{key} is missing"
             case "model_type":
                 yield f"{key or 'it'} = {value}: must be a table"
-            case "literal_error" if fault["input"] in _LATER_VALUES:
+            case "literal_error" | "enum" if fault["input"] in _LATER_VALUES:
                 yield f"{key} = {value}: not available in this version; {words}"
             case _:
                 yield f"{key} = {value}: {words}" if key else words

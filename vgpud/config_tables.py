@@ -178,12 +178,12 @@ class DeviceTable(Table):
 
 
 class MatchTable(Table):
-    """The blobs that a slot policy is for; without any key, all of them."""
+    """The host blobs that a slot policy is for; without any key, all of them."""
 
     device: str = "*"
     """A shell-style pattern of device names."""
     blob: BlobKind | None = None
-    """One kind of blob, "guest", "host3d" or "host3d_guest"; by default every kind."""
+    """One kind of blob, "host3d" or "host3d_guest"; by default both."""
     min_size: Size = _spelled("0KiB")
     """The smallest blob that matches."""
     max_size: Size | None = None
@@ -197,7 +197,7 @@ class MatchTable(Table):
 
 
 class SlotPolicyTable(Table):
-    """What is wanted of blobs in the BAR window. The first policy that matches a blob wins."""
+    """What is wanted of blobs in host memory. The first policy that matches a blob wins."""
 
     match: MatchTable = Field(
         default_factory=MatchTable,

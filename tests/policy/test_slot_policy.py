@@ -21,7 +21,7 @@ from vgpud.policy.slot_policy import (
 
 UC = Rule(memory_type=MemoryType.UC)
 SMALL = Rule(Match(max_size=2 * PAGE_SIZE), memory_type=MemoryType.WB)
-GUEST = Rule(Match(blob=BlobKind.GUEST), fallback=Fallback.REFUSE)
+SHADOWED = Rule(Match(blob=BlobKind.HOST3D_GUEST), fallback=Fallback.REFUSE)
 OTHERS = Rule(Match(device="gpu[1-9]*"), layout=Layout.PER_BLOB)
 
 
@@ -34,8 +34,8 @@ OTHERS = Rule(Match(device="gpu[1-9]*"), layout=Layout.PER_BLOB)
         ([SMALL, UC], "gpu0", BlobKind.HOST3D, 2 * PAGE_SIZE + 1, UC),
         ([UC, SMALL], "gpu0", BlobKind.HOST3D, PAGE_SIZE, UC),
         ([SMALL], "gpu0", BlobKind.HOST3D, 3 * PAGE_SIZE, DEFAULT_RULE),
-        ([GUEST, UC], "gpu0", BlobKind.GUEST, PAGE_SIZE, GUEST),
-        ([GUEST, UC], "gpu0", BlobKind.HOST3D_GUEST, PAGE_SIZE, UC),
+        ([SHADOWED, UC], "gpu0", BlobKind.HOST3D_GUEST, PAGE_SIZE, SHADOWED),
+        ([SHADOWED, UC], "gpu0", BlobKind.HOST3D, PAGE_SIZE, UC),
         ([OTHERS, UC], "gpu0", BlobKind.HOST3D, PAGE_SIZE, UC),
         ([OTHERS, UC], "gpu12", BlobKind.HOST3D, PAGE_SIZE, OTHERS),
         ([OTHERS, UC], "GPU1", BlobKind.HOST3D, PAGE_SIZE, UC),
@@ -56,8 +56,8 @@ def test_the_default_is_write_combining_flushed_and_in_the_window() -> None:
     [
         ([], {Layout.WINDOW}),
         ([Rule(layout=Layout.PER_BLOB)], {Layout.PER_BLOB}),
-        # A guest's own pages are never mapped into the BAR.
-        ([Rule(Match(blob=BlobKind.GUEST), layout=Layout.PER_BLOB)], {Layout.WINDOW}),
+        # A blob with pages of the guest's is never mapped into the BAR.
+        ([Rule(Match(blob=BlobKind.HOST3D_GUEST), layout=Layout.PER_BLOB)], {Layout.WINDOW}),
         # No blob is smaller than a page, so that this is every host blob.
         ([Rule(Match(min_size=PAGE_SIZE), layout=Layout.PER_BLOB)], {Layout.PER_BLOB}),
         # No blob has a size between those of one page and of two.

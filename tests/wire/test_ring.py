@@ -175,4 +175,4 @@ class Rings(RuleBasedStateMachine):
 
 
 TestRings = Rings.TestCase
-TestRings.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestRings.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

@@ -17,9 +17,6 @@ class Output:
     width: int
     height: int
 
-    def __str__(self) -> str:
-        return f"{self.width}x{self.height}"
-
 
 @dataclass(frozen=True, slots=True)
 class DeviceSpec:

@@ -19,9 +19,8 @@ PAGE_SIZE: Final = 4096
 
 
 class BlobKind(StrEnum):
-    """The `blob_mem` of a blob, as a policy names it."""
+    """The `blob_mem` of a blob with host memory; one of the guest's own pages has no policy."""
 
-    GUEST = "guest"
     HOST3D = "host3d"
     HOST3D_GUEST = "host3d_guest"
 
@@ -47,14 +46,6 @@ class Layout(StrEnum):
 
     WINDOW = "window"
     PER_BLOB = "per-blob"
-
-
-class SlotOwner(StrEnum):
-    """Who registers the memory slots: a process can do so only for a VM of its own."""
-
-    FRONTEND = "frontend"
-    AGENT = "agent"
-    LOCAL = "local"
 
 
 class GuestPat(StrEnum):
@@ -117,7 +108,7 @@ def first_match(rules: Sequence[Rule], device: str, blob: BlobKind, size: int) -
 def layouts(rules: Sequence[Rule], device: str) -> set[Layout]:
     """Every layout that some blob of `device` would get under `rules`.
 
-    Only host blobs count, as no other kind is mapped into the BAR. The rule that a blob falls to
+    Only `HOST3D` counts, as no other kind is mapped into the BAR. The rule that a blob falls to
     changes with its size only at a limit that some rule names: trying those tries all sizes.
     """
     sizes = {PAGE_SIZE}
