@@ -2,4 +2,9 @@
 
 from setuptools import setup
 
-setup(cffi_modules=["vgpud/uapi/build_native.py:ffibuilder"])
+setup(
+    cffi_modules=[
+        "vgpud/uapi/build_native.py:ffibuilder",
+        "vgpud/uapi/build_native.py:linux_ffibuilder",
+    ]
+)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from vgpud import __version__, qemu_lines
+from vgpud import __version__, demo, doctor, qemu_lines
 from vgpud.client import Client
 from vgpud.config import Config, default_toml
 from vgpud.daemon import Daemon
@@ -104,6 +104,21 @@ def parser() -> argparse.ArgumentParser:
     _add_config(serve)
     serve.add_argument("--log-level", choices=["debug", "info", "warning", "error"], default="info")
 
+    examine = verbs.add_parser("doctor", help="say what this host can do, and what would help")
+    examine.set_defaults(action=_doctor)
+    examine.add_argument("--json", action="store_true", help="for machines")
+    examine.add_argument(
+        "--measure", action="store_true", help="also time loads in a guest, by memory type"
+    )
+    examine.add_argument(
+        "--plans", action="store_true", help="the planner's whole table, for any host"
+    )
+
+    shown = verbs.add_parser("demo", help="show non-coherent DMA at work on this machine")
+    shown.set_defaults(action=_demo)
+    shown.add_argument("--json", action="store_true", help="print the steps as JSON")
+    shown.add_argument("--out", type=Path, metavar="DIR", help="put the picture there, as a PNG")
+
     config = verbs.add_parser("config", help="check a configuration, or show what there is to set")
     nouns = config.add_subparsers(required=True, metavar="WHAT")
     check = nouns.add_parser("check", help="name every fault of a file")
@@ -143,6 +158,17 @@ def _announcement(config: Config) -> Iterator[str]:
         yield qemu_lines.all_features(socket)
         yield f"\n# {spec.name}, 2D on QEMU's display:"
         yield qemu_lines.display(socket)
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    say(doctor.text(as_json=args.json, plans=args.plans, measure=args.measure))
+
+
+def _demo(args: argparse.Namespace) -> None:
+    result = demo.run(args.out)
+    say(json.dumps(result.to_json(), indent=2) if args.json else result.text())
+    if not result.ok:
+        raise VgpudError("not every step held")
 
 
 def _config_check(args: argparse.Namespace) -> None:

@@ -1,8 +1,9 @@
-"""Builds `vgpud.uapi._native` with cffi in API mode: the compiler checks every declaration.
+"""Builds the two compiled modules with cffi in API mode: the compiler checks every declaration.
 
-The package's own build runs this file through setup.py; run directly, it builds the module in
-place, beside itself. native.h is the single list of declarations: what the C files include, cffi
-reads too.
+`_native` is our own C: native.h is the single list of its declarations, which the C files include
+and cffi reads. `_linux` is the kernel's ABI: linux_abi.cdef, checked against the kernel's headers.
+The package's own build runs this file through setup.py; run directly, it builds both in place,
+beside itself.
 """
 
 from __future__ import annotations
@@ -47,17 +48,28 @@ ffibuilder.set_source(
     extra_compile_args=list(CFLAGS),
 )
 
+linux_ffibuilder = FFI()
+linux_ffibuilder.cdef((HERE / "linux_abi.cdef").read_text(encoding="utf-8"))
+linux_ffibuilder.set_source(
+    "vgpud.uapi._linux",
+    '#include "linux_abi.h"',
+    depends=[str(HERE / "linux_abi.h")],
+    include_dirs=[str(HERE)],
+    extra_compile_args=list(CFLAGS),
+)
 
-def build_in_place() -> Path:
+
+def build_in_place(builder: FFI, name: str) -> Path:
     """Compile, and put the module beside this file instead of any former one; return its path."""
     with tempfile.TemporaryDirectory() as work:
-        built = Path(ffibuilder.compile(tmpdir=work))
+        built = Path(builder.compile(tmpdir=work))
         # One built by pip may have another suffix and would go on being imported.
-        for former in HERE.glob("_native.*so"):
+        for former in HERE.glob(f"{name}.*so"):
             former.unlink()
         # Under a new inode: a process that has the former one mapped keeps it.
         return Path(shutil.move(built, HERE / built.name))
 
 
 if __name__ == "__main__":
-    print(build_in_place())
+    print(build_in_place(ffibuilder, "_native"))
+    print(build_in_place(linux_ffibuilder, "_linux"))

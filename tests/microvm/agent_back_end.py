@@ -1,0 +1,71 @@
+"""A back-end process whose slots an agent sets: `--fd`, `--agent-fd` and `--config`, as `BackEnd`
+gives them. `VGPUD_TEST_SLOT_FLAGS` are the flags to ask for."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import socket
+from pathlib import Path
+
+from vgpud.config import Config
+from vgpud.device.gpu import Gpu
+from vgpud.device.spec import DeviceSpec
+from vgpud.host.fds import Fd
+from vgpud.microvm import boot
+from vgpud.microvm.slots import NUMBERS
+from vgpud.policy.slots import SlotTable
+from vgpud.serve.agent_slots import AgentSlots
+from vgpud.serve.fd_socket import FdSocket
+from vgpud.serve.front_end import FrontEndSession
+from vgpud.wire.vhost_user.protocol import Gpa
+
+
+class FlaggedSlots:
+    """A `device.ports.BarSlots` that asks for flags whatever the device says."""
+
+    def __init__(self, slots: AgentSlots, flags: int) -> None:
+        self._slots = slots
+        self._flags = flags
+
+    async def map(
+        self, fd: Fd, fd_offset: int, bar_offset: int, length: int, *, flags: int = 0
+    ) -> None:
+        await self._slots.map(fd, fd_offset, bar_offset, length, flags=flags | self._flags)
+
+    async def unmap(self, bar_offset: int, length: int) -> None:
+        await self._slots.unmap(bar_offset, length)
+
+
+class AgentSession(FrontEndSession):
+    """A session whose device does not ask the front-end to map."""
+
+    def __init__(self, connection: FdSocket, spec: DeviceSpec, slots: FlaggedSlots) -> None:
+        super().__init__(connection, spec)
+        self.gpu = Gpu(spec, self._memory, slots, self._timelines)
+
+
+async def serve(connection: socket.socket, agent: socket.socket, spec: DeviceSpec) -> None:
+    """Serve until the front-end hangs up."""
+    slots = AgentSlots(agent, SlotTable(NUMBERS, base=Gpa(boot.WINDOW_GPA)), patience=2.0)
+    flagged = FlaggedSlots(slots, int(os.environ.get("VGPUD_TEST_SLOT_FLAGS", "0")))
+    try:
+        await AgentSession(FdSocket(connection), spec, flagged).run()
+    finally:
+        slots.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fd", type=int)
+    parser.add_argument("--agent-fd", type=int)
+    parser.add_argument("--config", type=Path)
+    args = parser.parse_args()
+    (spec,) = Config.load(args.config).device_specs()
+    connection, agent = socket.socket(fileno=args.fd), socket.socket(fileno=args.agent_fd)
+    asyncio.run(serve(connection, agent, spec))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The kernel's ABI: every structure as large as the kernel says in the number of its ioctl."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+from vgpud.uapi._linux import ffi, lib
+
+from vgpud.errors import HostError
+from vgpud.policy.slot_entries import SlotFlag
+from vgpud.uapi import address_space, udmabuf
+from vgpud.uapi.ioctl import ioctl
+from vgpud.uapi.kvm import MemFlag
+
+
+@pytest.mark.parametrize(
+    ("request_name", "struct"),
+    [
+        ("KVM_SET_USER_MEMORY_REGION", "struct kvm_userspace_memory_region"),
+        ("KVM_SET_USER_MEMORY_REGION2", "struct kvm_userspace_memory_region2"),
+        ("KVM_GET_DIRTY_LOG", "struct kvm_dirty_log"),
+        ("KVM_ENABLE_CAP", "struct kvm_enable_cap"),
+        ("KVM_IOEVENTFD", "struct kvm_ioeventfd"),
+        ("KVM_CREATE_DEVICE", "struct kvm_create_device"),
+        ("KVM_GET_REGS", "struct kvm_regs"),
+        ("KVM_SET_REGS", "struct kvm_regs"),
+        ("KVM_GET_SREGS", "struct kvm_sregs"),
+        ("KVM_SET_SREGS", "struct kvm_sregs"),
+        ("KVM_GET_MSRS", "struct kvm_msrs"),
+        ("KVM_SET_MSRS", "struct kvm_msrs"),
+        ("KVM_SET_CPUID2", "struct kvm_cpuid2"),
+        ("KVM_GET_SUPPORTED_CPUID", "struct kvm_cpuid2"),
+        ("UDMABUF_CREATE", "struct udmabuf_create"),
+    ],
+)
+def test_a_request_carries_the_size_of_its_structure(request_name: str, struct: str) -> None:
+    request = getattr(lib, request_name)
+    assert (request >> 16) & 0x3FFF == ffi.sizeof(struct)
+
+
+@pytest.mark.parametrize(
+    ("struct", "size"),
+    [
+        ("struct kvm_segment", 24),
+        ("struct kvm_dtable", 16),
+        ("struct kvm_msr_entry", 16),
+        ("struct kvm_cpuid_entry2", 40),
+    ],
+)
+def test_a_part_of_a_structure_has_its_size(struct: str, size: int) -> None:
+    assert ffi.sizeof(struct) == size
+
+
+def test_kvm_run_begins_as_documented() -> None:
+    assert ffi.offsetof("struct kvm_run", "exit_reason") == 8
+    assert ffi.offsetof("struct kvm_run", "mmio", "data") == 40
+    assert ffi.offsetof("struct kvm_run", "io", "data_offset") == 40
+    assert ffi.sizeof("struct kvm_run") >= 2352
+
+
+def test_request_numbers_are_the_kernels() -> None:
+    assert lib.KVM_SET_USER_MEMORY_REGION == 0x4020AE46
+    assert lib.KVM_SET_USER_MEMORY_REGION2 == 0x40A0AE49
+    assert MemFlag.NON_COHERENT_DMA == 8
+
+
+def test_the_policy_means_the_same_flags() -> None:
+    assert {flag.name: flag.value for flag in SlotFlag} == {
+        flag.name: flag.value for flag in MemFlag if flag is not MemFlag.GUEST_MEMFD
+    }
+
+
+def test_an_error_names_the_call_and_the_remedy() -> None:
+    with pytest.raises(HostError, match=r"^KVM_CREATE_VM: Bad file descriptor; open it$") as raised:
+        ioctl(-1, lib.KVM_CREATE_VM, name="KVM_CREATE_VM", remedies={errno.EBADF: "open it"})
+    assert raised.value.errno == errno.EBADF
+    assert isinstance(raised.value.__cause__, OSError)
+
+
+def test_an_error_without_remedy_does_not_invent_one() -> None:
+    with pytest.raises(HostError, match=r"^KVM_CREATE_VM: Bad file descriptor$"):
+        ioctl(-1, lib.KVM_CREATE_VM, name="KVM_CREATE_VM")
+
+
+def test_a_udmabuf_call_names_itself() -> None:
+    with pytest.raises(HostError, match="UDMABUF_CREATE of 0x1000 bytes at 0x2000"):
+        udmabuf.create(-1, 0, 0x2000, 0x1000)
+
+
+def test_a_mapping_that_is_refused_says_why() -> None:
+    with pytest.raises(HostError, match="mmap of 0x1000 bytes at offset 0x0: Bad file descriptor"):
+        address_space.map_shared(-1, 0, 0x1000)
+    with pytest.raises(HostError, match="munmap of 0x0 bytes: Invalid argument"):
+        address_space.unmap(0, 0)

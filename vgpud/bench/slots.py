@@ -1,0 +1,133 @@
+"""What mapping and unmapping a blob costs: a slot of its own, an inlay, or a place in the window.
+
+Owns the measurement only; nothing here is part of the daemon. Times are of a VM whose guest does
+not run: what a running one adds, by its faults and by the zapping of its page tables, is not in
+them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import numpy as np
+
+from vgpud.host import memfd
+from vgpud.host.kvm import scratch_slots
+from vgpud.host.window import HostWindow
+from vgpud.policy.slot_policy import PAGE_SIZE
+
+LIVE: Final = (0, 1000, 8000)
+ROUNDS: Final = 2000
+
+_BASE: Final = 1 << 32
+_NAME: Final = "bench-slots"
+_WINDOW_SLOT: Final = 0
+
+Round: TypeAlias = Callable[[], None]
+Before: TypeAlias = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class SlotRow:
+    """One way to map a blob of a page and unmap it, with `live` other blobs mapped: microseconds
+    for both together."""
+
+    way: str
+    live: int
+    rounds: int
+    median_us: float
+    p99_us: float
+
+
+def measure(live: tuple[int, ...] = LIVE, *, rounds: int = ROUNDS) -> list[SlotRow]:
+    """Measure each way with each number of live blobs. Raises HostError where there is no KVM."""
+    rows = []
+    for way, prepare in _WAYS.items():
+        for count in live:
+            with prepare(count) as (before, one_round):
+                times = np.empty(rounds)
+                for index in range(rounds):
+                    before()
+                    start = time.perf_counter_ns()
+                    one_round()
+                    times[index] = time.perf_counter_ns() - start
+            median, p99 = (float(value) / 1e3 for value in np.percentile(times, [50, 99]))
+            rows.append(SlotRow(way, count, rounds, median, p99))
+    return rows
+
+
+def _nothing() -> None:
+    pass
+
+
+@contextmanager
+def _slot_a_blob(live: int) -> Iterator[tuple[Before, Round]]:
+    with ExitStack() as stack:
+        blobs = stack.enter_context(memfd.create(_NAME, _blob(live + 1)))
+        slots = stack.enter_context(scratch_slots())
+        for index in range(live):
+            slots.attach(index, blobs, _blob(index), PAGE_SIZE)
+            slots.set(index, 0, _BASE + index * PAGE_SIZE)
+
+        def one_round() -> None:
+            slots.attach(live, blobs, _blob(live), PAGE_SIZE)
+            slots.set(live, 0, _BASE + live * PAGE_SIZE)
+            slots.delete(live)
+            slots.release(live)
+
+        yield _nothing, one_round
+
+
+@contextmanager
+def _inlay(live: int) -> Iterator[tuple[Before, Round]]:
+    with ExitStack() as stack:
+        size = (live + 1) * PAGE_SIZE
+        blobs = stack.enter_context(memfd.create(_NAME, _blob(live + 1)))
+        window = stack.enter_context(memfd.create(_NAME, size))
+        slots = stack.enter_context(scratch_slots())
+        slots.attach(_WINDOW_SLOT, window, 0, size, inlays=True)
+        slots.set(_WINDOW_SLOT, 0, _BASE)
+        for index in range(live):
+            slots.put_inlay(_WINDOW_SLOT, index * PAGE_SIZE, blobs, _blob(index), PAGE_SIZE)
+
+        def one_round() -> None:
+            slots.put_inlay(_WINDOW_SLOT, live * PAGE_SIZE, blobs, _blob(live), PAGE_SIZE)
+            slots.remove_inlay(_WINDOW_SLOT, live * PAGE_SIZE, PAGE_SIZE)
+
+        yield _nothing, one_round
+
+
+@contextmanager
+def _window(live: int) -> Iterator[tuple[Before, Round]]:
+    with ExitStack() as stack:
+        size = (live + 1) * PAGE_SIZE
+        window = HostWindow(_NAME, size)
+        stack.callback(window.close)
+        slots = stack.enter_context(scratch_slots())
+        slots.attach(_WINDOW_SLOT, window.fd, 0, size)
+        slots.set(_WINDOW_SLOT, 0, _BASE)
+        window.view(0, live * PAGE_SIZE)[::PAGE_SIZE] = 1
+        blob = window.view(live * PAGE_SIZE, PAGE_SIZE)
+
+        def touch() -> None:
+            blob[0] = 1
+
+        def one_round() -> None:
+            # Once when a blob moves in, since the guest may have written there; once when it goes.
+            window.clear(live * PAGE_SIZE, PAGE_SIZE)
+            window.clear(live * PAGE_SIZE, PAGE_SIZE)
+
+        yield touch, one_round
+
+
+def _blob(index: int) -> int:
+    """Where a blob is in the file of all. Never behind its neighbour: the kernel would make one
+    mapping of two."""
+    return 2 * index * PAGE_SIZE
+
+
+_WAYS: Final = {"slot": _slot_a_blob, "MAP_FIXED": _inlay, "window": _window}

@@ -1,0 +1,25 @@
+"""VMs of this process, for whoever sets slots and may not know the kernel's ABI.
+
+Must not import anything above `host`. The ABI is in `uapi.kvm`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from vgpud.host.memslots import Memslots
+from vgpud.uapi.kvm import Cap, Kvm
+
+
+@contextmanager
+def scratch_slots() -> Iterator[Memslots]:
+    """The slots of a new VM that has no CPU and goes with them. Raises HostError."""
+    with Kvm.open() as kvm, kvm.create_vm() as vm, Memslots(vm) as slots:
+        yield slots
+
+
+def slot_numbers() -> range:
+    """The slot numbers that this host's KVM has for a VM. Raises HostError."""
+    with Kvm.open() as kvm:
+        return range(kvm.check_extension(Cap.NR_MEMSLOTS))

@@ -1,0 +1,113 @@
+"""The daemon as a process of its own, for one micro-VM: started, connected, ended.
+
+Owns the process, the configuration that it is given and what it logs. It is started as a VMM or
+libvirt starts one: with a connected socket to inherit.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from vgpud.errors import HostError
+from vgpud.policy.slot_policy import GuestPat, Layout
+
+PROGRAM: Final = (sys.executable, "-m", "vgpud.backend_program")
+
+END_S: Final = 20.0
+"""Seconds that it may take to end once we have hung up, on a host that is itself emulated."""
+
+
+def configuration(guest_pat: GuestPat, layout: Layout = Layout.WINDOW) -> str:
+    """A device for a micro-VM: small, and told what is known of its VM."""
+    return (
+        '[[device]]\nname = "microvm"\nwindow = "1MiB"\nmemory_limit = "16MiB"\n'
+        f'guest_pat = "{guest_pat}"\n[[slot_policy]]\nlayout = "{layout}"\n'
+    )
+
+
+class BackEnd:
+    """A running back-end; a context manager. `connection` is our end of its socket.
+
+    With `with_agent` it is given a second socket, for a slot agent of ours at its end `agent`; the
+    program has to know about that. Raises `HostError` if it can't be started.
+    """
+
+    def __init__(
+        self, config: str, *, program: Sequence[str] = PROGRAM, with_agent: bool = False
+    ) -> None:
+        with ExitStack() as cleanup:
+            try:
+                self._start(config, program, with_agent, cleanup)
+            except OSError as error:
+                raise HostError(f"starting {' '.join(program)}", error) from error
+            self._cleanup = cleanup.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with self._cleanup:
+            self.end()
+
+    def _start(
+        self, config: str, program: Sequence[str], with_agent: bool, cleanup: ExitStack
+    ) -> None:
+        directory = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="vgpud-microvm-"))
+        path = Path(directory, "vgpud.toml")
+        path.write_text(config, encoding="utf-8")
+        # Appending: it has the same file position as we, who read it meanwhile.
+        log = Path(directory, "log").open("a+", encoding="utf-8")  # noqa: SIM115 - closed with us
+        self._log = cleanup.enter_context(log)
+        with ExitStack() as inherited:
+            self.connection, theirs = socket.socketpair()
+            cleanup.callback(self.connection.close)
+            given = [("--fd", inherited.enter_context(theirs))]
+            self.agent: socket.socket | None = None
+            if with_agent:
+                # With an end that shows, and message boundaries.
+                self.agent, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
+                cleanup.callback(self.agent.close)
+                given.append(("--agent-fd", inherited.enter_context(theirs)))
+            options = [f"{option}={end.fileno()}" for option, end in given]
+            self._process = subprocess.Popen(  # noqa: S603 - ourselves, no shell
+                [*program, *options, f"--config={path}"],
+                pass_fds=[end.fileno() for _, end in given],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._log,
+            )
+
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid
+
+    @property
+    def log(self) -> list[str]:
+        """The lines that it has logged so far."""
+        self._log.seek(0)
+        return self._log.read().splitlines()
+
+    def end(self) -> int:
+        """Hangs up, which ends it; its exit status, negative for the signal that it took."""
+        self.connection.close()
+        if self.agent is not None:
+            self.agent.close()
+        try:
+            return self._process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()

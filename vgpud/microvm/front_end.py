@@ -1,0 +1,325 @@
+"""The VMM's side of vhost-user, blocking: what the micro-VM needs of a front-end.
+
+Owns the connection, the back-end's channel and the rings' eventfds; speaks in the order in which
+QEMU does. Waiting for the device is where the back-end's requests are served, all in one thread:
+the guest stands still meanwhile. Source: the vhost-user specification, "Message Specification" and
+"Starting and stopping rings"; the messages are `wire.vhost_user`.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import select
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Final, Self, TypeVar
+
+from vgpud.errors import HostError, PeerError
+from vgpud.host import eventfd
+from vgpud.host.fds import Fd
+from vgpud.microvm import boot, guest_code
+from vgpud.microvm.machine import Machine
+from vgpud.microvm.slots import Window
+from vgpud.wire.gpu.protocol import Feature, ShmId
+from vgpud.wire.vhost_user import messages
+from vgpud.wire.vhost_user.backend_channel import (
+    BackendMessage,
+    ConfigChange,
+    FrontEndChannel,
+    ShmemMap,
+    ShmemUnmap,
+)
+from vgpud.wire.vhost_user.header import decode_header
+from vgpud.wire.vhost_user.protocol import (
+    F_PROTOCOL_FEATURES,
+    HEADER,
+    Gpa,
+    HeaderFlag,
+    ProtocolFeature,
+    Uva,
+)
+from vgpud.wire.vhost_user.replies import REPLY_TYPES, decode_reply
+from vgpud.wire.vhost_user.requests import encode_request, request_of
+
+PATIENCE: Final = 30.0
+"""Seconds that the back-end may take for anything: it may still be starting, and that takes a while
+on a host that is itself emulated."""
+
+F_VERSION_1: Final = 1 << 32
+GUEST_FEATURES: Final = (
+    F_VERSION_1 | 1 << Feature.VIRGL | 1 << Feature.RESOURCE_BLOB | 1 << Feature.CONTEXT_INIT
+)
+"""What the guest takes, and can't do without."""
+
+PROTOCOL_FEATURES: Final = (
+    ProtocolFeature.MQ
+    | ProtocolFeature.REPLY_ACK
+    | ProtocolFeature.BACKEND_REQ
+    | ProtocolFeature.CONFIG
+    | ProtocolFeature.SHMEM
+)
+
+_CONFIG_SIZE: Final = 16
+_MAX_FDS: Final = 8
+
+_Reply = TypeVar(
+    "_Reply",
+    messages.U64Reply,
+    messages.VringState,
+    messages.ConfigReply,
+    messages.ShmemConfig,
+)
+
+
+class FrontEnd:
+    """A machine's connection to a back-end; a context manager.
+
+    Raises `PeerError` if the back-end breaks the protocol, refuses or hangs up, and `HostError`
+    (ETIMEDOUT) if it does not answer. `window_size` is what the back-end says it has, in bytes;
+    `requests` are all that it asked for on its own channel.
+    """
+
+    def __init__(
+        self, connection: socket.socket, machine: Machine, *, patience: float = PATIENCE
+    ) -> None:
+        connection.settimeout(patience)
+        self._patience = patience
+        self._socket = connection
+        self._machine = machine
+        self._back_end: socket.socket | None = None
+        self._channel = FrontEndChannel()
+        self._channel_fds: list[Fd] = []
+        self._watched: dict[int, Callable[[], bool]] = {}
+        self.window: Window | None = None
+        self.window_size = 0
+        self.requests: list[BackendMessage] = []
+        with ExitStack() as cleanup:
+            cleanup.callback(self._close_fds)
+            cleanup.callback(connection.close)
+            self._calls = [cleanup.enter_context(eventfd.create()) for _ in machine.kicks]
+            self._errors = [cleanup.enter_context(eventfd.create()) for _ in machine.kicks]
+            self._cleanup = cleanup.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hangs up; a second call does nothing."""
+        self._cleanup.close()
+
+    def introduce(self) -> None:
+        """All that comes before there is a guest: features, the back-end's channel, the window."""
+        offered = self._ask(messages.GetFeatures(), messages.U64Reply).value
+        missing = (GUEST_FEATURES | F_PROTOCOL_FEATURES) & ~offered
+        if missing:
+            raise PeerError(f"the back-end does not offer features {missing:#x}")
+        protocol = ProtocolFeature(
+            self._ask(messages.GetProtocolFeatures(), messages.U64Reply).value
+        )
+        if PROTOCOL_FEATURES & ~protocol:
+            raise PeerError(f"the back-end does not offer {PROTOCOL_FEATURES & ~protocol!r}")
+        self._send(messages.SetProtocolFeatures(PROTOCOL_FEATURES))
+        queues = self._ask(messages.GetQueueNum(), messages.U64Reply).value
+        if queues < len(self._calls):
+            raise PeerError(f"the back-end has {queues} queues")
+        self._back_end, theirs = socket.socketpair()
+        self._back_end.settimeout(self._patience)
+        self._cleanup.callback(self._back_end.close)
+        with theirs:
+            self._tell(messages.SetBackendReqFd(), [theirs.fileno()])
+        self._send(messages.SetOwner())
+        for index, (call, error) in enumerate(zip(self._calls, self._errors, strict=True)):
+            self._tell(messages.SetVringCall(index, True), [call.fileno()])
+            self._tell(messages.SetVringErr(index, True), [error.fileno()])
+        sizes = self._ask(messages.GetShmemConfig(), messages.ShmemConfig).sizes
+        if len(sizes) <= ShmId.HOST_VISIBLE:
+            raise PeerError("the back-end has no host-visible window")
+        self.window_size = sizes[ShmId.HOST_VISIBLE]
+
+    def start(self) -> None:
+        """The guest's driver starts: memory and rings, as the machine has them."""
+        self._ask(messages.GetConfig(0, _CONFIG_SIZE, 0), messages.ConfigReply)
+        self._tell(messages.SetFeatures(GUEST_FEATURES | F_PROTOCOL_FEATURES))
+        # Guest RAM begins at 0, and what names it on the wire is up to us: its own addresses.
+        region = messages.MemRegion(Gpa(0), boot.RAM_SIZE, Uva(0), 0)
+        self._tell(messages.SetMemTable((region,)), [self._machine.ram.fileno()])
+        for index, kick in enumerate(self._machine.kicks):
+            queue = boot.queue(index)
+            addresses = Uva(queue.desc), Uva(queue.used), Uva(queue.avail), Gpa(queue.used)
+            self._tell(messages.SetVringNum(index, guest_code.QUEUE_SIZE))
+            self._tell(messages.SetVringBase(index, 0))
+            self._tell(messages.SetVringAddr(index, 0, *addresses))
+            self._tell(messages.SetVringKick(index, True), [kick.fileno()])
+            self._tell(messages.SetVringCall(index, True), [self._calls[index].fileno()])
+        for index in range(len(self._calls)):
+            self._tell(messages.SetVringEnable(index, True))
+
+    def stop(self) -> list[int]:
+        """The guest is gone: stops the rings; how many chains each has taken."""
+        bases = []
+        for index in range(len(self._calls)):
+            self._tell(messages.SetVringEnable(index, False))
+            bases.append(self._ask(messages.GetVringBase(index), messages.VringState).base)
+        return bases
+
+    def watch(self, source: socket.socket, serve: Callable[[], bool]) -> None:
+        """Has `wait` call `serve` whenever there is something to be read from `source`; false is
+        its end."""
+        self._watched[source.fileno()] = serve
+
+    def wait(self) -> None:
+        """Returns once the device has signalled a queue; serves the back-end's requests until
+        then."""
+        assert self._back_end is not None
+        deadline = time.monotonic() + self._patience
+        calls = {call.fileno(): call for call in self._calls}
+        errors = {error.fileno(): index for index, error in enumerate(self._errors)}
+        main, back_end = self._socket.fileno(), self._back_end.fileno()
+        poller = select.poll()
+        for source in (main, back_end, *calls, *errors, *self._watched):
+            poller.register(source, select.POLLIN)
+        while True:
+            left = max(deadline - time.monotonic(), 0)
+            ready = poller.poll(1000 * left)
+            if not ready:
+                error = OSError(errno.ETIMEDOUT, "")
+                raise HostError(f"waiting for the device for {self._patience:g} s", error)
+            signalled = False
+            for source, _ in ready:
+                if source == main:
+                    raise PeerError("the back-end has hung up")
+                if source == back_end:
+                    self._serve_back_end(self._back_end)
+                elif source in errors:
+                    raise PeerError(f"the back-end has given up queue {errors[source]}")
+                elif source in calls:
+                    signalled |= eventfd.drain(calls[source]) > 0
+                elif not self._watched[source]():
+                    raise PeerError("the back-end has closed its agent's socket")
+            if signalled:
+                return
+
+    # The back-end's channel
+
+    def _serve_back_end(self, back_end: socket.socket) -> None:
+        data, fds = _receive(back_end, self._channel.bytes_wanted)
+        self._channel_fds += fds
+        if not data:
+            raise PeerError("the back-end has closed its channel")
+        self._channel.receive_data(data)
+        received = self._channel.next_request()
+        if received is None:
+            return
+        self.requests.append(received.message)
+        try:
+            self._execute(received.message)
+            status = 0
+        except HostError:
+            # Told in one number: the protocol has no more.
+            status = 1
+        finally:
+            self._close_fds()
+        _send(back_end, self._channel.reply(received, status))
+
+    def _execute(self, message: BackendMessage) -> None:
+        fds, window = self._channel_fds, self.window
+        match message:
+            case ConfigChange():
+                return
+            case ShmemMap(ShmId.HOST_VISIBLE, fd_offset, offset, length, True) if window:
+                if len(fds) != 1:
+                    raise PeerError(f"{message} came with {len(fds)} descriptors")
+                window.map(fds[0], fd_offset, offset, length)
+            case ShmemUnmap(ShmId.HOST_VISIBLE, offset, length) if window:
+                window.unmap(offset, length)
+            case _:
+                raise HostError(f"{message}", OSError(errno.EINVAL, ""))
+
+    def _close_fds(self) -> None:
+        while self._channel_fds:
+            self._channel_fds.pop().close()
+
+    # The main channel
+
+    def _send(
+        self, message: messages.Request, fds: Sequence[int] = (), *, need_reply: bool = False
+    ) -> None:
+        _send(self._socket, encode_request(message, need_reply=need_reply), fds)
+
+    def _ask(self, message: messages.Request, kind: type[_Reply]) -> _Reply:
+        self._send(message)
+        answer = self._answer(message)
+        if not isinstance(answer, kind):
+            raise PeerError(f"the back-end answered {request_of(message).name} with {answer}")
+        return answer
+
+    def _tell(self, message: messages.Request, fds: Sequence[int] = ()) -> None:
+        assert request_of(message) not in REPLY_TYPES
+        self._send(message, fds, need_reply=True)
+        answer = self._answer(message)
+        if answer != messages.U64Reply(0):
+            raise PeerError(f"the back-end refused {request_of(message).name}: {answer}")
+
+    def _answer(self, message: messages.Request) -> messages.Reply:
+        request = request_of(message)
+        header = decode_header(self._exactly(HEADER.size))
+        if (header.request, header.flags) != (request, HeaderFlag.VERSION_1 | HeaderFlag.REPLY):
+            raise PeerError(f"the answer to {request.name} begins with {header}")
+        return decode_reply(request, self._exactly(header.size))
+
+    def _exactly(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            more, fds = _receive(self._socket, size - len(data))
+            for fd in fds:  # no answer has any
+                fd.close()
+            if not more:
+                raise PeerError("the back-end has hung up")
+            data += more
+        return data
+
+
+def _send(connection: socket.socket, data: bytes, fds: Sequence[int] = ()) -> None:
+    try:
+        sent = socket.send_fds(connection, [data], list(fds)) if fds else 0
+        connection.sendall(data[sent:])
+    except OSError as error:
+        raise _failed("sending to the back-end", error) from error
+
+
+def _receive(connection: socket.socket, size: int) -> tuple[bytes, list[Fd]]:
+    fds = array.array("i")
+    try:
+        data, ancillary, flags, _ = connection.recvmsg(
+            size, socket.CMSG_SPACE(_MAX_FDS * fds.itemsize), socket.MSG_CMSG_CLOEXEC
+        )
+    except OSError as error:
+        raise _failed("waiting for the back-end", error) from error
+    for _, _, payload in ancillary:
+        fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+    owned = [Fd(fd) for fd in fds]
+    if flags & socket.MSG_CTRUNC:
+        for fd in owned:
+            fd.close()
+        raise PeerError("the back-end sent more descriptors than any request has")
+    return data, owned
+
+
+def _failed(operation: str, error: OSError) -> HostError | PeerError:
+    if isinstance(error, TimeoutError):
+        return HostError(operation, OSError(errno.ETIMEDOUT, ""), "it is stuck, or too slow")
+    if error.errno in {errno.EPIPE, errno.ECONNRESET}:
+        return PeerError(f"{operation}: it has hung up")
+    return PeerError(f"{operation}: {error.strerror}")

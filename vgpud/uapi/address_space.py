@@ -1,0 +1,54 @@
+"""Where files are in this process's address space, for memory that only a guest touches.
+
+Owns the border to mmap(2), which Python's own cannot be told an address. Nobody here reads or
+writes what is mapped, so nothing needs a guard against files that shrink: KVM answers a guest's
+access there with EFAULT. Must not import anything of vgpud but `errors` and the compiled module;
+only `host` and the micro-VM may import this. Source: mmap(2).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from types import MappingProxyType
+from typing import Final
+
+from vgpud.errors import HostError
+from vgpud.uapi._linux import ffi, lib
+from vgpud.uapi.ioctl import Remedies
+
+_REMEDIES: Final[Remedies] = MappingProxyType(
+    {
+        errno.ENOMEM: "more mappings or address space than the system allows (vm.max_map_count)",
+        errno.EACCES: "the file must be open for reading and writing",
+        errno.EPERM: "the file is sealed against writing",
+        errno.ENODEV: "this kind of file can't be mapped",
+        errno.EINVAL: "offset and length must be multiples of the file's page size",
+        errno.EAGAIN: "raise the limit of locked memory (LimitMEMLOCK= of the service, ulimit -l)",
+    }
+)
+_MAP_FAILED: Final = ffi.cast("void *", -1)
+
+
+def map_shared(fd: int, offset: int, length: int, *, at: int | None = None) -> int:
+    """Map a part of a file, shared and writable; return the address. Raises HostError.
+
+    With `at`, the address of whole pages that are mapped already: what is there is replaced.
+    """
+    operation = f"mmap of {length:#x} bytes at offset {offset:#x}"
+    flags = lib.MAP_SHARED | (0 if at is None else lib.MAP_FIXED)
+    address = ffi.cast("void *", at or 0)
+    result = lib.mmap(address, length, lib.PROT_READ | lib.PROT_WRITE, flags, fd, offset)
+    if result == _MAP_FAILED:
+        number = ffi.errno
+        error = OSError(number, os.strerror(number))
+        raise HostError(operation, error, _REMEDIES.get(number, "")) from error
+    return int(ffi.cast("uintptr_t", result))
+
+
+def unmap(address: int, length: int) -> None:
+    """Unmap whole pages. Raises HostError."""
+    if lib.munmap(ffi.cast("void *", address), length) != 0:
+        number = ffi.errno
+        error = OSError(number, os.strerror(number))
+        raise HostError(f"munmap of {length:#x} bytes", error, _REMEDIES.get(number, ""))

@@ -1,0 +1,356 @@
+"""KVM for Python: the system, its VMs, and what is asked of them. vCPUs are in vcpu.py.
+
+Owns the border where typed arguments become the kernel's structures, and what to do about each
+errno. `Any` stops here. Who maps which memory where is for `host` and `policy` to say. Must not
+import anything of vgpud but `errors` and its own package; only `host` and the micro-VM may import
+this. Source: Documentation/virt/kvm/api.rst of the kernel.
+
+Everything raises HostError where the kernel refuses. Addresses and sizes are in bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+from enum import IntEnum, IntFlag
+from types import MappingProxyType
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vgpud.errors import HostError
+from vgpud.uapi._linux import ffi, lib
+from vgpud.uapi.ioctl import Remedies, ioctl
+from vgpud.uapi.owned import FdOwner, Owned, own
+from vgpud.uapi.registers import CpuidEntry
+from vgpud.uapi.vcpu import Vcpu, cpuid_entries
+
+API_VERSION: Final = 12
+"""The only one there is: it has not changed since Linux 2.6.22 and won't."""
+PAGE_SIZE: Final = 4096
+"""Bytes: what the addresses and sizes of slots are multiples of, on x86."""
+
+
+class Cap(IntEnum):
+    """What KVM_CHECK_EXTENSION can be asked for: `KVM_CAP_*`.
+
+    Some numbers mean different things to different kernels; those are not here. Whether a memory
+    region may have a flag is told by trying.
+    """
+
+    USER_MEMORY = lib.KVM_CAP_USER_MEMORY
+    NR_VCPUS = lib.KVM_CAP_NR_VCPUS
+    NR_MEMSLOTS = lib.KVM_CAP_NR_MEMSLOTS
+    IOEVENTFD = lib.KVM_CAP_IOEVENTFD
+    MAX_VCPUS = lib.KVM_CAP_MAX_VCPUS
+    READONLY_MEM = lib.KVM_CAP_READONLY_MEM
+    ENABLE_CAP_VM = lib.KVM_CAP_ENABLE_CAP_VM
+    DEVICE_CTRL = lib.KVM_CAP_DEVICE_CTRL
+    CHECK_EXTENSION_VM = lib.KVM_CAP_CHECK_EXTENSION_VM
+    IMMEDIATE_EXIT = lib.KVM_CAP_IMMEDIATE_EXIT
+    VM_GPA_BITS = lib.KVM_CAP_VM_GPA_BITS
+    DISABLE_QUIRKS2 = lib.KVM_CAP_DISABLE_QUIRKS2
+    USER_MEMORY2 = lib.KVM_CAP_USER_MEMORY2
+    GUEST_MEMFD = lib.KVM_CAP_GUEST_MEMFD
+
+
+_CAPS: Final = frozenset(Cap)
+
+
+class MemFlag(IntFlag):
+    """Flags of a memory region: `KVM_MEM_*`.
+
+    NON_COHERENT_DMA is in no mainline kernel (EINVAL). Where it is, the guest's page attributes
+    decide the memory type in the region; it holds for the life of a slot.
+    """
+
+    NONE = 0
+    LOG_DIRTY_PAGES = lib.KVM_MEM_LOG_DIRTY_PAGES
+    READONLY = lib.KVM_MEM_READONLY
+    GUEST_MEMFD = lib.KVM_MEM_GUEST_MEMFD
+    NON_COHERENT_DMA = lib.KVM_MEM_NON_COHERENT_DMA
+
+
+class Quirk(IntFlag):
+    """What KVM_CAP_DISABLE_QUIRKS2 reports and switches off: `KVM_X86_QUIRK_*`."""
+
+    CD_NW_CLEARED = lib.KVM_X86_QUIRK_CD_NW_CLEARED
+    SLOT_ZAP_ALL = lib.KVM_X86_QUIRK_SLOT_ZAP_ALL
+    IGNORE_GUEST_PAT = lib.KVM_X86_QUIRK_IGNORE_GUEST_PAT
+
+
+class DeviceType(IntEnum):
+    """In-kernel devices: `KVM_DEV_TYPE_*`."""
+
+    VFIO = lib.KVM_DEV_TYPE_VFIO
+
+
+_OPEN_REMEDIES: Final[Remedies] = MappingProxyType(
+    {
+        errno.ENOENT: "no KVM here: load kvm_intel or kvm_amd, switch virtualization on in the"
+        " firmware, or nested virtualization if this is itself a VM",
+        errno.EACCES: "no permission: add this user to the group of /dev/kvm"
+        " (usermod -aG kvm USER), or DeviceAllow=/dev/kvm rw in the service",
+        errno.EPERM: "no permission: allow this device in the container or the service"
+        " (DeviceAllow=/dev/kvm rw)",
+        errno.ENODEV: "the kvm module found no processor that it supports",
+        errno.EPROTONOSUPPORT: "vgpud speaks version 12 of KVM's ABI",
+    }
+)
+_CREATE_REMEDIES: Final[Remedies] = MappingProxyType(
+    {
+        errno.EBUSY: "another hypervisor has the processor's virtualization: unload it",
+        errno.EMFILE: "raise the limit of open files (LimitNOFILE= of the service, ulimit -n)",
+        errno.ENOMEM: "the kernel has no memory left for it, or the memory cgroup's limit is hit",
+    }
+)
+_FOREIGN: Final = (
+    'the VM belongs to another process, and only that one may change it: use slots = "agent"'
+)
+_VM_REMEDIES: Final[Remedies] = MappingProxyType(
+    {
+        errno.EIO: _FOREIGN,
+        errno.ENOMEM: "the kernel has no memory left for it, or the memory cgroup's limit is hit",
+    }
+)
+_MEMORY_REMEDIES: Final[Remedies] = MappingProxyType(
+    {
+        **_VM_REMEDIES,
+        errno.EEXIST: "another slot has some of these guest-physical addresses: delete it first",
+        errno.EINVAL: "a slot number beyond KVM_CAP_NR_MEMSLOTS, a flag that this kernel does not"
+        " have, or a change that a live slot can't undergo: delete it and make it anew",
+        errno.ENOENT: "there is no such slot",
+        errno.EFAULT: "the userspace address is not in this process",
+    }
+)
+_UNALIGNED_REMEDIES: Final[Remedies] = MappingProxyType(
+    {
+        **_MEMORY_REMEDIES,
+        errno.EINVAL: "addresses and sizes must be multiples of the page, 4096 bytes",
+    }
+)
+_FLAGGED_REMEDIES: Final[Remedies] = MappingProxyType(
+    {
+        **_MEMORY_REMEDIES,
+        errno.EINVAL: "this kernel does not have KVM_MEM_NON_COHERENT_DMA, or the slot is live"
+        " without it: the flag can't be changed then",
+    }
+)
+_IOEVENTFD_REMEDIES: Final[Remedies] = MappingProxyType(
+    {
+        **_VM_REMEDIES,
+        errno.EEXIST: "another eventfd is bound to this address and value",
+        errno.ENOENT: "no eventfd is bound so",
+        errno.ENOSPC: "the bus has no room for another device",
+    }
+)
+
+
+class Kvm(Owned):
+    """The KVM subsystem, /dev/kvm."""
+
+    __slots__ = ()
+
+    @classmethod
+    def open(cls, path: str = "/dev/kvm") -> Kvm:
+        """Open KVM; raises HostError also where it speaks another version of its ABI."""
+        name = f"open {path}"
+        try:
+            kvm = cls(io.FileIO(path, "r+"))
+        except OSError as error:
+            raise _open_error(name, error) from error
+        try:
+            version = kvm.api_version
+            if version != API_VERSION:
+                raise _open_error(f"{name}, API {version}", OSError(errno.EPROTONOSUPPORT, ""))
+        except BaseException:
+            kvm.close()
+            raise
+        return kvm
+
+    @property
+    def api_version(self) -> int:
+        """KVM_GET_API_VERSION."""
+        return ioctl(self.fileno(), lib.KVM_GET_API_VERSION, name="KVM_GET_API_VERSION")
+
+    @property
+    def vcpu_mmap_size(self) -> int:
+        """KVM_GET_VCPU_MMAP_SIZE: bytes to map of each vCPU's descriptor."""
+        return ioctl(self.fileno(), lib.KVM_GET_VCPU_MMAP_SIZE, name="KVM_GET_VCPU_MMAP_SIZE")
+
+    def check_extension(self, cap: int) -> int:
+        """KVM_CHECK_EXTENSION: 0 for what KVM does not have, else 1 or more."""
+        return _check_extension(self.fileno(), cap)
+
+    def supported_cpuid(self) -> tuple[CpuidEntry, ...]:
+        """KVM_GET_SUPPORTED_CPUID: the processor as KVM can present it to a guest."""
+        return cpuid_entries(self.fileno())
+
+    def create_vm(self, kind: int = 0) -> Vm:
+        """KVM_CREATE_VM: a VM of this process; it goes when the last descriptor of it does."""
+        name = "KVM_CREATE_VM"
+        fd = ioctl(self.fileno(), lib.KVM_CREATE_VM, kind, name=name, remedies=_CREATE_REMEDIES)
+        return Vm(own(fd), self.vcpu_mmap_size)
+
+
+class Vm(Owned):
+    """A virtual machine: its memory slots, its ioeventfds and its vCPUs.
+
+    Only the process that created it may do anything with it; elsewhere each call fails with EIO.
+    """
+
+    __slots__ = ("_vcpu_mmap_size",)
+
+    def __init__(self, fd: FdOwner, vcpu_mmap_size: int | None = None) -> None:
+        super().__init__(fd)
+        self._vcpu_mmap_size = vcpu_mmap_size
+
+    @classmethod
+    def from_fd(cls, fd: FdOwner) -> Vm:
+        """Take over a descriptor that `Kvm.create_vm`, or a VMM of this process, has made."""
+        return cls(fd)
+
+    def check_extension(self, cap: int) -> int:
+        """KVM_CHECK_EXTENSION for this VM: what its kind of VM has, which may be less."""
+        return _check_extension(self.fileno(), cap)
+
+    def enable_cap(self, cap: int, *args: int, flags: int = 0) -> None:
+        """KVM_ENABLE_CAP with up to four arguments."""
+        enable = ffi.new("struct kvm_enable_cap *", {"cap": cap, "flags": flags, "args": args})
+        self._ioctl(lib.KVM_ENABLE_CAP, enable, f"KVM_ENABLE_CAP {_cap_name(cap)}")
+
+    def disable_quirks(self, quirks: Quirk) -> None:
+        """Switch quirks off, for good: EINVAL for one that this kernel does not have.
+
+        IGNORE_GUEST_PAT must go before the guest first runs: what KVM mapped before stays as it is.
+        """
+        self.enable_cap(Cap.DISABLE_QUIRKS2, quirks)
+
+    def set_user_memory_region(
+        self, slot: int, flags: int, guest_phys_addr: int, memory_size: int, userspace_addr: int
+    ) -> None:
+        """KVM_SET_USER_MEMORY_REGION: make, change, move, or with a size of 0 delete a slot."""
+        region = ffi.new(
+            "struct kvm_userspace_memory_region *",
+            (slot, flags, guest_phys_addr, memory_size, userspace_addr),
+        )
+        self._set_region("KVM_SET_USER_MEMORY_REGION", lib.KVM_SET_USER_MEMORY_REGION, region)
+
+    def set_user_memory_region2(
+        self,
+        slot: int,
+        flags: int,
+        guest_phys_addr: int,
+        memory_size: int,
+        userspace_addr: int,
+        guest_memfd: int = 0,
+        guest_memfd_offset: int = 0,
+    ) -> None:
+        """KVM_SET_USER_MEMORY_REGION2, which is there if `Cap.USER_MEMORY2` is."""
+        region = ffi.new("struct kvm_userspace_memory_region2 *")
+        region.slot, region.flags = slot, flags
+        region.guest_phys_addr, region.memory_size = guest_phys_addr, memory_size
+        region.userspace_addr = userspace_addr
+        region.guest_memfd, region.guest_memfd_offset = guest_memfd, guest_memfd_offset
+        self._set_region("KVM_SET_USER_MEMORY_REGION2", lib.KVM_SET_USER_MEMORY_REGION2, region)
+
+    def get_dirty_log(self, slot: int, pages: int) -> NDArray[np.bool_]:
+        """KVM_GET_DIRTY_LOG: which of a slot's pages were written since it was last asked.
+
+        `pages` is the slot's size in pages of 4096; the result is (pages,) of bool. The slot must
+        have LOG_DIRTY_PAGES.
+        """
+        # The kernel copies whole longs.
+        bitmap = np.zeros(-(-pages // 64) * 8, np.uint8)
+        log = ffi.new("struct kvm_dirty_log *", {"slot": slot})
+        buffer = ffi.from_buffer(bitmap, require_writable=True)
+        log.dirty_bitmap = ffi.cast("void *", buffer)
+        self._ioctl(lib.KVM_GET_DIRTY_LOG, log, f"KVM_GET_DIRTY_LOG slot={slot}", _MEMORY_REMEDIES)
+        return np.unpackbits(bitmap, count=pages, bitorder="little").view(np.bool_)
+
+    def ioeventfd(
+        self,
+        addr: int,
+        length: int,
+        fd: int,
+        datamatch: int | None = None,
+        *,
+        deassign: bool = False,
+        pio: bool = False,
+    ) -> None:
+        """KVM_IOEVENTFD: a guest's write of `length` bytes at `addr` signals an eventfd.
+
+        With `datamatch` only a write of that value. Such a write does not end KVM_RUN.
+        """
+        flags = 0
+        if datamatch is not None:
+            flags |= lib.KVM_IOEVENTFD_FLAG_DATAMATCH
+        if pio:
+            flags |= lib.KVM_IOEVENTFD_FLAG_PIO
+        if deassign:
+            flags |= lib.KVM_IOEVENTFD_FLAG_DEASSIGN
+        event = ffi.new(
+            "struct kvm_ioeventfd *",
+            {"datamatch": datamatch or 0, "addr": addr, "len": length, "fd": fd, "flags": flags},
+        )
+        name = f"KVM_IOEVENTFD {'port' if pio else 'address'} {addr:#x}"
+        self._ioctl(lib.KVM_IOEVENTFD, event, name, _IOEVENTFD_REMEDIES)
+
+    def set_tss_addr(self, addr: int) -> None:
+        """KVM_SET_TSS_ADDR: three pages of guest-physical space, below 4 GiB, that Intel's KVM may
+        use."""
+        self._ioctl(lib.KVM_SET_TSS_ADDR, addr, "KVM_SET_TSS_ADDR")
+
+    def has_device(self, kind: DeviceType) -> bool:
+        """KVM_CREATE_DEVICE as a mere question."""
+        device = ffi.new(
+            "struct kvm_create_device *", {"type": kind, "flags": lib.KVM_CREATE_DEVICE_TEST}
+        )
+        try:
+            self._ioctl(lib.KVM_CREATE_DEVICE, device, f"KVM_CREATE_DEVICE {kind.name}")
+        except HostError as error:
+            if error.errno == errno.ENODEV:
+                return False
+            raise
+        return True
+
+    def create_vcpu(self, vcpu_id: int) -> Vcpu:
+        """KVM_CREATE_VCPU."""
+        size = self._vcpu_mmap_size
+        if size is None:
+            with Kvm.open() as kvm:
+                size = self._vcpu_mmap_size = kvm.vcpu_mmap_size
+        fd = self._ioctl(lib.KVM_CREATE_VCPU, vcpu_id, f"KVM_CREATE_VCPU {vcpu_id}")
+        return Vcpu(own(fd), size)
+
+    def _set_region(self, call: str, request: int, region: Any) -> None:
+        size = region.memory_size
+        name = (
+            f"{call} slot={region.slot} flags={region.flags:#x}"
+            f" addr={region.guest_phys_addr:#x} size={size:#x}"
+        )
+        remedies = _MEMORY_REMEDIES
+        if (region.guest_phys_addr | region.userspace_addr | size) % PAGE_SIZE:
+            remedies = _UNALIGNED_REMEDIES
+        elif region.flags & MemFlag.NON_COHERENT_DMA:
+            remedies = _FLAGGED_REMEDIES
+        self._ioctl(request, region, name, remedies)
+
+    def _ioctl(
+        self, request: int, argument: object, name: str, remedies: Remedies = _VM_REMEDIES
+    ) -> int:
+        return ioctl(self.fileno(), request, argument, name=name, remedies=remedies)
+
+
+def _check_extension(fd: int, cap: int) -> int:
+    name = f"KVM_CHECK_EXTENSION {_cap_name(cap)}"
+    return ioctl(fd, lib.KVM_CHECK_EXTENSION, cap, name=name, remedies=_VM_REMEDIES)
+
+
+def _cap_name(cap: int) -> str:
+    return Cap(cap).name if cap in _CAPS else str(cap)
+
+
+def _open_error(name: str, error: OSError) -> HostError:
+    return HostError(name, error, _OPEN_REMEDIES.get(error.errno or 0, ""))

@@ -1,0 +1,66 @@
+"""What a daemon asks a slot agent, and what comes back: the JSON-RPC methods of slots.
+
+Owns names and parameters; `wire.rpc` has the envelope, and the memory file rides on the call as the
+one descriptor of its datagram. Must not import os, socket, asyncio, cffi or mmap.
+
+An agent that answers with an error has changed nothing. Its `data` is {"kind": "host", "errno": N}
+with its kernel's errno, or the one of these that says what was wrong: EEXIST for a slot that is
+there already, ENOENT for one that is not, EPERM for what the VMM lets no daemon do.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from vgpud.wire.rpc import Json, RpcError
+
+SLOT_SET: Final = "slot.set"
+SLOT_DELETE: Final = "slot.delete"
+
+PROT_READ: Final = 1
+PROT_WRITE: Final = 2
+"""What the memory file is mapped for, as mmap(2) has it."""
+
+_MAX_ERRNO: Final = 4096
+
+SlotNumber = Annotated[int, Field(ge=0, lt=1 << 16)]  # the upper half names an address space
+SlotFlags = Annotated[int, Field(ge=0, lt=1 << 32)]
+GuestAddress = Annotated[int, Field(ge=0, lt=1 << 64)]
+FileOffset = Annotated[int, Field(ge=0, lt=1 << 63)]  # off_t
+FileSize = Annotated[int, Field(gt=0, lt=1 << 63)]
+
+
+class _Params(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class SlotSet(_Params):
+    """Register a slot that is not there yet: `memory_size` bytes from `fd_offset` of the file."""
+
+    slot: SlotNumber
+    flags: SlotFlags
+    guest_phys_addr: GuestAddress
+    memory_size: FileSize
+    fd_offset: FileOffset
+    prot: Annotated[int, Field(ge=0, le=PROT_READ | PROT_WRITE)]
+
+
+class SlotDelete(_Params):
+    """Take a slot away, and let go of its memory."""
+
+    slot: SlotNumber
+
+
+def errno_of(error: RpcError) -> int | None:
+    """The kernel's errno in an agent's error, if it tells one."""
+    match error.data:
+        case {"errno": int(number)} if 0 < number < _MAX_ERRNO:
+            return number
+    return None
+
+
+def error_data(number: int) -> Json:
+    """`data` of an agent's error."""
+    return {"kind": "host", "errno": number}
