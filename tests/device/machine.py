@@ -127,8 +127,10 @@ class Bench:
         self._touched.update(work.resources)
 
         def finish() -> None:
-            run(work)
-            self._touched.subtract(work.resources)
+            try:
+                run(work)
+            finally:
+                self._touched.subtract(work.resources)
 
         return finish
 
@@ -323,8 +325,12 @@ class Machine:
 
 def run(work: Work) -> None:
     """Does work; raises what the command is refused with."""
-    for step in work.steps:
-        step()
+    try:
+        for index in range(work.count):
+            work.step(index)
+    finally:
+        if work.charge is not None:
+            work.charge.release()
     if work.refusal is not None:
         raise work.refusal
 

@@ -3,6 +3,7 @@ and MOVE_CURSOR."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from vgpud.device.resources import BYTES_PER_PIXEL, Image, ResourceTable
 from vgpud.errors import GuestError
 from vgpud.wire.formats import to_xrgb
 from vgpud.wire.gpu import commands, responses
-from vgpud.wire.gpu.protocol import MAX_SCANOUTS, ResponseType
+from vgpud.wire.gpu.protocol import ResponseType
 
 CURSOR_SIZE = 64
 """Pixels in both directions: the one size that virtio-gpu has."""
@@ -31,10 +32,11 @@ class Cursor:
 
 
 class Cursors:
-    """The cursors of one device."""
+    """The cursors of one device; `check` raises `GuestError` for an output that is not there."""
 
-    def __init__(self, resources: ResourceTable) -> None:
+    def __init__(self, resources: ResourceTable, check: Callable[[int], None]) -> None:
         self._resources = resources
+        self._check = check
         self._cursors: dict[int, Cursor] = {}
         self._display: Display | None = None
 
@@ -76,7 +78,10 @@ class Cursors:
         return responses.OkNoData()
 
     def clear(self) -> None:
-        """Forgets all cursors."""
+        """Hides and forgets all cursors."""
+        if self._display is not None:
+            for scanout_id, cursor in self._cursors.items():
+                self._display.cursor_move(scanout_id, cursor.x, cursor.y, visible=False)
         self._cursors.clear()
 
     def _show(self, scanout_id: int, cursor: Cursor) -> None:
@@ -87,11 +92,6 @@ class Cursors:
             self._display.cursor_move(scanout_id, x, y, visible=False)
         else:
             self._display.cursor_update(scanout_id, x, y, cursor.hot_x, cursor.hot_y, cursor.image)
-
-    @staticmethod
-    def _check(scanout_id: int) -> None:
-        if scanout_id >= MAX_SCANOUTS:
-            raise GuestError(ResponseType.ERR_INVALID_SCANOUT_ID, f"scanout {scanout_id}")
 
 
 def _cursor_image(image: Image) -> NDArray[np.uint8]:

@@ -72,20 +72,19 @@ class PerBlobMemory:
         self._layout.map.put(self._blob, offset, size)
 
     async def unmap(self) -> None:
-        if self._layout.map.place(self._blob) is None:
+        place = self._layout.map.place(self._blob)
+        if place is None:
             raise GuestError(ResponseType.ERR_INVALID_PARAMETER, f"blob {self._blob} is not mapped")
-        place = self._layout.map.remove(self._blob)
         try:
             await self._layout.slots.unmap(place.offset, place.size)
-        except HostError as error:
+        except HostError as error:  # then the guest still sees it there
             raise GuestError(ResponseType.ERR_UNSPEC, str(error)) from error
+        self._layout.map.remove(self._blob)
 
     async def destroy(self) -> None:
-        try:
-            if self._layout.map.place(self._blob) is not None:
-                await self.unmap()
-        finally:
-            self.forget()
+        if self._layout.map.place(self._blob) is not None:
+            await self.unmap()
+        self.forget()
 
     def forget(self) -> None:
         """Closes the file; its pages go when the VMM's mapping has gone too."""

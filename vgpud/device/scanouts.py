@@ -91,11 +91,15 @@ class Scanouts:
             return None
 
     def screenshot(self, scanout_id: int) -> NDArray[np.uint8] | None:
-        """What a scanout shows, (height, width, 3) of R, G, B; None if it is off."""
+        """What a scanout shows, (height, width, 3) of R, G, B; None if it is off, or its pages are
+        gone."""
         scanout = self._active.get(ScanoutId(scanout_id))
         if scanout is None:
             return None
-        return to_rgb(scanout.pixels(_whole(scanout)), scanout.format)
+        try:
+            return to_rgb(scanout.pixels(_whole(scanout)), scanout.format)
+        except GuestError:
+            return None
 
     # Commands
 
@@ -118,7 +122,7 @@ class Scanouts:
         self, command: commands.GetEdid
     ) -> responses.Response | Coroutine[Any, Any, responses.Response]:
         """GET_EDID."""
-        self._check(command.scanout)
+        self.check(command.scanout)
         if self._display is not None:
             return self._display_edid(self._display, command.scanout)
         output = self._outputs[command.scanout]
@@ -126,7 +130,7 @@ class Scanouts:
 
     def set_scanout(self, command: commands.SetScanout) -> responses.Response:
         """SET_SCANOUT; resource 0 turns the output off."""
-        self._check(command.scanout_id)
+        self.check(command.scanout_id)
         if command.resource_id == 0:
             self._turn_off(command.scanout_id)
             return OK
@@ -145,7 +149,7 @@ class Scanouts:
     def set_scanout_blob(self, command: commands.SetScanoutBlob) -> responses.Response:
         """SET_SCANOUT_BLOB; resource 0 turns the output off. Only the first plane counts: all
         formats have one."""
-        self._check(command.scanout_id)
+        self.check(command.scanout_id)
         if command.resource_id == 0:
             self._turn_off(command.scanout_id)
             return OK
@@ -188,7 +192,8 @@ class Scanouts:
         for scanout_id in list(self._active):
             self._turn_off(scanout_id)
 
-    def _check(self, scanout_id: int) -> None:
+    def check(self, scanout_id: int) -> None:
+        """Raises `GuestError` (INVALID_SCANOUT_ID) for an output that is not there."""
         # With a display, the VMM says how many outputs there are, and tells the guest so itself.
         count = MAX_SCANOUTS if self._display is not None else len(self._outputs)
         if scanout_id >= count:

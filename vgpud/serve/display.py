@@ -177,27 +177,37 @@ class DisplayLink:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            while self._questions:
-                question = self._questions.popleft()
-                self._asked.append(question)
-                await self._socket.send(display.encode(question.request))
-            if self._features_unsaid:
-                self._features_unsaid = False
-                await self._socket.send(display.encode(display.SetProtocolFeatures(self._features)))
-            while self._sizes:
-                _, scanout = self._sizes.popitem()
-                await self._socket.send(display.encode(scanout))
-            while self._damage and not (self._sizes or self._questions):
-                await self._send_damage()
-            while self._cursors:
-                _, cursor = self._cursors.popitem()
-                await self._socket.send(display.encode(cursor))
+            while await self._send_some():
+                pass
+
+    async def _send_some(self) -> bool:
+        """Sends what there is to say but for damage, of which there may be no end: one rectangle.
+
+        True if there is more.
+        """
+        while self._questions:
+            question = self._questions.popleft()
+            self._asked.append(question)
+            await self._socket.send(display.encode(question.request))
+        if self._features_unsaid:
+            self._features_unsaid = False
+            await self._socket.send(display.encode(display.SetProtocolFeatures(self._features)))
+        while self._sizes:
+            _, scanout = self._sizes.popitem()
+            await self._socket.send(display.encode(scanout))
+        if self._damage:
+            await self._send_damage()
+        while self._cursors:
+            _, cursor = self._cursors.popitem()
+            await self._socket.send(display.encode(cursor))
+        return bool(self._damage)
 
     async def _send_damage(self) -> None:
         scanout_id, damage = next(iter(self._damage.items()))
+        del self._damage[scanout_id]
         rect = damage.pop()
-        if not damage:
-            del self._damage[scanout_id]
+        if damage:
+            self._damage[scanout_id] = damage  # behind the other outputs
         pixels = self._pixels(scanout_id, rect)
         if pixels is None:
             return

@@ -21,6 +21,7 @@ from vgpud.host.dirty_log import DirtyLog
 from vgpud.host.fds import Fd
 from vgpud.host.guest_memory import GuestMemory
 from vgpud.host.vring import RingAddress
+from vgpud.serve.back_end_link import BackEndLink
 from vgpud.serve.bar_slots import FrontendSlots
 from vgpud.serve.display import DisplayLink
 from vgpud.serve.fd_socket import FdSocket
@@ -151,7 +152,7 @@ class FrontEndSession:
         for queue in self._queues.values():
             queue.close()
         self._timelines.close()
-        self._slots.close()
+        self._slots.connect(None)
         self.gpu.close()
         self._memory.log = None
         self._memory.replace([])
@@ -281,8 +282,9 @@ class FrontEndSession:
         if self._back_end is not None:
             self._back_end.cancel()
         acks = bool(self._session.protocol_features & ProtocolFeature.REPLY_ACK)
-        self._slots.connect(FdSocket.of(fds[0]), reply_ack=acks)
-        self._back_end = self._tasks.create_task(self._slots.run())
+        link = BackEndLink(FdSocket.of(fds[0]), reply_ack=acks)
+        self._slots.connect(link)
+        self._back_end = self._tasks.create_task(link.run())
 
     async def _gpu_set_socket(self, _: messages.GpuSetSocket, fds: Fds) -> None:
         if self._display is not None:

@@ -68,7 +68,7 @@ class VirtQueue:
         self._memory = memory
         self._handler = handler
         self._tasks = tasks
-        self._features = 0
+        self._features = self._num = 0  # of the ring that runs, whatever is said meanwhile
         self._ring: SplitRing | None = None
         self._task: asyncio.Task[None] | None = None
         self._kicked = asyncio.Event()
@@ -93,15 +93,17 @@ class VirtQueue:
         setup = self.setup
         if self._ring is not None or not self.ready:
             return
-        self._features = features
+        self._features, self._num = features, setup.num
         try:
             self._ring = self._open(setup.base)
         except (RingError, GuestAddressError) as error:
             self._break(error)
             return
-        for chain, response in setup.finished:
+        finished, setup.finished = setup.finished, []
+        for chain, response in finished:
             self.complete(chain, response)
-        setup.finished.clear()
+        if not self.running:  # they could not be written any more
+            return
         if setup.kick is not None:
             self._watch(setup.kick)
         self._kicked.set()  # what was made available before we looked is not kicked for again
@@ -170,8 +172,9 @@ class VirtQueue:
             self._loop.remove_reader(old.fileno())
             old.close()
         self.setup.kick, self.setup.polled = kick, kick is None
-        if self._ring is not None and kick is not None:
-            self._watch(kick)
+        if self._ring is not None:
+            if kick is not None:
+                self._watch(kick)
             self._kicked.set()
 
     def set_call(self, call: Fd | None) -> None:
@@ -224,7 +227,7 @@ class VirtQueue:
 
     def _views(self) -> RingViews:
         assert self.setup.address is not None
-        return ring_views(self._memory, self.setup.address, self.setup.num)
+        return ring_views(self._memory, self.setup.address, self._num)
 
     def _log_used(self) -> Callable[[int, int], None] | None:
         address = self.setup.address
@@ -259,8 +262,10 @@ class VirtQueue:
 
     async def _run(self, ring: SplitRing) -> None:
         try:
-            while self._ring is ring:
+            while True:
                 await self._drain(ring)
+                if self._ring is not ring:
+                    return
                 await self._wait()
         except (RingError, GuestAddressError) as error:
             self._break(error)
@@ -280,6 +285,8 @@ class VirtQueue:
         while self._ring is ring:
             waiting, empty = self._take(ring, until)
             if self._memory.faulted:
+                if waiting is not None:
+                    waiting.close()
                 raise PeerError("the front-end truncated the memory that it shared")
             if waiting is not None:
                 try:
