@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import uuid
 from collections.abc import Iterator
 
@@ -200,6 +201,7 @@ def test_a_host_that_has_no_more_memory_is_no_crash() -> None:
             if len(machine.gpu.resources):
                 machine.do(d.unref(1))
             assert machine.used == used
+        gc.collect()  # a file that nobody closed would be noticed here
 
 
 def test_the_window_is_paid_for_from_the_start() -> None:

@@ -310,7 +310,7 @@ def overlaps(at: int | None, size: int, other: int, other_size: int) -> bool:
 
 @pytest.mark.parametrize("layout", Layout)
 @given(st.lists(operations, max_size=40))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_blobs_are_their_own_whatever_happens(
     layout: Layout, steps: list[tuple[str, int, int, int]]
 ) -> None:

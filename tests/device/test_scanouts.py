@@ -109,7 +109,7 @@ rects = st.builds(Rect, st.integers(0, 7), st.integers(0, 7), st.integers(1, 8),
 
 
 @given(rects, rects, st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_damage_is_what_a_flush_and_the_scanout_share(
     shown: Rect, flushed: Rect, blob: bool
 ) -> None:

@@ -124,9 +124,11 @@ def test_qemu_did_not_complain(session: Session) -> None:
 
 def test_a_guest_gets_no_more_than_the_limit(rig: Rig, short_directory: Path) -> None:
     """Blobs beyond memory_limit are not there; those within are, and the device goes on."""
-    config = config_toml(short_directory, window="64MiB", memory_limit="256MiB", layout="per-blob")
+    directory = short_directory / "limit"  # the module's other daemon may still be there
+    directory.mkdir()
+    config = config_toml(directory, window="64MiB", memory_limit="256MiB", layout="per-blob")
     with (
-        DaemonProcess(short_directory, config) as daemon,
+        DaemonProcess(directory, config) as daemon,
         Guest(rig, "test", socket=daemon.socket()) as guest,
     ):
         guest.wait_boot()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import struct
 import tempfile
 import threading
@@ -27,7 +28,7 @@ from tests.guest.daemon_process import DaemonProcess, config_toml
 from tests.ring_driver import DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, GuestRam
 from vgpud.wire.gpu import commands as c
 from vgpud.wire.gpu import dma
-from vgpud.wire.gpu.header import Header
+from vgpud.wire.gpu.header import HEADER_SIZE, Header
 from vgpud.wire.gpu.protocol import BlobFlag, BlobMem, CapsetId, ResponseType
 
 MIB: Final = 1 << 20
@@ -54,13 +55,21 @@ def entries(addresses: Any, lengths: Any) -> NDArray[np.void]:
     return array
 
 
+def connected(path: Path) -> socket.socket:
+    """Connect, and wait for a place in the queue of those who wait to be served."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(None)
+    sock.connect(str(path))
+    return sock
+
+
 def rogue_front_end(
     path: Path, *, size: int = 64, layout: Sequence[tuple[int, int]] = ROOMY
 ) -> FrontEnd:
     """A front-end with much memory, plain notifications and a running device."""
     ram = GuestRam(layout)
     try:
-        return FrontEnd.connect(path, ram).handshake(size=size, event_idx=False)
+        return FrontEnd(connected(path), ram).handshake(size=size, event_idx=False)
     except BaseException:
         ram.close()
         raise
@@ -78,6 +87,7 @@ class RogueRing:
         self._slot = 0
         self._avail = self.driver.last_used
         self._answers: dict[int, int] = {}
+        self._requests: dict[int, int] = {}
 
     def table(self, buffers: Sequence[tuple[int, int, int]]) -> int:
         """Write an indirect table of (gpa, length, flags), return the slot that leads to it."""
@@ -103,12 +113,16 @@ class RogueRing:
         gpa, answer = self.ram.alloc(len(data)), self.ram.alloc(response_size)
         self.ram.write(gpa, data)
         slot = self.table([(gpa, len(data), 0), (answer, response_size, DESC_F_WRITE)])
-        self._answers[slot] = answer
+        self._answers[slot], self._requests[slot] = answer, gpa
         return slot
 
     def command(self, kind: type[Any], *fields: Any, **header: int) -> int:
         """The same for a command."""
         return self.request(c.encode(command(kind, *fields, **header)))
+
+    def renumber(self, slot: int, resource_id: int) -> None:
+        """Have a command that was laid out speak of another resource."""
+        self.ram.write(self._requests[slot] + HEADER_SIZE, resource_id.to_bytes(4, "little"))
 
     def offer(self, slot: int, count: int = 1, *, kick: bool = True) -> None:
         """Make a slot available, again and again."""
@@ -197,7 +211,7 @@ class Bystander:
     """A well-behaved guest on another device: how long was it kept waiting at worst?"""
 
     def __init__(self, path: Path) -> None:
-        self._fe = FrontEnd.connect(path).handshake()
+        self._fe = FrontEnd(connected(path)).handshake()
         self._request = c.encode(command(c.GetDisplayInfo))
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -285,8 +299,9 @@ class Siege:
         """A test ends: nobody else has suffered, nothing is left over. Replaces a broken daemon."""
         try:
             self.assert_serving()
-            files = self.daemon.settled_files(self._idle)
-            assert files == self._idle
+            with contextlib.suppress(AssertionError):
+                wait_for(lambda: self.daemon.open_files() == self._idle, 5)
+            assert self.daemon.open_files() == self._idle
             assert "Traceback" not in "".join(self.log), "".join(self.log)
         except BaseException:
             self.daemon._kill()
@@ -311,7 +326,7 @@ class Siege:
     def assert_serving(self) -> None:
         """See every device answer."""
         for device in self.DEVICES:
-            with FrontEnd.connect(self.socket(device)).handshake() as fe:
+            with FrontEnd(connected(self.socket(device))).handshake() as fe:
                 assert fe.command(c.encode(command(c.GetDisplayInfo)), response_size=408)
 
     def status(self, field: str) -> int:

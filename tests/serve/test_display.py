@@ -137,6 +137,10 @@ def test_an_output_that_is_turned_off_gets_no_updates() -> None:
             link.damage(1, Rect(0, 0, 8, 8))
             assert await vmm.all() == []
             assert screen.reads == [(1, Rect(0, 0, 8, 8))]
+            screen.show(1, 1, 1)
+            link.scanout(1, 1, 1)
+            link.damage(1, Rect(0, 0, 1, 1))
+            assert await vmm.all() == [(Scanout(S1, 1, 1), b""), (Update(S1, 0, 0, 1, 1), bytes(4))]
 
     run(test)
 

@@ -3,89 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import threading
-from collections.abc import Awaitable, Callable
 
 import pytest
 
-from vgpud.device.work import Work
+from tests.serve.timeline_stand import LONG, A, Answers, B, C, Gate, run, work
 from vgpud.errors import GuestError
-from vgpud.serve.timelines import INLINE_COST, QUANTUM, THREADS, Timeline, Timelines
+from vgpud.serve.timelines import INLINE_COST, QUANTUM, THREADS, Timelines
 from vgpud.wire.gpu.protocol import ContextId, ResourceId
-
-LONG = INLINE_COST + 1
-A: Timeline = (ContextId(1), 0)
-B: Timeline = (ContextId(1), 1)
-C: Timeline = (ContextId(2), 0)
-PATIENCE = 5.0
-
-
-class Gate:
-    """A step that waits until the test lets it go on."""
-
-    def __init__(self) -> None:
-        self.entered = threading.Event()
-        self.open = threading.Event()
-
-    def __call__(self) -> None:
-        self.entered.set()
-        assert self.open.wait(PATIENCE)
-
-    async def reached(self) -> None:
-        assert await asyncio.to_thread(self.entered.wait, PATIENCE)
-
-
-def run(main: Callable[[Timelines], Awaitable[None]]) -> None:
-    """Runs a test with timelines of its own, and ends their threads."""
-
-    async def whole() -> None:
-        timelines = Timelines("test")
-        try:
-            async with asyncio.timeout(PATIENCE):
-                await main(timelines)
-        finally:
-            timelines.close()
-
-    asyncio.run(whole())
-
-
-def work(
-    *steps: Callable[[], None],
-    cost: int = LONG,
-    resources: tuple[int, ...] = (),
-    refusal: GuestError | None = None,
-) -> Work:
-    def step(index: int) -> None:
-        steps[index]()
-
-    return Work(len(steps), step, frozenset(map(ResourceId, resources)), cost, refusal)
-
-
-class Answers:
-    """Collects what `done` is called with, in order."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[str, GuestError | None]] = []
-        self._more = asyncio.Event()
-
-    def named(self, name: str) -> Callable[[GuestError | None], None]:
-        def done(error: GuestError | None) -> None:
-            asyncio.get_running_loop()  # on the event loop's thread, or this raises
-            self.seen.append((name, error))
-            self._more.set()
-
-        return done
-
-    @property
-    def names(self) -> list[str]:
-        return [name for name, _ in self.seen]
-
-    async def number(self, count: int) -> list[str]:
-        while len(self.seen) < count:
-            self._more.clear()
-            await self._more.wait()
-        return self.names
 
 
 def test_work_on_one_timeline_runs_in_order() -> None:
@@ -320,81 +245,3 @@ def test_failed_does_not_end_for_a_refusal() -> None:
             await failed
 
     run(main)
-
-
-def complaints() -> list[object]:
-    """Collects what asyncio has to say of exceptions that nobody took."""
-    found: list[object] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: found.append(context))
-    return found
-
-
-def test_a_copy_aside_leaves_the_loop_free_and_raises_what_it_raises() -> None:
-    async def main(timelines: Timelines) -> None:
-        gate = Gate()
-        copying = asyncio.create_task(timelines.aside(gate))
-        await gate.reached()
-        assert not copying.done()
-        gate.open.set()
-        await copying
-
-        def fail() -> None:
-            raise GuestError(0x1205, "no")
-
-        with pytest.raises(GuestError, match="no"):
-            await timelines.aside(fail)
-
-    run(main)
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_a_cancelled_copy_is_waited_for(fails: bool) -> None:
-    async def main(timelines: Timelines) -> None:
-        gate = Gate()
-        ended = threading.Event()
-
-        def copy() -> None:
-            gate()
-            ended.set()
-            if fails:
-                raise GuestError(0x1205, "no")
-
-        found = complaints()
-        copying = asyncio.create_task(timelines.aside(copy))
-        await gate.reached()
-        copying.cancel()
-        await asyncio.sleep(0.02)
-        assert not copying.done()
-        gate.open.set()
-        with pytest.raises(asyncio.CancelledError):
-            await copying
-        assert ended.is_set()
-        del copying
-        await asyncio.sleep(0)
-        gc.collect()
-        assert found == []
-
-    run(main)
-
-
-def test_close_does_not_wait_and_tells_nobody() -> None:
-    answers: list[object] = []
-    gate = Gate()
-
-    async def main() -> None:
-        timelines = Timelines("test")
-        found = complaints()
-        timelines.submit(A, work(gate, lambda: answers.append("next step")), answers.append)
-        timelines.submit(A, work(lambda: answers.append("next work")), answers.append)
-        await gate.reached()
-        timelines.close()
-        await asyncio.sleep(0.02)
-        assert found == []
-
-    asyncio.run(main())
-    gate.open.set()  # the loop is gone by now; its thread ends all the same
-    for thread in threading.enumerate():
-        if thread.name.startswith("test-dma"):
-            thread.join(PATIENCE)
-            assert not thread.is_alive()
-    assert answers == []

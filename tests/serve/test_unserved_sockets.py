@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 import time
 
 import pytest
 
+from tests.front_end import FrontEnd
 from tests.serve.hostile import (
     MIB,
     Siege,
     assert_hung_up,
+    command,
     front_end,
     wait_for,
 )
@@ -21,7 +24,7 @@ from vgpud.wire.vhost_user.protocol import (
     HEADER,
 )
 
-LONGEST_WAIT = 0.3
+LONGEST_WAIT = 0.5
 
 
 # -- Sockets that nobody serves --------------------------------------------------------------------
@@ -102,3 +105,25 @@ def test_an_unmap_that_is_refused(siege_per_blob: Siege) -> None:
         assert ring.run(c.ResourceUnref, 1, timeout=3) in range(0x1100, 0x1206)
         ring.host_blob(2, 4096)
         assert ring.run(c.ResourceMapBlob, 2, 4096, timeout=3) == ResponseType.OK_MAP_INFO
+
+
+def test_a_guest_can_not_take_all_descriptors(siege_per_blob: Siege) -> None:
+    """A file a blob: many blobs must not keep another device's front-end from being served."""
+    siege = siege_per_blob
+    pid = siege.daemon._process.pid
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (256, 256))
+    with front_end(siege) as ring:
+        ring.context()
+        slots = [
+            ring.command(c.ResourceCreateBlob, blob, 2, 1, 0, 4096, ring.no_pages, ctx_id=1)
+            for blob in range(1, 61)
+        ]
+        for start in range(0, 300, 60):
+            for at, slot in enumerate(slots):
+                ring.renumber(slot, 1 + start + at)
+                ring.offer(slot)
+            ring.wait_idle()
+        codes = {ring.response(slot) for slot in slots}
+        assert codes <= {ResponseType.OK_NODATA, ResponseType.ERR_OUT_OF_MEMORY}
+        with FrontEnd.connect(siege.socket("b")).handshake() as fe:
+            assert fe.command(c.encode(command(c.GetDisplayInfo)), response_size=408)

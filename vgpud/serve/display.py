@@ -64,6 +64,7 @@ class DisplayLink:
         ] = {}
         self._changed = asyncio.Event()
         self._features_unsaid = False
+        self._closed = False
         self._greeted = asyncio.Event()
 
     # What the device calls
@@ -125,6 +126,7 @@ class DisplayLink:
 
     def close(self) -> None:
         """Closes the socket; who waits for an answer gets `GuestError`."""
+        self._closed = True
         self._socket.close()
         for question in (*self._questions, *self._asked):
             if not question.answer.done():
@@ -147,6 +149,8 @@ class DisplayLink:
         self._changed.set()
 
     async def _ask(self, request: display.Request) -> display.Reply:
+        if self._closed:
+            raise _unanswered(request)
         question = _Question(request, asyncio.get_running_loop().create_future())
         self._questions.append(question)
         self._changed.set()
@@ -185,13 +189,13 @@ class DisplayLink:
 
         True if there is more.
         """
+        if self._features_unsaid:
+            self._features_unsaid = False
+            await self._socket.send(display.encode(display.SetProtocolFeatures(self._features)))
         while self._questions:
             question = self._questions.popleft()
             self._asked.append(question)
             await self._socket.send(display.encode(question.request))
-        if self._features_unsaid:
-            self._features_unsaid = False
-            await self._socket.send(display.encode(display.SetProtocolFeatures(self._features)))
         while self._sizes:
             _, scanout = self._sizes.popitem()
             await self._socket.send(display.encode(scanout))

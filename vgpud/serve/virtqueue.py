@@ -19,6 +19,7 @@ from vgpud.host import eventfd
 from vgpud.host.fds import Fd
 from vgpud.host.guest_memory import GuestMemory
 from vgpud.host.vring import RingAddress, ring_views
+from vgpud.serve.rate_limit import RateLimit
 from vgpud.wire.ring import Chain, RingViews, SplitRing
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ class VirtQueue:
         self._ring: SplitRing | None = None
         self._task: asyncio.Task[None] | None = None
         self._kicked = asyncio.Event()
+        self._complaints = RateLimit()
         self._draining = False
         self._failure: PeerError | None = None  # found where nobody could catch it
         self._loop = asyncio.get_running_loop()
@@ -177,6 +179,11 @@ class VirtQueue:
                 self._watch(kick)
             self._kicked.set()
 
+    def drop_kick(self) -> None:
+        """Forgets how the driver kicks: the ring can't be started before that is said anew."""
+        self.set_kick(None)
+        self.setup.polled = False
+
     def set_call(self, call: Fd | None) -> None:
         """Takes the descriptor that interrupts the driver; None for a driver that polls."""
         if self.setup.call is not None:
@@ -252,7 +259,9 @@ class VirtQueue:
 
     def _break(self, error: Exception) -> None:
         """Stops a ring that can't be trusted any more; the session and the other rings go on."""
-        log.warning("queue stopped queue=%s: %s", self._name, error)
+        if self._complaints.allows():
+            suffix = self._complaints.suffix()
+            log.warning("queue stopped queue=%s: %s%s", self._name, error, suffix)
         task = self._task
         self._close()
         if self.setup.err is not None:
