@@ -335,8 +335,8 @@ class Machine:
 def run(work: Work) -> None:
     """Does work; raises what the command is refused with."""
     try:
-        for index in range(work.count):
-            work.step(index)
+        for _ in work.steps:
+            pass
     finally:
         if work.charge is not None:
             work.charge.release()

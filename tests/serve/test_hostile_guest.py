@@ -341,15 +341,18 @@ def test_any_command_is_answered(siege: Siege, data: st.DataObject) -> None:
     words = st.lists(numbers, min_size=0, max_size=24)
     kinds = st.sampled_from([int(kind) for kind in CommandType])
     requests = data.draw(
-        st.lists(st.tuples(kinds, st.integers(0, 3), numbers, words), min_size=20, max_size=60)
+        st.lists(
+            st.tuples(st.integers(0, 1), kinds, st.integers(0, 3), numbers, words),
+            min_size=20,
+            max_size=60,
+        )
     )
-    cursor = {CommandType.UPDATE_CURSOR, CommandType.MOVE_CURSOR}
     with rogue_front_end(siege.socket("poor"), size=256) as fe:
         rings = [RogueRing(fe, 0), RogueRing(fe, 1)]
         offered: list[tuple[RogueRing, int]] = []
-        for kind, flags, context, rest in requests:
+        for queue, kind, flags, context, rest in requests:
             request = struct.pack(f"<IIQIB3x{len(rest)}I", kind, flags, 7, context, 1, *rest)
-            ring = rings[kind in cursor]
+            ring = rings[queue]
             slot = ring.request(request, 2048)
             ring.offer(slot)
             offered.append((ring, slot))

@@ -52,6 +52,7 @@ def test_a_thousand_sessions_leave_nothing_behind(siege: Siege) -> None:
     for _ in range(20):
         session(chance.randrange(8))
     before, threads = siege.status("VmRSS"), siege.status("Threads")
+    mapped = siege.status("VmSize")
     for _ in range(80):
         session(chance.randrange(8))
     for _ in range(920):
@@ -62,6 +63,7 @@ def test_a_thousand_sessions_leave_nothing_behind(siege: Siege) -> None:
     siege.assert_serving()
     wait_for(lambda: siege.status("Threads") <= threads, 5, "threads are left")
     assert siege.status("VmRSS") < before + LEAK
+    assert siege.status("VmSize") < mapped + 1024 * MIB  # each session maps 350 MiB
 
 
 def test_a_vmm_that_is_restarted_again_and_again_costs_one_session_s_memory(siege: Siege) -> None:

@@ -184,6 +184,30 @@ def test_pause_stops_between_steps_and_resume_goes_on() -> None:
     run(main)
 
 
+def test_pause_does_not_wait_for_the_steps_that_are_left() -> None:
+    async def main(timelines: Timelines) -> None:
+        loop = asyncio.get_running_loop()
+        ran: list[int] = []
+
+        def step() -> None:
+            ran.append(len(ran))
+            if len(ran) == 3:  # quick, so that it is not for want of time that the work stops
+                asyncio.run_coroutine_threadsafe(timelines.pause(), loop)
+                while not timelines._halted:
+                    pass
+
+        answers = Answers()
+        timelines.submit(A, work(*[step] * 6), answers.named("work"))
+        while not ran or timelines._running:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        assert len(ran) == 3
+        timelines.resume()
+        assert await answers.number(1) == ["work"]
+        assert len(ran) == 6
+
+    run(main)
+
+
 def test_drop_forgets_what_was_not_done() -> None:
     async def main(timelines: Timelines) -> None:
         ran: list[str] = []

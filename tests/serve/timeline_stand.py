@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 from vgpud.device.work import Work
 from vgpud.errors import GuestError
@@ -55,10 +55,12 @@ def work(
     refusal: GuestError | None = None,
     charge: Charge | None = None,
 ) -> Work:
-    def step(index: int) -> None:
-        steps[index]()
+    def run() -> Iterator[None]:
+        for step in steps:
+            step()
+            yield
 
-    return Work(len(steps), step, frozenset(map(ResourceId, resources)), cost, refusal, charge)
+    return Work(run(), frozenset(map(ResourceId, resources)), cost, refusal, charge)
 
 
 class Answers:

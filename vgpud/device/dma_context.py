@@ -6,6 +6,7 @@ the stream where it stands. The packets themselves are `wire.gpu.dma`, the engin
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import assert_never
 
 from vgpud.device.contexts import Context, Contexts
@@ -22,6 +23,9 @@ CRC_SIZE = 4
 PACKET_COST = 256
 """Bytes that a packet is reckoned to move beside its own, so that many empty ones are long work
 too."""
+
+ROW_COST = 64
+"""Bytes that a row is reckoned to move beside its own."""
 
 MEMORY_PER_BYTE = 16
 """Bytes that a stream takes while it waits, for each of its own: packets as objects, buffers."""
@@ -55,7 +59,7 @@ class DmaContext:
             charge.release()
             raise
         touched = frozenset(stream.buffers)
-        return Work(len(stream.packets), stream.run, touched, cost, refusal, charge)
+        return Work(stream.run(), touched, cost, refusal, charge)
 
 
 class _Stream:
@@ -69,7 +73,8 @@ class _Stream:
     def add(
         self, packet: dma.Packet, contexts: Contexts, context: Context, capset: dma.Capset
     ) -> int:
-        """Takes a packet if it holds, else raises `GuestError`; returns the bytes it will move."""
+        """Takes a packet if it holds, else raises `GuestError`; returns the bytes it is
+        reckoned to move."""
         for resource_id in _resources(packet):
             if resource_id not in self.buffers:
                 self.buffers[resource_id] = contexts.attached(context, resource_id).contents()
@@ -80,31 +85,38 @@ class _Stream:
                 f"a packet moves {moved:#x} bytes, max_blob_size is {capset.max_blob_size:#x}",
             )
         self.packets.append(packet)
-        return moved
+        return moved + (ROW_COST * packet.height if isinstance(packet, dma.Blit) else 0)
 
-    def run(self, index: int) -> None:
-        """Runs a packet."""
-        packet, buffers, engine = self.packets[index], self.buffers, self._engine
+    def run(self) -> Iterator[None]:
+        """Runs the packets, stopping after each and within long ones."""
+        for packet in self.packets:
+            yield from self._run(packet)
+            yield
+
+    def _run(self, packet: dma.Packet) -> Iterator[None]:
+        buffers, engine = self.buffers, self._engine
         match packet:
             case dma.Nop():
                 pass
             case dma.Fill(resource_id, offset, length, pattern):
-                engine.fill(buffers[resource_id], offset, length, pattern)
+                yield from engine.fill_steps(buffers[resource_id], offset, length, pattern)
             case dma.Copy(src, dst, src_offset, dst_offset, length):
-                engine.copy(buffers[dst], dst_offset, buffers[src], src_offset, length)
+                yield from engine.copy_steps(
+                    buffers[dst], dst_offset, buffers[src], src_offset, length
+                )
             case dma.Blit():
-                engine.blit(
+                yield from engine.blit_steps(
                     buffers[packet.dst],
                     packet.dst_offset,
                     packet.dst_stride,
                     buffers[packet.src],
                     packet.src_offset,
                     packet.src_stride,
-                    row_bytes=packet.row_bytes,
-                    rows=packet.height,
+                    packet.row_bytes,
+                    packet.height,
                 )
             case dma.Crc32(src, dst, src_offset, length, dst_offset):
-                crc = engine.crc32(buffers[src], src_offset, length)
+                crc = yield from engine.crc32_steps(buffers[src], src_offset, length)
                 buffers[dst].write(dst_offset, crc.to_bytes(CRC_SIZE, "little"))
             case _ as unreachable:
                 assert_never(unreachable)

@@ -5,6 +5,8 @@ For memory that can't be bound to a window, and for front-ends that want a mappi
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 from vgpud.device.ports import BarSlots
 from vgpud.errors import GuestError, HostError
 from vgpud.host import memfd
@@ -30,8 +32,10 @@ class PerBlobLayout:
     def allocate(self, blob: ResourceId, size: int, access: Access) -> PerBlobMemory:
         charge = self._quota.charge(size)
         try:
-            fd = memfd.create(f"{self._name}-blob-{blob}", size)
-            contents = Extents.from_array(map_shared(fd, size), access=access)
+            with ExitStack() as stack:
+                fd = stack.enter_context(memfd.create(f"{self._name}-blob-{blob}", size))
+                contents = Extents.from_array(map_shared(fd, size), access=access)
+                stack.pop_all()
         except HostError as error:
             charge.release()
             raise GuestError(ResponseType.ERR_OUT_OF_MEMORY, str(error)) from error

@@ -6,7 +6,7 @@ Owns no thread and no order; `serve` waits, and runs the steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -22,16 +22,16 @@ and cancelled in the middle it can be done anew."""
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """`count` steps, to be run one after the other on any thread, but not at the same time.
+    """`steps`, to be run one after the other on any thread, but not at the same time.
 
+    Each takes a fraction of a millisecond: between two of them work can be halted and gone on with.
     Every range was checked when the work was made, and the buffers in it stay mapped for as long as
     it lives. `resources` are those that the steps touch; `cost` is about how many bytes they move.
     `refusal` is what the command is answered with after all steps have run, where the packet behind
     them was bad. `charge` is to be released when the work is done or dropped.
     """
 
-    count: int
-    step: Callable[[int], None]
+    steps: Iterator[None]
     resources: frozenset[ResourceId]
     cost: int
     refusal: GuestError | None = None

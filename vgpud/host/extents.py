@@ -267,6 +267,11 @@ class Extents:
         return bool(np.any((before > 0) & (reach[before - 1] > ours.names)))
 
     @property
+    def fragments(self) -> int:
+        """In how many pieces of memory the buffer lies."""
+        return len(self._spans.array)
+
+    @property
     def _read_flags(self) -> int:
         return native.FLUSH_BEFORE_READ if self.access.flush_before_read else 0
 

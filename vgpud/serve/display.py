@@ -38,6 +38,12 @@ PATIENCE = 4.0
 """Seconds for an answer: Linux waits 5 for what it asks us, and should get an error of ours before
 it gives up."""
 
+MAX_UPDATE = 4 << 20
+"""Bytes of pixels read, converted and sent at a time: what a display asks of memory and of the
+loop's time, however large it is."""
+
+BYTES_PER_PIXEL = 4
+
 _CHUNK = 4096
 
 
@@ -210,6 +216,11 @@ class DisplayLink:
         scanout_id, damage = next(iter(self._damage.items()))
         del self._damage[scanout_id]
         rect = damage.pop()
+        rows = max(MAX_UPDATE // (rect.width * BYTES_PER_PIXEL), 1)
+        if rect.height > rows:
+            below = Rect(rect.x, rect.y + rows, rect.width, rect.height - rows)
+            damage.put_back(below)
+            rect = Rect(rect.x, rect.y, rect.width, rows)
         if damage:
             self._damage[scanout_id] = damage  # behind the other outputs
         pixels = self._pixels(scanout_id, rect)

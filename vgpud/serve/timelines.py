@@ -44,7 +44,6 @@ class _Job:
 
     work: Work | None
     done: Done
-    next_step: int = 0
 
     def run(self, halted: Callable[[], bool]) -> bool:
         """Runs steps until none is left, time is up or a halt is asked for; True if none is left.
@@ -55,14 +54,10 @@ class _Job:
         if work is None:
             return True
         until = perf_counter() + QUANTUM
-        while self.next_step < work.count:
-            if halted():
-                return False
-            work.step(self.next_step)
-            self.next_step += 1
-            if perf_counter() > until:
-                break
-        return self.next_step == work.count
+        while not halted() and perf_counter() < until:
+            if next(work.steps, self) is self:
+                return True
+        return False
 
     def finish(self, error: GuestError | None) -> None:
         """Tells that all is done, or what went wrong."""

@@ -277,7 +277,12 @@ class VirtQueue:
                     return
                 await self._wait()
         except (RingError, GuestAddressError) as error:
+            self._check_memory()  # zeros in its place would explain it
             self._break(error)
+
+    def _check_memory(self) -> None:
+        if self._memory.faulted:
+            raise PeerError("the front-end truncated the memory that it shared")
 
     async def _wait(self) -> None:
         if self.setup.polled:
@@ -293,10 +298,9 @@ class VirtQueue:
         until = perf_counter() + QUANTUM
         while self._ring is ring:
             waiting, empty = self._take(ring, until)
-            if self._memory.faulted:
-                if waiting is not None:
-                    waiting.close()
-                raise PeerError("the front-end truncated the memory that it shared")
+            if waiting is not None and self._memory.faulted:
+                waiting.close()
+            self._check_memory()
             if waiting is not None:
                 try:
                     await waiting
