@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,11 +50,14 @@ class Vmm:
         self.socket = FdSocket(sock)
         self.reader = display.RequestReader()
 
-    async def next(self) -> tuple[display.Request, bytes]:
+    async def next(self, patience: float | None = None) -> tuple[display.Request, bytes]:
+        """The next request; TimeoutError if for `patience` seconds not even a part of it comes."""
         while (found := self.reader.next_request()) is None:
-            data, _ = await self.socket.recv(1 << 20)
+            async with asyncio.timeout(patience):
+                data, _ = await self.socket.recv(1 << 20)
             assert data, "the display was closed"
             self.reader.receive_data(data)
+            patience = None
         return found
 
     async def greet(self, features: int = EDID) -> None:
@@ -68,12 +71,10 @@ class Vmm:
     async def all(self) -> list[tuple[display.Request, bytes]]:
         """Everything that comes until nothing does any more."""
         found = []
-        while True:
-            try:
-                async with asyncio.timeout(0.05):
-                    found.append(await self.next())
-            except TimeoutError:
-                return found
+        with suppress(TimeoutError):
+            while True:
+                found.append(await self.next(0.05))
+        return found
 
     async def ended(self) -> None:
         """Reads on until the link closes the socket."""

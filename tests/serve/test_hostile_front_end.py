@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.front_end import FrontEnd
@@ -37,6 +37,9 @@ from vgpud.wire.vhost_user.protocol import (
     Uva,
 )
 from vgpud.wire.vhost_user.requests import encode_request
+
+PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
+"""No shrinking: a daemon that hangs costs seconds an example."""
 
 LONGEST_WAIT = 0.5
 
@@ -127,7 +130,10 @@ def test_a_front_end_that_does_not_read(siege: Siege) -> None:
 
 
 @settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20,
+    deadline=None,
+    phases=PHASES,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
 def test_any_messages_end_in_order(siege: Siege, data: st.DataObject) -> None:

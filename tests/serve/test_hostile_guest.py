@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.ring_driver import DESC_F_WRITE
@@ -28,6 +28,9 @@ from vgpud.wire.gpu import commands as c
 from vgpud.wire.gpu import dma
 from vgpud.wire.gpu.commands import Box, Rect
 from vgpud.wire.gpu.protocol import CommandType, ResponseType
+
+PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
+"""No shrinking: a daemon that hangs costs seconds an example."""
 
 LONGEST_WAIT = 0.5
 """Seconds that a device may be kept from a command by what another's guest does. It takes a few
@@ -331,7 +334,10 @@ def test_scribbling_in_the_window_harms_nobody_else(siege: Siege) -> None:
 
 
 @settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=15,
+    deadline=None,
+    phases=PHASES,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
 def test_any_command_is_answered(siege: Siege, data: st.DataObject) -> None:
@@ -357,5 +363,5 @@ def test_any_command_is_answered(siege: Siege, data: st.DataObject) -> None:
             ring.offer(slot)
             offered.append((ring, slot))
         for ring in rings:
-            ring.wait_idle()
+            ring.wait_idle(5)
         assert all(0x1100 <= ring.response(slot) <= 0x1205 for ring, slot in offered)

@@ -88,6 +88,7 @@ class Timelines:
         self._lines: dict[Timeline, _Line] = {}
         self._touched: Counter[ResourceId] = Counter()
         self._halted = False
+        self._closed = False
         self._running = 0
         self._changed = asyncio.Event()
         self._failure: asyncio.Future[None] = self._loop.create_future()
@@ -166,8 +167,9 @@ class Timelines:
     def close(self) -> None:
         """Ends the threads; a step that is running is finished behind our back, on memory that it
         keeps alive."""
-        self._halted = True
+        self._halted = self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._lines.clear()  # and with them the buffers, which can be large
         self._failure.cancel()
 
     def _fail(self, bug: BaseException) -> None:
@@ -207,7 +209,7 @@ class Timelines:
         line.running = False
         self._running -= 1
         self._changed.set()
-        if ran.cancelled():
+        if self._closed or ran.cancelled():
             return
         error = ran.exception()
         if error is not None and not isinstance(error, GuestError):
