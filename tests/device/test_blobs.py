@@ -10,9 +10,10 @@ import pytest
 
 from tests.device import driver as d
 from tests.device.machine import HIGH, LIMIT, LOW, PAGE, REGION, WINDOW, Machine, refused
+from vgpud.host.extents import NON_COHERENT, PLAIN
 from vgpud.policy.slot_policy import Fallback, GuestPat, Layout, MemoryType, Rule
 from vgpud.wire.gpu.commands import Command
-from vgpud.wire.gpu.protocol import BlobMem, MapInfo, ResponseType
+from vgpud.wire.gpu.protocol import BlobMem, MapInfo, ResourceId, ResponseType
 from vgpud.wire.gpu.responses import MapInfo as Mapped
 from vgpud.wire.gpu.responses import OkNoData, ResourceUuid
 
@@ -90,8 +91,10 @@ def test_a_blob_outlives_its_context(machine: Machine) -> None:
 
 def test_a_guest_blob_can_change_its_pages(machine: Machine) -> None:
     machine.all(d.guest_blob(1, (LOW, PAGE)), d.detach_backing(1))
+    used = machine.used
     with refused(INVALID):
         machine.do(d.attach_backing(1, (HIGH, PAGE - 1)))
+    assert machine.used == used
     machine.do(d.attach_backing(1, (HIGH, PAGE)))
     assert machine.bytes_of(1) == machine.ram.read((HIGH, PAGE)).tobytes()
 
@@ -147,6 +150,21 @@ def test_the_guest_is_told_what_holds(pat: GuestPat, policy: Rule, expected: Map
         assert machine.do(d.map_blob(1, PAGE)) == Mapped(expected)
         machine.do(d.unmap_blob(1))
         assert machine.do(d.map_blob(1, 2 * PAGE)) == Mapped(expected)
+
+
+@pytest.mark.parametrize("fallback", [Fallback.FLUSH, Fallback.SNOOP])
+@pytest.mark.parametrize("layout", Layout)
+def test_the_engine_passes_the_caches_unless_it_snoops(layout: Layout, fallback: Fallback) -> None:
+    policy = Rule(fallback=fallback, layout=layout)
+    with Machine(layout, guest_pat=GuestPat.IGNORED, rule=policy) as machine:
+        expected = NON_COHERENT if fallback is Fallback.FLUSH else PLAIN
+        machine.all(d.ctx_create(), d.create_blob(1, PAGE))
+        blob = machine.gpu.resources.host_blob(ResourceId(1))
+        assert blob.contents().access == expected
+        machine.do(d.map_blob(1, 0))
+        assert blob.contents().access == expected
+        machine.all(d.unmap_blob(1), d.create_blob(2, PAGE), d.map_blob(2, 0))
+        assert blob.contents().access == expected
 
 
 @pytest.mark.parametrize("pat", [GuestPat.IGNORED, GuestPat.AUTO])

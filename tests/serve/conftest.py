@@ -9,9 +9,9 @@ import pytest
 from tests.serve.hostile import Siege
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shared_siege() -> Iterator[Siege]:
-    """One daemon for all tests of a module, until one breaks it."""
+    """One daemon for all of these tests, until one breaks it."""
     siege = Siege()
     yield siege
     siege.close()

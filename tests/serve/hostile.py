@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
 import socket
 import struct
@@ -149,6 +150,11 @@ class RogueRing:
         return self.ram.load_u16(self.driver.used + 2)
 
     @property
+    def broken(self) -> bool:
+        """Whether the device has said that the ring can't be used."""
+        return bool(select.select([self.driver.err], [], [], 0)[0])
+
+    @property
     def unanswered(self) -> int:
         """How many chains the device has not given back."""
         return (self._avail - self.used) & 0xFFFF
@@ -282,6 +288,11 @@ class Siege:
             self.daemon.__exit__(None, None, None)
         finally:
             shutil.rmtree(self._directory)
+
+    def kill(self) -> None:
+        """End the daemon whatever it does, or did."""
+        self.daemon._kill()
+        shutil.rmtree(self._directory)
 
     def socket(self, device: str = "a") -> Path:
         """The vhost-user socket of a device."""

@@ -15,6 +15,7 @@ from tests.ring_driver import DESC_F_WRITE
 from tests.serve.hostile import (
     MADE,
     MIB,
+    PATIENCE,
     Bystander,
     RogueRing,
     Siege,
@@ -28,6 +29,7 @@ from vgpud.wire.gpu import commands as c
 from vgpud.wire.gpu import dma
 from vgpud.wire.gpu.commands import Box, Rect
 from vgpud.wire.gpu.protocol import CommandType, ResponseType
+from vgpud.wire.ring import MAX_INDIRECT
 
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
 """No shrinking: a daemon that hangs costs seconds an example."""
@@ -60,7 +62,7 @@ def garbage(ring: RogueRing) -> None:
 def long_chains(ring: RogueRing) -> None:
     """As many descriptors as a chain can have."""
     gpa = ring.ram.alloc(64)
-    descriptors = [(gpa, 1, 0)] * 32766 + [(gpa, 24, DESC_F_WRITE)]
+    descriptors = [(gpa, 1, 0)] * (MAX_INDIRECT - 1) + [(gpa, 24, DESC_F_WRITE)]
     ring.offer(ring.table(descriptors), 6)
 
 
@@ -167,7 +169,8 @@ def test_other_devices_are_not_kept_waiting(siege: Siege, attack: Attack) -> Non
     size = 1024 if attack.__name__.startswith("flood") else 64
     with rogue(siege, size=size) as ring, Bystander(siege.socket("b")) as bystander:
         attack(ring)
-        ring.wait_idle()
+        wait_for(lambda: not ring.unanswered or ring.broken, PATIENCE)
+        assert not ring.broken, siege.warnings
     assert bystander.worst < LONGEST_WAIT
 
 
@@ -213,7 +216,7 @@ def test_images_and_blobs_stay_within_the_limit(siege: Siege) -> None:
             ring.offer(ring.submit([dma.Fill(blob, 0, 64 * MIB, blob)]))
             ring.wait_idle()
         assert blob == LEFT // (64 * MIB) - 1  # the overhead of all that was made costs one
-        assert blob * 64 * MIB < siege.peak < LEFT + OVERHEAD
+        assert LEFT // 2 < siege.peak < LEFT + OVERHEAD  # it was really touched
     wait_for(lambda: siege.status("VmRSS") < before + OVERHEAD, 5, "memory is not given back")
 
 

@@ -100,7 +100,7 @@ def test_sigterm_ends_it_at_once(busy: str) -> None:
             assert siege.daemon._process.wait(10) == 0
             assert time.monotonic() - begin < 1
     finally:
-        siege.daemon._kill()
+        siege.kill()
 
 
 # -- Memory that goes away -------------------------------------------------------------------------

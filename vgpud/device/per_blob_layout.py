@@ -5,17 +5,20 @@ For memory that can't be bound to a window, and for front-ends that want a mappi
 
 from __future__ import annotations
 
+import errno
 from contextlib import ExitStack
 
 from vgpud.device.ports import BarSlots
 from vgpud.errors import GuestError, HostError
 from vgpud.host import memfd
 from vgpud.host.extents import Access, Extents
-from vgpud.host.fds import Fd
+from vgpud.host.fds import Fd, in_reserve
 from vgpud.host.mapping import map_shared
 from vgpud.policy.quota import Charge, Quota
 from vgpud.policy.window import WindowMap
 from vgpud.wire.gpu.protocol import ResourceId, ResponseType
+
+_ADVICE = 'raise LimitNOFILE, or use layout = "window"'
 
 
 class PerBlobLayout:
@@ -34,6 +37,8 @@ class PerBlobLayout:
         try:
             with ExitStack() as stack:
                 fd = stack.enter_context(memfd.create(f"{self._name}-blob-{blob}", size))
+                if in_reserve(fd):
+                    raise HostError("a memory file for a blob", OSError(errno.EMFILE, ""), _ADVICE)
                 contents = Extents.from_array(map_shared(fd, size), access=access)
                 stack.pop_all()
         except HostError as error:

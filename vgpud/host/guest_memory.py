@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -202,11 +202,12 @@ class GuestMemory:
         # Pages that follow each other in one region are one span.
         joined = (addresses[1:] == addresses[:-1] + lengths[:-1]) & (index[1:] == index[:-1])
         first = np.concatenate(([0], np.flatnonzero(~joined) + 1))
-        region = self._table[index[first]]
+        table = self._table
         spans = np.empty(first.size, SPAN)
-        spans["address"] = region["address"] + (addresses[first] - region["start"])
+        region = index[first]
+        spans["address"] = table.address[region] + (addresses[first] - table.start[region])
         spans["length"] = np.add.reduceat(lengths, first)
-        owners = tuple(self._regions[one].array for one in np.unique(index).tolist())
+        owners = tuple(self._regions[one].array for one in np.flatnonzero(np.bincount(index)).tolist())
         return Extents(spans, owners, access=access, guest=GuestPages(self, addresses[first]))
 
     def _map(self, region: Region, fd: Fd) -> _Mapped:
@@ -272,16 +273,18 @@ class GuestMemory:
         self, addresses: NDArray[np.uint64], lengths: NDArray[np.uint64]
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:
         """Find ranges' regions: index, whether each is wholly in it, whether it is guest memory."""
-        index = self._table["start"].searchsorted(addresses, "right").astype(np.int64) - 1
+        table = self._table
+        index = table.start.searchsorted(addresses, "right") - 1
         if not self._regions:
             nowhere = np.zeros(index.shape, np.bool_)
             return index, nowhere, nowhere
-        region = self._table[np.maximum(index, 0)]
+        region = np.maximum(index, 0)
         # Nothing here wraps where the range is guest memory, and elsewhere nobody looks.
-        offset = addresses - region["start"]
-        known = (index >= 0) & (offset < region["run"])
-        inside = known & (offset < region["size"]) & (lengths <= region["size"] - offset)
-        return index, inside, known & (lengths <= region["run"] - offset)
+        offset = addresses - table.start[region]
+        size, run = table.size[region], table.run[region]
+        known = (index >= 0) & (offset < run)
+        inside = known & (offset < size) & (lengths <= size - offset)
+        return index, inside, known & (lengths <= run - offset)
 
     def _split(
         self,
@@ -304,15 +307,23 @@ class GuestMemory:
         return parts[:, 0], parts[:, 1]
 
 
-def _table(regions: Sequence[_Mapped]) -> Any:
-    """Make an array of the regions; `run` is the bytes from a region's start to the next gap."""
-    fields = [("start", "<u8"), ("size", "<u8"), ("address", "<u8"), ("run", "<u8")]
+class _Table(NamedTuple):
+    """The regions as arrays, to look up many addresses at once; `run` is the bytes from a region's
+    start to the next gap."""
+
+    start: NDArray[np.uint64]
+    size: NDArray[np.uint64]
+    address: NDArray[np.uint64]
+    run: NDArray[np.uint64]
+
+
+def _table(regions: Sequence[_Mapped]) -> _Table:
     rows: list[tuple[int, int, int, int]] = []
     for one in reversed(regions):
         goes_on = rows and rows[-1][0] == one.end
         run = one.size + (rows[-1][3] if goes_on else 0)
         rows.append((one.start, one.size, one.address, run))
-    return np.array(rows[::-1], fields)
+    return _Table(*np.array(rows[::-1], np.uint64).reshape(-1, 4).T.copy())
 
 
 def _check_log(log: DirtyLog, regions: Sequence[_Mapped]) -> None:

@@ -213,6 +213,7 @@ class Timelines:
             return
         error = ran.exception()
         if error is not None and not isinstance(error, GuestError):
+            line.jobs.popleft()  # its steps are of no use any more
             self._fail(error)
             return
         if error is None and not ran.result():
