@@ -165,15 +165,16 @@ def test_any_messages_end_in_order(siege: Siege, data: st.DataObject) -> None:
     )
     messages = data.draw(st.lists(kinds, min_size=5, max_size=40))
     end = data.draw(st.binary(max_size=40))
+    picks = data.draw(st.lists(st.integers(0, 3), min_size=len(messages), max_size=len(messages)))
     with front_end(siege) as ring, contextlib.ExitStack() as files:
         ours, theirs = map(files.enter_context, socket.socketpair())
         null = files.enter_context(Path("/dev/zero").open("r+b", buffering=0))
         choices = [ring.fe.ram.regions[0].fd, ring.driver.kick, theirs.fileno(), null.fileno()]
         with contextlib.suppress(OSError):
-            for message in messages:
+            for message, pick in zip(messages, picks, strict=True):
                 fds = []
                 if getattr(message, "has_fd", True) and not isinstance(message, _WITHOUT_FD):
-                    fds = [data.draw(st.sampled_from(choices))]
+                    fds = [choices[pick]]
                 ring.fe.send(message, fds)
             ring.fe.sock.sendall(end)
             ring.fe.sock.shutdown(socket.SHUT_WR)

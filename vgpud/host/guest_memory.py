@@ -207,7 +207,9 @@ class GuestMemory:
         region = index[first]
         spans["address"] = table.address[region] + (addresses[first] - table.start[region])
         spans["length"] = np.add.reduceat(lengths, first)
-        owners = tuple(self._regions[one].array for one in np.flatnonzero(np.bincount(index)).tolist())
+        owners = tuple(
+            self._regions[one].array for one in np.flatnonzero(np.bincount(index)).tolist()
+        )
         return Extents(spans, owners, access=access, guest=GuestPages(self, addresses[first]))
 
     def _map(self, region: Region, fd: Fd) -> _Mapped:
