@@ -123,3 +123,14 @@ def test_a_reset_takes_the_cursor_off_the_display(machine: Machine) -> None:
     assert ("scanout", 0, 0, 0) in told
     assert any(what == "move" and not rest[-1] for what, *rest in told)
     assert machine.gpu.cursors.get(0) is None
+
+
+def test_a_blob_may_be_the_cursor(machine: Machine) -> None:
+    machine.all(d.guest_blob(1, (LOW, 4 * PAGE)), d.update_cursor(0, 1))
+    cursor = machine.gpu.cursors.get(0)
+    assert cursor is not None
+    assert cursor.image is not None
+    assert cursor.image.tobytes() == machine.ram.read((LOW, 4 * PAGE)).tobytes()
+    machine.do(d.guest_blob(2, (LOW, 3 * PAGE)))
+    with refused(ResponseType.ERR_INVALID_PARAMETER):
+        machine.do(d.update_cursor(0, 2))

@@ -368,3 +368,11 @@ def test_every_format_shows_its_colours(machine: Machine, pixel_format: Format) 
     bgr = machine.gpu.scanouts.xrgb(0, Rect(2, 1, 3, 4))
     assert bgr is not None
     assert np.array_equal(bgr[..., 2::-1], expected[1:5, 2:5])
+
+
+def test_an_empty_rectangle_is_nothing_to_do() -> None:
+    with Machine() as machine:
+        machine.all(d.create_2d(1, 8, 8), d.attach_backing(1, (LOW, PAGE)))
+        for rect in (Rect(0, 0, 0, 5), Rect(3, 3, 5, 0), Rect(99, 99, 0, 0)):
+            machine.all(d.transfer(1, rect), d.flush(1, rect))
+        assert machine.bytes_of(1) == bytes(8 * 8 * 4)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.device import driver as d
 from tests.device.machine import KIB, LIMIT, PAGE, WINDOW, Machine, random_bytes, refused
+from vgpud.device import per_blob_layout
 from vgpud.errors import GuestError
 from vgpud.policy.slot_policy import Layout
 from vgpud.wire.gpu.protocol import ResponseType
@@ -363,3 +364,12 @@ def test_blobs_are_their_own_whatever_happens(
         machine.do(d.ctx_destroy())
         assert machine.used == machine.empty
         assert layout is Layout.WINDOW or not machine.bar.mappings
+
+
+def test_blobs_with_a_file_each_are_so_many_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(per_blob_layout, "MAX_BLOBS", 3)
+    with Machine(Layout.PER_BLOB) as machine:
+        machine.all(d.ctx_create(), *(d.create_blob(blob, PAGE) for blob in (1, 2, 3)))
+        with refused(ResponseType.ERR_OUT_OF_MEMORY):
+            machine.do(d.create_blob(4, PAGE))
+        machine.all(d.unref(2), d.create_blob(4, PAGE))

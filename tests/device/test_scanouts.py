@@ -280,3 +280,10 @@ def test_only_what_is_shown_can_be_read(machine: Machine) -> None:
     assert scanouts.xrgb(0, Rect(0, 0, 5, 4)) is None
     assert scanouts.xrgb(0, Rect(4, 0, 1, 1)) is None
     assert scanouts.xrgb(1, Rect(0, 0, 1, 1)) is None
+
+
+def test_an_image_is_not_shown_as_a_blob(machine: Machine) -> None:
+    machine.do(d.create_2d(1, 64, 64))
+    with refused(ResponseType.ERR_INVALID_PARAMETER):
+        machine.do(d.set_scanout_blob(0, 1, Rect(0, 0, 64, 64), (64, 64), stride=256))
+    assert machine.gpu.screenshot(0) is None

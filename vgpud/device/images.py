@@ -12,7 +12,7 @@ from functools import partial
 
 from vgpud.device.memory import zeroed
 from vgpud.device.ports import Works
-from vgpud.device.rects import check_rect
+from vgpud.device.rects import check_rect, is_empty
 from vgpud.device.resources import (
     BYTES_PER_PIXEL,
     OVERHEAD,
@@ -101,6 +101,8 @@ class Images:
     def transfer_to_host_2d(self, command: commands.TransferToHost2D) -> Answer:
         """TRANSFER_TO_HOST_2D: `offset` is where the rectangle's first pixel is in the backing."""
         image = self._image(command.resource_id)
+        if is_empty(command.rect):
+            return OK
         rect = check_rect(command.rect, image.width, image.height)
         return self._transfer(
             image,

@@ -18,6 +18,10 @@ from vgpud.policy.quota import Charge, Quota
 from vgpud.policy.window import WindowMap
 from vgpud.wire.gpu.protocol import ResourceId, ResponseType
 
+MAX_BLOBS = 8192
+"""Per device: each takes a descriptor and a mapping, of which the process has some 65000
+(vm.max_map_count) for all its devices."""
+
 _ADVICE = 'raise LimitNOFILE, or use layout = "window"'
 
 
@@ -33,6 +37,8 @@ class PerBlobLayout:
         self._quota = quota
 
     def allocate(self, blob: ResourceId, size: int, access: Access) -> PerBlobMemory:
+        if len(self.blobs) >= MAX_BLOBS:
+            raise GuestError(ResponseType.ERR_OUT_OF_MEMORY, f"{MAX_BLOBS} blobs are there already")
         charge = self._quota.charge(size)
         try:
             with ExitStack() as stack:

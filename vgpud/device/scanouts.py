@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vgpud.device.images import check_format
 from vgpud.device.ports import Display
-from vgpud.device.rects import check_rect, intersect
+from vgpud.device.rects import check_rect, intersect, is_empty
 from vgpud.device.resources import BYTES_PER_PIXEL, Image, Resource, ResourceTable
 from vgpud.device.spec import Output
 from vgpud.errors import GuestError
@@ -154,6 +154,8 @@ class Scanouts:
             self._turn_off(command.scanout_id)
             return OK
         blob = self._resources.get(command.resource_id)
+        if isinstance(blob, Image):
+            raise _invalid(f"resource {blob.id} is no blob: SET_SCANOUT knows how it is laid out")
         rect = check_rect(command.rect, command.width, command.height)
         stride, offset = command.strides[0], command.offsets[0]
         row = command.width * BYTES_PER_PIXEL
@@ -172,6 +174,8 @@ class Scanouts:
     def flush(self, command: commands.ResourceFlush) -> responses.Response:
         """RESOURCE_FLUSH: the rectangle is in the resource's coordinates."""
         resource = self._resources.get(command.resource_id)
+        if is_empty(command.rect):
+            return OK
         if isinstance(resource, Image):
             check_rect(command.rect, resource.width, resource.height)
         for scanout_id, scanout in self._active.items():

@@ -53,13 +53,14 @@ class Engine:
     """Executes packets; may be used by several threads at once.
 
     `scratch_limit` bounds the bytes that all of them together may take for copies whose overlap no
-    order of chunks can serve; a packet that needs more gets GuestError (ERR_OUT_OF_MEMORY), and one
-    that leaves its buffers GuestError (ERR_INVALID_PARAMETER), with nothing written.
+    order of chunks can serve: they wait for each other. A packet that needs more gets GuestError
+    (ERR_OUT_OF_MEMORY), and one that leaves its buffers GuestError (ERR_INVALID_PARAMETER), with
+    nothing written.
     """
 
     def __init__(self, scratch_limit: int) -> None:
-        self._scratch_left = scratch_limit
-        self._lock = threading.Lock()
+        self._scratch_limit = self._scratch_left = scratch_limit
+        self._given_back = threading.Condition()
 
     def fill(self, dst: Extents, offset: int, length: int, pattern: int) -> None:
         """Repeat a 32-bit little-endian pattern over a range, its first byte at `offset`."""
@@ -165,18 +166,21 @@ class Engine:
 
     @contextmanager
     def _scratch(self, size: int) -> Iterator[NDArray[np.uint8]]:
-        with self._lock:
-            if size > self._scratch_left:
-                raise GuestError(
-                    ResponseType.ERR_OUT_OF_MEMORY,
-                    f"an overlapping copy of {size} bytes, {self._scratch_left} of scratch left",
-                )
+        if size > self._scratch_limit:
+            raise GuestError(
+                ResponseType.ERR_OUT_OF_MEMORY,
+                f"an overlapping copy of {size} bytes, {self._scratch_limit} is the most",
+            )
+        with self._given_back:
+            # Whoever has it is copying, and takes no more before that is done: no deadlock.
+            self._given_back.wait_for(lambda: size <= self._scratch_left)
             self._scratch_left -= size
         try:
             yield np.empty(size, np.uint8)
         finally:
-            with self._lock:
+            with self._given_back:
                 self._scratch_left += size
+                self._given_back.notify_all()
 
 
 def _finish(steps: Generator[None, None, _R]) -> _R:
