@@ -13,9 +13,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.rig.build import Rig, open_rig
 from tests.rig.chroot import RigUnavailableError
+
+# No deadline: these machines are shared, and a slow example is no failure.
+settings.register_profile("vgpud", deadline=None)
+settings.load_profile("vgpud")
 
 _REPORT = pytest.StashKey[list[str]]()
 

@@ -139,7 +139,8 @@ class FrontEnd:
     def send_bytes(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Send anything at all, the fds with its first byte."""
         sent = socket.send_fds(self.sock, [data], list(fds))
-        self.sock.sendall(data[sent:])
+        if sent < len(data):
+            self.sock.sendall(data[sent:])
 
     def receive_reply(self, message: m.Request) -> m.Reply:
         """Read the answer to `message`. Raises `ConnectionError` if the back-end has hung up."""

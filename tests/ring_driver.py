@@ -98,7 +98,9 @@ class GuestRam:
     def store_u16(self, gpa: int, value: int) -> None:
         """Set the u16 at `gpa` in one store."""
         ((region, at, _),) = self._pieces(gpa, 2)
-        _U16.pack_into(region.map, at, value & 0xFFFF)
+        # Not by struct.pack_into, which zeroes its target first: the device looks at any moment.
+        with memoryview(region.map) as view, view.cast("H") as words:
+            words[at // 2] = value & 0xFFFF
 
     def user_address(self, gpa: int) -> int:
         """The front-end address of `gpa`."""

@@ -8,7 +8,6 @@ from vgpud.wire.gpu.header import Box, Header, Rect
 from vgpud.wire.gpu.protocol import BlobFlag, BlobMem, CapsetId, ContextId, Format, ResourceId
 from vgpud.wire.gpu.protocol import ScanoutId as Scanout
 
-
 MAPPABLE = int(BlobFlag.USE_MAPPABLE)
 BGRX = Format.B8G8R8X8_UNORM
 CTX = 1

@@ -64,6 +64,7 @@ class Bar:
         self.refusing = False
         self.size = size
         self._patience = patience
+        self._given_up: set[tuple[int, int]] = set()
         self.mappings: dict[int, tuple[int, Fd]] = {}
 
     async def map(self, fd: Fd, fd_offset: int, bar_offset: int, length: int) -> None:
@@ -81,10 +82,17 @@ class Bar:
             raise
 
     async def unmap(self, bar_offset: int, length: int) -> None:
+        if (bar_offset, length) in self._given_up:  # asked again, it has been done meanwhile
+            self._given_up.remove((bar_offset, length))
+            return
         if self.refusing or self.mappings.get(bar_offset, (0, None))[0] != length:
             raise HostError("unmap", OSError(errno.EREMOTEIO, ""))
         self._drop(bar_offset)
-        await self._patience.wait()
+        try:
+            await self._patience.wait()
+        except asyncio.CancelledError:
+            self._given_up.add((bar_offset, length))
+            raise
 
     def read(self, offset: int, length: int) -> bytes:
         """What the guest reads from its window."""
@@ -103,6 +111,7 @@ class Bar:
         """Drops all mappings, as a VMM does when its device is reset."""
         for offset in list(self.mappings):
             self._drop(offset)
+        self._given_up.clear()
 
     def _drop(self, offset: int) -> None:
         self.mappings.pop(offset)[1].close()
@@ -127,8 +136,10 @@ class Bench:
         self._touched.update(work.resources)
 
         def finish() -> None:
-            run(work)
-            self._touched.subtract(work.resources)
+            try:
+                run(work)
+            finally:
+                self._touched.subtract(work.resources)
 
         return finish
 
@@ -323,8 +334,12 @@ class Machine:
 
 def run(work: Work) -> None:
     """Does work; raises what the command is refused with."""
-    for step in work.steps:
-        step()
+    try:
+        for _ in work.steps:
+            pass
+    finally:
+        if work.charge is not None:
+            work.charge.release()
     if work.refusal is not None:
         raise work.refusal
 

@@ -20,8 +20,6 @@ from tests.rig.qemu import DEVICES, Device, Guest
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 
-LAYOUTS = ("window", "per-blob")
-
 
 def play_kms(guest: Guest) -> None:
     """All scenes of `kms`, with a look at the first where the device has a display."""
@@ -31,15 +29,21 @@ def play_kms(guest: Guest) -> None:
             assert settled_difference(expected, guest.screendump)[1] == ""
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_boot_reset_boot_again(rig: Rig, short_directory: Path, layout: str) -> None:
+# QEMU 11.1 crashes by itself if it finds a request to map or unmap on the back-end's channel just
+# after it has stopped the device (it looks at the device of a stopped vhost_dev, which is NULL). So
+# the layout that sends them all the time is reset while it sends none.
+@pytest.mark.parametrize(
+    ("layout", "load"),
+    [("window", "many churn"), ("window", "many busy"), ("per-blob", "many busy")],
+)
+def test_boot_reset_boot_again(rig: Rig, short_directory: Path, layout: str, load: str) -> None:
     with DaemonProcess(short_directory, config_toml(short_directory, layout=layout)) as daemon:
         idle = daemon.open_files()
         with Guest(rig, "test", socket=daemon.socket()) as guest:
             guest.wait_boot()
             checks.assert_checks(guest.run("blobs 1"), checks.BLOBS)
             # the reset button, while blobs are mapped and work is under way
-            guest.start("many churn")
+            guest.start(load)
             guest.wait_line(r"^ROUND [1-9]")
             guest.reset()
             checks.assert_checks(guest.run("blobs 2"), checks.BLOBS)

@@ -191,7 +191,9 @@ class Guest:
                     if found := regex.search(line):
                         return found
                 if self._ended:
-                    raise GuestTimeoutError(f"QEMU ended before {pattern!r}\n{self._tail()}")
+                    status = self._process.wait(QMP_S)
+                    told = f"QEMU ended with {status} before {pattern!r}"
+                    raise GuestTimeoutError(f"{told}\n{self._tail()}")
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise GuestTimeoutError(f"no {pattern!r} in {timeout} s\n{self._tail()}")

@@ -15,6 +15,9 @@ from vgpud.policy.quota import Charge, Quota
 from vgpud.wire.gpu import commands, dma, responses
 from vgpud.wire.gpu.protocol import CapsetId, ContextId, ResourceId, ResponseType
 
+ATTACHMENT = 128
+"""Bytes that an attached resource costs its context, about."""
+
 OK = responses.OkNoData()
 
 
@@ -76,19 +79,28 @@ class Contexts:
     def attach(self, command: commands.CtxAttachResource) -> responses.Response:
         """CTX_ATTACH_RESOURCE; a second time changes nothing."""
         context = self.get(command.header.ctx_id)
-        context.attached.add(self._resources.get(command.resource_id).id)
+        resource_id = self._resources.get(command.resource_id).id
+        if resource_id not in context.attached:
+            context.charge.grow(ATTACHMENT)
+            context.attached.add(resource_id)
         return OK
 
     def detach(self, command: commands.CtxDetachResource) -> responses.Response:
         """CTX_DETACH_RESOURCE; harmless where it is not attached."""
         context = self.get(command.header.ctx_id)
-        context.attached.discard(self._resources.get(command.resource_id).id)
+        self._detach(context, self._resources.get(command.resource_id).id)
         return OK
 
     def forget(self, resource_id: ResourceId) -> None:
         """Detaches a resource that is being destroyed from every context."""
         for context in self._by_id.values():
-            context.attached.discard(resource_id)
+            self._detach(context, resource_id)
+
+    @staticmethod
+    def _detach(context: Context, resource_id: ResourceId) -> None:
+        if resource_id in context.attached:
+            context.attached.remove(resource_id)
+            context.charge.shrink(ATTACHMENT)
 
     def clear(self) -> None:
         """Destroys all contexts."""

@@ -3,17 +3,17 @@ and MOVE_CURSOR."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vgpud.device.ports import Display
-from vgpud.device.resources import BYTES_PER_PIXEL, Image, ResourceTable
-from vgpud.errors import GuestError
+from vgpud.device.resources import BYTES_PER_PIXEL, Image, Resource, ResourceTable
 from vgpud.wire.formats import to_xrgb
 from vgpud.wire.gpu import commands, responses
-from vgpud.wire.gpu.protocol import MAX_SCANOUTS, ResponseType
+from vgpud.wire.gpu.protocol import Format
 
 CURSOR_SIZE = 64
 """Pixels in both directions: the one size that virtio-gpu has."""
@@ -31,10 +31,11 @@ class Cursor:
 
 
 class Cursors:
-    """The cursors of one device."""
+    """The cursors of one device; `check` raises `GuestError` for an output that is not there."""
 
-    def __init__(self, resources: ResourceTable) -> None:
+    def __init__(self, resources: ResourceTable, check: Callable[[int], None]) -> None:
         self._resources = resources
+        self._check = check
         self._cursors: dict[int, Cursor] = {}
         self._display: Display | None = None
 
@@ -54,10 +55,6 @@ class Cursors:
         image = None
         if command.resource_id != 0:
             resource = self._resources.get(command.resource_id)
-            if not isinstance(resource, Image):
-                raise GuestError(
-                    ResponseType.ERR_INVALID_PARAMETER, f"resource {resource.id} is no cursor image"
-                )
             image = _cursor_image(resource)
         cursor = Cursor(command.x, command.y, command.hot_x, command.hot_y, image)
         self._cursors[command.scanout_id] = cursor
@@ -76,7 +73,10 @@ class Cursors:
         return responses.OkNoData()
 
     def clear(self) -> None:
-        """Forgets all cursors."""
+        """Hides and forgets all cursors."""
+        if self._display is not None:
+            for scanout_id, cursor in self._cursors.items():
+                self._display.cursor_move(scanout_id, cursor.x, cursor.y, visible=False)
         self._cursors.clear()
 
     def _show(self, scanout_id: int, cursor: Cursor) -> None:
@@ -88,18 +88,16 @@ class Cursors:
         else:
             self._display.cursor_update(scanout_id, x, y, cursor.hot_x, cursor.hot_y, cursor.image)
 
-    @staticmethod
-    def _check(scanout_id: int) -> None:
-        if scanout_id >= MAX_SCANOUTS:
-            raise GuestError(ResponseType.ERR_INVALID_SCANOUT_ID, f"scanout {scanout_id}")
 
-
-def _cursor_image(image: Image) -> NDArray[np.uint8]:
-    """The image's upper left 64 x 64 pixels, transparent where it has none. Its X, where it has
-    one, is its alpha."""
-    width, height = min(image.width, CURSOR_SIZE), min(image.height, CURSOR_SIZE)
-    rows = image.pixels.read_rect(0, image.stride, width * BYTES_PER_PIXEL, height)
-    pixels = rows.reshape(height, width, BYTES_PER_PIXEL)
-    cursor = np.zeros((CURSOR_SIZE, CURSOR_SIZE, 4), np.uint8)
-    cursor[:height, :width] = to_xrgb(pixels, image.format)
+def _cursor_image(resource: Resource) -> NDArray[np.uint8]:
+    """The upper left 64 x 64 pixels of an image, transparent where it has none; a blob is taken for
+    64 x 64 pixels of B, G, R, A. An X in the place of alpha is taken for alpha."""
+    width = height = CURSOR_SIZE
+    stride, fmt = CURSOR_SIZE * BYTES_PER_PIXEL, Format.B8G8R8A8_UNORM
+    if isinstance(resource, Image):
+        width, height = min(resource.width, CURSOR_SIZE), min(resource.height, CURSOR_SIZE)
+        stride, fmt = resource.stride, resource.format
+    rows = resource.contents().read_rect(0, stride, width * BYTES_PER_PIXEL, height)
+    cursor = np.zeros((CURSOR_SIZE, CURSOR_SIZE, BYTES_PER_PIXEL), np.uint8)
+    cursor[:height, :width] = to_xrgb(rows.reshape(height, width, BYTES_PER_PIXEL), fmt)
     return cursor

@@ -6,118 +6,157 @@ the stream where it stands. The packets themselves are `wire.gpu.dma`, the engin
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator
 from typing import assert_never
-
-import numpy as np
 
 from vgpud.device.contexts import Context, Contexts
 from vgpud.device.work import Work
 from vgpud.errors import GuestError
 from vgpud.host.dma import Engine
 from vgpud.host.extents import Extents
+from vgpud.policy.quota import Quota
 from vgpud.wire.gpu import commands, dma
 from vgpud.wire.gpu.protocol import ResourceId, ResponseType
 
 CRC_SIZE = 4
+
 PACKET_COST = 256
 """Bytes that a packet is reckoned to move beside its own, so that many empty ones are long work
 too."""
+
+ROW_COST = 64
+"""Bytes that a row is reckoned to move beside its own."""
+
+MEMORY_PER_BYTE = 16
+"""Bytes that a stream takes while it waits, for each of its own: packets as objects, buffers."""
 
 
 class DmaContext:
     """Makes `Work` of command streams."""
 
-    def __init__(self, contexts: Contexts, engine: Engine, capset: dma.Capset) -> None:
+    def __init__(
+        self, contexts: Contexts, engine: Engine, capset: dma.Capset, quota: Quota
+    ) -> None:
         self._contexts = contexts
         self._engine = engine
         self._capset = capset
+        self._quota = quota
 
     def submit(self, command: commands.Submit3D) -> Work:
         """Checks a SUBMIT_3D; the work has the steps before the first bad packet, and what is wrong
         with that one."""
         context = self._contexts.get(command.header.ctx_id)
-        steps: list[Callable[[], None]] = []
-        touched: set[ResourceId] = set()
-        cost = 0
+        charge = self._quota.charge(MEMORY_PER_BYTE * len(command.data))
+        stream = _Stream(self._engine)
         refusal = None
+        cost = 0
         try:
             for packet in dma.decode(command.data, self._capset.max_packets):
-                step, resources, moved = self._prepare(context, packet)
-                most = self._capset.max_blob_size
-                if moved > most:  # a guest blob can list its pages over and over
-                    raise GuestError(
-                        ResponseType.ERR_INVALID_PARAMETER,
-                        f"a packet that moves {moved:#x} bytes, max_blob_size is {most:#x}",
-                    )
-                steps.append(step)
-                touched.update(resources)
-                cost += moved + PACKET_COST
+                cost += PACKET_COST + stream.add(packet, self._contexts, context, self._capset)
         except GuestError as error:
             refusal = error
-        return Work(tuple(steps), frozenset(touched), cost, refusal)
+        except BaseException:
+            charge.release()
+            raise
+        touched = frozenset(stream.buffers)
+        return Work(stream.run(), touched, cost, refusal, charge)
 
-    def _prepare(
-        self, context: Context, packet: dma.Packet
-    ) -> tuple[Callable[[], None], tuple[ResourceId, ...], int]:
-        engine = self._engine
+
+class _Stream:
+    """The checked packets of one SUBMIT_3D and the buffers that they are about."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.packets: list[dma.Packet] = []
+        self.buffers: dict[ResourceId, Extents] = {}
+
+    def add(
+        self, packet: dma.Packet, contexts: Contexts, context: Context, capset: dma.Capset
+    ) -> int:
+        """Takes a packet if it holds, else raises `GuestError`; returns the bytes it is
+        reckoned to move."""
+        for resource_id in _resources(packet):
+            if resource_id not in self.buffers:
+                self.buffers[resource_id] = contexts.attached(context, resource_id).contents()
+        moved = self._check(packet)
+        if moved > capset.max_blob_size:  # a guest blob can list its pages over and over
+            raise GuestError(
+                ResponseType.ERR_INVALID_PARAMETER,
+                f"a packet moves {moved:#x} bytes, max_blob_size is {capset.max_blob_size:#x}",
+            )
+        self.packets.append(packet)
+        return moved + (ROW_COST * packet.height if isinstance(packet, dma.Blit) else 0)
+
+    def run(self) -> Iterator[None]:
+        """Runs the packets, stopping after each and within long ones."""
+        for packet in self.packets:
+            yield from self._run(packet)
+            yield
+
+    def _run(self, packet: dma.Packet) -> Iterator[None]:
+        buffers, engine = self.buffers, self._engine
         match packet:
             case dma.Nop():
-                return _nothing, (), 0
+                pass
             case dma.Fill(resource_id, offset, length, pattern):
-                dst = self._contents(context, resource_id)
-                dst.check(offset, length)
-                return partial(engine.fill, dst, offset, length, pattern), (resource_id,), length
-            case dma.Copy(src_id, dst_id, src_offset, dst_offset, length):
-                src, dst = self._contents(context, src_id), self._contents(context, dst_id)
-                src.check(src_offset, length)
-                dst.check(dst_offset, length)
-                return (
-                    partial(engine.copy, dst, dst_offset, src, src_offset, length),
-                    (src_id, dst_id),
-                    length,
+                yield from engine.fill_steps(buffers[resource_id], offset, length, pattern)
+            case dma.Copy(src, dst, src_offset, dst_offset, length):
+                yield from engine.copy_steps(
+                    buffers[dst], dst_offset, buffers[src], src_offset, length
                 )
             case dma.Blit():
-                src = self._contents(context, packet.src)
-                dst = self._contents(context, packet.dst)
-                rows, row_bytes = packet.height, packet.row_bytes
-                src.check_rect(packet.src_offset, packet.src_stride, row_bytes, rows)
-                dst.check_rect(packet.dst_offset, packet.dst_stride, row_bytes, rows)
-                step = partial(
-                    engine.blit,
-                    dst,
+                yield from engine.blit_steps(
+                    buffers[packet.dst],
                     packet.dst_offset,
                     packet.dst_stride,
-                    src,
+                    buffers[packet.src],
                     packet.src_offset,
                     packet.src_stride,
-                    row_bytes=row_bytes,
-                    rows=rows,
+                    packet.row_bytes,
+                    packet.height,
                 )
-                return step, (packet.src, packet.dst), row_bytes * rows
-            case dma.Crc32(src_id, dst_id, src_offset, length, dst_offset):
-                src, dst = self._contents(context, src_id), self._contents(context, dst_id)
-                src.check(src_offset, length)
-                dst.check(dst_offset, CRC_SIZE)
-                return (
-                    partial(self._crc32, src, src_offset, length, dst, dst_offset),
-                    (src_id, dst_id),
-                    length,
-                )
+            case dma.Crc32(src, dst, src_offset, length, dst_offset):
+                crc = yield from engine.crc32_steps(buffers[src], src_offset, length)
+                buffers[dst].write(dst_offset, crc.to_bytes(CRC_SIZE, "little"))
             case _ as unreachable:
                 assert_never(unreachable)
 
-    def _contents(self, context: Context, resource_id: ResourceId) -> Extents:
-        return self._contexts.attached(context, resource_id).contents()
+    def _check(self, packet: dma.Packet) -> int:
+        buffers = self.buffers
+        match packet:
+            case dma.Nop():
+                return 0
+            case dma.Fill(resource_id, offset, length):
+                buffers[resource_id].check(offset, length)
+                return length
+            case dma.Copy(src, dst, src_offset, dst_offset, length):
+                buffers[src].check(src_offset, length)
+                buffers[dst].check(dst_offset, length)
+                return length
+            case dma.Blit():
+                rows, row_bytes = packet.height, packet.row_bytes
+                buffers[packet.src].check_rect(
+                    packet.src_offset, packet.src_stride, row_bytes, rows
+                )
+                buffers[packet.dst].check_rect(
+                    packet.dst_offset, packet.dst_stride, row_bytes, rows
+                )
+                return row_bytes * rows
+            case dma.Crc32(src, dst, src_offset, length, dst_offset):
+                buffers[src].check(src_offset, length)
+                buffers[dst].check(dst_offset, CRC_SIZE)
+                return length
+            case _ as unreachable:
+                assert_never(unreachable)
 
-    def _crc32(
-        self, src: Extents, src_offset: int, length: int, dst: Extents, dst_offset: int
-    ) -> None:
-        value = self._engine.crc32(src, src_offset, length)
-        crc = Extents.from_array(np.frombuffer(value.to_bytes(CRC_SIZE, "little"), np.uint8))
-        self._engine.copy(dst, dst_offset, crc, 0, CRC_SIZE)
 
-
-def _nothing() -> None:
-    """What a NOP does."""
+def _resources(packet: dma.Packet) -> tuple[ResourceId, ...]:
+    match packet:
+        case dma.Nop():
+            return ()
+        case dma.Fill(resource_id):
+            return (resource_id,)
+        case dma.Copy(src, dst) | dma.Blit(src, dst) | dma.Crc32(src, dst):
+            return (src, dst)
+        case _ as unreachable:
+            assert_never(unreachable)

@@ -24,11 +24,11 @@ from vgpud.device.images import Images
 from vgpud.device.layout import BlobLayout
 from vgpud.device.per_blob_layout import PerBlobLayout
 from vgpud.device.ports import BarSlots, Display, Works
-from vgpud.device.resources import HostBlob, ResourceTable
+from vgpud.device.resources import HostBlob, Resource, ResourceTable
 from vgpud.device.scanouts import Scanouts
 from vgpud.device.spec import DeviceSpec
 from vgpud.device.window_layout import WindowLayout
-from vgpud.device.work import Work
+from vgpud.device.work import Answer, Work
 from vgpud.host.dma import Engine
 from vgpud.host.guest_memory import GuestMemory
 from vgpud.policy.quota import Quota
@@ -57,7 +57,7 @@ NUM_CAPSETS = 1
 
 EVENTS_CLEAR_OFFSET = 4  # in the configuration space, 5.7.4
 
-Outcome: TypeAlias = responses.Response | Work | Coroutine[Any, Any, responses.Response]
+Outcome: TypeAlias = Answer | Work
 """What a command comes to: its response, work whose end is the response, or something to wait
 for."""
 
@@ -82,13 +82,13 @@ class Gpu:
         capset = dma.Capset(dma.CAPSET_VERSION, dma.MAX_PACKETS, spec.window)
         self.contexts = Contexts(self.resources, self.quota, capset)
         self.scanouts = Scanouts(spec.name, spec.outputs, self.resources)
-        self.cursors = Cursors(self.resources)
+        self.cursors = Cursors(self.resources, self.scanouts.check)
         self._works = works
         self._display: Display | None = None
         self._events = Event(0)
-        images = Images(self.resources, self.quota, memory)
+        images = Images(self.resources, self.quota, memory, works)
         blobs = Blobs(spec, self.resources, self.contexts, self.layout, self.quota, memory)
-        dma_context = DmaContext(self.contexts, Engine(SCRATCH), capset)
+        dma_context = DmaContext(self.contexts, Engine(SCRATCH), capset, self.quota)
         self._execute: dict[type[Command], Callable[[Any], Outcome]] = {
             commands.GetDisplayInfo: self.scanouts.display_info,
             commands.GetEdid: self.scanouts.edid,
@@ -188,16 +188,18 @@ class Gpu:
     def _unref(self, command: commands.ResourceUnref) -> Outcome:
         """RESOURCE_UNREF: a blob that is still mapped is unmapped first."""
         resource = self.resources.get(command.resource_id)
-        self.scanouts.forget(resource.id)
-        self.contexts.forget(resource.id)
         if isinstance(resource, HostBlob):
             return self._destroy(resource)
-        self.resources.remove(resource)
-        return responses.OkNoData()
+        return self._forget(resource)
 
     async def _destroy(self, blob: HostBlob) -> responses.Response:
         await blob.memory.destroy()
-        self.resources.remove(blob)
+        return self._forget(blob)
+
+    def _forget(self, resource: Resource) -> responses.Response:
+        self.scanouts.forget(resource.id)
+        self.contexts.forget(resource.id)
+        self.resources.remove(resource)
         return responses.OkNoData()
 
     def _assign_uuid(self, command: commands.ResourceAssignUuid) -> responses.Response:

@@ -7,11 +7,12 @@ offers VIRGL sends those for what it drew itself. Source: virtio 1.3, 5.7.6.8 "c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
-import numpy as np
-
-from vgpud.device.rects import check_rect
+from vgpud.device.memory import zeroed
+from vgpud.device.ports import Works
+from vgpud.device.rects import check_rect, is_empty
 from vgpud.device.resources import (
     BYTES_PER_PIXEL,
     OVERHEAD,
@@ -23,14 +24,14 @@ from vgpud.device.resources import (
     ResourceTable,
     make_backing,
 )
-from vgpud.device.work import Work
+from vgpud.device.work import Answer
 from vgpud.errors import GuestError
 from vgpud.host.extents import Extents
 from vgpud.host.guest_memory import GuestMemory
 from vgpud.policy.quota import Quota
 from vgpud.wire.gpu import commands, responses
 from vgpud.wire.gpu.header import Rect
-from vgpud.wire.gpu.protocol import Format, ResourceId, ResponseType
+from vgpud.wire.gpu.protocol import BlobMem, Format, ResourceId, ResponseType
 
 PLAIN_TARGETS = (2, 5)
 """RESOURCE_CREATE_3D targets that are plain images: PIPE_TEXTURE_2D and PIPE_TEXTURE_RECT, whose
@@ -46,10 +47,13 @@ OK = responses.OkNoData()
 class Images:
     """The commands on images and on backing pages."""
 
-    def __init__(self, resources: ResourceTable, quota: Quota, memory: GuestMemory) -> None:
+    def __init__(
+        self, resources: ResourceTable, quota: Quota, memory: GuestMemory, works: Works
+    ) -> None:
         self._resources = resources
         self._quota = quota
         self._memory = memory
+        self._works = works
 
     def create_2d(self, command: commands.ResourceCreate2D) -> responses.Response:
         """RESOURCE_CREATE_2D."""
@@ -71,6 +75,8 @@ class Images:
     def attach_backing(self, command: commands.ResourceAttachBacking) -> responses.Response:
         """RESOURCE_ATTACH_BACKING."""
         resource = self._resources.get(command.resource_id)
+        if isinstance(resource, HostBlob) and resource.blob_mem is BlobMem.HOST3D:
+            raise _invalid(f"blob {resource.id} is in host memory only")
         if resource.backing is not None:
             raise GuestError(
                 ResponseType.ERR_UNSPEC, f"resource {resource.id} has a backing already"
@@ -92,11 +98,13 @@ class Images:
         resource.backing = None
         return OK
 
-    def transfer_to_host_2d(self, command: commands.TransferToHost2D) -> responses.Response | Work:
+    def transfer_to_host_2d(self, command: commands.TransferToHost2D) -> Answer:
         """TRANSFER_TO_HOST_2D: `offset` is where the rectangle's first pixel is in the backing."""
         image = self._image(command.resource_id)
+        if is_empty(command.rect):
+            return OK
         rect = check_rect(command.rect, image.width, image.height)
-        return _transfer(
+        return self._transfer(
             image,
             (rect.y * image.stride + rect.x * BYTES_PER_PIXEL, image.stride),
             (command.offset, image.stride),
@@ -104,13 +112,11 @@ class Images:
             to_host=True,
         )
 
-    def transfer_to_host_3d(self, command: commands.TransferToHost3D) -> responses.Response | Work:
+    def transfer_to_host_3d(self, command: commands.TransferToHost3D) -> Answer:
         """TRANSFER_TO_HOST_3D on an image, or on a HOST3D_GUEST blob as rows of bytes."""
         return self._transfer_3d(command, to_host=True)
 
-    def transfer_from_host_3d(
-        self, command: commands.TransferFromHost3D
-    ) -> responses.Response | Work:
+    def transfer_from_host_3d(self, command: commands.TransferFromHost3D) -> Answer:
         """TRANSFER_FROM_HOST_3D, the other way."""
         return self._transfer_3d(command, to_host=False)
 
@@ -120,7 +126,11 @@ class Images:
         if width == 0 or height == 0:
             raise _invalid(f"an image of {width}x{height}")
         charge = self._quota.charge(width * height * BYTES_PER_PIXEL + OVERHEAD)
-        pixels = Extents.from_array(np.zeros(width * height * BYTES_PER_PIXEL, np.uint8))
+        try:
+            pixels = Extents.from_array(zeroed(width * height * BYTES_PER_PIXEL))
+        except GuestError:
+            charge.release()
+            raise
         self._resources.add(Image(resource_id, width, height, known, pixels, charge))
 
     def _image(self, resource_id: ResourceId) -> Image:
@@ -131,7 +141,7 @@ class Images:
 
     def _transfer_3d(
         self, command: commands.TransferToHost3D | commands.TransferFromHost3D, *, to_host: bool
-    ) -> responses.Response | Work:
+    ) -> Answer:
         resource, box = self._resources.get(command.resource_id), command.box
         if box.z != 0 or box.d != 1 or command.level != 0:
             raise _invalid(
@@ -149,13 +159,39 @@ class Images:
                 host_offset = box.y * host_stride + box.x
             case GuestBlob():
                 raise _invalid(f"blob {resource.id} has no host side")
-        return _transfer(
+        return self._transfer(
             resource,
             (host_offset, host_stride),
             (command.offset, command.stride or host_stride),
             (row_bytes, box.h),
             to_host=to_host,
         )
+
+    def _transfer(
+        self,
+        resource: Image | HostBlob,
+        host_at: tuple[int, int],
+        backing_at: tuple[int, int],
+        shape: tuple[int, int],
+        *,
+        to_host: bool,
+    ) -> Answer:
+        """Copies `shape` (bytes a row, rows) between two (offset, stride) places."""
+        host, backing = resource.contents(), _backing(resource).extents
+        host.check_rect(*host_at, *shape)
+        backing.check_rect(*backing_at, *shape)
+        to, to_at, source, source_at = (
+            (host, host_at, backing, backing_at)
+            if to_host
+            else (backing, backing_at, host, host_at)
+        )
+        row_bytes, rows = shape
+        # The two share no memory: one is the guest's, the other ours.
+        copy = partial(to.copy_rect, *to_at, source, *source_at, row_bytes=row_bytes, rows=rows)
+        if row_bytes * rows > INLINE_TRANSFER:
+            return _aside(self._works, copy)
+        copy()
+        return OK
 
 
 def check_format(value: int) -> Format:
@@ -173,28 +209,8 @@ def _backing(resource: Resource) -> Backing:
     return resource.backing
 
 
-def _transfer(
-    resource: Image | HostBlob,
-    host_at: tuple[int, int],
-    backing_at: tuple[int, int],
-    shape: tuple[int, int],
-    *,
-    to_host: bool,
-) -> responses.Response | Work:
-    """Copies `shape` (bytes a row, rows) between two (offset, stride) places, at once or, where it
-    is much, as work."""
-    host, backing = resource.contents(), _backing(resource).extents
-    host.check_rect(*host_at, *shape)
-    backing.check_rect(*backing_at, *shape)
-    to, to_at, source, source_at = (
-        (host, host_at, backing, backing_at) if to_host else (backing, backing_at, host, host_at)
-    )
-    row_bytes, rows = shape
-    # The two share no memory: one is the guest's, the other ours.
-    copy = partial(to.copy_rect, *to_at, source, *source_at, row_bytes=row_bytes, rows=rows)
-    if row_bytes * rows > INLINE_TRANSFER:
-        return Work((copy,), frozenset((resource.id,)), row_bytes * rows)
-    copy()
+async def _aside(works: Works, copy: Callable[[], None]) -> responses.Response:
+    await works.aside(copy)
     return OK
 
 

@@ -5,15 +5,24 @@ For memory that can't be bound to a window, and for front-ends that want a mappi
 
 from __future__ import annotations
 
+import errno
+from contextlib import ExitStack
+
 from vgpud.device.ports import BarSlots
 from vgpud.errors import GuestError, HostError
 from vgpud.host import memfd
 from vgpud.host.extents import Access, Extents
-from vgpud.host.fds import Fd
+from vgpud.host.fds import Fd, in_reserve
 from vgpud.host.mapping import map_shared
 from vgpud.policy.quota import Charge, Quota
 from vgpud.policy.window import WindowMap
 from vgpud.wire.gpu.protocol import ResourceId, ResponseType
+
+MAX_BLOBS = 8192
+"""Per device: each takes a descriptor and a mapping, of which the process has some 65000
+(vm.max_map_count) for all its devices."""
+
+_ADVICE = 'raise LimitNOFILE, or use layout = "window"'
 
 
 class PerBlobLayout:
@@ -28,10 +37,16 @@ class PerBlobLayout:
         self._quota = quota
 
     def allocate(self, blob: ResourceId, size: int, access: Access) -> PerBlobMemory:
+        if len(self.blobs) >= MAX_BLOBS:
+            raise GuestError(ResponseType.ERR_OUT_OF_MEMORY, f"{MAX_BLOBS} blobs are there already")
         charge = self._quota.charge(size)
         try:
-            fd = memfd.create(f"{self._name}-blob-{blob}", size)
-            contents = Extents.from_array(map_shared(fd, size), access=access)
+            with ExitStack() as stack:
+                fd = stack.enter_context(memfd.create(f"{self._name}-blob-{blob}", size))
+                if in_reserve(fd):
+                    raise HostError("a memory file for a blob", OSError(errno.EMFILE, ""), _ADVICE)
+                contents = Extents.from_array(map_shared(fd, size), access=access)
+                stack.pop_all()
         except HostError as error:
             charge.release()
             raise GuestError(ResponseType.ERR_OUT_OF_MEMORY, str(error)) from error
@@ -72,20 +87,19 @@ class PerBlobMemory:
         self._layout.map.put(self._blob, offset, size)
 
     async def unmap(self) -> None:
-        if self._layout.map.place(self._blob) is None:
+        place = self._layout.map.place(self._blob)
+        if place is None:
             raise GuestError(ResponseType.ERR_INVALID_PARAMETER, f"blob {self._blob} is not mapped")
-        place = self._layout.map.remove(self._blob)
         try:
             await self._layout.slots.unmap(place.offset, place.size)
-        except HostError as error:
+        except HostError as error:  # then the guest still sees it there
             raise GuestError(ResponseType.ERR_UNSPEC, str(error)) from error
+        self._layout.map.remove(self._blob)
 
     async def destroy(self) -> None:
-        try:
-            if self._layout.map.place(self._blob) is not None:
-                await self.unmap()
-        finally:
-            self.forget()
+        if self._layout.map.place(self._blob) is not None:
+            await self.unmap()
+        self.forget()
 
     def forget(self) -> None:
         """Closes the file; its pages go when the VMM's mapping has gone too."""

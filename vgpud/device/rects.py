@@ -19,6 +19,11 @@ def check_rect(rect: Rect, width: int, height: int) -> Rect:
     return rect
 
 
+def is_empty(rect: Rect) -> bool:
+    """Whether it holds no pixel."""
+    return rect.width == 0 or rect.height == 0
+
+
 def intersect(a: Rect, b: Rect) -> Rect | None:
     """What two rectangles share, None if that is nothing."""
     x, y = max(a.x, b.x), max(a.y, b.y)

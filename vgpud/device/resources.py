@@ -65,9 +65,9 @@ class Backing:
 
 
 def make_backing(memory: GuestMemory, entries: MemEntries, quota: Quota) -> Backing:
-    """Resolves a list of backing pages, charged for at three times its own size (list, addresses,
-    spans)."""
-    charge = quota.charge(3 * entries.nbytes)
+    """Resolves a list of backing pages, charged for at four times its own size: addresses and
+    spans."""
+    charge = quota.charge(4 * entries.nbytes)
     try:
         return Backing(memory, entries, charge)
     except GuestError:

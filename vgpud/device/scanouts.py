@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vgpud.device.images import check_format
 from vgpud.device.ports import Display
-from vgpud.device.rects import check_rect, intersect
+from vgpud.device.rects import check_rect, intersect, is_empty
 from vgpud.device.resources import BYTES_PER_PIXEL, Image, Resource, ResourceTable
 from vgpud.device.spec import Output
 from vgpud.errors import GuestError
@@ -91,11 +91,15 @@ class Scanouts:
             return None
 
     def screenshot(self, scanout_id: int) -> NDArray[np.uint8] | None:
-        """What a scanout shows, (height, width, 3) of R, G, B; None if it is off."""
+        """What a scanout shows, (height, width, 3) of R, G, B; None if it is off, or its pages are
+        gone."""
         scanout = self._active.get(ScanoutId(scanout_id))
         if scanout is None:
             return None
-        return to_rgb(scanout.pixels(_whole(scanout)), scanout.format)
+        try:
+            return to_rgb(scanout.pixels(_whole(scanout)), scanout.format)
+        except GuestError:
+            return None
 
     # Commands
 
@@ -118,7 +122,7 @@ class Scanouts:
         self, command: commands.GetEdid
     ) -> responses.Response | Coroutine[Any, Any, responses.Response]:
         """GET_EDID."""
-        self._check(command.scanout)
+        self.check(command.scanout)
         if self._display is not None:
             return self._display_edid(self._display, command.scanout)
         output = self._outputs[command.scanout]
@@ -126,7 +130,7 @@ class Scanouts:
 
     def set_scanout(self, command: commands.SetScanout) -> responses.Response:
         """SET_SCANOUT; resource 0 turns the output off."""
-        self._check(command.scanout_id)
+        self.check(command.scanout_id)
         if command.resource_id == 0:
             self._turn_off(command.scanout_id)
             return OK
@@ -145,11 +149,13 @@ class Scanouts:
     def set_scanout_blob(self, command: commands.SetScanoutBlob) -> responses.Response:
         """SET_SCANOUT_BLOB; resource 0 turns the output off. Only the first plane counts: all
         formats have one."""
-        self._check(command.scanout_id)
+        self.check(command.scanout_id)
         if command.resource_id == 0:
             self._turn_off(command.scanout_id)
             return OK
         blob = self._resources.get(command.resource_id)
+        if isinstance(blob, Image):
+            raise _invalid(f"resource {blob.id} is no blob: SET_SCANOUT knows how it is laid out")
         rect = check_rect(command.rect, command.width, command.height)
         stride, offset = command.strides[0], command.offsets[0]
         row = command.width * BYTES_PER_PIXEL
@@ -168,6 +174,8 @@ class Scanouts:
     def flush(self, command: commands.ResourceFlush) -> responses.Response:
         """RESOURCE_FLUSH: the rectangle is in the resource's coordinates."""
         resource = self._resources.get(command.resource_id)
+        if is_empty(command.rect):
+            return OK
         if isinstance(resource, Image):
             check_rect(command.rect, resource.width, resource.height)
         for scanout_id, scanout in self._active.items():
@@ -188,7 +196,8 @@ class Scanouts:
         for scanout_id in list(self._active):
             self._turn_off(scanout_id)
 
-    def _check(self, scanout_id: int) -> None:
+    def check(self, scanout_id: int) -> None:
+        """Raises `GuestError` (INVALID_SCANOUT_ID) for an output that is not there."""
         # With a display, the VMM says how many outputs there are, and tells the guest so itself.
         count = MAX_SCANOUTS if self._display is not None else len(self._outputs)
         if scanout_id >= count:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from vgpud.device.memory import zeroed
 from vgpud.device.ports import BarSlots, Works
 from vgpud.errors import GuestError, HostError
 from vgpud.host.extents import Access, Extents
@@ -102,7 +103,7 @@ class WindowBlob:
                 self._layout.window.view(place.offset, place.size), access=self._access
             )
         if self._private is None:
-            self._private = np.zeros(self._size, np.uint8)
+            self._private = zeroed(self._size)
         return Extents.from_array(self._private, access=self._access)
 
     async def map(self, offset: int) -> None:
@@ -137,8 +138,8 @@ class WindowBlob:
     async def move_out(self) -> None:
         """Leaves the window for private memory, whose bytes are charged for again."""
         charge = self._layout.quota.charge(self._size)
-        private = np.empty(self._size, np.uint8)
         try:
+            private = zeroed(self._size)
             await self._copy(Extents.from_array(private), self.contents())
         except BaseException:
             charge.release()

@@ -1,28 +1,38 @@
-"""Work that takes its time: what a SUBMIT_3D becomes, before anything of it has run.
+"""What a command can come to besides a response: an answer to be waited for, or work that takes its
+time.
 
-Owns no thread and no order; `serve` runs the steps. Every range was checked when the work was made,
-and the buffers in it stay mapped for as long as it lives.
+Owns no thread and no order; `serve` waits, and runs the steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from vgpud.errors import GuestError
+from vgpud.policy.quota import Charge
 from vgpud.wire.gpu.protocol import ResourceId
+from vgpud.wire.gpu.responses import Response
+
+Answer: TypeAlias = Response | Coroutine[Any, Any, Response]
+"""A response, or a coroutine that has it in the end. Nothing else of its queue goes on meanwhile,
+and cancelled in the middle it can be done anew."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Steps to run one after the other, on any thread, but not at the same time.
+    """`steps`, to be run one after the other on any thread, but not at the same time.
 
-    `resources` are those that the steps touch; `cost` is about how many bytes they move. `refusal`
-    is what the command is answered with after all steps have run, where the packet behind them was
-    bad.
+    Each takes a fraction of a millisecond: between two of them work can be halted and gone on with.
+    Every range was checked when the work was made, and the buffers in it stay mapped for as long as
+    it lives. `resources` are those that the steps touch; `cost` is about how many bytes they move.
+    `refusal` is what the command is answered with after all steps have run, where the packet behind
+    them was bad. `charge` is to be released when the work is done or dropped.
     """
 
-    steps: tuple[Callable[[], None], ...]
+    steps: Iterator[None]
     resources: frozenset[ResourceId]
     cost: int
     refusal: GuestError | None = None
+    charge: Charge | None = None

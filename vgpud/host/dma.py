@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from enum import Enum, auto
-from typing import Final
+from typing import Final, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,17 @@ from vgpud.wire.gpu.protocol import ResponseType
 _CHUNK: Final = 32 * 1024
 # A step of a checksum: long enough that the call does not count.
 _CRC_STEP: Final = 256 * 1024
+
+# What is done between two chances to stop: about a tenth of a millisecond, also in rows so narrow
+# that it is their cache lines that count, and in buffers of many small pieces.
+_STEP: Final = 1024 * 1024
+_ROW_COST: Final = 1024
+_FEW: Final = 4096
+
+_R = TypeVar("_R")
+
+Steps: TypeAlias = Generator[None, None, None]
+"""Work in progress: it stops at each `yield`, and goes on whenever and wherever it is resumed."""
 
 
 class _Order(Enum):
@@ -42,23 +53,38 @@ class Engine:
     """Executes packets; may be used by several threads at once.
 
     `scratch_limit` bounds the bytes that all of them together may take for copies whose overlap no
-    order of chunks can serve; a packet that needs more gets GuestError (ERR_OUT_OF_MEMORY), and one
-    that leaves its buffers GuestError (ERR_INVALID_PARAMETER), with nothing written.
+    order of chunks can serve: they wait for each other. A packet that needs more gets GuestError
+    (ERR_OUT_OF_MEMORY), and one that leaves its buffers GuestError (ERR_INVALID_PARAMETER), with
+    nothing written.
     """
 
     def __init__(self, scratch_limit: int) -> None:
-        self._scratch_left = scratch_limit
-        self._lock = threading.Lock()
+        self._scratch_limit = self._scratch_left = scratch_limit
+        self._given_back = threading.Condition()
 
     def fill(self, dst: Extents, offset: int, length: int, pattern: int) -> None:
         """Repeat a 32-bit little-endian pattern over a range, its first byte at `offset`."""
-        dst.fill(offset, length, pattern & 0xFFFFFFFF)
+        _finish(self.fill_steps(dst, offset, length, pattern))
+
+    def fill_steps(self, dst: Extents, offset: int, length: int, pattern: int) -> Steps:
+        """Do what `fill` does, in short steps."""
+        dst.check(offset, length)
+        step = _step_bytes(dst)  # a multiple of the pattern, so that it goes on
+        for done in range(0, length, step):
+            dst.fill(offset + done, min(length - done, step), pattern & 0xFFFFFFFF)
+            yield
 
     def copy(
         self, dst: Extents, dst_offset: int, src: Extents, src_offset: int, length: int
     ) -> None:
         """Copy a range."""
-        self.blit(dst, dst_offset, length, src, src_offset, length, length, 1)
+        _finish(self.copy_steps(dst, dst_offset, src, src_offset, length))
+
+    def copy_steps(
+        self, dst: Extents, dst_offset: int, src: Extents, src_offset: int, length: int
+    ) -> Steps:
+        """Do what `copy` does, in short steps."""
+        return self.blit_steps(dst, dst_offset, length, src, src_offset, length, length, 1)
 
     def blit(
         self,
@@ -72,15 +98,29 @@ class Engine:
         rows: int,
     ) -> None:
         """Copy `rows` rows of `row_bytes`, which are `dst_stride` and `src_stride` bytes apart."""
+        _finish(
+            self.blit_steps(
+                dst, dst_offset, dst_stride, src, src_offset, src_stride, row_bytes, rows
+            )
+        )
+
+    def blit_steps(
+        self,
+        dst: Extents,
+        dst_offset: int,
+        dst_stride: int,
+        src: Extents,
+        src_offset: int,
+        src_stride: int,
+        row_bytes: int,
+        rows: int,
+    ) -> Steps:
+        """Do what `blit` does, in short steps, but for what no order of steps can serve."""
         dst_length = dst.check_rect(dst_offset, dst_stride, row_bytes, rows)
         src_length = src.check_rect(src_offset, src_stride, row_bytes, rows)
         if not dst_length:
             return
-        to, from_ = dst.place(dst_offset), src.place(src_offset)
-        if to is not None and from_ is not None:
-            order = _order_of_ranges(to, dst_length, from_, src_length)
-        else:
-            order = _order(dst.pieces(dst_offset, dst_length), src.pieces(src_offset, src_length))
+        order = _order_of(dst, dst_offset, dst_length, src, src_offset, src_length)
         # Positions in the buffers compare as positions in the rectangle only if strides agree.
         if rows > 1 and src_stride != dst_stride and order is not _Order.ANY:
             order = _Order.NONE
@@ -89,21 +129,31 @@ class Engine:
                 bounce = scratch.reshape(rows, row_bytes)
                 src.read_rect_into(src_offset, src_stride, bounce)
                 dst.write_rect(dst_offset, dst_stride, bounce)
+            yield
             return
-        dst.copy_rect(
-            dst_offset,
-            dst_stride,
-            src,
-            src_offset,
-            src_stride,
-            row_bytes=row_bytes,
-            rows=rows,
-            scratch=None if order is _Order.ANY else np.empty(_CHUNK, np.uint8),
-            backward=order is _Order.BACKWARD,
-        )
+        backward = order is _Order.BACKWARD
+        chunk = None if order is _Order.ANY else np.empty(_CHUNK, np.uint8)
+        limit = min(_step_bytes(dst), _step_bytes(src))
+        for row, height, column, width in _tiles(rows, row_bytes, limit, backward=backward):
+            dst.copy_rect(
+                dst_offset + row * dst_stride + column,
+                dst_stride,
+                src,
+                src_offset + row * src_stride + column,
+                src_stride,
+                row_bytes=width,
+                rows=height,
+                scratch=chunk,
+                backward=backward,
+            )
+            yield
 
     def crc32(self, src: Extents, offset: int, length: int) -> int:
         """Return zlib's CRC-32 of a range."""
+        return _finish(self.crc32_steps(src, offset, length))
+
+    def crc32_steps(self, src: Extents, offset: int, length: int) -> Generator[None, None, int]:
+        """Do what `crc32` does, in short steps; the last returns the checksum."""
         src.check(offset, length)
         value = 0
         out = np.empty((1, min(length, _CRC_STEP)), np.uint8)
@@ -111,22 +161,60 @@ class Engine:
             step = out[:, : min(length - done, _CRC_STEP)]
             src.read_rect_into(offset + done, step.size, step)
             value = zlib.crc32(step[0], value)
+            yield
         return value
 
     @contextmanager
     def _scratch(self, size: int) -> Iterator[NDArray[np.uint8]]:
-        with self._lock:
-            if size > self._scratch_left:
-                raise GuestError(
-                    ResponseType.ERR_OUT_OF_MEMORY,
-                    f"an overlapping copy of {size} bytes, {self._scratch_left} of scratch left",
-                )
+        if size > self._scratch_limit:
+            raise GuestError(
+                ResponseType.ERR_OUT_OF_MEMORY,
+                f"an overlapping copy of {size} bytes, {self._scratch_limit} is the most",
+            )
+        with self._given_back:
+            # Whoever has it is copying, and takes no more before that is done: no deadlock.
+            self._given_back.wait_for(lambda: size <= self._scratch_left)
             self._scratch_left -= size
         try:
             yield np.empty(size, np.uint8)
         finally:
-            with self._lock:
+            with self._given_back:
                 self._scratch_left += size
+                self._given_back.notify_all()
+
+
+def _finish(steps: Generator[None, None, _R]) -> _R:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: _R = end.value
+            return result
+
+
+def _step_bytes(buffer: Extents) -> int:
+    return _STEP if buffer.fragments <= _FEW else _STEP // 16
+
+
+def _tiles(
+    rows: int, row_bytes: int, limit: int, *, backward: bool
+) -> Iterator[tuple[int, int, int, int]]:
+    """Cut a rectangle into (row, rows, byte of the row, bytes), in rising or falling order."""
+    height = max(limit // max(row_bytes, _ROW_COST), 1)
+    width = min(row_bytes, limit)
+    tops, lefts = range(0, rows, height), range(0, row_bytes, width)
+    for row in reversed(tops) if backward else tops:
+        for column in reversed(lefts) if backward else lefts:
+            yield row, min(height, rows - row), column, min(width, row_bytes - column)
+
+
+def _order_of(
+    dst: Extents, dst_offset: int, dst_length: int, src: Extents, src_offset: int, src_length: int
+) -> _Order:
+    to, from_ = dst.place(dst_offset), src.place(src_offset)
+    if to is not None and from_ is not None:
+        return _order_of_ranges(to, dst_length, from_, src_length)
+    return _order(dst.pieces(dst_offset, dst_length), src.pieces(src_offset, src_length))
 
 
 def _order_of_ranges(to: int, to_length: int, from_: int, from_length: int) -> _Order:

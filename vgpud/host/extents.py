@@ -19,6 +19,8 @@ from vgpud.uapi import native
 from vgpud.uapi.native import SPAN, SpanList
 from vgpud.wire.gpu.protocol import ResponseType
 
+PAGE_SIZE: Final = 4096
+
 
 @dataclass(frozen=True, slots=True)
 class Access:
@@ -41,6 +43,10 @@ NON_COHERENT: Final = Access(flush_before_read=True, non_temporal_write=True)
 
 class DirtySink(Protocol):
     """Who wants to know of writes to guest-physical addresses."""
+
+    @property
+    def log(self) -> object | None:
+        """Where it is noted; None while nobody wants to know."""
 
     def mark_dirty(self, guest_phys_addr: int, length: int) -> None:
         """Note that a range was written."""
@@ -162,9 +168,9 @@ class Extents:
     def write_rect(self, offset: int, stride: int, data: NDArray[Any]) -> None:
         """Write an array of two or more dimensions, the first of them rows, to a rectangle."""
         row_bytes = data.nbytes // len(data) if len(data) else 0
-        length = self.check_rect(offset, stride, row_bytes, len(data))
+        self.check_rect(offset, stride, row_bytes, len(data))
         self._spans.scatter(offset, stride, data, self._write_flags)
-        self._mark_dirty(offset, length)
+        self._mark_dirty_rect(offset, stride, row_bytes, len(data))
 
     def read(self, offset: int, length: int) -> NDArray[np.uint8]:
         """Return a copy of a range, (length,) of uint8."""
@@ -200,7 +206,7 @@ class Extents:
         Without `scratch` the two must not share memory; what `dma.Engine` does if they may is to
         give some, and say in which order its chunks are safe.
         """
-        length = self.check_rect(offset, stride, row_bytes, rows)
+        self.check_rect(offset, stride, row_bytes, rows)
         source.check_rect(source_offset, source_stride, row_bytes, rows)
         self._spans.copy_from(
             offset,
@@ -213,7 +219,7 @@ class Extents:
             scratch=scratch,
             flags=source._read_flags | self._write_flags | (native.BACKWARD if backward else 0),
         )
-        self._mark_dirty(offset, length)
+        self._mark_dirty_rect(offset, stride, row_bytes, rows)
 
     def copy_from(self, source: Extents) -> None:
         """Copy the whole of a buffer that shares no memory with this one to its beginning."""
@@ -261,6 +267,11 @@ class Extents:
         return bool(np.any((before > 0) & (reach[before - 1] > ours.names)))
 
     @property
+    def fragments(self) -> int:
+        """In how many pieces of memory the buffer lies."""
+        return len(self._spans.array)
+
+    @property
     def _read_flags(self) -> int:
         return native.FLUSH_BEFORE_READ if self.access.flush_before_read else 0
 
@@ -274,9 +285,18 @@ class Extents:
         first, last = ends.searchsorted([offset, offset + length - 1], "right")
         return int(first), int(last)
 
+    def _mark_dirty_rect(self, offset: int, stride: int, row_bytes: int, rows: int) -> None:
+        if self._guest is None or not row_bytes or not rows:
+            return
+        if rows == 1 or stride - row_bytes < PAGE_SIZE:  # no page between two rows
+            self._mark_dirty(offset, (rows - 1) * stride + row_bytes)
+        elif self._guest.sink.log is not None:
+            for row in range(rows):
+                self._mark_dirty(offset + row * stride, row_bytes)
+
     def _mark_dirty(self, offset: int, length: int) -> None:
         guest = self._guest
-        if guest is None or not length:
+        if guest is None or not length or guest.sink.log is None:
             return
         first, last = self._range(offset, length)
         for index in range(first, last + 1):

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import warnings
 from types import TracebackType
 from typing import Self
 
 _GONE = -1
+
+RESERVE = 64
+"""Descriptors that what guests ask for may not take: for front-ends, their rings and sockets."""
 
 
 class Fd:
@@ -77,3 +81,13 @@ class Fd:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {'closed' if self.closed else self._fd}>"
+
+
+def in_reserve(fd: Fd) -> bool:
+    """Whether the process has so few descriptors left that this one should be given back.
+
+    The kernel hands out the lowest number that is free, so a high one says that all below it are
+    taken.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft != resource.RLIM_INFINITY and fd.fileno() >= soft - RESERVE

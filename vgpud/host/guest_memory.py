@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,10 @@ from vgpud.host.mapping import Mapping, map_file
 from vgpud.uapi.native import SPAN, address_of
 
 _ADDRESS_SPACE: Final = 1 << 64
+
+# Entries of one list that go on from one region into the next. A list names each page about once,
+# and there are few borders; each costs a few microseconds.
+MAX_CROSSING: Final = 1024
 
 
 class Region(Protocol):
@@ -184,26 +188,28 @@ class GuestMemory:
         used = lengths != 0
         if not used.all():
             addresses, lengths = addresses[used], lengths[used]
-        index = self._table["start"].searchsorted(addresses, "right").astype(np.int64) - 1
-        inside = np.zeros(index.shape, np.bool_)
-        if self._regions and (index >= 0).all():
-            region = self._table[index]
-            # start <= address by the search, so nothing here wraps, whatever the guest said.
-            room = region["size"] - np.minimum(addresses - region["start"], region["size"])
-            inside = lengths <= room
-        if not inside.all():
-            addresses, lengths = self._split(entries, addresses, lengths)
-            index = self._table["start"].searchsorted(addresses, "right").astype(np.int64) - 1
         if not addresses.size:
             return Extents(np.empty(0, SPAN), (), access=access)
+        index, inside, guests = self._locate(addresses, lengths)
+        if not guests.all():
+            bad = int(np.flatnonzero(~guests)[0])
+            number = int(np.flatnonzero(entries["length"])[bad])
+            error = _outside(int(addresses[bad]), int(lengths[bad]))
+            raise GuestAddressError(f"entry {number} of {len(entries)}: {error}")
+        if not inside.all():
+            addresses, lengths = self._split(addresses, lengths, inside)
+            index, _, _ = self._locate(addresses, lengths)
         # Pages that follow each other in one region are one span.
         joined = (addresses[1:] == addresses[:-1] + lengths[:-1]) & (index[1:] == index[:-1])
         first = np.concatenate(([0], np.flatnonzero(~joined) + 1))
-        region = self._table[index[first]]
+        table = self._table
         spans = np.empty(first.size, SPAN)
-        spans["address"] = region["address"] + (addresses[first] - region["start"])
+        region = index[first]
+        spans["address"] = table.address[region] + (addresses[first] - table.start[region])
         spans["length"] = np.add.reduceat(lengths, first)
-        owners = tuple(self._regions[one].array for one in np.unique(index).tolist())
+        owners = tuple(
+            self._regions[one].array for one in np.flatnonzero(np.bincount(index)).tolist()
+        )
         return Extents(spans, owners, access=access, guest=GuestPages(self, addresses[first]))
 
     def _map(self, region: Region, fd: Fd) -> _Mapped:
@@ -265,29 +271,61 @@ class GuestMemory:
             stop = min(end, region.end)
             yield begin, region.array[begin - region.start : stop - region.start]
 
+    def _locate(
+        self, addresses: NDArray[np.uint64], lengths: NDArray[np.uint64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:
+        """Find ranges' regions: index, whether each is wholly in it, whether it is guest memory."""
+        table = self._table
+        index = table.start.searchsorted(addresses, "right") - 1
+        if not self._regions:
+            nowhere = np.zeros(index.shape, np.bool_)
+            return index, nowhere, nowhere
+        region = np.maximum(index, 0)
+        # Nothing here wraps where the range is guest memory, and elsewhere nobody looks.
+        offset = addresses - table.start[region]
+        size, run = table.size[region], table.run[region]
+        known = (index >= 0) & (offset < run)
+        inside = known & (offset < size) & (lengths <= size - offset)
+        return index, inside, known & (lengths <= run - offset)
+
     def _split(
         self,
-        entries: NDArray[np.void],
         addresses: NDArray[np.uint64],
         lengths: NDArray[np.uint64],
+        inside: NDArray[np.bool_],
     ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        """Cut entries at region borders; raise GuestAddressError for the first that is outside."""
-        cut: list[tuple[int, int]] = []
-        numbers = np.flatnonzero(entries["length"]).tolist()
-        for number, address, length in zip(
-            numbers, addresses.tolist(), lengths.tolist(), strict=True
-        ):
-            try:
-                cut += [(at, view.size) for at, view in self._views(address, length)]
-            except GuestAddressError as error:
-                raise GuestAddressError(f"entry {number} of {len(entries)}: {error}") from error
-        parts = np.array(cut, np.uint64).reshape(-1, 2)
+        """Cut the ranges that go on from one region into the next where they do."""
+        crossing = np.flatnonzero(~inside)
+        if crossing.size > MAX_CROSSING:
+            raise GuestAddressError(f"{crossing.size} entries cross borders of memory regions")
+        pieces: list[NDArray[np.uint64]] = []
+        done = 0
+        both = np.stack((addresses, lengths), axis=1)
+        for at in crossing.tolist():
+            cut = [(a, v.size) for a, v in self._views(int(addresses[at]), int(lengths[at]))]
+            pieces += [both[done:at], np.array(cut, np.uint64)]
+            done = at + 1
+        parts = np.concatenate([*pieces, both[done:]])
         return parts[:, 0], parts[:, 1]
 
 
-def _table(regions: Sequence[_Mapped]) -> Any:
-    fields = [("start", "<u8"), ("size", "<u8"), ("address", "<u8")]
-    return np.array([(one.start, one.size, one.address) for one in regions], fields)
+class _Table(NamedTuple):
+    """The regions as arrays, to look up many addresses at once; `run` is the bytes from a region's
+    start to the next gap."""
+
+    start: NDArray[np.uint64]
+    size: NDArray[np.uint64]
+    address: NDArray[np.uint64]
+    run: NDArray[np.uint64]
+
+
+def _table(regions: Sequence[_Mapped]) -> _Table:
+    rows: list[tuple[int, int, int, int]] = []
+    for one in reversed(regions):
+        goes_on = rows and rows[-1][0] == one.end
+        run = one.size + (rows[-1][3] if goes_on else 0)
+        rows.append((one.start, one.size, one.address, run))
+    return _Table(*np.array(rows[::-1], np.uint64).reshape(-1, 4).T.copy())
 
 
 def _check_log(log: DirtyLog, regions: Sequence[_Mapped]) -> None:

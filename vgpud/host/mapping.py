@@ -9,7 +9,6 @@ import anything above `host`.
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import stat
 import threading
@@ -48,16 +47,16 @@ class _Names:
         self._lock = threading.Lock()
         self._ended: deque[tuple[native.GuardedMapping, tuple[int, int]]] = deque()
         self._files: dict[tuple[int, int], tuple[int, int]] = {}  # number, mappings
+        self._free = list(range(_MAX_FILES - 1, 0, -1))
         self._mappings: list[tuple[int, int, int]] = []  # address, end, name of the first byte
 
     def add(self, address: int, end: int, file: tuple[int, int], offset: int) -> None:
         with self._lock:
             number, users = self._files.get(file, (0, 0))
             if not number:
-                taken = {number for number, _ in self._files.values()}
-                number = next(n for n in itertools.count(1) if n not in taken)
-            if number >= _MAX_FILES:
-                raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+                if not self._free:
+                    raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+                number = self._free.pop()
             self._files[file] = number, users + 1
             insort(self._mappings, (address, end, (number << _FILE_SHIFT) + offset))
 
@@ -82,6 +81,8 @@ class _Names:
         number, users = self._files.pop(file)
         if users > 1:
             self._files[file] = number, users - 1
+        else:
+            self._free.append(number)
         guarded.unmap()
 
     def of_one(self, address: int) -> int:

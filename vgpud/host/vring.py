@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vgpud.errors import GuestAddressError, RingError
 from vgpud.host.guest_memory import GuestMemory
-from vgpud.uapi.native import SharedU16, full_fence
+from vgpud.uapi.native import SharedU16, address_of, full_fence
 from vgpud.wire.ring import DESC, MAX_QUEUE_SIZE, USED_ELEM, RingViews
 
 _FLAGS, _IDX, _RING = 0, 2, 4  # bytes into both the available and the used ring
@@ -41,21 +42,11 @@ def ring_views(memory: GuestMemory, address: RingAddress, num: int) -> RingViews
         raise RingError(
             f"a queue of {num} descriptors; it must be a power of two up to {MAX_QUEUE_SIZE}"
         )
-    for name, value, align in (
-        ("descriptor table", address.desc, _DESC_ALIGN),
-        ("available ring", address.avail, _AVAIL_ALIGN),
-        ("used ring", address.used, _USED_ALIGN),
-    ):
-        if value % align:
-            raise RingError(f"{name} at {value:#x} is not aligned to {align}")
     ring_end = _RING + 2 * num
     used_end = _RING + USED_ELEM.itemsize * num
-    try:
-        desc = memory.user_view(address.desc, DESC.itemsize * num)
-        avail = memory.user_view(address.avail, ring_end + 2)
-        used = memory.user_view(address.used, used_end + 2)
-    except GuestAddressError as error:
-        raise RingError(str(error)) from error
+    desc = _view(memory, address.desc, DESC.itemsize * num, _DESC_ALIGN)
+    avail = _view(memory, address.avail, ring_end + 2, _AVAIL_ALIGN)
+    used = _view(memory, address.used, used_end + 2, _USED_ALIGN)
     return RingViews(
         descriptors=desc.view(DESC),
         available=avail[_RING:ring_end].view(np.uint16),
@@ -68,3 +59,14 @@ def ring_views(memory: GuestMemory, address: RingAddress, num: int) -> RingViews
         avail_event=SharedU16(used, used_end),
         fence=full_fence,
     )
+
+
+def _view(memory: GuestMemory, address: int, length: int, align: int) -> NDArray[np.uint8]:
+    try:
+        view = memory.user_view(address, length)
+    except GuestAddressError as error:
+        raise RingError(str(error)) from error
+    # Ours too: a region may begin at any byte of its file.
+    if address % align or address_of(view) % align:
+        raise RingError(f"a part of the ring at {address:#x} is not aligned to {align}")
+    return view

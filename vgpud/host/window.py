@@ -6,6 +6,8 @@ and our own mapping of it, not who lies where (`policy.window`).
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,8 +20,10 @@ class HostWindow:
 
     def __init__(self, name: str, size: int) -> None:
         self.size = size
-        self.fd = memfd.create(name, size)
-        self._view = map_shared(self.fd, size)
+        with ExitStack() as stack:
+            self.fd = stack.enter_context(memfd.create(name, size))
+            self._view = map_shared(self.fd, size)
+            stack.pop_all()
 
     def view(self, offset: int, size: int) -> NDArray[np.uint8]:
         """The bytes of a range, (size,) of uint8, shared with the guest."""

@@ -43,6 +43,10 @@ class Damage:
         """Takes out the rectangle added first."""
         return self._rects.pop(0)
 
+    def put_back(self, rect: Rect) -> None:
+        """Puts a rectangle where `pop` takes it next."""
+        self._rects.insert(0, rect)
+
     def clear(self) -> None:
         """Forgets all of them."""
         self._rects.clear()

@@ -37,6 +37,16 @@ class Charge:
     _quota: Quota = field(repr=False)
     size: int
 
+    def grow(self, size: int) -> None:
+        """Takes `size` bytes more; raises `GuestError` (OUT_OF_MEMORY) as `Quota.charge` does."""
+        self.size += self._quota.charge(size).size
+
+    def shrink(self, size: int) -> None:
+        """Gives `size` bytes back."""
+        assert size <= self.size
+        self._quota.used -= size
+        self.size -= size
+
     def release(self) -> None:
         """Gives the bytes back; a second call does nothing."""
         self._quota.used -= self.size

@@ -38,6 +38,12 @@ PATIENCE = 4.0
 """Seconds for an answer: Linux waits 5 for what it asks us, and should get an error of ours before
 it gives up."""
 
+MAX_UPDATE = 4 << 20
+"""Bytes of pixels read, converted and sent at a time: what a display asks of memory and of the
+loop's time, however large it is."""
+
+BYTES_PER_PIXEL = 4
+
 _CHUNK = 4096
 
 
@@ -64,6 +70,7 @@ class DisplayLink:
         ] = {}
         self._changed = asyncio.Event()
         self._features_unsaid = False
+        self._closed = False
         self._greeted = asyncio.Event()
 
     # What the device calls
@@ -125,6 +132,7 @@ class DisplayLink:
 
     def close(self) -> None:
         """Closes the socket; who waits for an answer gets `GuestError`."""
+        self._closed = True
         self._socket.close()
         for question in (*self._questions, *self._asked):
             if not question.answer.done():
@@ -147,6 +155,8 @@ class DisplayLink:
         self._changed.set()
 
     async def _ask(self, request: display.Request) -> display.Reply:
+        if self._closed:
+            raise _unanswered(request)
         question = _Question(request, asyncio.get_running_loop().create_future())
         self._questions.append(question)
         self._changed.set()
@@ -177,27 +187,42 @@ class DisplayLink:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            while self._questions:
-                question = self._questions.popleft()
-                self._asked.append(question)
-                await self._socket.send(display.encode(question.request))
-            if self._features_unsaid:
-                self._features_unsaid = False
-                await self._socket.send(display.encode(display.SetProtocolFeatures(self._features)))
-            while self._sizes:
-                _, scanout = self._sizes.popitem()
-                await self._socket.send(display.encode(scanout))
-            while self._damage and not (self._sizes or self._questions):
-                await self._send_damage()
-            while self._cursors:
-                _, cursor = self._cursors.popitem()
-                await self._socket.send(display.encode(cursor))
+            while await self._send_some():
+                pass
+
+    async def _send_some(self) -> bool:
+        """Sends what there is to say but for damage, of which there may be no end: one rectangle.
+
+        True if there is more.
+        """
+        if self._features_unsaid:
+            self._features_unsaid = False
+            await self._socket.send(display.encode(display.SetProtocolFeatures(self._features)))
+        while self._questions:
+            question = self._questions.popleft()
+            self._asked.append(question)
+            await self._socket.send(display.encode(question.request))
+        while self._sizes:
+            _, scanout = self._sizes.popitem()
+            await self._socket.send(display.encode(scanout))
+        if self._damage:
+            await self._send_damage()
+        while self._cursors:
+            _, cursor = self._cursors.popitem()
+            await self._socket.send(display.encode(cursor))
+        return bool(self._damage)
 
     async def _send_damage(self) -> None:
         scanout_id, damage = next(iter(self._damage.items()))
+        del self._damage[scanout_id]
         rect = damage.pop()
-        if not damage:
-            del self._damage[scanout_id]
+        rows = max(MAX_UPDATE // (rect.width * BYTES_PER_PIXEL), 1)
+        if rect.height > rows:
+            below = Rect(rect.x, rect.y + rows, rect.width, rect.height - rows)
+            damage.put_back(below)
+            rect = Rect(rect.x, rect.y, rect.width, rows)
+        if damage:
+            self._damage[scanout_id] = damage  # behind the other outputs
         pixels = self._pixels(scanout_id, rect)
         if pixels is None:
             return

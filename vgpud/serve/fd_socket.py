@@ -10,7 +10,7 @@ import array
 import asyncio
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from vgpud.errors import PeerError
 from vgpud.host.fds import Fd
@@ -31,6 +31,7 @@ class FdSocket:
         self._sock = sock
         self._loop = asyncio.get_running_loop()
         self._writing = asyncio.Lock()
+        self._waiters: set[asyncio.Future[None]] = set()
 
     @classmethod
     def of(cls, fd: Fd) -> FdSocket:
@@ -87,28 +88,34 @@ class FdSocket:
                 rest, ancillary = rest[sent:], []
 
     def close(self) -> None:
-        """Closes the socket, once; a task that waits on it must have been cancelled before."""
+        """Closes the socket, once; whoever waits on it gets `PeerError`."""
         if self._sock.fileno() == -1:
             return
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_exception(PeerError("the connection was closed on our side"))
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
         self._sock.close()
 
     async def _readable(self) -> None:
-        ready = self._loop.create_future()
-        self._loop.add_reader(self._sock, _wake, ready)
-        try:
-            await ready
-        finally:
-            self._loop.remove_reader(self._sock)
+        await self._ready(self._loop.add_reader, self._loop.remove_reader)
 
     async def _writable(self) -> None:
+        await self._ready(self._loop.add_writer, self._loop.remove_writer)
+
+    async def _ready(self, add: Callable[..., None], remove: Callable[..., object]) -> None:
+        if self._sock.fileno() == -1:
+            raise PeerError("the connection is closed")
         ready = self._loop.create_future()
-        self._loop.add_writer(self._sock, _wake, ready)
+        self._waiters.add(ready)
+        add(self._sock, _wake, ready)
         try:
             await ready
         finally:
-            self._loop.remove_writer(self._sock)
+            self._waiters.discard(ready)
+            if self._sock.fileno() != -1:
+                remove(self._sock)
 
 
 def _wake(ready: asyncio.Future[None]) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
+from time import perf_counter
 from typing import Any, TypeAlias
 
 from vgpud.device.gpu import FEATURES, Gpu
@@ -21,12 +22,13 @@ from vgpud.host.dirty_log import DirtyLog
 from vgpud.host.fds import Fd
 from vgpud.host.guest_memory import GuestMemory
 from vgpud.host.vring import RingAddress
+from vgpud.serve.back_end_link import BackEndLink
 from vgpud.serve.bar_slots import FrontendSlots
 from vgpud.serve.display import DisplayLink
 from vgpud.serve.fd_socket import FdSocket
 from vgpud.serve.gpu_queues import GpuQueue
 from vgpud.serve.timelines import Timelines
-from vgpud.serve.virtqueue import VirtQueue
+from vgpud.serve.virtqueue import QUANTUM, VirtQueue
 from vgpud.wire.gpu.protocol import CONTROL_QUEUE, CURSOR_QUEUE, ShmId
 from vgpud.wire.ring import F_EVENT_IDX, F_INDIRECT_DESC
 from vgpud.wire.vhost_user import messages
@@ -117,9 +119,13 @@ class FrontEndSession:
                     await queue.stop()
 
     async def _serve(self) -> None:
+        until = perf_counter() + QUANTUM
         while True:
             while isinstance(received := self._session.next_event(), Received):
                 await self._socket.send(await self._handle(received))
+            if perf_counter() >= until:  # a front-end that always has more to say
+                await asyncio.sleep(0)
+                until = perf_counter() + QUANTUM
             data, fds = await self._socket.recv(self._session.bytes_wanted)
             if not data:
                 self._session.receive_eof()
@@ -151,7 +157,7 @@ class FrontEndSession:
         for queue in self._queues.values():
             queue.close()
         self._timelines.close()
-        self._slots.close()
+        self._slots.connect(None)
         self.gpu.close()
         self._memory.log = None
         self._memory.replace([])
@@ -163,7 +169,7 @@ class FrontEndSession:
             raise PeerError(f"vring {index} of {len(QUEUES)}")
         return queue
 
-    def _start(self, index: int) -> None:
+    async def _start(self, index: int) -> None:
         """Starts a queue if it is ready.
 
         A control queue that is told to start at 0 belongs to a driver that starts afresh. One that
@@ -176,6 +182,7 @@ class FrontEndSession:
             return
         if index == CONTROL_QUEUE:
             if queue.setup.fresh:
+                await self._timelines.pause()
                 self._reset()
             queue.setup.fresh = False
             self._timelines.resume()
@@ -223,7 +230,7 @@ class FrontEndSession:
         queue = self._queue(message.index)
         logged = message.log if message.flags & VRING_F_LOG else None
         queue.set_address(RingAddress(message.desc, message.avail, message.used, logged))
-        self._start(message.index)
+        await self._start(message.index)
 
     async def _set_vring_base(self, message: messages.SetVringBase, _: Fds) -> None:
         setup = self._queue(message.index).setup
@@ -233,11 +240,13 @@ class FrontEndSession:
         queue = self._queue(message.index)
         if message.index == CONTROL_QUEUE:
             await self._timelines.pause()
-        return messages.VringState(message.index, await queue.stop())
+        base = await queue.stop()
+        queue.drop_kick()  # only a new one starts the ring again
+        return messages.VringState(message.index, base)
 
     async def _set_vring_kick(self, message: messages.SetVringKick, fds: Fds) -> None:
         self._queue(message.index).set_kick(_event(fds))
-        self._start(message.index)
+        await self._start(message.index)
 
     async def _set_vring_call(self, message: messages.SetVringCall, fds: Fds) -> None:
         self._queue(message.index).set_call(_event(fds))
@@ -249,7 +258,7 @@ class FrontEndSession:
         queue = self._queue(message.index)
         queue.setup.enabled = message.enable
         if message.enable:
-            self._start(message.index)
+            await self._start(message.index)
         else:
             await queue.stop()
 
@@ -263,10 +272,9 @@ class FrontEndSession:
         self._reset()
 
     async def _get_config(self, message: messages.GetConfig, _: Fds) -> Reply:
-        end = (
-            message.offset + message.size
-        )  # front-ends ask for what their own struct has, less or more than ours
-        data = self.gpu.config().ljust(end, b"\0")[message.offset : end]
+        # Front-ends ask for what their own struct has, which may be more than ours.
+        data = self.gpu.config()[message.offset : message.offset + message.size]
+        data = data.ljust(message.size, b"\0")
         return messages.ConfigReply(message.offset, message.flags, data)
 
     async def _set_config(self, message: messages.SetConfig, _: Fds) -> None:
@@ -281,8 +289,9 @@ class FrontEndSession:
         if self._back_end is not None:
             self._back_end.cancel()
         acks = bool(self._session.protocol_features & ProtocolFeature.REPLY_ACK)
-        self._slots.connect(FdSocket.of(fds[0]), reply_ack=acks)
-        self._back_end = self._tasks.create_task(self._slots.run())
+        link = BackEndLink(FdSocket.of(fds[0]), reply_ack=acks)
+        self._slots.connect(link)
+        self._back_end = self._tasks.create_task(link.run())
 
     async def _gpu_set_socket(self, _: messages.GpuSetSocket, fds: Fds) -> None:
         if self._display is not None:

@@ -40,41 +40,42 @@ Done = Callable[[GuestError | None], None]
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    work: Work
+    """Work and who waits for it; without work, somebody who waits for all that is before it."""
+
+    work: Work | None
     done: Done
-    next_step: int = 0
 
     def run(self, halted: Callable[[], bool]) -> bool:
-        """Runs steps until all are done, time is up or a halt is asked for; True if all are
-        done."""
+        """Runs steps until none is left, time is up or a halt is asked for; True if none is left.
+
+        On any thread.
+        """
+        work = self.work
+        if work is None:
+            return True
         until = perf_counter() + QUANTUM
-        steps = self.work.steps
-        while self.next_step < len(steps):
-            if halted():
-                return False
-            steps[self.next_step]()
-            self.next_step += 1
-            if perf_counter() > until:
-                break
-        return self.next_step == len(steps)
+        while not halted() and perf_counter() < until:
+            if next(work.steps, self) is self:
+                return True
+        return False
+
+    def finish(self, error: GuestError | None) -> None:
+        """Tells that all is done, or what went wrong."""
+        self.release()
+        if error is None and self.work is not None:
+            error = self.work.refusal
+        self.done(error)
+
+    def release(self) -> None:
+        """Gives back what the work was charged for."""
+        if self.work is not None and self.work.charge is not None:
+            self.work.charge.release()
 
 
 @dataclass(slots=True, eq=False)
 class _Line:
     jobs: deque[_Job] = field(default_factory=deque)
     running: bool = False
-
-
-_NOTHING = Work((), frozenset(), 0)
-
-
-def _run_now(job: _Job) -> GuestError | None:
-    try:
-        while not job.run(lambda: False):
-            pass
-    except GuestError as error:
-        return error
-    return job.work.refusal
 
 
 class Timelines:
@@ -87,6 +88,7 @@ class Timelines:
         self._lines: dict[Timeline, _Line] = {}
         self._touched: Counter[ResourceId] = Counter()
         self._halted = False
+        self._closed = False
         self._running = 0
         self._changed = asyncio.Event()
         self._failure: asyncio.Future[None] = self._loop.create_future()
@@ -97,19 +99,16 @@ class Timelines:
         line = self._lines.get(key)
         job = _Job(work, done)
         if line is None and work.cost <= INLINE_COST and not self._halted:
-            done(_run_now(job))
+            self._run_now(job)
             return
-        if line is None:
-            line = self._lines[key] = _Line()
         self._touched.update(work.resources)
-        line.jobs.append(job)
-        self._start(key, line)
+        self._append(key, job)
 
     def after(self, key: Timeline, done: Done) -> None:
         """Calls `done` once everything that is on the timeline now is done: at once if that is
         nothing."""
         if key in self._lines:
-            self.submit(key, _NOTHING, done)
+            self._append(key, _Job(None, done))
         else:
             done(None)
 
@@ -131,6 +130,9 @@ class Timelines:
             await asyncio.shield(running)
         except asyncio.CancelledError:
             await asyncio.wait([running])
+            error = running.exception()
+            if error is not None and not isinstance(error, GuestError):
+                self._fail(error)
             raise
 
     async def pause(self) -> None:
@@ -150,6 +152,9 @@ class Timelines:
         """Forgets all work that has not been done; `pause` comes first. Its `done` is never
         called."""
         assert not self._running
+        for line in self._lines.values():
+            for job in line.jobs:
+                job.release()
         self._lines.clear()
         self._touched.clear()
         self._halted = False
@@ -162,9 +167,29 @@ class Timelines:
     def close(self) -> None:
         """Ends the threads; a step that is running is finished behind our back, on memory that it
         keeps alive."""
-        self._halted = True
+        self._halted = self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._lines.clear()  # and with them the buffers, which can be large
         self._failure.cancel()
+
+    def _fail(self, bug: BaseException) -> None:
+        if not self._failure.done():
+            self._failure.set_exception(bug)
+
+    @staticmethod
+    def _run_now(job: _Job) -> None:
+        error = None
+        try:
+            while not job.run(lambda: False):
+                pass
+        except GuestError as caught:
+            error = caught
+        job.finish(error)
+
+    def _append(self, key: Timeline, job: _Job) -> None:
+        line = self._lines.setdefault(key, _Line())
+        line.jobs.append(job)
+        self._start(key, line)
 
     def _start(self, key: Timeline, line: _Line) -> None:
         if line.running or self._halted or not line.jobs:
@@ -184,25 +209,22 @@ class Timelines:
         line.running = False
         self._running -= 1
         self._changed.set()
-        if ran.cancelled():
+        if self._closed or ran.cancelled():
             return
-        job = line.jobs[0]
-        refusal = job.work.refusal
         error = ran.exception()
-        if isinstance(error, GuestError):
-            refusal = error
-        elif error is not None:
-            if not self._failure.done():
-                self._failure.set_exception(error)
+        if error is not None and not isinstance(error, GuestError):
+            line.jobs.popleft()  # its steps are of no use any more
+            self._fail(error)
             return
-        elif not ran.result():
+        if error is None and not ran.result():
             self._start(key, line)
             return
-        line.jobs.popleft()
-        self._touched.subtract(job.work.resources)
-        self._touched += Counter()  # drops the zeros
+        job = line.jobs.popleft()
+        if job.work is not None:
+            self._touched.subtract(job.work.resources)
+            self._touched += Counter()  # drops the zeros
         if line.jobs:
             self._start(key, line)
         else:
             del self._lines[key]
-        job.done(refusal)
+        job.finish(error)

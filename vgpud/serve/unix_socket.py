@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vgpud.errors import ConfigError, HostError
 
-BACKLOG = 4
+BACKLOG = 16
 """Front-ends that may wait for a device. One at a time is served, as vhost-user has it."""
 
 SOCKET_MODE = 0o660

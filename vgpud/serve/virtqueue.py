@@ -19,6 +19,7 @@ from vgpud.host import eventfd
 from vgpud.host.fds import Fd
 from vgpud.host.guest_memory import GuestMemory
 from vgpud.host.vring import RingAddress, ring_views
+from vgpud.serve.rate_limit import RateLimit
 from vgpud.wire.ring import Chain, RingViews, SplitRing
 
 log = logging.getLogger(__name__)
@@ -68,10 +69,11 @@ class VirtQueue:
         self._memory = memory
         self._handler = handler
         self._tasks = tasks
-        self._features = 0
+        self._features = self._num = 0  # of the ring that runs, whatever is said meanwhile
         self._ring: SplitRing | None = None
         self._task: asyncio.Task[None] | None = None
         self._kicked = asyncio.Event()
+        self._complaints = RateLimit()
         self._draining = False
         self._failure: PeerError | None = None  # found where nobody could catch it
         self._loop = asyncio.get_running_loop()
@@ -93,15 +95,17 @@ class VirtQueue:
         setup = self.setup
         if self._ring is not None or not self.ready:
             return
-        self._features = features
+        self._features, self._num = features, setup.num
         try:
             self._ring = self._open(setup.base)
         except (RingError, GuestAddressError) as error:
             self._break(error)
             return
-        for chain, response in setup.finished:
+        finished, setup.finished = setup.finished, []
+        for chain, response in finished:
             self.complete(chain, response)
-        setup.finished.clear()
+        if not self.running:  # they could not be written any more
+            return
         if setup.kick is not None:
             self._watch(setup.kick)
         self._kicked.set()  # what was made available before we looked is not kicked for again
@@ -170,9 +174,15 @@ class VirtQueue:
             self._loop.remove_reader(old.fileno())
             old.close()
         self.setup.kick, self.setup.polled = kick, kick is None
-        if self._ring is not None and kick is not None:
-            self._watch(kick)
+        if self._ring is not None:
+            if kick is not None:
+                self._watch(kick)
             self._kicked.set()
+
+    def drop_kick(self) -> None:
+        """Forgets how the driver kicks: the ring can't be started before that is said anew."""
+        self.set_kick(None)
+        self.setup.polled = False
 
     def set_call(self, call: Fd | None) -> None:
         """Takes the descriptor that interrupts the driver; None for a driver that polls."""
@@ -224,7 +234,7 @@ class VirtQueue:
 
     def _views(self) -> RingViews:
         assert self.setup.address is not None
-        return ring_views(self._memory, self.setup.address, self.setup.num)
+        return ring_views(self._memory, self.setup.address, self._num)
 
     def _log_used(self) -> Callable[[int, int], None] | None:
         address = self.setup.address
@@ -249,7 +259,9 @@ class VirtQueue:
 
     def _break(self, error: Exception) -> None:
         """Stops a ring that can't be trusted any more; the session and the other rings go on."""
-        log.warning("queue stopped queue=%s: %s", self._name, error)
+        if self._complaints.allows():
+            suffix = self._complaints.suffix()
+            log.warning("queue stopped queue=%s: %s%s", self._name, error, suffix)
         task = self._task
         self._close()
         if self.setup.err is not None:
@@ -259,11 +271,18 @@ class VirtQueue:
 
     async def _run(self, ring: SplitRing) -> None:
         try:
-            while self._ring is ring:
+            while True:
                 await self._drain(ring)
+                if self._ring is not ring:
+                    return
                 await self._wait()
         except (RingError, GuestAddressError) as error:
+            self._check_memory()  # zeros in its place would explain it
             self._break(error)
+
+    def _check_memory(self) -> None:
+        if self._memory.faulted:
+            raise PeerError("the front-end truncated the memory that it shared")
 
     async def _wait(self) -> None:
         if self.setup.polled:
@@ -279,8 +298,9 @@ class VirtQueue:
         until = perf_counter() + QUANTUM
         while self._ring is ring:
             waiting, empty = self._take(ring, until)
-            if self._memory.faulted:
-                raise PeerError("the front-end truncated the memory that it shared")
+            if waiting is not None and self._memory.faulted:
+                waiting.close()
+            self._check_memory()
             if waiting is not None:
                 try:
                     await waiting

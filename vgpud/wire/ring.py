@@ -34,10 +34,10 @@ F_INDIRECT_DESC = 1 << 28
 F_EVENT_IDX = 1 << 29
 
 MAX_QUEUE_SIZE = 32768  # 2.7: "The maximum Queue Size value is 32768"
-MAX_INDIRECT = MAX_QUEUE_SIZE
+MAX_INDIRECT = 4096
 """Descriptors in an indirect table. Linux makes tables longer than the queue (a large
-ATTACH_BACKING has one entry for each page of its list), so the queue's own size is not the limit
-that 2.7.5.3.1 asks drivers to keep to."""
+ATTACH_BACKING has one for each page of its list, 2048 for the longest), so the queue's own size is
+not the limit that 2.7.5.3.1 asks drivers to keep to. Longer ones would only cost time."""
 
 
 class Index(Protocol):
@@ -209,8 +209,9 @@ class SplitRing:
             budget -= 1
             addr, length, flags, following = table[index].item()
             if flags & DESC_F_INDIRECT:
-                if indirect or readable or writable or flags & DESC_F_NEXT:
-                    raise RingError(f"descriptor {index} is INDIRECT and not alone in its chain")
+                # 2.7.5.3.2: a table may come after normal descriptors, but nothing after it.
+                if indirect or flags & DESC_F_NEXT:
+                    raise RingError(f"descriptor {index} is INDIRECT and not the last of its chain")
                 table = self._indirect_table(addr, length)
                 index, indirect, budget = 0, True, len(table)
                 continue
