@@ -6,5 +6,6 @@ setup(
     cffi_modules=[
         "vgpud/uapi/build_native.py:ffibuilder",
         "vgpud/uapi/build_native.py:linux_ffibuilder",
+        "vgpud/microvm/build_guest.py:ffibuilder",
     ]
 )

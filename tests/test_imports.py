@@ -23,11 +23,16 @@ BELOW = {
     "__init__": set(),
 }
 BELOW["client"] = {"errors", "wire"}
+BELOW["agent"] = {"errors", "wire", "host"}
+BELOW["microvm"] = {"errors", "wire", "uapi", "policy", "host", "agent"}
+BELOW["demo"] = {"errors", "wire", "policy", "host", "microvm"}
+BELOW["doctor"] = {"errors", "wire", "policy", "host", "microvm"}
+BELOW["bench"] = {"errors", "policy", "host"}
 BELOW["qemu_lines"] = set()
 BELOW["config_tables"] = {"errors", "policy", "device"}
 BELOW["config"] = BELOW["config_tables"] | {"config_tables"}
 BELOW["daemon"] = {"errors", "wire", "policy", "host", "device", "serve", "config"}
-BELOW["cli"] = {"errors", "client", "qemu_lines", "config", "daemon"}
+BELOW["cli"] = {"errors", "client", "qemu_lines", "config", "daemon", "demo", "doctor", "bench"}
 BELOW["backend_program"] = BELOW["cli"] | {"cli", "config_tables"}
 BELOW["__main__"] = {"cli"}
 

@@ -24,8 +24,10 @@ from vgpud.device.gpu import Gpu
 from vgpud.device.spec import DeviceSpec, Output
 from vgpud.device.work import Work
 from vgpud.errors import GuestError, HostError
+from vgpud.host import memfd
 from vgpud.host.fds import Fd
 from vgpud.host.guest_memory import GuestMemory
+from vgpud.policy.coherency import KvmMode
 from vgpud.policy.slot_policy import GuestPat, Layout, Rule
 from vgpud.wire.gpu.header import Rect
 from vgpud.wire.gpu.protocol import ResourceId, ResponseType
@@ -62,12 +64,16 @@ class Bar:
 
     def __init__(self, patience: Patience, size: int) -> None:
         self.refusing = False
+        self.flags: int | None = None  # of the last map
         self.size = size
         self._patience = patience
         self._given_up: set[tuple[int, int]] = set()
         self.mappings: dict[int, tuple[int, Fd]] = {}
 
-    async def map(self, fd: Fd, fd_offset: int, bar_offset: int, length: int) -> None:
+    async def map(
+        self, fd: Fd, fd_offset: int, bar_offset: int, length: int, *, flags: int = 0
+    ) -> None:
+        self.flags = flags
         taken = any(
             start < bar_offset + length and bar_offset < start + size
             for start, (size, _) in self.mappings.items()
@@ -103,6 +109,10 @@ class Bar:
         """What the guest writes into its window."""
         fd, at = self._at(offset, len(data))
         os.pwrite(fd.fileno(), data, at)
+
+    def allocated(self) -> int:
+        """Bytes of the host's memory in the files that are mapped."""
+        return sum(memfd.allocated_bytes(fd) for _, fd in self.mappings.values())
 
     def holds(self, offset: int) -> bool:
         return any(start <= offset < start + size for start, (size, _) in self.mappings.items())
@@ -260,6 +270,7 @@ class Machine:
         outputs: Sequence[tuple[int, int]] = ((640, 480),),
         guest_pat: GuestPat = GuestPat.HONORED,
         rule: Rule | None = None,
+        kvm: KvmMode = KvmMode.UNKNOWN,
     ) -> None:
         self.spec = DeviceSpec(
             name="gpu0",
@@ -274,7 +285,7 @@ class Machine:
         self.ram = Ram()
         self.bar = Bar(self.patience, window)
         self.works = Bench(self.patience)
-        self.gpu = Gpu(self.spec, self.ram.memory, self.bar, self.works)
+        self.gpu = Gpu(self.spec, self.ram.memory, self.bar, self.works, lambda: kvm)
         self.empty = self.used
 
     def __enter__(self) -> Self:

@@ -134,7 +134,8 @@ def rule(memory_type: MemoryType, fallback: Fallback) -> Rule:
 PLANS = [
     (GuestPat.HONORED, rule(MemoryType.WC, Fallback.FLUSH), MapInfo.WC),
     (GuestPat.HONORED, rule(MemoryType.UC, Fallback.FLUSH), MapInfo.UNCACHED),
-    (GuestPat.HONORED, rule(MemoryType.WB, Fallback.FLUSH), MapInfo.CACHED),
+    # The BAR is UC in the guest's MTRRs: a cached mapping would be UC-, which is not what was said.
+    (GuestPat.HONORED, rule(MemoryType.WB, Fallback.FLUSH), MapInfo.WC),
     (GuestPat.HONORED, rule(MemoryType.WC, Fallback.REFUSE), MapInfo.WC),
     (GuestPat.IGNORED, rule(MemoryType.WC, Fallback.FLUSH), MapInfo.CACHED),
     (GuestPat.IGNORED, rule(MemoryType.UC, Fallback.SNOOP), MapInfo.CACHED),

@@ -11,8 +11,8 @@ from vgpud.device.contexts import Contexts
 from vgpud.device.layout import BlobLayout
 from vgpud.device.resources import OVERHEAD, GuestBlob, HostBlob, ResourceTable, make_backing
 from vgpud.device.spec import DeviceSpec
+from vgpud.device.vm_facts import VmFacts
 from vgpud.errors import GuestError
-from vgpud.host.extents import Access
 from vgpud.host.guest_memory import GuestMemory
 from vgpud.policy.coherency import Plan, plan
 from vgpud.policy.quota import Quota
@@ -39,6 +39,7 @@ class Blobs:
         layout: BlobLayout,
         quota: Quota,
         memory: GuestMemory,
+        vm: VmFacts,
     ) -> None:
         self._spec = spec
         self._resources = resources
@@ -46,6 +47,7 @@ class Blobs:
         self._layout = layout
         self._quota = quota
         self._memory = memory
+        self._vm = vm
         self._told: set[Rule] = set()
 
     def create(self, command: commands.ResourceCreateBlob) -> responses.Response:
@@ -96,7 +98,6 @@ class Blobs:
         if size % BLOB_ALIGNMENT:
             raise _invalid(f"a host blob of {size:#x} bytes, not aligned to {BLOB_ALIGNMENT:#x}")
         plan_ = self._plan(_KINDS[kind], size)
-        access = Access(plan_.flush_before_read, plan_.non_temporal_write)
         charge = self._quota.charge(OVERHEAD)
         backing = None
         try:
@@ -104,7 +105,7 @@ class Blobs:
                 if kind is BlobMem.HOST3D:
                     raise _invalid("a HOST3D blob has no backing pages")
                 backing = make_backing(self._memory, command.entries, self._quota)
-            memory = self._layout.allocate(command.resource_id, size, access)
+            memory = self._layout.allocate(command.resource_id, size, plan_)
         except GuestError:
             if backing is not None:
                 backing.release()
@@ -117,7 +118,7 @@ class Blobs:
 
     def _plan(self, kind: BlobKind, size: int) -> Plan:
         rule = first_match(self._spec.rules, self._spec.name, kind, size)
-        result = plan(self._spec.guest_pat, rule)
+        result = plan(self._vm.facts, rule, slot_flags=self._vm.slot_flags)
         if rule not in self._told:  # one line a rule, not a blob: guests make thousands
             self._told.add(rule)
             log.info(

@@ -27,10 +27,12 @@ from vgpud.device.ports import BarSlots, Display, Works
 from vgpud.device.resources import HostBlob, Resource, ResourceTable
 from vgpud.device.scanouts import Scanouts
 from vgpud.device.spec import DeviceSpec
+from vgpud.device.vm_facts import VmFacts
 from vgpud.device.window_layout import WindowLayout
 from vgpud.device.work import Answer, Work
 from vgpud.host.dma import Engine
 from vgpud.host.guest_memory import GuestMemory
+from vgpud.policy.coherency import KvmMode
 from vgpud.policy.quota import Quota
 from vgpud.policy.slot_policy import Layout
 from vgpud.policy.window import BLOB_ALIGNMENT
@@ -69,15 +71,22 @@ class Gpu:
     """
 
     def __init__(
-        self, spec: DeviceSpec, memory: GuestMemory, slots: BarSlots, works: Works
+        self,
+        spec: DeviceSpec,
+        memory: GuestMemory,
+        slots: BarSlots,
+        works: Works,
+        look: Callable[[], KvmMode] = lambda: KvmMode.UNKNOWN,
     ) -> None:
         self.spec = spec
         self.quota = Quota(spec.memory_limit)
         self.resources = ResourceTable()
+        self._vm = VmFacts(spec, look)
+        common = (spec.name, spec.window, self.quota, slots, works)
         self.layout: BlobLayout = (
-            WindowLayout(spec.name, spec.window, self.quota, slots, works)
+            WindowLayout(*common, self._vm.window_flags)
             if spec.layout is Layout.WINDOW
-            else PerBlobLayout(spec.name, spec.window, self.quota, slots)
+            else PerBlobLayout(*common)
         )
         capset = dma.Capset(dma.CAPSET_VERSION, dma.MAX_PACKETS, spec.window)
         self.contexts = Contexts(self.resources, self.quota, capset)
@@ -87,7 +96,9 @@ class Gpu:
         self._display: Display | None = None
         self._events = Event(0)
         images = Images(self.resources, self.quota, memory, works)
-        blobs = Blobs(spec, self.resources, self.contexts, self.layout, self.quota, memory)
+        blobs = Blobs(
+            spec, self.resources, self.contexts, self.layout, self.quota, memory, self._vm
+        )
         dma_context = DmaContext(self.contexts, Engine(SCRATCH), capset, self.quota)
         self._execute: dict[type[Command], Callable[[Any], Outcome]] = {
             commands.GetDisplayInfo: self.scanouts.display_info,
@@ -165,6 +176,7 @@ class Gpu:
         self.contexts.clear()
         self.resources.clear()
         self.layout.reset()
+        self._vm.forget()
         self._events = Event(0)
 
     def close(self) -> None:

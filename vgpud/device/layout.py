@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from vgpud.host.extents import Access, Extents
+from vgpud.policy.plan import Duty, Plan
 from vgpud.wire.gpu.protocol import ResourceId
 
 
@@ -34,7 +35,7 @@ class HostMemory(Protocol):
 class BlobLayout(Protocol):
     """A device's way to keep host blobs."""
 
-    def allocate(self, blob: ResourceId, size: int, access: Access) -> HostMemory:
+    def allocate(self, blob: ResourceId, size: int, plan: Plan) -> HostMemory:
         """Makes a blob of `size` zero bytes; raises `GuestError` (OUT_OF_MEMORY) over the device's
         limit."""
 
@@ -44,3 +45,13 @@ class BlobLayout(Protocol):
 
     def close(self) -> None:
         """Gives everything back."""
+
+
+def access_of(plan: Plan) -> Access:
+    """How the engine, and whoever else in this process, touches a blob under this plan."""
+    return Access(plan.flush_before_read, plan.non_temporal_write)
+
+
+def flushed_at_hand_over(plan: Plan) -> bool:
+    """Whether a range's lines must have left the caches before the guest gets it."""
+    return plan.before_hand_over is Duty.FLUSH

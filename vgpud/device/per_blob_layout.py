@@ -8,12 +8,14 @@ from __future__ import annotations
 import errno
 from contextlib import ExitStack
 
-from vgpud.device.ports import BarSlots
+from vgpud.device.layout import access_of, flushed_at_hand_over
+from vgpud.device.ports import BarSlots, Works
 from vgpud.errors import GuestError, HostError
 from vgpud.host import memfd
-from vgpud.host.extents import Access, Extents
+from vgpud.host.extents import Extents
 from vgpud.host.fds import Fd, in_reserve
 from vgpud.host.mapping import map_shared
+from vgpud.policy.plan import Plan
 from vgpud.policy.quota import Charge, Quota
 from vgpud.policy.window import WindowMap
 from vgpud.wire.gpu.protocol import ResourceId, ResponseType
@@ -28,15 +30,16 @@ _ADVICE = 'raise LimitNOFILE, or use layout = "window"'
 class PerBlobLayout:
     """A `device.layout.BlobLayout`."""
 
-    def __init__(self, name: str, size: int, quota: Quota, slots: BarSlots) -> None:
+    def __init__(self, name: str, size: int, quota: Quota, slots: BarSlots, works: Works) -> None:
         self.map = WindowMap(size)
         self.slots = slots
+        self.works = works
         self.blobs: dict[ResourceId, PerBlobMemory] = {}
         self._name = name
         self._size = size
         self._quota = quota
 
-    def allocate(self, blob: ResourceId, size: int, access: Access) -> PerBlobMemory:
+    def allocate(self, blob: ResourceId, size: int, plan: Plan) -> PerBlobMemory:
         if len(self.blobs) >= MAX_BLOBS:
             raise GuestError(ResponseType.ERR_OUT_OF_MEMORY, f"{MAX_BLOBS} blobs are there already")
         charge = self._quota.charge(size)
@@ -45,12 +48,12 @@ class PerBlobLayout:
                 fd = stack.enter_context(memfd.create(f"{self._name}-blob-{blob}", size))
                 if in_reserve(fd):
                     raise HostError("a memory file for a blob", OSError(errno.EMFILE, ""), _ADVICE)
-                contents = Extents.from_array(map_shared(fd, size), access=access)
+                contents = Extents.from_array(map_shared(fd, size), access=access_of(plan))
                 stack.pop_all()
         except HostError as error:
             charge.release()
             raise GuestError(ResponseType.ERR_OUT_OF_MEMORY, str(error)) from error
-        memory = self.blobs[blob] = PerBlobMemory(self, blob, fd, contents, charge)
+        memory = self.blobs[blob] = PerBlobMemory(self, blob, fd, contents, plan, charge)
         return memory
 
     def reset(self) -> None:
@@ -66,12 +69,19 @@ class PerBlobMemory:
     """A `device.layout.HostMemory`: a sealed memfd of the blob's size."""
 
     def __init__(
-        self, layout: PerBlobLayout, blob: ResourceId, fd: Fd, contents: Extents, charge: Charge
+        self,
+        layout: PerBlobLayout,
+        blob: ResourceId,
+        fd: Fd,
+        contents: Extents,
+        plan: Plan,
+        charge: Charge,
     ) -> None:
         self._layout = layout
         self._blob = blob
         self._fd = fd
         self._contents = contents
+        self._plan = plan
         self._charge = charge
 
     def contents(self) -> Extents:
@@ -80,8 +90,12 @@ class PerBlobMemory:
     async def map(self, offset: int) -> None:
         size = self._contents.size
         self._layout.map.displaced_by(self._blob, offset, size)  # nobody is parked in this layout
+        if flushed_at_hand_over(self._plan):
+            # Also of fresh pages: the kernel zeroes them through the cache.
+            await self._layout.works.aside(lambda: self._contents.flush(0, size))
+        flags = int(self._plan.slot_flags)
         try:
-            await self._layout.slots.map(self._fd, 0, offset, size)
+            await self._layout.slots.map(self._fd, 0, offset, size, flags=flags)
         except HostError as error:
             raise GuestError(ResponseType.ERR_UNSPEC, str(error)) from error
         self._layout.map.put(self._blob, offset, size)

@@ -21,9 +21,11 @@ from vgpud.wire.gpu.responses import DisplayMode
 class BarSlots(Protocol):
     """Puts memory files into the guest's host-visible window, through whoever owns the VM."""
 
-    async def map(self, fd: Fd, fd_offset: int, bar_offset: int, length: int) -> None:
+    async def map(
+        self, fd: Fd, fd_offset: int, bar_offset: int, length: int, *, flags: int = 0
+    ) -> None:
         """Maps `length` bytes of the file, read-write; returns once the VMM has done so, else
-        `HostError`."""
+        raises `HostError`. `flags` (KVM_MEM_*) are the memory slot's, where the owner makes one."""
 
     async def unmap(self, bar_offset: int, length: int) -> None:
         """Takes back exactly what one `map` put there; raises `HostError` where the VMM refuses."""

@@ -8,15 +8,20 @@ is cleared when a blob moves in, and not only when one leaves.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
+from vgpud.device.layout import access_of, flushed_at_hand_over
 from vgpud.device.memory import zeroed
 from vgpud.device.ports import BarSlots, Works
 from vgpud.errors import GuestError, HostError
-from vgpud.host.extents import Access, Extents
+from vgpud.host.extents import Extents
 from vgpud.host.window import HostWindow
+from vgpud.policy.plan import Plan
 from vgpud.policy.quota import Charge, Quota
+from vgpud.policy.slot_entries import SlotFlag
 from vgpud.policy.window import WindowMap
 from vgpud.wire.gpu.protocol import ResourceId, ResponseType
 
@@ -28,13 +33,22 @@ costs."""
 class WindowLayout:
     """A `device.layout.BlobLayout`."""
 
-    def __init__(self, name: str, size: int, quota: Quota, slots: BarSlots, works: Works) -> None:
+    def __init__(
+        self,
+        name: str,
+        size: int,
+        quota: Quota,
+        slots: BarSlots,
+        works: Works,
+        slot_flags: Callable[[], SlotFlag],
+    ) -> None:
         self.map = WindowMap(size)
         self.works = works
         self.quota = quota
         self._name = name
         self._size = size
         self._slots = slots
+        self._slot_flags = slot_flags
         self._charge = quota.charge(size)
         self._window: HostWindow | None = None
         self._mapped = False
@@ -50,8 +64,8 @@ class WindowLayout:
                 raise GuestError(ResponseType.ERR_OUT_OF_MEMORY, str(error)) from error
         return self._window
 
-    def allocate(self, blob: ResourceId, size: int, access: Access) -> WindowBlob:
-        memory = WindowBlob(self, blob, size, access, self.quota.charge(size))
+    def allocate(self, blob: ResourceId, size: int, plan: Plan) -> WindowBlob:
+        memory = WindowBlob(self, blob, size, plan, self.quota.charge(size))
         self.blobs[blob] = memory
         return memory
 
@@ -61,7 +75,8 @@ class WindowLayout:
             return
         window = self.window
         try:
-            await self._slots.map(window.fd, 0, 0, window.size)
+            flags = int(self._slot_flags())
+            await self._slots.map(window.fd, 0, 0, window.size, flags=flags)
         except HostError as error:
             raise GuestError(ResponseType.ERR_UNSPEC, str(error)) from error
         self._mapped = True
@@ -87,12 +102,13 @@ class WindowBlob:
     window."""
 
     def __init__(
-        self, layout: WindowLayout, blob: ResourceId, size: int, access: Access, charge: Charge
+        self, layout: WindowLayout, blob: ResourceId, size: int, plan: Plan, charge: Charge
     ) -> None:
         self._layout = layout
         self._blob = blob
         self._size = size
-        self._access = access
+        self._access = access_of(plan)
+        self._flush = flushed_at_hand_over(plan)
         self._charge = charge
         self._private: NDArray[np.uint8] | None = None
 
@@ -151,14 +167,23 @@ class WindowBlob:
     async def _move_in(self, offset: int) -> None:
         window = self._layout.window
         window.clear(offset, self._size)
-        if self._private is not None:
+        if self._private is not None or self._flush:
             view = Extents.from_array(window.view(offset, self._size), access=self._access)
-            await self._copy(view, Extents.from_array(self._private))
-            self._private = None
+            await self._do(lambda: self._fill(view))
+        self._private = None
         self._charge.release()
 
+    def _fill(self, view: Extents) -> None:
+        if self._private is not None:
+            view.copy_from(Extents.from_array(self._private))
+        if self._flush:  # also fresh pages: the kernel zeroes them through the cache
+            view.flush(0, self._size)
+
     async def _copy(self, to: Extents, source: Extents) -> None:
+        await self._do(lambda: to.copy_from(source))
+
+    async def _do(self, work: Callable[[], None]) -> None:
         if self._size < COPY_ASIDE:
-            to.copy_from(source)
+            work()
         else:
-            await self._layout.works.aside(lambda: to.copy_from(source))
+            await self._layout.works.aside(work)

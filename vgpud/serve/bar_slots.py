@@ -34,8 +34,13 @@ class FrontendSlots:
         self._link = link
         self._unmaps.clear()
 
-    async def map(self, fd: Fd, fd_offset: int, bar_offset: int, length: int) -> None:
+    async def map(
+        self, fd: Fd, fd_offset: int, bar_offset: int, length: int, *, flags: int = 0
+    ) -> None:
         operation = f"SHMEM_MAP of {length:#x} at {bar_offset:#x}"
+        if flags:  # the message has no place for them, and without them a promise would not hold
+            advice = f"a front-end can't set slot flags ({flags:#x}); use a slot agent"
+            raise HostError(operation, OSError(errno.EOPNOTSUPP, ""), advice)
         link = self._connected(operation)
         self._unmaps.pop((bar_offset, length), None)
         message = ShmemMap(ShmId.HOST_VISIBLE, fd_offset, bar_offset, length, writable=True)

@@ -15,8 +15,13 @@ from numpy.typing import NDArray
 
 from vgpud.device.spec import DeviceSpec
 from vgpud.errors import VgpudError
+from vgpud.host import peer, probe_kvm
+from vgpud.host.peer import peer_pid
+from vgpud.policy import kvm_mode
+from vgpud.policy.coherency import KvmMode
 from vgpud.serve.fd_socket import FdSocket
 from vgpud.serve.front_end import FrontEndSession
+from vgpud.serve.table_slots import TableSlots
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +34,14 @@ CHANGEOVER = 2.0
 
 
 class DeviceServer:
-    """A device that front-ends can connect to, at `path`, or the one that is connected already."""
+    """A device that front-ends can connect to, or the one that is connected already.
 
-    def __init__(self, spec: DeviceSpec) -> None:
+    `agent` sets its memory slots, if the front-ends are not to do it.
+    """
+
+    def __init__(self, spec: DeviceSpec, agent: TableSlots | None = None) -> None:
         self.spec = spec
+        self._agent = agent
         self.session: FrontEndSession | None = None
         self._free = asyncio.Event()
         self._free.set()
@@ -75,7 +84,7 @@ class DeviceServer:
                     log.warning(
                         "front-end turned away device=%s pid=%d: pid %d is connected",
                         self.name,
-                        _peer_pid(connection),
+                        peer_pid(connection),
                         self._pid,
                     )
                     connection.close()
@@ -89,11 +98,13 @@ class DeviceServer:
     async def serve_connection(self, connection: socket.socket) -> None:
         """Serves one front-end until it goes, or breaks the protocol."""
         self._free.clear()
-        self._pid = _peer_pid(connection)
+        self._pid = peer_pid(connection)
         log.info("front-end connected device=%s pid=%d", self.name, self._pid)
         try:
             with connection:
-                self.session = FrontEndSession(FdSocket(connection), self.spec)
+                self.session = FrontEndSession(
+                    FdSocket(connection), self.spec, look=self._look, agent=self._agent
+                )
                 await self.session.run()
             log.info("front-end gone device=%s", self.name)
         except* VgpudError as errors:
@@ -104,12 +115,19 @@ class DeviceServer:
             log.exception("session ended by an internal error device=%s", self.name)
         finally:
             self.session = None
+            if self._agent is not None:
+                await self._agent.clear()
             self._free.set()
 
-
-def _peer_pid(connection: socket.socket) -> int:
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    return int.from_bytes(credentials[:4], "little")
+    def _look(self) -> KvmMode:
+        """Sees what decides the guest's memory types, as far as it can be seen."""
+        kvm = probe_kvm.probe()
+        if self._agent is not None:
+            found = kvm_mode.of_own_vm(kvm)
+        else:
+            found = kvm_mode.of_front_end(kvm, peer.look(self._pid))
+        log.info("guest PAT device=%s kvm=%s: %s", self.name, found.mode, found.reason)
+        return found.mode
 
 
 def _innermost(error: BaseException) -> str:

@@ -22,11 +22,13 @@ from vgpud.host.dirty_log import DirtyLog
 from vgpud.host.fds import Fd
 from vgpud.host.guest_memory import GuestMemory
 from vgpud.host.vring import RingAddress
+from vgpud.policy.coherency import KvmMode
 from vgpud.serve.back_end_link import BackEndLink
 from vgpud.serve.bar_slots import FrontendSlots
 from vgpud.serve.display import DisplayLink
 from vgpud.serve.fd_socket import FdSocket
 from vgpud.serve.gpu_queues import GpuQueue
+from vgpud.serve.table_slots import TableSlots
 from vgpud.serve.timelines import Timelines
 from vgpud.serve.virtqueue import QUANTUM, VirtQueue
 from vgpud.wire.gpu.protocol import CONTROL_QUEUE, CURSOR_QUEUE, ShmId
@@ -53,16 +55,29 @@ Fds: TypeAlias = list[Fd]
 
 
 class FrontEndSession:
-    """A connected front-end. `run` it; `gpu` can be looked at meanwhile."""
+    """A connected front-end. `run` it; `gpu` can be looked at meanwhile.
 
-    def __init__(self, socket: FdSocket, spec: DeviceSpec) -> None:
+    `look` sees what decides the guest's memory types. `agent` sets the memory slots where the
+    front-end is not to be asked for mappings; it outlives the session.
+    """
+
+    def __init__(
+        self,
+        socket: FdSocket,
+        spec: DeviceSpec,
+        *,
+        look: Callable[[], KvmMode] = lambda: KvmMode.UNKNOWN,
+        agent: TableSlots | None = None,
+    ) -> None:
         self._socket = socket
         self._spec = spec
         self._session = BackendSession(OFFERED, SUPPORTED)
         self._memory = GuestMemory()
         self._timelines = Timelines(spec.name)
         self._slots = FrontendSlots()
-        self.gpu = Gpu(spec, self._memory, self._slots, self._timelines)
+        self._agent = agent
+        slots = agent if agent is not None else self._slots
+        self.gpu = Gpu(spec, self._memory, slots, self._timelines, look)
         self._queues: dict[int, VirtQueue] = {}
         self._log: DirtyLog | None = None
         self._display: asyncio.Task[None] | None = None
@@ -183,16 +198,18 @@ class FrontEndSession:
         if index == CONTROL_QUEUE:
             if queue.setup.fresh:
                 await self._timelines.pause()
-                self._reset()
+                await self._reset()
             queue.setup.fresh = False
             self._timelines.resume()
         queue.start(features)
 
-    def _reset(self) -> None:
+    async def _reset(self) -> None:
         self._timelines.drop()
         for queue in self._queues.values():
             queue.forget_unanswered()
         self.gpu.reset()
+        if self._agent is not None:  # a front-end takes back its own mappings itself
+            await self._agent.clear()
 
     # Features and memory
 
@@ -269,7 +286,7 @@ class FrontEndSession:
         for queue in self._queues.values():
             await queue.stop()
             queue.setup.enabled, queue.setup.base = False, 0
-        self._reset()
+        await self._reset()
 
     async def _get_config(self, message: messages.GetConfig, _: Fds) -> Reply:
         # Front-ends ask for what their own struct has, which may be more than ours.
