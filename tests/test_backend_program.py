@@ -243,3 +243,26 @@ def test_the_file_for_vmms_names_the_program() -> None:
     assert entry["type"] == "gpu"
     assert scripts[Path(entry["binary"]).name] == "vgpud.backend_program:main"
     assert entry["description"]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--agent-fd=9"], "go together"),
+        (["--agent-window=0x1000", "--agent-slots=1:2"], "go together"),
+        (["--agent-window=0x1001"], "no guest-physical address"),
+        (["--agent-window=x"], "--agent-window"),
+        (["--agent-slots=3"], "--agent-slots"),
+        (["--agent-slots=3:0"], "no range of slots"),
+        (["--agent-fd=0", "--agent-window=0", "--agent-slots=1:2"], "--agent-fd 0: not"),
+    ],
+)
+def test_agent_options_that_make_no_sense(
+    options: list[str], complaint: str, tmp_path: Path
+) -> None:
+    program = [sys.executable, "-m", "vgpud.backend_program", f"--socket-path={tmp_path / 's'}"]
+    done = subprocess.run(
+        [*program, *options], check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 2
+    assert complaint in done.stderr

@@ -12,14 +12,25 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from socket import SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM, SocketKind
 from typing import Final
 
 from vgpud.cli import exit_status, run_daemon, say, start_logging
 from vgpud.config import Config
 from vgpud.config_tables import DaemonTable
-from vgpud.daemon import Daemon
+from vgpud.daemon import Agent, Daemon
 from vgpud.errors import ConfigError, VgpudError
+from vgpud.wire.vhost_user.protocol import Gpa
+
+PAGE: Final = 4096
+
+_KINDS: Final = {
+    SOCK_STREAM: "stream",
+    SOCK_DGRAM: "datagram",
+    SOCK_SEQPACKET: "sequenced-packet",
+}
 
 CAPABILITIES: Final[dict[str, object]] = {"type": "gpu", "features": []}
 """Neither `render-node` nor `virgl`: offering one would make libvirt ask for it."""
@@ -47,6 +58,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--print-capabilities", action="store_true", help="print them as JSON")
     parser.add_argument("--render-node", metavar="PATH", help="not available in this version")
     parser.add_argument("--virgl", action="store_true", help="not available in this version")
+    agent = parser.add_argument_group("memory slots by an agent of the VMM's (vgpud.agent)")
+    agent.add_argument("--agent-fd", type=int, metavar="N", help="the connected socket N to it")
+    agent.add_argument("--agent-window", type=_address, metavar="GPA", help="where the BAR is")
+    agent.add_argument(
+        "--agent-slots", type=_slots, metavar="FIRST:COUNT", help="the slots that it grants"
+    )
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="take the first device of this file"
     )
@@ -59,12 +76,41 @@ def _serve(args: argparse.Namespace) -> None:
             raise VgpudError(f"{option} is not available in this version: it has no 3D renderer")
     config = Config.load(args.config)
     start_logging("info")
-    if args.fd is not None:
-        with _inherited(args.fd) as connection:
-            run_daemon(Daemon(_alone(config, Path("/")), connection=connection), lambda: None)
-    else:
-        path = args.socket_path.absolute()
-        run_daemon(Daemon(_alone(config, path)), lambda: None)
+    with ExitStack() as inherited:
+        connection, path = None, Path("/")
+        if args.fd is not None:
+            connection = inherited.enter_context(_inherited("--fd", args.fd, {SOCK_STREAM}))
+        else:
+            path = args.socket_path.absolute()
+        agent = _agent(args, inherited)
+        daemon = Daemon(_alone(config, path), connection=connection, agent=agent)
+        run_daemon(daemon, lambda: None)
+
+
+def _agent(args: argparse.Namespace, inherited: ExitStack) -> Agent | None:
+    given = (args.agent_fd, args.agent_window, args.agent_slots)
+    if given == (None, None, None):
+        return None
+    if None in given:
+        raise ConfigError("--agent-fd, --agent-window and --agent-slots go together")
+    kinds = {SOCK_DGRAM, SOCK_SEQPACKET}
+    sock = inherited.enter_context(_inherited("--agent-fd", args.agent_fd, kinds))
+    return Agent(sock, args.agent_window, args.agent_slots)
+
+
+def _address(text: str) -> Gpa:
+    address = int(text, 0)
+    if address < 0 or address % PAGE:
+        raise argparse.ArgumentTypeError(f"{text} is no guest-physical address of a page")
+    return Gpa(address)
+
+
+def _slots(text: str) -> range:
+    first, _, count = text.partition(":")
+    numbers = range(int(first), int(first) + int(count))
+    if numbers.start < 0 or not numbers:
+        raise argparse.ArgumentTypeError(f"{text} is no range of slots, such as 8:16")
+    return numbers
 
 
 def _alone(config: Config, socket_path: Path) -> Config:
@@ -74,24 +120,28 @@ def _alone(config: Config, socket_path: Path) -> Config:
     return Config(daemon=daemon, device=(device,), slot_policy=config.slot_policy)
 
 
-def _inherited(number: int) -> socket.socket:
-    """The stream socket that our parent connected and left to us as descriptor `number`."""
+def _inherited(option: str, number: int, kinds: set[SocketKind]) -> socket.socket:
+    """The unix socket that our parent connected and left to us as descriptor `number`."""
     try:
         connection = socket.socket(fileno=number)
     except (OSError, ValueError, OverflowError) as error:
-        raise ConfigError(f"--fd {number}: not a socket: {error}") from error
+        raise ConfigError(f"{option} {number}: not a socket: {error}") from error
     try:
         os.set_inheritable(number, False)
-        if connection.family != socket.AF_UNIX or connection.type != socket.SOCK_STREAM:
-            raise ConfigError(f"--fd {number}: not a unix stream socket")
+        if connection.family != socket.AF_UNIX or connection.type not in kinds:
+            raise ConfigError(f"{option} {number}: not a unix {_names(kinds)} socket")
         connection.getpeername()
     except OSError as error:
         connection.close()
-        raise ConfigError(f"--fd {number}: not connected") from error
+        raise ConfigError(f"{option} {number}: not connected") from error
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _names(kinds: set[SocketKind]) -> str:
+    return " or ".join(name for kind, name in _KINDS.items() if kind in kinds)
 
 
 if __name__ == "__main__":

@@ -13,26 +13,51 @@ import resource
 import socket
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from vgpud import __version__
 from vgpud.config import Config
 from vgpud.errors import HostError
+from vgpud.policy.slots import SlotTable
+from vgpud.serve.agent_slots import AgentSlots
 from vgpud.serve.control import ControlServer, DaemonInfo, DeviceInfo
 from vgpud.serve.device_server import DeviceServer
 from vgpud.serve.unix_socket import listen
+from vgpud.wire.vhost_user.protocol import Gpa
 
 log = logging.getLogger(__name__)
 
 RUNTIME_DIR_MODE = 0o755  # who may connect is the sockets' own business
 
 
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """A VMM's slot agent: its socket, the guest-physical address of the device's window, and the
+    numbers of the memory slots that are granted."""
+
+    sock: socket.socket
+    window: Gpa
+    numbers: range
+
+
 class Daemon:
     """Serves the devices of a configuration; with `connection`, its first device on a socket
-    already connected."""
+    already connected. `agent` sets the first device's memory slots."""
 
-    def __init__(self, config: Config, *, connection: socket.socket | None = None) -> None:
-        self.devices = {spec.name: DeviceServer(spec) for spec in config.device_specs()}
+    def __init__(
+        self,
+        config: Config,
+        *,
+        connection: socket.socket | None = None,
+        agent: Agent | None = None,
+    ) -> None:
+        first, *rest = config.device_specs()
+        self._slots = None
+        if agent is not None:
+            self._slots = AgentSlots(agent.sock, SlotTable(agent.numbers, base=agent.window))
+        servers = [DeviceServer(first, self._slots), *map(DeviceServer, rest)]
+        self.devices = {server.name: server for server in servers}
         self._config = config
         self._connection = connection
         self._started = time.monotonic()
@@ -47,6 +72,8 @@ class Daemon:
         """
         _raise_fd_limit()
         with ExitStack() as cleanup:
+            if self._slots is not None:
+                cleanup.callback(self._slots.close)
             control = self._open_control(cleanup)
             listeners = self._open_listeners(cleanup) if self._connection is None else {}
             async with asyncio.TaskGroup() as group:

@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--fd", type=int)
     parser.add_argument("--agent-fd", type=int)
     parser.add_argument("--config", type=Path)
-    args = parser.parse_args()
+    args, _ = parser.parse_known_args()
     (spec,) = Config.load(args.config).device_specs()
     connection, agent = socket.socket(fileno=args.fd), socket.socket(fileno=args.agent_fd)
     asyncio.run(serve(connection, agent, spec))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.microvm.kvm import needs_kvm
 from vgpud.host import probe_kvm
+from vgpud.microvm.back_end import PROGRAM as PRODUCT
 from vgpud.microvm.back_end import BackEnd, configuration
 from vgpud.microvm.boot import WINDOW_GPA
 from vgpud.microvm.guest_code import GuestFailedError
@@ -28,10 +30,11 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])
 
 
-def back_end(layout: Layout = Layout.WINDOW) -> BackEnd:
-    return BackEnd(configuration(GuestPat.IGNORED, layout), program=PROGRAM, with_agent=True)
+def back_end(layout: Layout = Layout.WINDOW, program: Sequence[str] = PROGRAM) -> BackEnd:
+    return BackEnd(configuration(GuestPat.IGNORED, layout), program=program, with_agent=True)
 
 
+@pytest.mark.parametrize("program", [PROGRAM, PRODUCT], ids=["test program", "vhost-user-vgpu"])
 @pytest.mark.parametrize(
     ("layout", "slots"),
     [
@@ -39,8 +42,10 @@ def back_end(layout: Layout = Layout.WINDOW) -> BackEnd:
         (Layout.PER_BLOB, [(n + 1, WINDOW_GPA + n * 4096, 4096) for n in range(3)]),
     ],
 )
-def test_the_four_steps_through_an_agent(layout: Layout, slots: list[tuple[int, int, int]]) -> None:
-    with back_end(layout) as daemon:
+def test_the_four_steps_through_an_agent(
+    layout: Layout, slots: list[tuple[int, int, int]], program: Sequence[str]
+) -> None:
+    with back_end(layout, program) as daemon:
         outcome = run_front_end(daemon.connection, agent=daemon.agent, width=16, height=8)
         assert daemon.end() == 0, daemon.log
     assert [(s.slot, s.guest_phys_addr, s.size) for s in outcome.slots] == slots

@@ -17,6 +17,8 @@ from types import TracebackType
 from typing import Final, Self
 
 from vgpud.errors import HostError
+from vgpud.microvm.boot import WINDOW_GPA
+from vgpud.microvm.slots import NUMBERS
 from vgpud.policy.slot_policy import GuestPat, Layout
 
 PROGRAM: Final = (sys.executable, "-m", "vgpud.backend_program")
@@ -82,6 +84,9 @@ class BackEnd:
                 cleanup.callback(self.agent.close)
                 given.append(("--agent-fd", inherited.enter_context(theirs)))
             options = [f"{option}={end.fileno()}" for option, end in given]
+            if with_agent:
+                options.append(f"--agent-window={WINDOW_GPA:#x}")
+                options.append(f"--agent-slots={NUMBERS.start}:{len(NUMBERS)}")
             self._process = subprocess.Popen(  # noqa: S603 - ourselves, no shell
                 [*program, *options, f"--config={path}"],
                 pass_fds=[end.fileno() for _, end in given],

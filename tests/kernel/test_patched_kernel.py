@@ -1,0 +1,163 @@
+"""vgpud on a kernel that has KVM_MEM_NON_COHERENT_DMA: found and used, with nothing told to it.
+
+One boot of a host with that kernel, in QEMU, runs everything; the tests judge what came out. KVM in
+there is real and on an AMD-like processor, but caches are not modelled: this is about the ABI and
+the way through vgpud, not about what the processor then does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.kernel.build import HERE, Host, build, open_host
+from tests.kernel.machine import Job, run
+from tests.rig.chroot import RigUnavailableError
+
+# The kernel may have to be built first, in CI.
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(1200)]
+
+ACCEPTED = {
+    "fresh slot without the flag",
+    "dirty log set on a live slot",
+    "slot deleted",
+    "fresh slot with the flag",
+    "the same again",
+    "dirty log set on a flagged slot",
+    "dirty log cleared on a flagged slot",
+    "flagged slot moved",
+    "flagged slot deleted, flags 0",
+    "number used again without the flag",
+    "slot deleted again",
+    "number used again with the flag",
+    "flagged slot deleted, flags 8",
+    "fresh slot with the flag, read-only",
+}
+REFUSED = {
+    "flag set on a live slot": "EINVAL",
+    "flag cleared on a live slot": "EINVAL",
+    "flagged slot over a flagged slot": "EEXIST",
+    "nothing deleted": "EINVAL",
+    "fresh slot with the next flag": "EINVAL",
+}
+
+
+@pytest.fixture(scope="module")
+def host() -> Host:
+    """The built host; where it can't be had, the reason."""
+    in_ci = os.environ.get("CI") == "true"
+    try:
+        return build() if in_ci else open_host()
+    except RigUnavailableError as error:
+        if in_ci:
+            pytest.fail(str(error))
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def job(host: Host, report: Callable[[str], None]) -> Job:
+    """What the checks left behind."""
+    done = run(host, "sh tests/kernel/checks")
+    report(f"a kernel with the flag: {done.boot:.1f} s to init, {done.total:.1f} s with all checks")
+    for line in done.lines:
+        report(f"  {line}")
+    assert done.status == 0, done.text
+    return done
+
+
+def answer(job: Job, name: str) -> str:
+    """What one of the checks printed; it must have succeeded and complained of nothing."""
+    said = job.files[name].decode()
+    errors = job.files[f"{name}.errors"].decode()
+    assert int(job.files[f"{name}.status"]) == 0, f"{said}\n{errors}\n{job.text}"
+    assert errors == ""
+    return said
+
+
+def test_the_kernel_keeps_to_the_abi_of_the_flag(job: Job, report: Callable[[str], None]) -> None:
+    found = json.loads(answer(job, "trials.json"))
+    expected: dict[str, str] = {}
+    for call in ("v1", "v2"):
+        expected |= {f"{call}: {what}": "ok" for what in ACCEPTED}
+        expected |= {f"{call}: {what}": outcome for what, outcome in REFUSED.items()}
+    expected["v2: guest_memfd with the flag"] = "EINVAL"
+    expected["v2: guest_memfd without the flag"] = "ok"
+    assert found["trials"] == expected
+    report(f"  a flagged slot made and deleted: {found['add_delete_us']} us (median)")
+
+
+def test_our_own_bindings_and_slots_do_too(job: Job) -> None:
+    said = answer(job, "pytest.txt")
+    assert " passed" in said
+    # CI=true: a test that finds no KVM fails. None may skip for any other reason.
+    assert "skipped" not in said
+
+
+def test_doctor_finds_the_flag_and_plans_with_it(job: Job) -> None:
+    found: dict[str, Any] = json.loads(answer(job, "doctor.json"))
+    assert found["kvm"]["api_version"] == 12
+    assert found["kvm"]["vendor"] == "svm"
+    assert found["kvm"]["non_coherent_dma_flag"] is True
+    assert found["guest_pat"] == "honored"
+    own = [plan for plan in found["plans"] if plan["vm"] == "own"]
+    assert {plan["backing"] for plan in own} == {"ram-wb", "ram-wc", "mmio"}
+    for plan in own:
+        assert plan["kvm_mode"] == "flag"
+        assert plan["map_info"] == "wc"
+        assert plan["vm_setup"] == []
+    # Memory of the device is no RAM for KVM: it needs no flag.
+    flags = {plan["backing"]: plan["slot_flags"] for plan in own}
+    assert flags["ram-wb"] == flags["ram-wc"] == 8
+    assert "guest-pat" not in {remedy["for"] for remedy in found["remedies"]}
+
+
+def test_doctor_says_so_to_people(job: Job) -> None:
+    assert "KVM_MEM_NON_COHERENT_DMA" in answer(job, "doctor.txt")
+
+
+def test_the_four_steps_hold_through_a_flagged_slot(job: Job) -> None:
+    found = json.loads(answer(job, "demo.json"))
+    assert [(step["step"], step["ok"]) for step in found["steps"]] == [
+        (number, True) for number in (1, 2, 3, 4)
+    ]
+    told, written = (step["evidence"] for step in found["steps"][1:3])
+    assert told["map_info"]
+    for line in told["map_info"]:
+        assert line.startswith("WC (3) ")
+    assert "instead" not in told
+    [slot] = written["slots"]
+    assert " flags=0x8 (NON_COHERENT_DMA) " in slot
+    assert slot.endswith(": accepted")
+    for line in written["mapped"]:
+        assert line.endswith(": WC")
+    assert job.files["vgpud-demo.png"].startswith(b"\x89PNG")
+
+
+def test_a_kernel_without_the_flag_is_told_apart() -> None:
+    """The control: on the machine that runs this, these trials must not all come out the same."""
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        pytest.skip("no /dev/kvm to compare with")
+    done = subprocess.run(
+        [sys.executable, HERE / "slot_trials.py"], capture_output=True, text=True, check=True
+    )
+    trials = json.loads(done.stdout)["trials"]
+    if trials["v1: fresh slot with the flag"] == "ok":
+        pytest.skip("this machine's own kernel has the flag")
+    flagged = {what: outcome for what, outcome in trials.items() if "with the flag" in what}
+    assert set(flagged.values()) == {"EINVAL"}
+    assert trials["v1: fresh slot without the flag"] == "ok"
+
+
+def test_what_does_not_apply_is_refused_with_the_reason(host: Host) -> None:
+    """The patch is for one kernel: elsewhere it must not half apply and be built."""
+    source = host.chroot.cache / "linux"
+    if not source.exists():
+        pytest.skip("the kernel source is not kept here")
+    assert shutil.which("patch")
