@@ -33,7 +33,7 @@ BELOW["config_tables"] = {"errors", "policy", "device"}
 BELOW["config"] = BELOW["config_tables"] | {"config_tables"}
 BELOW["daemon"] = {"errors", "wire", "policy", "host", "device", "serve", "config"}
 BELOW["cli"] = {"errors", "client", "qemu_lines", "config", "daemon", "demo", "doctor", "bench"}
-BELOW["backend_program"] = BELOW["cli"] | {"cli", "config_tables"}
+BELOW["backend_program"] = BELOW["cli"] | {"cli", "config_tables", "wire"}
 BELOW["__main__"] = {"cli"}
 
 PURE = {"wire", "policy"}

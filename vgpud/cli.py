@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from vgpud import __version__, demo, doctor, qemu_lines
+from vgpud.bench import suite
 from vgpud.client import Client
 from vgpud.config import Config, default_toml
 from vgpud.daemon import Daemon
@@ -119,6 +120,17 @@ def parser() -> argparse.ArgumentParser:
     shown.add_argument("--json", action="store_true", help="print the steps as JSON")
     shown.add_argument("--out", type=Path, metavar="DIR", help="put the picture there, as a PNG")
 
+    bench = verbs.add_parser("bench", help="measure what parts of vgpud cost on this machine")
+    bench.set_defaults(action=_bench)
+    bench.add_argument(
+        "name",
+        nargs="?",
+        choices=sorted(suite.BENCHES),
+        metavar="NAME",
+        help=f"one of {', '.join(sorted(suite.BENCHES))} (default: all)",
+    )
+    bench.add_argument("--json", action="store_true", help="for machines")
+
     config = verbs.add_parser("config", help="check a configuration, or show what there is to set")
     nouns = config.add_subparsers(required=True, metavar="WHAT")
     check = nouns.add_parser("check", help="name every fault of a file")
@@ -169,6 +181,15 @@ def _demo(args: argparse.Namespace) -> None:
     say(json.dumps(result.to_json(), indent=2) if args.json else result.text())
     if not result.ok:
         raise VgpudError("not every step held")
+
+
+def _bench(args: argparse.Namespace) -> None:
+    names = [args.name] if args.name else list(suite.BENCHES)
+    say(suite.text(names, _tell, as_json=args.json))
+
+
+def _tell(what: str) -> None:
+    print(f"vgpud: measuring {what}", file=sys.stderr, flush=True)
 
 
 def _config_check(args: argparse.Namespace) -> None:

@@ -26,12 +26,12 @@ def config_toml(
     memory_limit: str = "1GiB",
     outputs: str = '["1280x800"]',
 ) -> str:
-    """A configuration with these devices, for guests under TCG, which honors their PAT."""
+    """A configuration with these devices, which see by themselves that no KVM is in the way."""
     text = f'[daemon]\nruntime_dir = "{directory}"\n'
     for name in devices:
         text += (
             f'\n[[device]]\nname = "{name}"\nsocket = "{name}.sock"\nwindow = "{window}"\n'
-            f'memory_limit = "{memory_limit}"\noutputs = {outputs}\nguest_pat = "honored"\n'
+            f'memory_limit = "{memory_limit}"\noutputs = {outputs}\nguest_pat = "auto"\n'
         )
     return text + f'\n[[slot_policy]]\nmemory_type = "wc"\nlayout = "{layout}"\n'
 

@@ -168,9 +168,23 @@ def _install_tools(chroot: Chroot) -> None:
     install = ("apt-get", "install", "-y", "-q", "--no-install-recommends")
     # QEMU brought libraries from the backports; headers must be of the same versions.
     release = ("-t", f"{rig_build.SUITE}-backports")
-    chroot.run("apt-get", "update", "-q")
-    chroot.run("env", "DEBIAN_FRONTEND=noninteractive", *install, *release, *missing)
-    chroot.run("apt-get", "clean")
+    _packages(chroot, "apt-get", "update", "-q")
+    _packages(chroot, "env", "DEBIAN_FRONTEND=noninteractive", *install, *release, *missing)
+    _packages(chroot, "apt-get", "clean")
+
+
+def _packages(chroot: Chroot, *argv: str) -> None:
+    """Run what gets packages: what it has to say matters only if it fails."""
+    done = subprocess.run(
+        chroot.command(*argv),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode != 0:
+        raise RigUnavailableError(f"{argv[0]} failed:\n{done.stdout[-2000:]}")
 
 
 def _fetch_source(chroot: Chroot) -> None:
@@ -183,7 +197,7 @@ def _fetch_source(chroot: Chroot) -> None:
     for leftover in chroot.cache.glob("linux-source-*.deb"):
         leftover.unlink()
     fetch = 'cd /rig && exec apt-get download -q "$1"'
-    chroot.run("sh", "-c", fetch, "sh", f"linux-source-{newest}")
+    _packages(chroot, "sh", "-c", fetch, "sh", f"linux-source-{newest}")
     [package] = chroot.cache.glob("linux-source-*.deb")
     partial = chroot.cache / "linux.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -251,7 +265,7 @@ def _build_image(chroot: Chroot) -> None:
     excluded = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale")]
     include = f"--include={','.join(IMAGE_PACKAGES)}"
     debootstrap = ("mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", include, *excluded)
-    chroot.run(*debootstrap, rig_build.SUITE, f"/rig/{work.name}", mirror)
+    _packages(chroot, *debootstrap, rig_build.SUITE, f"/rig/{work.name}", mirror)
     for leftover in (work / "var/cache/apt", work / "var/lib/apt/lists"):
         shutil.rmtree(leftover, ignore_errors=True)
     shutil.copy(INIT, work / "vgpud-init")

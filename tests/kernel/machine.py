@@ -33,7 +33,7 @@ QEMU: Final = (
 # No waiting for clocks that TCG does not keep well, and a panic ends QEMU.
 KERNEL_ARGUMENTS: Final = (
     "console=ttyS0 quiet root=/dev/vda rw init=/vgpud-init tsc=reliable no_timer_check "
-    "mitigations=off random.trust_cpu=on panic=-1"
+    "random.trust_cpu=on panic=-1"
 )
 # What goes into the guest beside the package: enough for its tests to be run there.
 FILES: Final = ("tests", "pyproject.toml")

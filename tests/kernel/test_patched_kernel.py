@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.kernel.build import HERE, Host, build, open_host
-from tests.kernel.machine import Job, run
+from tests.kernel.machine import Job, JobError, run
+from tests.rig.build import Rig
 from tests.rig.chroot import RigUnavailableError
 
 # The kernel may have to be built first, in CI.
@@ -155,9 +156,14 @@ def test_a_kernel_without_the_flag_is_told_apart() -> None:
     assert trials["v1: fresh slot without the flag"] == "ok"
 
 
-def test_what_does_not_apply_is_refused_with_the_reason(host: Host) -> None:
-    """The patch is for one kernel: elsewhere it must not half apply and be built."""
-    source = host.chroot.cache / "linux"
-    if not source.exists():
-        pytest.skip("the kernel source is not kept here")
-    assert shutil.which("patch")
+def test_where_nothing_was_built_the_reason_is_said(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VGPUD_KERNEL", str(tmp_path))
+    with pytest.raises(RigUnavailableError, match=r"no kernel and no root image in .*run build"):
+        open_host()
+
+
+def test_a_command_that_does_not_come_back_is_an_error(host: Host) -> None:
+    with pytest.raises(JobError, match=r"the guest ended before its command did.*\nlast words$"):
+        run(host, "echo last words; echo o >/proc/sysrq-trigger; sleep 60")

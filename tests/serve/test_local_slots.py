@@ -13,11 +13,13 @@ from tests.kvm_host import Poker, has_flag, open_kvm
 from vgpud.device.window_layout import WindowLayout
 from vgpud.errors import HostError
 from vgpud.host import memfd
-from vgpud.host.extents import PLAIN
 from vgpud.host.fds import Fd
 from vgpud.host.mapping import map_shared
 from vgpud.host.memslots import Memslots
+from vgpud.policy.coherency import facts_of, plan
 from vgpud.policy.quota import Quota
+from vgpud.policy.slot_entries import SlotFlag
+from vgpud.policy.slot_policy import DEFAULT_RULE, GuestPat
 from vgpud.policy.slots import SlotTable
 from vgpud.serve.local_slots import LocalSlots
 from vgpud.uapi.kvm import Kvm, Vm
@@ -253,9 +255,12 @@ def test_a_device_has_30000_blobs_in_one_window_slot(kvm: Kvm) -> None:
     async def work(vm: CountingVm) -> None:
         with Memslots(vm) as memslots:
             slots = LocalSlots(memslots, SlotTable(range(1, 2), base=Gpa(1 << 32)))
-            layout = WindowLayout("test", size, Quota(2 * size), slots, NoWork())
+            layout = WindowLayout(
+                "test", size, Quota(2 * size), slots, NoWork(), lambda: SlotFlag.NONE
+            )
+            cached = plan(facts_of(GuestPat.IGNORED), DEFAULT_RULE)
             memory = [
-                layout.allocate(ResourceId(blob), PAGE, PLAIN) for blob in range(1, blobs + 1)
+                layout.allocate(ResourceId(blob), PAGE, cached) for blob in range(1, blobs + 1)
             ]
             for index, blob in enumerate(memory):
                 await blob.map(index * PAGE)

@@ -1,8 +1,8 @@
 """What mapping and unmapping a blob costs: a slot of its own, an inlay, or a place in the window.
 
-Owns the measurement only; nothing here is part of the daemon. Times are of a VM whose guest does
-not run: what a running one adds, by its faults and by the zapping of its page tables, is not in
-them.
+Owns the measurement and its table; nothing here is part of the daemon. Times are of a VM whose
+guest does not run: what a running one adds, by its faults and by the zapping of its page tables, is
+not in them.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Final, TypeAlias
+from dataclasses import asdict, dataclass
+from itertools import groupby, product
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
@@ -29,6 +30,12 @@ _WINDOW_SLOT: Final = 0
 
 Round: TypeAlias = Callable[[], None]
 Before: TypeAlias = Callable[[], None]
+Progress: TypeAlias = Callable[[str], None]
+"""Is told what is measured next."""
+
+
+def _nothing(_: str = "") -> None:
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,25 +50,53 @@ class SlotRow:
     p99_us: float
 
 
-def measure(live: tuple[int, ...] = LIVE, *, rounds: int = ROUNDS) -> list[SlotRow]:
+@dataclass(frozen=True, slots=True)
+class SlotCosts:
+    """All rows, by way and then by number of live blobs."""
+
+    rows: tuple[SlotRow, ...]
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The rows as objects with the names of `SlotRow`."""
+        return [asdict(row) for row in self.rows]
+
+    def lines(self) -> Iterator[str]:
+        """A table for people: a line for each way."""
+        first = self.rows[0].way
+        live = [row.live for row in self.rows if row.way == first]
+        yield (
+            "slots: a blob of a page is mapped and unmapped,"
+            f" {self.rows[0].rounds} times; microseconds for both"
+        )
+        yield _LABEL.format("live blobs") + "".join(f"{count:>16,}" for count in live)
+        yield _LABEL.format("") + "  median     p99" * len(live)
+        for way, rows in groupby(self.rows, lambda row: row.way):
+            costs = "".join(f"{row.median_us:>8.1f}{row.p99_us:>8.1f}" for row in rows)
+            yield _LABEL.format(f"{way}: {_WORDS[way]}") + costs
+
+
+def run(progress: Progress = _nothing) -> SlotCosts:
+    """The whole measurement, a few seconds. Raises HostError where there is no KVM."""
+    return SlotCosts(tuple(measure(progress=progress)))
+
+
+def measure(
+    live: tuple[int, ...] = LIVE, *, rounds: int = ROUNDS, progress: Progress = _nothing
+) -> list[SlotRow]:
     """Measure each way with each number of live blobs. Raises HostError where there is no KVM."""
     rows = []
-    for way, prepare in _WAYS.items():
-        for count in live:
-            with prepare(count) as (before, one_round):
-                times = np.empty(rounds)
-                for index in range(rounds):
-                    before()
-                    start = time.perf_counter_ns()
-                    one_round()
-                    times[index] = time.perf_counter_ns() - start
-            median, p99 = (float(value) / 1e3 for value in np.percentile(times, [50, 99]))
-            rows.append(SlotRow(way, count, rounds, median, p99))
+    for (way, prepare), count in product(_WAYS.items(), live):
+        progress(f"{way}, {count:,} live blobs")
+        with prepare(count) as (before, one_round):
+            times = np.empty(rounds)
+            for index in range(rounds):
+                before()
+                start = time.perf_counter_ns()
+                one_round()
+                times[index] = time.perf_counter_ns() - start
+        median, p99 = (float(value) / 1e3 for value in np.percentile(times, [50, 99]))
+        rows.append(SlotRow(way, count, rounds, median, p99))
     return rows
-
-
-def _nothing() -> None:
-    pass
 
 
 @contextmanager
@@ -131,3 +166,9 @@ def _blob(index: int) -> int:
 
 
 _WAYS: Final = {"slot": _slot_a_blob, "MAP_FIXED": _inlay, "window": _window}
+_WORDS: Final = {
+    "slot": "one of its own, added and deleted",
+    "MAP_FIXED": "a file's pages put into a slot",
+    "window": "a place in it, pages given back",
+}
+_LABEL: Final = "  {:<44}"
