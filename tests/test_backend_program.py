@@ -258,11 +258,8 @@ def test_the_file_for_vmms_names_the_program() -> None:
     ],
 )
 def test_agent_options_that_make_no_sense(
-    options: list[str], complaint: str, tmp_path: Path
+    run: Run, options: list[str], complaint: str, tmp_path: Path
 ) -> None:
-    program = [sys.executable, "-m", "vgpud.backend_program", f"--socket-path={tmp_path / 's'}"]
-    done = subprocess.run(
-        [*program, *options], check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
-    assert done.returncode == 2
-    assert complaint in done.stderr
+    status, output, errors = run("--socket-path", tmp_path / "s", *options)
+    assert (status, output) == (2, "")
+    assert complaint in errors

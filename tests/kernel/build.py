@@ -1,7 +1,7 @@
-"""Builds the host that the tests boot: a kernel with KVM_MEM_NON_COHERENT_DMA and a small Debian.
+"""Builds the host that the tests boot: a kernel with KVM_MEM_NON_COHERENT_DMA, and a small Debian.
 
 Everything is made inside the guest rig's chroot, so that the machine's own compiler and packages
-do not matter, and kept in $VGPUD_KERNEL (default ~/.cache/vgpud-kernel, 4 GB). What was made is
+do not matter, and kept in $VGPUD_KERNEL (default ~/.cache/vgpud-kernel, 1.5 GB). What was made is
 made again only when its recipe changed. Must not import vgpud: the package is built here.
 """
 
@@ -58,19 +58,20 @@ SOURCE_UNUSED: Final = (
     *("*/drivers/media/*.[ch]", "*/tools/testing/*", "*/Documentation/*/*", "*/*.dts*"),
 )
 SOURCE_NAME: Final = r"linux-source-([0-9.]+)"
-FREE_BYTES: Final = 6 << 30
+FREE_BYTES: Final = 4 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What a boot needs: the chroot that QEMU runs in, the kernel, the root image, the package.
+    """What a boot needs: the chroot that QEMU runs in, a kernel, the root image, the package.
 
-    `package` is a directory with vgpud compiled for the image's Python. The chroot sees the cache
-    directory as /rig.
+    `patched` is the kernel with the flag, `plain` the same without. `package` is a directory with
+    vgpud compiled for the image's Python. The chroot sees the cache directory as /rig.
     """
 
     chroot: Chroot
-    vmlinux: Path
+    patched: Path
+    plain: Path
     image: Path
     package: Path
 
@@ -92,13 +93,14 @@ def open_host() -> Host:
     or is of another recipe.
     """
     chroot = _chroot(rig_build.open_rig())
-    wanted = {"kernel": _vmlinux(chroot), "root image": _image(chroot)}
-    missing = [name for name, path in wanted.items() if not path.exists()]
-    if missing or not chroot.has(*TOOLS):
-        what = " and no ".join(missing) or "complete set of tools"
-        raise RigUnavailableError(f"no {what} in {chroot.cache}: tests/kernel/run build makes it")
+    patched, plain, image = _patched(chroot), _plain(chroot), _image(chroot)
+    if not chroot.has(*TOOLS) or not all(path.exists() for path in (patched, plain, image)):
+        raise RigUnavailableError(
+            f"no kernels and root image of this recipe in {chroot.cache}: tests/kernel/run build"
+            " makes them"
+        )
     with _locked(chroot.cache):
-        return Host(chroot, _vmlinux(chroot), _image(chroot), _package(chroot))
+        return Host(chroot, patched, plain, image, _package(chroot))
 
 
 def build() -> Host:
@@ -110,20 +112,14 @@ def build() -> Host:
         chroot = _chroot(rig_build.build())
     chroot.cache.mkdir(parents=True, exist_ok=True)
     with _locked(chroot.cache):
-        if not _vmlinux(chroot).exists() and shutil.disk_usage(chroot.cache).free < FREE_BYTES:
-            raise RigUnavailableError(f"{chroot.cache} needs {FREE_BYTES >> 30} GiB of free disk")
         if not chroot.has(*TOOLS):
             with _phase("tools"):
                 _install_tools(chroot)
         if not _image(chroot).exists():
             with _phase("root image"):
                 _build_image(chroot)
-        if not _vmlinux(chroot).exists():
-            if not (chroot.cache / "linux").exists():
-                with _phase("kernel source"):
-                    _fetch_source(chroot)
-            with _phase("kernel"):
-                _build_kernel(chroot)
+        if not _plain(chroot).exists() or not _patched(chroot).exists():
+            _build_kernels(chroot)
     return open_host()
 
 
@@ -154,8 +150,12 @@ def _digest(*parts: bytes) -> str:
     return digest.hexdigest()[:16]
 
 
-def _vmlinux(chroot: Chroot) -> Path:
-    return chroot.cache / f"vmlinux-{_digest(PATCH.read_bytes(), CONFIG.read_bytes())}"
+def _patched(chroot: Chroot) -> Path:
+    return chroot.cache / f"patched-{_digest(CONFIG.read_bytes(), PATCH.read_bytes())}"
+
+
+def _plain(chroot: Chroot) -> Path:
+    return chroot.cache / f"plain-{_digest(CONFIG.read_bytes())}"
 
 
 def _image(chroot: Chroot) -> Path:
@@ -213,37 +213,51 @@ def _fetch_source(chroot: Chroot) -> None:
     partial.rename(chroot.cache / "linux")
 
 
-def _build_kernel(chroot: Chroot) -> None:
-    """Bring the tree to our patch and make vmlinux in it; objects stay for the next change."""
-    tree = chroot.cache / "linux"
+def _build_kernels(chroot: Chroot) -> None:
+    """Make both kernels in one tree, where the second is a matter of a few files."""
+    if shutil.disk_usage(chroot.cache).free < FREE_BYTES:
+        raise RigUnavailableError(f"{chroot.cache} needs {FREE_BYTES >> 30} GiB of free disk")
+    if not (chroot.cache / "linux").exists():
+        with _phase("kernel source"):
+            _fetch_source(chroot)
+    # A patch is undone by the text that was applied: ours may have changed since.
     applied = chroot.cache / "applied.patch"
-    if not applied.exists() or applied.read_bytes() != PATCH.read_bytes():
-        if applied.exists():
-            _patch(chroot, applied, "--reverse")
-            applied.unlink()
-        _patch(chroot, PATCH)
-        shutil.copy(PATCH, applied)
+    if applied.exists():
+        _patch(chroot, applied, "--reverse")
+        applied.unlink()
+    if not _plain(chroot).exists():
+        with _phase("kernel"):
+            _make(chroot, _plain(chroot))
+    if not _patched(chroot).exists():
+        with _phase("kernel with the flag"):
+            _patch(chroot, PATCH, "--forward")
+            shutil.copy(PATCH, applied)
+            _make(chroot, _patched(chroot))
+
+
+def _patch(chroot: Chroot, patch: Path, direction: str) -> None:
+    try:
+        with patch.open("rb") as stdin:
+            chroot.run("patch", "-d", "/rig/linux", "-p1", "-s", direction, stdin=stdin)
+    except BaseException as error:
+        # Hunks that did apply would be in the way of every later run.
+        shutil.rmtree(chroot.cache / "linux")
+        (chroot.cache / "applied.patch").unlink(missing_ok=True)
+        if isinstance(error, subprocess.CalledProcessError):
+            reason = f"{patch.name} does not apply to the kernel source"
+            raise RigUnavailableError(reason) from error
+        raise
+
+
+def _make(chroot: Chroot, kernel: Path) -> None:
+    """Make the tree as it stands, and keep the result as `kernel`."""
     shutil.copy(CONFIG, chroot.cache / "kernel.config")
-    make = ("nice", "make", "-s", "-C", f"/rig/{tree.name}", "O=/rig/obj")
+    make = ("nice", "make", "-s", "-C", "/rig/linux", "O=/rig/obj")
     chroot.run(*make, "KCONFIG_ALLCONFIG=/rig/kernel.config", "allnoconfig")
     _check_config((chroot.cache / "obj/.config").read_text())
     chroot.run(*make, f"-j{os.cpu_count() or 1}", "vmlinux")
-    partial = chroot.cache / "vmlinux.partial"
-    # Symbols are half of it, and the boot loads the file whole.
-    shutil.copy(chroot.cache / "obj/vmlinux", partial)
-    chroot.run("strip", "--strip-debug", f"/rig/{partial.name}")
-    partial.rename(_vmlinux(chroot))
-
-
-def _patch(chroot: Chroot, patch: Path, *options: str) -> None:
-    command = ("patch", "-d", "/rig/linux", "-p1", "-s", "--forward", *options)
-    try:
-        with patch.open("rb") as text:
-            chroot.run(*command, stdin=text)
-    except subprocess.CalledProcessError as error:
-        # Hunks that did apply would be in the way of every later run.
-        shutil.rmtree(chroot.cache / "linux")
-        raise RigUnavailableError(f"{patch.name} does not apply to the kernel source") from error
+    shutil.copy(chroot.cache / "obj/vmlinux", chroot.cache / "vmlinux.partial")
+    (chroot.cache / "vmlinux.partial").rename(kernel)
 
 
 def _check_config(made: str) -> None:

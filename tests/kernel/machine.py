@@ -65,7 +65,7 @@ class Job:
         return "\n".join(self.lines)
 
 
-def run(host: Host, command: str, *, echo: IO[str] | None = None) -> Job:
+def run(host: Host, kernel: Path, command: str, *, echo: IO[str] | None = None) -> Job:
     """Boot, run a shell command in a directory with vgpud's tests, and power off.
 
     `python3` finds vgpud there. What is printed goes to `echo` as it comes, too. Raises JobError
@@ -79,21 +79,25 @@ def run(host: Host, command: str, *, echo: IO[str] | None = None) -> Job:
             out.truncate(OUT_BYTES)
         lines: list[str] = []
         boot = status = None
+        # What the kernel says before the command and after it is not the command's output.
+        first, last = 0, None
         start = time.monotonic()
-        for line in _console(host, scratch):
-            if echo is not None:
-                print(line, file=echo, flush=True)
-            if found := re.match(r"KERNEL init at ", line):
+        for line in _console(host, kernel, scratch):
+            if line.startswith("KERNEL init at "):
                 boot = time.monotonic() - start
+                first = len(lines) + 1
             elif found := re.match(r"KERNEL rc=(\d+) at ", line):
                 status = int(found[1])
-            else:
-                lines.append(line)
+                last = len(lines)
+            elif echo is not None and boot is not None and status is None:
+                print(line, file=echo, flush=True)
+            lines.append(line)
         total = time.monotonic() - start
         if boot is None or status is None:
             tail = "\n".join(lines[-40:])
             raise JobError(f"the guest ended before its command did, in {total:.0f} s\n{tail}")
-        return Job(status, tuple(lines), _unpack(scratch / "out.tar"), boot, total)
+        files = _unpack(scratch / "out.tar")
+        return Job(status, tuple(lines[first:last]), files, boot, total)
 
 
 def _pack(archive: Path, host: Host, command: str) -> None:
@@ -121,9 +125,9 @@ def _unpack(archive: Path) -> dict[str, bytes]:
     return files
 
 
-def _console(host: Host, scratch: Path) -> Iterator[str]:
+def _console(host: Host, kernel: Path, scratch: Path) -> Iterator[str]:
     """The lines of the guest's console, QEMU's own among them, until QEMU ends."""
-    arguments = [*QEMU, "-kernel", host.inside(host.vmlinux), "-append", KERNEL_ARGUMENTS]
+    arguments = [*QEMU, "-kernel", host.inside(kernel), "-append", KERNEL_ARGUMENTS]
     for index, drive in enumerate(
         (
             f"{host.inside(host.image)},snapshot=on",
@@ -168,7 +172,8 @@ def main(arguments: list[str]) -> int:
     # One argument is a shell line, several are a command and what it is given.
     command = arguments[0] if len(arguments) == 1 else shlex.join(arguments)
     try:
-        job = run(host, command, echo=sys.stdout)
+        kernel = host.plain if os.environ.get("KERNEL") == "plain" else host.patched
+        job = run(host, kernel, command, echo=sys.stdout)
     except JobError as error:
         print(f"kernel: {error}", file=sys.stderr)
         return 1
