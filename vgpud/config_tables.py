@@ -169,7 +169,7 @@ class DeviceTable(Table):
     slots: Literal["frontend"] = "frontend"
     """Who maps blobs into the guest: "frontend", the VMM at the other end of the socket."""
     guest_pat: GuestPat = GuestPat.AUTO
-    """Whether KVM lets the guest choose memory types: "honored", "ignored", or "auto", unknown."""
+    """Whether the guest's memory types count: "honored", "ignored", or "auto", as the VMM shows."""
 
     @property
     def socket_name(self) -> str:

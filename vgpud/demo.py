@@ -6,6 +6,7 @@ Owns what a step claims and what would refute it. A back-end in a process of its
 
 from __future__ import annotations
 
+import textwrap
 import time
 import zlib
 from collections.abc import Iterator
@@ -32,6 +33,8 @@ from vgpud.policy.slot_policy import DEFAULT_RULE, GuestPat
 from vgpud.wire.gpu.protocol import MapInfo
 
 PICTURE: Final = "vgpud-demo.png"
+WIDTH: Final = 100
+"""Columns of the text."""
 
 _TYPES: Final = {0: "UC", 1: "WC", 4: "WT", 5: "WP", 6: "WB", 7: "UC-"}
 """What an entry of the PAT stands for. Source: Intel SDM vol. 3, "Page Attribute Table (PAT)"."""
@@ -78,7 +81,15 @@ class Demo:
             for name, value in step.evidence.items():
                 values = value if isinstance(value, list) else [value]
                 for index, item in enumerate(values):
-                    yield f"     {name if index == 0 else '':<12} {item}"
+                    label = name if index == 0 else ""
+                    yield from textwrap.wrap(
+                        str(item),
+                        WIDTH,
+                        initial_indent=f"     {label:<12} ",
+                        subsequent_indent=" " * 20,
+                        break_on_hyphens=False,
+                        break_long_words=False,
+                    )
         count = sum(step.ok for step in self.steps)
         yield f"{count} of {len(self.steps)} steps held, in {self.seconds:.1f} s"
 

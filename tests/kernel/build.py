@@ -298,7 +298,8 @@ def _package(chroot: Chroot) -> Path:
     sources += [
         path
         for path in sorted((PROJECT / "vgpud").rglob("*"))
-        if path.is_file() and "__pycache__" not in path.parts and path.suffix not in {".so", ".o"}
+        # What a build in place leaves there is none of it: _native.c, and the module itself.
+        if path.suffix == ".py" or (path.suffix not in {"", ".pyc"} and path.name[0] != "_")
     ]
     names = [str(path.relative_to(PROJECT)) for path in sources]
     parts = [part for name in names for part in (name.encode(), (PROJECT / name).read_bytes())]

@@ -67,7 +67,8 @@ class Trials:
     def guest_memfd(self) -> int:
         """A guest_memfd of this VM."""
         request = struct.pack("=QQ", SIZE, 0).ljust(64, b"\0")
-        return fcntl.ioctl(self._vm, KVM_CREATE_GUEST_MEMFD, bytearray(request))
+        fd: int = fcntl.ioctl(self._vm, KVM_CREATE_GUEST_MEMFD, bytearray(request))
+        return fd
 
     def try_(self, what: str, call: str, flags: int, **region: int) -> None:
         """Set a slot and write down what became of it."""

@@ -9,7 +9,7 @@ from itertools import product
 import pytest
 
 from vgpud.policy.coherency import KvmMode
-from vgpud.policy.kvm_mode import Vendor, of_front_end, of_own_vm
+from vgpud.policy.kvm_mode import Vendor, of_agent, of_front_end, of_own_vm
 
 YES_NO_UNKNOWN = (True, False, None)
 HONOURS = {KvmMode.FLAG, KvmMode.QUIRK_DISABLED, KvmMode.VFIO, KvmMode.SVM, KvmMode.EMULATED}
@@ -140,3 +140,9 @@ def test_every_finding_has_a_reason() -> None:
             assert of_front_end(host, Peer(kvm_vms=vms, problem="hidden")).reason
     assert "hidden" in of_front_end(NEW, Peer(kvm_vms=None, problem="hidden")).reason
     assert "crosvm" in of_front_end(NEW, Peer("crosvm", False)).reason
+
+
+def test_what_an_agent_s_vmm_did_to_its_vm_is_not_seen() -> None:
+    assert of_agent(NEW).mode is KvmMode.UNKNOWN
+    for host in (NONE, OLD, PATCHED, AMD, SHADOW_AMD, OTHER):
+        assert of_agent(host) == of_own_vm(host)

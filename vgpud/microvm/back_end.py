@@ -22,6 +22,9 @@ from vgpud.microvm.slots import NUMBERS
 from vgpud.policy.slot_policy import GuestPat, Layout
 
 PROGRAM: Final = (sys.executable, "-m", "vgpud.backend_program")
+PACKAGE: Final = Path(__file__).parents[2]
+"""Where `-m` is to look first: in a checkout that is not built, our own directory has no native
+modules, and another vgpud may be in it."""
 
 END_S: Final = 20.0
 """Seconds that it may take to end once we have hung up, on a host that is itself emulated."""
@@ -93,6 +96,7 @@ class BackEnd:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._log,
+                cwd=PACKAGE,
             )
 
     @property

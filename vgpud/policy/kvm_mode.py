@@ -100,6 +100,17 @@ def of_own_vm(host: HostKvm) -> Finding:
     return _forced()
 
 
+def of_agent(host: HostKvm) -> Finding:
+    """The mode of a VM whose slots an agent sets for us; its set-up is the VMM's, unseen."""
+    found = of_own_vm(host)
+    if found.mode is KvmMode.QUIRK_DISABLED:
+        return Finding(
+            KvmMode.UNKNOWN,
+            "Intel's KVM can be told to honour guest PAT, but who told it is unseen",
+        )
+    return found
+
+
 def of_front_end(host: HostKvm, peer: FrontEnd) -> Finding:
     """The mode of the VM that a vhost-user front-end runs.
 

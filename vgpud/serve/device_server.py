@@ -102,6 +102,8 @@ class DeviceServer:
         log.info("front-end connected device=%s pid=%d", self.name, self._pid)
         try:
             with connection:
+                if self._agent is not None:  # what the session before this one left
+                    await self._agent.clear()
                 self.session = FrontEndSession(
                     FdSocket(connection), self.spec, look=self._look, agent=self._agent
                 )
@@ -115,15 +117,13 @@ class DeviceServer:
             log.exception("session ended by an internal error device=%s", self.name)
         finally:
             self.session = None
-            if self._agent is not None:
-                await self._agent.clear()
             self._free.set()
 
     def _look(self) -> KvmMode:
         """Sees what decides the guest's memory types, as far as it can be seen."""
         kvm = probe_kvm.probe()
         if self._agent is not None:
-            found = kvm_mode.of_own_vm(kvm)
+            found = kvm_mode.of_agent(kvm)
         else:
             found = kvm_mode.of_front_end(kvm, peer.look(self._pid))
         log.info("guest PAT device=%s kvm=%s: %s", self.name, found.mode, found.reason)
