@@ -26,7 +26,9 @@ WIDTH: Final = 100
 _LABEL: Final = 20
 
 _VERDICTS: Final = {
-    GuestPat.HONORED: "Guests can map blobs write-combined here: {reason}.",
+    GuestPat.HONORED: (
+        "Guests can map blobs write-combined here, in the VMs that are told so below: {reason}."
+    ),
     GuestPat.IGNORED: (
         "Guests can't have write-combined blobs here ({reason}): vgpud maps them cached and flushes"
         " them where guest and device hand them over."
