@@ -101,6 +101,8 @@ def run(out: Path | None = None) -> Demo:
     end; `HostError` if the picture can't be written.
     """
     start = time.monotonic()
+    if out is not None:  # now, and not when all has been done
+        _make(out)
     facts = probe_kvm.probe()
     if facts.state != "usable":
         raise VgpudError(f"{facts.problem}; {facts.advice}" if facts.advice else facts.problem)
@@ -259,12 +261,18 @@ def _accepted(slot: Accepted) -> str:
     )
 
 
+def _make(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HostError(f"making {directory}", error) from error
+
+
 def _save(outcome: Outcome, out: Path | None) -> Path | None:
     if out is None:
         return None
     path = out / PICTURE
     try:
-        out.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png.encode(outcome.copied[..., 2::-1]))
     except OSError as error:
         raise HostError(f"writing {path}", error) from error

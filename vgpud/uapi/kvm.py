@@ -90,8 +90,8 @@ _OPEN_REMEDIES: Final[Remedies] = MappingProxyType(
     {
         errno.ENOENT: "no KVM here: load kvm_intel or kvm_amd, switch virtualization on in the"
         " firmware, or nested virtualization if this is itself a VM",
-        errno.EACCES: "no permission: `vgpud doctor` says how this user gets it; in a service,"
-        " DeviceAllow=/dev/kvm rw",
+        errno.EACCES: "no permission: add this user to the group of /dev/kvm (`vgpud doctor` names"
+        " it; usermod -aG GROUP USER), or DeviceAllow=/dev/kvm rw in the service",
         errno.EPERM: "no permission: allow this device in the container or the service"
         " (DeviceAllow=/dev/kvm rw)",
         errno.ENODEV: "the kvm module found no processor that it supports",
