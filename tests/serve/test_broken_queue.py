@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.serve.queue_stand import REGION, Stand, run, standing
+from tests.serve.queue_stand import REGION, Stand, run, standing, until
 from vgpud.errors import PeerError
 from vgpud.host import eventfd
 from vgpud.host.fds import Fd
@@ -312,3 +312,14 @@ def test_memory_that_is_truncated(waits: bool) -> None:
     assert isinstance(error, PeerError)
     assert "truncated" in str(error)
     gc.collect()  # a coroutine that nobody awaited is told of now
+
+
+def test_an_err_that_is_no_eventfd_is_no_matter() -> None:
+    async def test() -> None:
+        async with standing() as stand:
+            stand.queue.set_err(eventfd.adopt(a_pipe_that_ended(stand)))
+            stand.start()
+            bad_head(stand)
+            await until(lambda: not stand.queue.running)
+
+    run(test)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -265,7 +266,8 @@ class VirtQueue:
         task = self._task
         self._close()
         if self.setup.err is not None:
-            eventfd.signal(self.setup.err)
+            with suppress(PeerError):  # one that can't be told has the ring stopped all the same
+                eventfd.signal(self.setup.err)
         if task is not None and task is not asyncio.current_task():
             task.cancel()
 
