@@ -155,6 +155,8 @@ def test_step_1_needs_a_device_that_does_not_snoop_and_a_back_end_that_agrees() 
     assert not demo.programmed(how, [], 0).ok
     assert not demo.programmed(how, logged(how) * 2, 0).ok
     assert not demo.programmed(how, logged(chosen(KvmMode.FORCED_WB)), 0).ok
+    unknown = chosen(KvmMode.UNKNOWN)  # the same map_info for another reason
+    assert not demo.programmed(unknown, logged(chosen(KvmMode.FORCED_WB)), 0).ok
     assert not demo.programmed(how, logged(how), 1).ok
     snoops = plan(Facts(KvmMode.FORCED_WB), Rule(fallback=Fallback.SNOOP))
     assert snoops.device_snoops

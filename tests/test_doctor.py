@@ -6,6 +6,9 @@ import fcntl
 import json
 import os
 import platform
+import resource
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +61,56 @@ def test_json_agrees_with_another_reading(capsys: pytest.CaptureFixture[str]) ->
     assert found["guest_pat"] in {"honored", "ignored", "unknown", "emulated"}
     assert {plan["vm"] for plan in found["plans"]} == {vm["vm"] for vm in found["vms"]}
     assert all(remedy["problem"] and remedy["remedy"] for remedy in found["remedies"])
+
+
+def test_the_rest_of_the_json_agrees_with_another_reading(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = examined(capsys)
+    cpuinfo = Path("/proc/cpuinfo").read_text()
+    [flags, *_] = [
+        set(line.split()[2:]) for line in cpuinfo.splitlines() if line.startswith("flags\t")
+    ]
+    assert found["cpu"]["self_snoop"] == ("ss" in flags)
+    assert found["cpu"]["hypervisor"] == ("hypervisor" in flags)
+    assert set(found["cpu"]["flush"]) == flags & {"clflushopt", "clwb"}
+
+    kvm, modules = found["kvm"], Path("/sys/module")
+    # Both have a directory where they are built in; the processor then decides.
+    serving = {
+        vendor
+        for vendor, module in (("vmx", "kvm_intel"), ("svm", "kvm_amd"))
+        if (modules / module).is_dir()
+    }
+    if serving == {"vmx", "svm"}:
+        serving &= flags
+    if kvm["state"] == "usable":
+        assert [kvm["vendor"]] == ([*serving] or ["other"])
+    parameters = {"vmx": modules / "kvm_intel/parameters/ept"}
+    parameters["svm"] = modules / "kvm_amd/parameters/npt"
+    if kvm["vendor"] in parameters:
+        assert kvm["tdp"] == (parameters[kvm["vendor"]].read_text().strip() in {"Y", "1"})
+
+    for pool in found["memory"]["huge_pages"]:
+        kib = pool["size"] // 1024
+        counter = Path(f"/sys/kernel/mm/hugepages/hugepages-{kib}kB/nr_hugepages")
+        assert pool["total"] == int(counter.read_text())
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if limit == resource.RLIM_INFINITY:
+        assert found["memory"]["locked_limit"] is None
+    elif os.geteuid() != 0:
+        assert found["memory"]["locked_limit"] == limit
+    if not Path("/dev/udmabuf").exists():
+        assert found["memory"]["udmabuf"]["state"] == "absent"
+
+    nodes = {str(node) for node in Path("/dev/dri").glob("*[0-9]")}
+    listed = {node["path"] for gpu in found["gpus"] for node in gpu["nodes"]}
+    assert {path for path in listed if Path(path).exists()} == nodes
+    assert (found["qemu"] is not None) >= (shutil.which("qemu-system-x86_64") is not None)
+    if found["qemu"] is not None and found["qemu"]["version"] is not None:
+        program = found["qemu"]["path"]
+        said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+        assert f"version {found['qemu']['version']}" in said.stdout
 
 
 def test_the_screen(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ Must not import asyncio or anything of the daemon's. Source: unix(7), and `wire.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import socket
@@ -18,6 +19,9 @@ from vgpud.wire.rpc import Call, Failure, Json, decode_reply, encode_call
 
 MAX_REPLY: Final = 1 << 20
 """Bytes. More than a datagram can be with the kernel's default buffers."""
+
+_DENIED: Final = "it answers to the daemon's own user: call it as that one"
+_ADVICE: Final = {errno.EACCES: _DENIED, errno.EPERM: _DENIED}
 
 
 class Client:
@@ -75,4 +79,5 @@ class Client:
         return reply.value
 
     def _host_error(self, error: OSError) -> HostError:
-        return HostError(f"control socket {self._path}", error, "is the daemon running there?")
+        advice = _ADVICE.get(error.errno or 0, "is the daemon running there?")
+        return HostError(f"control socket {self._path}", error, advice)

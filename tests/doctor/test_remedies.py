@@ -153,6 +153,13 @@ def test_no_kvm() -> None:
     assert kvm.commands == ("sudo mknod -m 660 /dev/kvm c 10 232",)
 
 
+def test_root_is_given_commands_without_sudo() -> None:
+    who = Who("root", {"/dev/udmabuf": KVM_GROUP})
+    kvm, _, udmabuf = of(hosts.ABSENT, who)
+    assert kvm.commands == ("modprobe kvm_intel",)
+    assert udmabuf.commands == ("modprobe udmabuf",)
+
+
 def test_a_kvm_that_fails() -> None:
     remedy = only(hosts.FAILED)
     assert "Device or resource busy" in remedy.problem

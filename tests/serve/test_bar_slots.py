@@ -11,6 +11,7 @@ import pytest
 from tests.serve.back_end_vmm import SHMID, SIZE, connected, mapping, run, start_map
 from vgpud.errors import HostError
 from vgpud.host.fds import Fd
+from vgpud.serve import bar_slots
 from vgpud.serve.bar_slots import FrontendSlots
 from vgpud.wire.vhost_user.backend_channel import (
     ShmemUnmap,
@@ -201,5 +202,37 @@ def test_an_unmap_that_was_refused_can_be_asked_for_again() -> None:
                 await vmm.answer(status)
                 result = (await asyncio.gather(task, return_exceptions=True))[0]
                 assert isinstance(result, HostError) == bool(status)
+
+    run(test)
+
+
+def test_a_front_end_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A map is undone, behind it; an unmap goes on, and its late answer is the answer."""
+    patience = bar_slots.PATIENCE
+
+    async def test(fd: Fd) -> None:
+        async with connected() as (slots, vmm):
+            monkeypatch.setattr(bar_slots, "PATIENCE", 0.05)
+            task = await start_map(slots, vmm, fd, 0x8000)
+            with pytest.raises(HostError, match=r"did not answer.*: is the VMM stopped") as late:
+                await task
+            assert late.value.errno == errno.ETIMEDOUT
+            assert (await vmm.request())[0] == ShmemUnmap(SHMID, 0x8000, 0x2000)
+            unmap = asyncio.create_task(slots.unmap(0x4000, 0x2000))
+            assert (await vmm.request())[0] == ShmemUnmap(SHMID, 0x4000, 0x2000)
+            with pytest.raises(HostError, match="did not answer"):
+                await unmap
+
+            monkeypatch.setattr(bar_slots, "PATIENCE", patience)
+            again = asyncio.create_task(slots.unmap(0x4000, 0x2000))
+            await vmm.nothing()
+            for _ in range(3):
+                await vmm.answer()
+            await again
+            # That one is over.
+            unmap = asyncio.create_task(slots.unmap(0x4000, 0x2000))
+            assert (await vmm.request())[0] == ShmemUnmap(SHMID, 0x4000, 0x2000)
+            await vmm.answer()
+            await unmap
 
     run(test)

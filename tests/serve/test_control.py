@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import stat
 import threading
@@ -266,6 +267,20 @@ def test_the_client_says_that_no_daemon_is_there(path: Path) -> None:
         dead.bind(str(path))
     with pytest.raises(HostError, match="refused"):
         Client(path)
+
+
+def test_the_client_says_that_the_socket_is_not_for_this_user(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(str(path))
+        path.chmod(0)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)
+        try:
+            with pytest.raises(HostError, match="denied; it answers to the daemon's own user"):
+                Client(path)
+        finally:
+            os.seteuid(user)
 
 
 def test_the_client_gives_up_on_a_daemon_that_hangs(path: Path) -> None:

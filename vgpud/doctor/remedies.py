@@ -9,8 +9,8 @@ vhost-user.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
@@ -66,6 +66,17 @@ class Who:
 
 def remedies(facts: HostFacts, who: Who, *, pins: bool) -> tuple[Remedy, ...]:
     """All that apply, the most wanted first; `pins` is whether some plan wants pages locked."""
+    found = _remedies(facts, who, pins=pins)
+    if who.user != "root":
+        return tuple(found)
+    # Root needs no sudo, and may have none.
+    return tuple(
+        replace(remedy, commands=tuple(line.replace("sudo ", "") for line in remedy.commands))
+        for remedy in found
+    )
+
+
+def _remedies(facts: HostFacts, who: Who, *, pins: bool) -> Iterable[Remedy]:
     return (
         *_kvm(facts, who),
         *_guest_pat(facts),

@@ -68,7 +68,8 @@ class FrontendSlots:
         except asyncio.CancelledError:
             raise
         except BaseException:
-            self._unmaps.pop((bar_offset, length), None)
+            if request.answered.done():  # else its answer is late, and no second may cross it
+                self._unmaps.pop((bar_offset, length), None)
             raise
         self._unmaps.pop((bar_offset, length), None)
 
@@ -89,10 +90,10 @@ async def _answer(operation: str, request: Request) -> None:
         async with asyncio.timeout(PATIENCE):
             status = await asyncio.shield(request.answered)
     except TimeoutError:
-        advice = f"the front-end did not answer in {PATIENCE:.0f} s"
+        advice = f"the front-end did not answer in {PATIENCE:.0f} s: is the VMM stopped, or stuck?"
         raise HostError(operation, OSError(errno.ETIMEDOUT, ""), advice) from None
     if status is None:
         raise HostError(operation, OSError(errno.EPIPE, ""), "the front-end closed the channel")
     if status != 0:
-        advice = f"the front-end refused it with status {status}"
+        advice = f"the front-end refused it with status {status}: the VMM's own log may say why"
         raise HostError(operation, OSError(errno.EREMOTEIO, ""), advice)
