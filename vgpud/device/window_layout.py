@@ -156,7 +156,8 @@ class WindowBlob:
         charge = self._layout.quota.charge(self._size)
         try:
             private = zeroed(self._size)
-            await self._copy(Extents.from_array(private), self.contents())
+            out, here = Extents.from_array(private), self.contents()
+            await self._do(lambda: out.copy_from(here))
         except BaseException:
             charge.release()
             raise
@@ -178,9 +179,6 @@ class WindowBlob:
             view.copy_from(Extents.from_array(self._private))
         if self._flush:  # also fresh pages: the kernel zeroes them through the cache
             view.flush(0, self._size)
-
-    async def _copy(self, to: Extents, source: Extents) -> None:
-        await self._do(lambda: to.copy_from(source))
 
     async def _do(self, work: Callable[[], None]) -> None:
         if self._size < COPY_ASIDE:

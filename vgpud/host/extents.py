@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 
 from vgpud.errors import GuestError
 from vgpud.host import mapping
+from vgpud.host.dirty_log import LOG_PAGE
 from vgpud.uapi import native
 from vgpud.uapi.native import SPAN, SpanList
 from vgpud.wire.gpu.protocol import ResponseType
-
-PAGE_SIZE: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +287,7 @@ class Extents:
     def _mark_dirty_rect(self, offset: int, stride: int, row_bytes: int, rows: int) -> None:
         if self._guest is None or not row_bytes or not rows:
             return
-        if rows == 1 or stride - row_bytes < PAGE_SIZE:  # no page between two rows
+        if rows == 1 or stride - row_bytes < LOG_PAGE:  # no page between two rows
             self._mark_dirty(offset, (rows - 1) * stride + row_bytes)
         elif self._guest.sink.log is not None:
             for row in range(rows):

@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 ACCEPT_RETRY = 1.0
 """Seconds to wait where a connection can't be taken, such as for want of descriptors."""
 
-
 CHANGEOVER = 2.0
 """Seconds that a front-end waits for the one before it to end, which takes milliseconds."""
 

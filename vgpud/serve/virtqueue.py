@@ -59,8 +59,7 @@ class RingSetup:
 
 
 class VirtQueue:
-    """A queue by its `index`; `memory` is the session's, which may be replaced while the ring
-    runs."""
+    """A queue; `memory` is the session's, which may be replaced while the ring runs."""
 
     def __init__(
         self, name: str, memory: GuestMemory, handler: Handler, tasks: asyncio.TaskGroup
