@@ -21,7 +21,7 @@ from vgpud.config import Config
 from vgpud.errors import HostError
 from vgpud.policy.slots import SlotTable
 from vgpud.serve.agent_slots import AgentSlots
-from vgpud.serve.control import ControlServer, DaemonInfo, DeviceInfo
+from vgpud.serve.control.server import ControlServer, DaemonInfo, DeviceInfo
 from vgpud.serve.device_server import DeviceServer
 from vgpud.serve.unix_socket import listen
 from vgpud.wire.vhost_user.protocol import Gpa

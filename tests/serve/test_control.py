@@ -18,7 +18,7 @@ import pytest
 from vgpud.client import Client
 from vgpud.errors import ConfigError, HostError
 from vgpud.serve import control
-from vgpud.serve.control import ControlServer, DaemonInfo, DeviceInfo
+from vgpud.serve.control.server import ControlServer, DaemonInfo, DeviceInfo
 from vgpud.wire.rpc import ErrorCode, RpcError
 
 INFO = DaemonInfo(

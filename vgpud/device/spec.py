@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vgpud.policy.slot_policy import GuestPat, Layout, Rule
+from vgpud.policy.slot_policy import Buffers, GuestPat, Layout, Rule, SlotOwner
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,8 @@ class DeviceSpec:
 
     `window` is the size of the host-visible BAR window and `memory_limit` all that the guest can
     make us allocate, both in bytes. `outputs` are the scanouts in order, 1 to 16 of them. `layout`
-    is the one layout on which all of `rules` agree for this device.
+    is the one layout on which all of `rules` agree for this device. `render_node` is the GPU whose
+    buffers are to be used, None for any.
     """
 
     name: str
@@ -34,3 +35,6 @@ class DeviceSpec:
     guest_pat: GuestPat
     rules: tuple[Rule, ...]
     layout: Layout
+    slots: SlotOwner = SlotOwner.FRONTEND
+    buffers: Buffers = Buffers.AUTO
+    render_node: str | None = None

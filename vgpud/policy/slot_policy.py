@@ -56,6 +56,30 @@ class GuestPat(StrEnum):
     AUTO = "auto"
 
 
+class SlotOwner(StrEnum):
+    """Who puts blobs into the guest's address space.
+
+    FRONTEND: the VMM at the other end of the vhost-user socket (SHMEM_MAP). AGENT: a VMM that sets
+    memory slots as it is told over the control socket. LOCAL: this process, which owns the VM.
+    """
+
+    FRONTEND = "frontend"
+    AGENT = "agent"
+    LOCAL = "local"
+
+
+class Buffers(StrEnum):
+    """What the memory of host blobs is made of.
+
+    UDMABUF: a memfd's pages, pinned, as a dma-buf. GEM: buffers of a GPU's driver, as dma-bufs.
+    """
+
+    MEMFD = "memfd"
+    UDMABUF = "udmabuf"
+    GEM = "gem"
+    AUTO = "auto"
+
+
 @dataclass(frozen=True, slots=True)
 class Match:
     """The blobs that a rule is for; the default is all of them.
@@ -85,12 +109,16 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One slot policy; the default values are the policy of a device without any."""
+    """One slot policy; the default values are the policy of a device without any.
+
+    `allow_guest_ram`: a slot outside of the BAR window may have the flag too.
+    """
 
     match: Match = Match()
     memory_type: MemoryType = MemoryType.WC
     fallback: Fallback = Fallback.FLUSH
     layout: Layout = Layout.WINDOW
+    allow_guest_ram: bool = False
 
 
 DEFAULT_RULE: Final = Rule()

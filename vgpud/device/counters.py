@@ -1,0 +1,29 @@
+"""What a device has done since the daemon started, for metrics: plain numbers, cheap to count.
+
+Outlives sessions. Everything is counted on the event loop, so that no increment gets lost.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True, eq=False)
+class Counters:
+    """Totals. Bytes `read` and `written` are the DMA engine's, without snooping; those that a plan
+    has it move through the caches are `snooped`."""
+
+    commands: Counter[str] = field(default_factory=Counter)
+    """By the name of the command's class in `wire.gpu.commands`."""
+    refused: int = 0
+    fences: int = 0
+    maps: int = 0
+    unmaps: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    bytes_snooped: int = 0
+    display_updates: int = 0
+    display_bytes: int = 0
+    sessions: int = 0
+    resets: int = 0
