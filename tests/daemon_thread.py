@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Final, Self
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from vgpud.config import Config
 from vgpud.daemon import Daemon
+from vgpud.serve.table_slots import TableSlots
 
 START_S: Final = 10.0
 STOP_S: Final = 10.0
@@ -24,9 +26,10 @@ class DaemonThread:
     Leaving the context stops the daemon and raises what it ended with, if that was an error.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, slots: Mapping[str, TableSlots] | None = None) -> None:
         """Say what to serve; entering the context returns once every socket listens."""
         self._config = config
+        self._slots = slots
         self._listening: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._ended: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._thread = threading.Thread(target=self._main, name="vgpud")
@@ -81,7 +84,7 @@ class DaemonThread:
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._daemon = Daemon(self._config)
+        self._daemon = Daemon(self._config, slots=self._slots)
         async with asyncio.TaskGroup() as group:
             announcer = group.create_task(self._announce())
             await self._daemon.run()

@@ -238,7 +238,7 @@ def test_a_bad_file(run: Run, tmp_path: Path) -> None:
 
 
 def test_the_file_for_vmms_names_the_program() -> None:
-    entry = json.loads((ROOT / "config" / "50-vgpud.json").read_text())
+    entry = json.loads((ROOT / "config" / "40-vgpud.json").read_text())
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     assert entry["type"] == "gpu"
     assert scripts[Path(entry["binary"]).name] == "vgpud.backend_program:main"
@@ -263,3 +263,11 @@ def test_agent_options_that_make_no_sense(
     status, output, errors = run("--socket-path", tmp_path / "s", *options)
     assert (status, output) == (2, "")
     assert complaint in errors
+
+
+def test_slots_of_an_agent_take_an_agent(run: Run, tmp_path: Path) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text('[[device]]\nname = "a"\nslots = "agent"\n')
+    status, output, errors = run("--config", config, "--socket-path", tmp_path / "s")
+    assert (status, output) == (2, "")
+    assert 'slots = "agent" takes --agent-fd' in errors

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-from vgpud.config import Config, default_toml
-from vgpud.config_tables import default_runtime_dir
+from vgpud.config import Config
+from vgpud.config_tables import default_runtime_dir, size_text
 from vgpud.device.spec import DeviceSpec, Output
 from vgpud.errors import ConfigError
 from vgpud.policy.slot_policy import (
     BlobKind,
+    Buffers,
     Fallback,
     GuestPat,
     Layout,
     Match,
     MemoryType,
     Rule,
+    SlotOwner,
 )
 
-ROOT = Path(__file__).parents[1]
 MIB = 1 << 20
 
 FULL = """
 [daemon]
 runtime_dir = "/run/elsewhere"
 control_socket = "ctl"
+allow_users = ["libvirt-qemu", "107"]
+allow_groups = []
+log_level = "debug"
 
 [[device]]
 name = "gpu0"
@@ -43,6 +46,9 @@ guest_pat = "honored"
 name = "big.one"
 socket = "/somewhere/else.sock"
 window = "2GiB"
+buffers = "gem"
+render_node = "/dev/dri/renderD129"
+slots = "agent"
 guest_pat = "ignored"
 
 [[slot_policy]]
@@ -50,6 +56,7 @@ match = { device = "big*", blob = "host3d", min_size = "4KiB" }
 memory_type = "uc"
 fallback = "refuse"
 layout = "per-blob"
+allow_guest_ram = true
 
 [[slot_policy]]
 match = { blob = "host3d_guest", max_size = "1MiB" }
@@ -72,7 +79,11 @@ def faults(text: str) -> list[str]:
 def test_every_key_reaches_its_device() -> None:
     config = Config.from_toml(FULL)
     big = Rule(
-        Match("big*", BlobKind.HOST3D, 4096), MemoryType.UC, Fallback.REFUSE, Layout.PER_BLOB
+        Match("big*", BlobKind.HOST3D, 4096),
+        MemoryType.UC,
+        Fallback.REFUSE,
+        Layout.PER_BLOB,
+        allow_guest_ram=True,
     )
     shadowed = Rule(Match(blob=BlobKind.HOST3D_GUEST, max_size=MIB), MemoryType.WB)
     rest = Rule(fallback=Fallback.SNOOP)
@@ -85,6 +96,9 @@ def test_every_key_reaches_its_device() -> None:
             guest_pat=GuestPat.HONORED,
             rules=(shadowed, rest),
             layout=Layout.WINDOW,
+            slots=SlotOwner.FRONTEND,
+            buffers=Buffers.MEMFD,
+            render_node=None,
         ),
         DeviceSpec(
             name="big.one",
@@ -94,8 +108,14 @@ def test_every_key_reaches_its_device() -> None:
             guest_pat=GuestPat.IGNORED,
             rules=(big, shadowed, rest),
             layout=Layout.PER_BLOB,
+            slots=SlotOwner.AGENT,
+            buffers=Buffers.GEM,
+            render_node="/dev/dri/renderD129",
         ),
     )
+    assert config.daemon.allow_users == ("libvirt-qemu", "107")
+    assert config.daemon.allow_groups == ()
+    assert config.daemon.log_level == "debug"
     assert config.control_path == Path("/run/elsewhere/ctl")
     assert config.socket_path("gpu0") == Path("/run/elsewhere/zero")
     assert config.socket_path("big.one") == Path("/somewhere/else.sock")
@@ -162,7 +182,7 @@ def test_no_control_socket() -> None:
         ('memory_limit = "8589934592GiB"', "must be less than 8589934592GiB"),
         ("outputs = []", "outputs = []: must be 1 to 16 outputs"),
         (f"outputs = {['640x480'] * 17}", "must be 1 to 16 outputs"),
-        ('outputs = "640x480"', 'outputs = "640x480": '),
+        ('outputs = "640x480"', 'outputs = "640x480": must be an array'),
         ('outputs = ["640x480", "640"]', 'outputs.1 = "640": an output is'),
         ('outputs = ["31x480"]', "must be 32 to 8192 pixels"),
         ('outputs = ["640x8193"]', "must be 32 to 8192 pixels"),
@@ -170,11 +190,18 @@ def test_no_control_socket() -> None:
             'guest_pat = "honoured"',
             "guest_pat = \"honoured\": must be 'honored', 'ignored' or 'auto'",
         ),
-        ('slots = "agent"', "slots = \"agent\": not available in this version; must be 'frontend'"),
-        ('slots = "local"', "not available in this version"),
-        ('slots = "none"', "slots = \"none\": must be 'frontend'"),
-        ('buffers = "gem"', "not available in this version; must be 'auto' or 'memfd'"),
-        ('buffers = "udmabuf"', "not available in this version"),
+        ('slots = "none"', "slots = \"none\": must be 'frontend', 'agent' or 'local'"),
+        ('buffers = "vram"', "buffers = \"vram\": must be 'memfd', 'udmabuf', 'gem' or 'auto'"),
+        ('buffers = "gem"', 'buffers = "gem": must be "auto" or "memfd" with the window layout'),
+        ('buffers = "udmabuf"', 'buffers = "udmabuf": must be "auto" or "memfd" with the window'),
+        ('render_node = "renderD128"', 'render_node = "renderD128": must be an absolute path'),
+        ('render_node = "/dev/r"', 'render_node = "/dev/r": of no effect with the window layout'),
+        (
+            'buffers = "memfd"\nrender_node = "/dev/r"',
+            'render_node = "/dev/r": of no effect with buffers = "memfd"; use "gem" or "auto"',
+        ),
+        ("window = true", "window = true: a size"),
+        ("socket = 3", "socket = 3: must be a string"),
         ('socket = ""', 'socket = "": '),
         ('socket = "a\\u0000b"', "must not contain control characters"),
         ("colour = 1", "colour = 1: unknown key; known: name, socket, window, memory_limit"),
@@ -200,7 +227,14 @@ def test_a_name_that_can_not_name_a_socket(name: str) -> None:
         ("daemon = 3", "[daemon]: it = 3: must be a table"),
         ('[daemon]\nruntime_dir = "x"', '[daemon]: runtime_dir = "x": must be an absolute path'),
         ("[daemon]\nx = 1", "[daemon]: x = 1: unknown key; known: runtime_dir, control_socket"),
-        ('[daemon]\nallow_users = ["a"]', "[daemon]: allow_users: not available in this version"),
+        ('[daemon]\nallow_users = "a"', '[daemon]: allow_users = "a": must be an array'),
+        ("[daemon]\nallow_users = [0]", "[daemon]: allow_users.0 = 0: must be a string"),
+        ('[daemon]\nallow_users = ["root", ""]', 'allow_users.1 = "": a user or group is a name'),
+        ('[daemon]\nallow_groups = ["a b"]', 'allow_groups.0 = "a b": a user or group is a name'),
+        (
+            '[daemon]\nlog_level = "loud"',
+            "[daemon]: log_level = \"loud\": must be 'debug', 'info', 'warning' or 'error'",
+        ),
         ('[device]\nname = "a"', '[[device]] = { name = "a" }: must be tables'),
         ("device = []", "device: there must be at least one [[device]]"),
         ("[[device]]", "[[device]] 1: name is missing"),
@@ -211,7 +245,7 @@ def test_a_name_that_can_not_name_a_socket(name: str) -> None:
         ),
         (
             '[[slot_policy]]\nmatch = { blob = "guest" }',
-            "match.blob = \"guest\": not available in this version; must be 'host3d' or",
+            "match.blob = \"guest\": must be 'host3d' or 'host3d_guest'",
         ),
         ("[[slot_policy]]\nmatch = { x = 1 }", "match.x = 1: unknown key; known: device, blob, "),
         ("[[slot_policy]]\nmatch = { min_size = 4 }", "match.min_size = 4: a size"),
@@ -222,28 +256,38 @@ def test_a_name_that_can_not_name_a_socket(name: str) -> None:
         ('[[slot_policy]]\nmemory_type = "WC"', "must be 'wc', 'uc' or 'wb'"),
         ('[[slot_policy]]\nlayout = "blob"', "must be 'window' or 'per-blob'"),
         ('[[slot_policy]]\nfallback = ""', "must be 'flush', 'snoop' or 'refuse'"),
-        ("[[slot_policy]]\nallow_guest_ram = true", "not available in this version: guest RAM"),
+        (
+            '[[slot_policy]]\nallow_guest_ram = "true"',
+            '[[slot_policy]] 1: allow_guest_ram = "true": must be true or false',
+        ),
+        (
+            "[[slot_policy]]\nallow_guest_ram = true",
+            "[[slot_policy]] 1: allow_guest_ram = true: of no effect; it needs layout = ",
+        ),
         (
             "[[slot_policy]]\n[[slot_policy]]",
             "[[slot_policy]] 1: matches every blob, so no later one has any effect",
         ),
-        ('[[device]]\nname="a"\n[[device]]\nname="a"', 'the name "a" is used more than once'),
+        (
+            '[[device]]\nname="a"\n[[device]]\nname="a"',
+            '[[device]]: name = "a": used more than once',
+        ),
         (
             '[daemon]\nruntime_dir="/r"\n[[device]]\nname="a"\nsocket="s"\n[[device]]\nname="b"\nsocket="/r/./s"',
-            "device b: socket /r/s is already that of device a",
+            '[[device]] 2: socket = "/r/./s": /r/s is that of [[device]] 1: socket already',
         ),
         (
             '[daemon]\nruntime_dir="/r"\ncontrol_socket = "gpu0.sock"',
-            "already that of control_socket",
+            '[[device]] 1: socket = "gpu0.sock": /r/gpu0.sock is that of [daemon]: control_socket',
         ),
         (f'[[device]]\nname = "a"\nsocket = "/{"x" * 107}"', "is longer than 107 bytes"),
         (
             '[[device]]\nname = "a"\nmemory_limit = "128MiB"',
-            "device a: memory_limit is less than window",
+            '[[device]] 1: memory_limit = "128MiB": must be window, "256MiB", or more, as',
         ),
         (
             '[[slot_policy]]\nmatch = { min_size = "8KiB" }\nlayout = "per-blob"',
-            "device gpu0: its host blobs would get both layouts",
+            "[[device]] 1: its host blobs would get both layouts",
         ),
     ],
 )
@@ -277,10 +321,43 @@ def test_all_faults_are_named_at_once() -> None:
         [more]
     """
     found = "\n".join(faults(text))
-    for part in ("more", "runtime_dir", "window", "outputs.0", "outputs.2", "b: memory_limit"):
+    for part in ("more", "runtime_dir", "window", "outputs.0", "outputs.2", "] 2: memory_limit"):
         assert part in found
-    assert "is used more than once" in found
+    assert "used more than once" in found
     assert "no later one has any effect" in found
+
+
+PER_BLOB = '[[slot_policy]]\nlayout = "per-blob"\n'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'[[device]]\nname = "a"\nbuffers = "gem"\n{PER_BLOB}',
+        f'[[device]]\nname = "a"\nbuffers = "udmabuf"\nslots = "agent"\n{PER_BLOB}',
+        f'[[device]]\nname = "a"\nrender_node = "/dev/dri/renderD128"\n{PER_BLOB}',
+        f'[[device]]\nname = "a"\nslots = "local"\n{PER_BLOB}allow_guest_ram = true',
+        '[[device]]\nname = "a"\nslots = "local"\n',
+        "[[slot_policy]]\nallow_guest_ram = false",
+    ],
+)
+def test_what_goes_together(text: str) -> None:
+    Config.from_toml(text)
+
+
+def test_a_file_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.toml").write_text("[daemon]\n")
+    monkeypatch.chdir(tmp_path)
+    assert Config.load("a.toml").path == tmp_path / "a.toml"
+    assert Config.default().path is None
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0KiB"), (4096, "4KiB"), (MIB, "1MiB"), (1536 * MIB, "1536MiB"), (2048 * MIB, "2GiB")],
+)
+def test_a_size_is_spelled_as_it_would_be_read(size: int, text: str) -> None:
+    assert size_text(size) == text
 
 
 def test_a_long_value_is_cut() -> None:
@@ -296,39 +373,3 @@ def test_files_that_can_not_be_read(tmp_path: Path) -> None:
     (tmp_path / "latin").write_bytes(b"# caf\xe9\n[daemon]")
     with pytest.raises(ConfigError, match="latin: is not UTF-8"):
         Config.load(tmp_path / "latin")
-
-
-def test_the_file_of_defaults_says_the_defaults() -> None:
-    config = Config.from_toml(default_toml())
-    assert config.daemon == Config.default().daemon
-    assert config.device == Config.default().device
-    assert [policy.rule() for policy in config.slot_policy] == [Rule()]
-
-
-def test_the_examples_in_the_file_of_defaults_are_fit_for_use() -> None:
-    def used(line: str) -> str:
-        example = line.startswith(("# runtime_dir =", "# socket =", "# match ="))
-        return line.removeprefix("# ") if example else line
-
-    config = Config.from_toml("\n".join(used(line) for line in default_toml().splitlines()))
-    assert config.runtime_dir == Path("/run/vgpud")
-    assert config.slot_policy[0].rule().match == Match("gpu*", BlobKind.HOST3D, 4096)
-
-
-def test_the_file_in_the_tree_is_the_one_that_is_printed() -> None:
-    assert (ROOT / "config" / "vgpud.toml").read_text() == default_toml()
-
-
-def test_the_schema_speaks_of_what_a_file_may_say() -> None:
-    schema = Config.model_json_schema()
-    device = schema["$defs"]["DeviceTable"]["properties"]
-    assert device["window"] == {
-        "default": "256MiB",
-        "description": "The host-visible BAR window: a power of two, 64KiB or more.",
-        "pattern": "^[0-9]+(KiB|MiB|GiB)$",
-        "title": "Window",
-        "type": "string",
-    }
-    assert device["slots"]["const"] == "frontend"
-    assert set(schema["properties"]) == {"daemon", "device", "slot_policy"}
-    json.dumps(schema)

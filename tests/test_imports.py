@@ -22,18 +22,25 @@ BELOW = {
     "serve": {"errors", "wire", "policy", "host", "device"},
     "__init__": set(),
 }
-BELOW["client"] = {"errors", "wire"}
+BELOW["client"] = {"errors", "wire", "host", "agent"}
 BELOW["agent"] = {"errors", "wire", "host"}
-BELOW["microvm"] = {"errors", "wire", "uapi", "policy", "host", "agent"}
+BELOW["microvm"] = {"errors", "wire", "uapi", "policy", "host", "agent", "client"}
 BELOW["demo"] = {"errors", "wire", "policy", "host", "microvm"}
 BELOW["doctor"] = {"errors", "wire", "policy", "host", "microvm"}
 BELOW["bench"] = {"errors", "policy", "host"}
 BELOW["qemu_lines"] = set()
 BELOW["config_tables"] = {"errors", "policy", "device"}
 BELOW["config"] = BELOW["config_tables"] | {"config_tables"}
-BELOW["daemon"] = {"errors", "wire", "policy", "host", "device", "serve", "config"}
-BELOW["cli"] = {"errors", "client", "qemu_lines", "config", "daemon", "demo", "doctor", "bench"}
-BELOW["backend_program"] = BELOW["cli"] | {"cli", "config_tables", "wire"}
+BELOW["logs"] = {"host"}
+BELOW["reload"] = BELOW["config"] | {"config"}
+BELOW["daemon"] = BELOW["reload"] | {"wire", "host", "serve", "logs", "reload"}
+BELOW["stdout"] = {"errors"}
+BELOW["ctl"] = {"errors", "wire", "host", "client", "config", "stdout"}
+BELOW["completion"] = set()
+BELOW["units"] = {"errors"}
+BELOW["cli"] = {"errors", "config", "daemon", "demo", "doctor", "bench", "ctl"}
+BELOW["cli"] |= {"stdout", "completion", "qemu_lines", "units", "logs", "serve"}
+BELOW["backend_program"] = BELOW["cli"] | {"cli", "config_tables", "wire", "policy"}
 BELOW["__main__"] = {"cli"}
 
 PURE = {"wire", "policy"}

@@ -28,18 +28,20 @@ def options(command: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("line", "device"),
+    ("line", "device", "display"),
     [
         (
             qemu_lines.all_features(SOCKET),
             "vhost-user-test-device-pci,chardev=vgpu,virtio-id=16,num_vqs=2,vq_size=256,config_size=20",
+            "none",
         ),
-        (qemu_lines.display(SOCKET), "vhost-user-gpu-pci,chardev=vgpu"),
+        (qemu_lines.display(SOCKET), "vhost-user-gpu-pci,chardev=vgpu", "gtk,gl=on"),
     ],
 )
-def test_a_line_has_what_a_front_end_needs(line: str, device: str) -> None:
+def test_a_line_has_what_a_front_end_needs(line: str, device: str, display: str) -> None:
     found = options(line)
     assert found["-device"] == [device]
+    assert found["-display"] == [display]
     assert found["-chardev"] == [f"socket,id=vgpu,path={SOCKET}"]
     assert found["-object"] == ["memory-backend-memfd,id=mem,size=2G,share=on"]
     assert found["-m"] == ["2G"]

@@ -17,11 +17,14 @@ from pathlib import Path
 from socket import SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM, SocketKind
 from typing import Final
 
-from vgpud.cli import exit_status, run_daemon, say, start_logging
+from vgpud import logs
+from vgpud.cli import exit_status, run_daemon
 from vgpud.config import Config
 from vgpud.config_tables import DaemonTable
 from vgpud.daemon import Agent, Daemon
 from vgpud.errors import ConfigError, VgpudError
+from vgpud.policy.slot_policy import SlotOwner
+from vgpud.stdout import say
 from vgpud.wire.vhost_user.protocol import Gpa
 
 PAGE: Final = 4096
@@ -75,7 +78,7 @@ def _serve(args: argparse.Namespace) -> None:
         if given:
             raise VgpudError(f"{option} is not available in this version: it has no 3D renderer")
     config = Config.load(args.config)
-    start_logging("info")
+    logs.start("info", "vhost-user-vgpu")
     with ExitStack() as inherited:
         connection, path = None, Path("/")
         if args.fd is not None:
@@ -83,6 +86,9 @@ def _serve(args: argparse.Namespace) -> None:
         else:
             path = args.socket_path.absolute()
         agent = _agent(args, inherited)
+        if agent is None and config.device[0].slots is SlotOwner.AGENT:
+            # Without a control socket nobody could attach.
+            raise ConfigError('slots = "agent" takes --agent-fd, --agent-window and --agent-slots')
         daemon = Daemon(_alone(config, path), connection=connection, agent=agent)
         run_daemon(daemon, lambda: None)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import errno
 import json
 import logging
 import os
@@ -17,12 +16,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from vgpud import __version__, demo, doctor, qemu_lines
+from vgpud import __version__, completion, demo, doctor, logs, qemu_lines, units
 from vgpud.bench import suite
-from vgpud.client import Client
 from vgpud.config import Config, default_toml
+from vgpud.ctl import arguments
 from vgpud.daemon import Daemon
 from vgpud.errors import ConfigError, HostError, VgpudError
+from vgpud.serve.activation import Activated
+from vgpud.serve.notify import Notifier
+from vgpud.stdout import say
 
 DONE: Final = 0
 FAILED: Final = 1
@@ -51,33 +53,22 @@ def exit_status(program: str, action: Callable[[], None]) -> int:
     return status
 
 
-def say(text: str) -> None:
-    """Print on stdout, now; raises HostError if nobody can read it."""
-    if sys.stdout is None:  # Closed before we were started: print would say nothing, silently.
-        raise HostError("standard output", OSError(errno.EBADF, os.strerror(errno.EBADF)))
-    try:
-        print(text, flush=True)
-    except OSError as error:
-        # Else the interpreter would try, and complain, once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise HostError("standard output", error) from error
-
-
-def start_logging(level: str) -> None:
-    """Log lines of `level` and above go to stderr."""
-    logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-
-
 def run_daemon(daemon: Daemon, announce: Callable[[], None]) -> None:
-    """Run until SIGTERM or SIGINT; `announce` is called once every socket is listening."""
+    """Run until SIGTERM or SIGINT; `announce` is called once every socket is listening.
+
+    SIGHUP has a configuration's file read anew, if there is one; else it ends us, as it would if a
+    terminal were closed.
+    """
     asyncio.run(_run(daemon, announce))
 
 
 async def _run(daemon: Daemon, announce: Callable[[], None]) -> None:
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, daemon.stop)
+        loop.add_signal_handler(number, daemon.stop)
+    loop.add_signal_handler(
+        signal.SIGHUP, daemon.request_reload if daemon.reloadable else daemon.stop
+    )
     async with asyncio.TaskGroup() as group:
         announcer = group.create_task(_announce(daemon, announce))
         await daemon.run()
@@ -98,12 +89,16 @@ def parser() -> argparse.ArgumentParser:
         prog="vgpud", description="Host back-end of a virtio-GPU over vhost-user."
     )
     parser.add_argument("--version", action="version", version=f"vgpud {__version__}")
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    verbs = parser.add_subparsers(required=True, metavar="VERB", parser_class=arguments.VerbParser)
 
     serve = verbs.add_parser("serve", help="serve the configured devices until SIGTERM")
     serve.set_defaults(action=_serve)
     _add_config(serve)
-    serve.add_argument("--log-level", choices=["debug", "info", "warning", "error"], default="info")
+    serve.add_argument(
+        "--log-level",
+        choices=["debug", "info", "warning", "error"],
+        help="default: as configured",
+    )
 
     examine = verbs.add_parser("doctor", help="say what this host can do, and what would help")
     examine.set_defaults(action=_doctor)
@@ -141,14 +136,24 @@ def parser() -> argparse.ArgumentParser:
     schema = nouns.add_parser("schema", help="print the JSON schema")
     schema.set_defaults(action=lambda _: say(json.dumps(Config.model_json_schema(), indent=2)))
 
-    ctl = verbs.add_parser("ctl", help="call a method of a running daemon")
-    ctl.set_defaults(action=_ctl)
-    _add_config(ctl)
-    ctl.add_argument(
-        "--socket", type=Path, metavar="S", help="control socket (default: as configured)"
+    ctl = verbs.add_parser("ctl", help="look at a running daemon, or call any of its methods")
+    arguments.add_verbs(ctl)
+
+    install = verbs.add_parser("install-units", help="put the system service's files in place")
+    install.set_defaults(action=_install_units)
+    install.add_argument(
+        "--prefix", type=Path, metavar="DIR", help="has bin/vgpud in it (default: this program's)"
     )
-    ctl.add_argument("method", metavar="METHOD", help="for example daemon.info")
-    ctl.add_argument("params", type=_params, nargs="?", metavar="JSON", help="its parameters")
+    install.add_argument(
+        "--root", type=Path, metavar="DIR", help="what will be / on another system (default: /)"
+    )
+    install.add_argument(
+        "--uninstall", action="store_true", help="remove those files that nobody has changed"
+    )
+
+    words = verbs.add_parser("completion", help="print a script that completes these words")
+    words.set_defaults(action=lambda args: say(completion.script(parser, args.shell)))
+    words.add_argument("shell", choices=completion.SHELLS, metavar="SHELL", help="bash, zsh, fish")
     return parser
 
 
@@ -158,12 +163,21 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 
 def _serve(args: argparse.Namespace) -> None:
     config = Config.load(args.config)
-    start_logging(args.log_level)
-    run_daemon(Daemon(config), lambda: say("\n".join(_announcement(config))))
+    logs.start(args.log_level or config.daemon.log_level, "vgpud")
+    notifier = Notifier.from_environment(os.environ)
+    daemon = Daemon(
+        config,
+        notifier=notifier,
+        activated=Activated.from_environment(os.environ),
+        log_level=args.log_level,
+    )
+    run_daemon(daemon, lambda: say("\n".join(_announcement(config, notifier.wanted))))
 
 
-def _announcement(config: Config) -> Iterator[str]:
+def _announcement(config: Config, short: bool) -> Iterator[str]:
     yield f"vgpud {__version__} is listening; control socket: {config.control_path or 'none'}"
+    if short:  # for a journal that nobody pastes from
+        return
     for spec in config.device_specs():
         socket = config.socket_path(spec.name)
         yield f"\n# {spec.name}, all features (guest.qcow2 stands for a disk image of yours):"
@@ -197,22 +211,10 @@ def _config_check(args: argparse.Namespace) -> None:
     say(f"{args.file}: no fault found")
 
 
-def _ctl(args: argparse.Namespace) -> None:
-    path = args.socket or Config.load(args.config).control_path
-    if path is None:
-        raise ConfigError(f"{args.config}: this configuration has no control socket")
-    with Client(path) as client:
-        say(json.dumps(client.call(args.method, args.params), indent=2))
-
-
-def _params(text: str) -> dict[str, object] | list[object]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise argparse.ArgumentTypeError(f"not JSON: {error}") from error
-    if not isinstance(value, dict | list):
-        raise argparse.ArgumentTypeError("must be an object or an array")
-    return value
+def _install_units(args: argparse.Namespace) -> None:
+    act = units.uninstall if args.uninstall else units.install
+    for line in act(args.prefix, args.root):
+        say(line)
 
 
 def _complain(program: str, errors: BaseExceptionGroup[VgpudError]) -> None:

@@ -13,24 +13,29 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
-from vgpud.config_tables import DaemonTable, DeviceTable, MatchTable, SlotPolicyTable, Table
+from vgpud.config_tables import (
+    DaemonTable,
+    DeviceTable,
+    MatchTable,
+    SlotPolicyTable,
+    Table,
+    size_text,
+)
 from vgpud.device.spec import DeviceSpec
 from vgpud.errors import ConfigError
-from vgpud.policy.slot_policy import Layout, Rule, layouts
+from vgpud.policy.slot_policy import Buffers, Layout, Rule, SlotOwner, layouts
 
 MAX_SOCKET_PATH: Final = 107
 """Bytes. `sockaddr_un.sun_path` less its closing zero, unix(7)."""
 
-# What later versions are to have: refused by name, since "unknown" would mislead, and a silent
-# substitute would be worse.
-_LATER_KEYS: Final = {
-    "allow_users": "only the daemon's own user may use the control socket",
-    "allow_groups": "only the daemon's own user may use the control socket",
-    "allow_guest_ram": "guest RAM stays cached",
+_WORDS: Final = {
+    "bool_type": "must be true or false",
+    "string_type": "must be a string",
+    "tuple_type": "must be an array",
 }
-_LATER_VALUES: Final = {"udmabuf", "gem", "agent", "local", "guest"}
+"""What pydantic's words for a value of a wrong type are in the terms of TOML."""
 
 
 class Config(Table):
@@ -39,6 +44,7 @@ class Config(Table):
     daemon: DaemonTable = Field(default_factory=DaemonTable)
     device: tuple[DeviceTable, ...] = Field(default_factory=lambda: (DeviceTable(name="gpu0"),))
     slot_policy: tuple[SlotPolicyTable, ...] = ()
+    _path: Path | None = PrivateAttr(default=None)
 
     @classmethod
     def default(cls) -> Self:
@@ -47,7 +53,10 @@ class Config(Table):
 
     @classmethod
     def load(cls, path: str | Path | None) -> Self:
-        """Read the file at `path`, or take the defaults if there is none; raises ConfigError."""
+        """Read the file at `path`, or take the defaults if there is none; raises ConfigError.
+
+        It remembers where it is from, in `path`.
+        """
         if path is None:
             return cls.default()
         try:
@@ -56,7 +65,9 @@ class Config(Table):
             raise ConfigError(f"{path}: can't be read: {error.strerror}") from error
         except ValueError as error:
             raise ConfigError(f"{path}: is not UTF-8 text: {error}") from error
-        return cls.from_toml(text, source=str(path))
+        config = cls.from_toml(text, source=str(path))
+        config._path = Path(path).absolute()  # noqa: SLF001 - of our own class
+        return config
 
     @classmethod
     def from_toml(cls, text: str, source: str = "configuration") -> Self:
@@ -82,9 +93,18 @@ class Config(Table):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        self.check()
+        return self
+
+    def check(self) -> None:
+        """Raise ConfigError if the tables contradict one another, with every fault."""
         if faults := list(_contradictions(self.daemon, self.device, self.slot_policy)):
             raise ConfigError("\n".join(faults))
-        return self
+
+    @property
+    def path(self) -> Path | None:
+        """The file that this was read from, absolute; None if it is from no file."""
+        return self._path
 
     @property
     def runtime_dir(self) -> Path:
@@ -117,6 +137,9 @@ def _device_spec(table: DeviceTable, rules: Sequence[Rule]) -> DeviceSpec:
         guest_pat=table.guest_pat,
         rules=mine,
         layout=layout,
+        slots=table.slots,
+        buffers=table.buffers,
+        render_node=table.render_node,
     )
 
 
@@ -126,41 +149,90 @@ def _contradictions(
     policies: Sequence[SlotPolicyTable | None],
 ) -> Iterator[str]:
     """What is wrong between tables; None stands for one that is wrong in itself."""
-    users: dict[Path, str] = {}
-    directory = Path(daemon.runtime_dir if daemon else "/run/vgpud")
-    sockets = (
-        [("control_socket", daemon.control_socket)] if daemon and daemon.control_socket else []
-    )
-    sockets += [(f"device {device.name}", device.socket_name) for device in devices if device]
-    for user, socket in sockets:
-        path = Path(os.path.normpath(directory / socket))
-        if users.setdefault(path, user) != user:
-            yield f"{user}: socket {path} is already that of {users[path]}"
-        elif len(os.fsencode(path)) > MAX_SOCKET_PATH:
-            yield f"{user}: socket {path} is longer than {MAX_SOCKET_PATH} bytes, the most there is"
+    yield from _shared_sockets(daemon, devices)
     names = [device.name for device in devices if device]
     for name in dict.fromkeys(name for name in names if names.count(name) > 1):
-        yield f"[[device]]: the name {_literal(name)} is used more than once"
+        yield f"[[device]]: name = {_literal(name)}: used more than once; each needs its own"
     for number, policy in enumerate(policies[:-1], start=1):
         if policy and policy.match == MatchTable():
             yield f"[[slot_policy]] {number}: matches every blob, so no later one has any effect"
     if None in policies:
         return  # Which layout a device gets can't be told.
     rules = [policy.rule() for policy in policies if policy]
-    for device in devices:
-        if device is None:
-            continue
-        found = layouts(rules, device.name)
-        if len(found) > 1:
+    for number, device in enumerate(devices, start=1):
+        if device is not None:
+            for fault in _device_faults(device, rules):
+                yield f"[[device]] {number}: {fault} (device {device.name})"
+    if None not in devices:
+        for number, rule in enumerate(rules, start=1):
+            if rule.allow_guest_ram and not any(
+                _reaches_guest_ram(device, rule) for device in devices if device
+            ):
+                yield (
+                    f"[[slot_policy]] {number}: allow_guest_ram = true: of no effect; it needs "
+                    'layout = "per-blob", and a device that matches with slots = "agent" or "local"'
+                )
+
+
+def _shared_sockets(
+    daemon: DaemonTable | None, devices: Sequence[DeviceTable | None]
+) -> Iterator[str]:
+    directory = Path(daemon.runtime_dir if daemon else "/run/vgpud")
+    sockets = {}
+    if daemon and daemon.control_socket:
+        sockets["[daemon]: control_socket"] = daemon.control_socket
+    names = set()
+    for number, device in enumerate(devices, start=1):
+        if device and device.name not in names:  # else it is the name that is at fault
+            names.add(device.name)
+            sockets[f"[[device]] {number}: socket"] = device.socket_name
+    users: dict[Path, str] = {}
+    for user, socket in sockets.items():
+        path = Path(os.path.normpath(directory / socket))
+        where = f"{user} = {_literal(socket)}"
+        if users.setdefault(path, user) != user:
+            yield f"{where}: {path} is that of {users[path]} already; each needs its own"
+        elif len(os.fsencode(path)) > MAX_SOCKET_PATH:
+            yield f"{where}: {path} is longer than {MAX_SOCKET_PATH} bytes, the most there is"
+
+
+def _device_faults(device: DeviceTable, rules: Sequence[Rule]) -> Iterator[str]:
+    found = layouts(rules, device.name)
+    if len(found) > 1:
+        yield (
+            "its host blobs would get both layouts, window and per-blob; make the policies for it "
+            "agree (a blob that none matches gets window)"
+        )
+    elif found == {Layout.WINDOW}:
+        if device.window > device.memory_limit:
             yield (
-                f"device {device.name}: its host blobs would get both layouts, window and "
-                "per-blob; make the policies for it agree (a blob that none matches gets window)"
+                f"memory_limit = {_literal(size_text(device.memory_limit))}: must be window, "
+                f"{_literal(size_text(device.window))}, or more, as its guest can touch every "
+                "page of that; or use the per-blob layout"
             )
-        elif found == {Layout.WINDOW} and device.window > device.memory_limit:
+        if device.buffers in (Buffers.UDMABUF, Buffers.GEM):
             yield (
-                f"device {device.name}: memory_limit is less than window, though its guest can "
-                "touch every page of the window; raise the limit or use the per-blob layout"
+                f'buffers = "{device.buffers}": must be "auto" or "memfd" with the window layout, '
+                'which has room for no dma-bufs; or use layout = "per-blob"'
             )
+        elif device.buffers is Buffers.AUTO and device.render_node:
+            yield (
+                f"render_node = {_literal(device.render_node)}: of no effect with the window "
+                'layout, which has room for no dma-bufs; use layout = "per-blob"'
+            )
+    if device.render_node and device.buffers in (Buffers.MEMFD, Buffers.UDMABUF):
+        yield (
+            f"render_node = {_literal(device.render_node)}: of no effect with "
+            f'buffers = "{device.buffers}"; use "gem" or "auto"'
+        )
+
+
+def _reaches_guest_ram(device: DeviceTable, rule: Rule) -> bool:
+    return (
+        device.slots is not SlotOwner.FRONTEND
+        and rule.layout is Layout.PER_BLOB
+        and rule.match.covers_device(device.name)
+    )
 
 
 _T = TypeVar("_T", bound=Table)
@@ -188,8 +260,6 @@ def _faults(error: ValidationError, model: type[Table]) -> Iterator[str]:
         value = _literal(fault["input"])
         words = fault["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
         match fault["type"]:
-            case "extra_forbidden" if key in _LATER_KEYS:
-                yield f"{key}: not available in this version: {_LATER_KEYS[key]}"
             case "extra_forbidden":
                 table = MatchTable if key.startswith("match.") else model
                 yield f"{key} = {value}: unknown key; known: {', '.join(table.model_fields)}"
@@ -197,9 +267,8 @@ def _faults(error: ValidationError, model: type[Table]) -> Iterator[str]:
                 yield f"{key} is missing"
             case "model_type":
                 yield f"{key or 'it'} = {value}: must be a table"
-            case "literal_error" | "enum" if fault["input"] in _LATER_VALUES:
-                yield f"{key} = {value}: not available in this version; {words}"
-            case _:
+            case kind:
+                words = _WORDS.get(kind, words)
                 yield f"{key} = {value}: {words}" if key else words
 
 
@@ -215,7 +284,7 @@ def default_toml() -> str:
 
 def _spelled_out(model: type[Table], **given: str) -> Iterator[str]:
     for key, field in model.model_fields.items():
-        about = [f"# {field.description}"]
+        about = [f"# {line}" for line in (field.description or "").splitlines()]
         if field.annotation is MatchTable:
             about += [f"# - {sub}: {of.description}" for sub, of in MatchTable.model_fields.items()]
         if field.examples:  # The default follows from other things: show what it may look like.

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -27,13 +27,17 @@ from vgpud.device.spec import Output
 from vgpud.policy.slot_policy import (
     DEFAULT_RULE,
     BlobKind,
+    Buffers,
     Fallback,
     GuestPat,
     Layout,
     Match,
     MemoryType,
     Rule,
+    SlotOwner,
 )
+
+LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 
 SIZE_UNITS: Final = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 MAX_SIZE: Final = (1 << 63) - 1
@@ -53,6 +57,14 @@ def default_runtime_dir(environment: Mapping[str, str]) -> str:
     if session := environment.get("XDG_RUNTIME_DIR"):
         return f"{session}/vgpud"
     return "/run/vgpud"
+
+
+def size_text(size: int) -> str:
+    """A number of bytes as the file spells it, in the largest unit that divides it."""
+    for unit, factor in reversed(SIZE_UNITS.items()):
+        if size and size % factor == 0:
+            return f"{size // factor}{unit}"
+    return f"{size >> 10}KiB"
 
 
 def _size(value: object) -> int:
@@ -99,6 +111,13 @@ def _absolute(value: str) -> str:
     return value
 
 
+def _account(value: str) -> str:
+    """A user's or group's name, or its number. Whether there is one is for the host to say."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.@\\-]{0,254}\$?", value):
+        raise ValueError('a user or group is a name, as in "kvm", or a number, as in "107"')
+    return value
+
+
 def _name(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}", value):
         raise ValueError(
@@ -128,6 +147,7 @@ OutputMode = Annotated[
     BeforeValidator(_output),
     WithJsonSchema({"type": "string", "pattern": "^[0-9]+x[0-9]+$"}),
 ]
+Account = Annotated[str, AfterValidator(_account)]
 
 
 class Table(BaseModel):
@@ -147,6 +167,12 @@ class DaemonTable(Table):
     """Where sockets are; by default $RUNTIME_DIRECTORY, $XDG_RUNTIME_DIR/vgpud, or /run/vgpud."""
     control_socket: Annotated[str, AfterValidator(_path)] = "control.sock"
     """Relative to runtime_dir; "" for none."""
+    allow_users: tuple[Account, ...] = ("root",)
+    """Users who may use the control socket, besides the daemon's own: names or numbers."""
+    allow_groups: tuple[Account, ...] = ("kvm",)
+    """Groups whose members may use the control socket: names or numbers."""
+    log_level: LogLevel = "info"
+    """What is logged: "debug", "info", "warning" or "error" and above; --log-level overrides it."""
 
 
 class DeviceTable(Table):
@@ -164,10 +190,17 @@ class DeviceTable(Table):
     """All that this guest can make the daemon allocate."""
     outputs: Annotated[tuple[OutputMode, ...], AfterValidator(_count)] = _spelled(("1280x800",))
     """Preferred modes, 1 to 16 of them: one scanout each."""
-    buffers: Literal["auto", "memfd"] = "auto"
-    """Where the memory of host blobs comes from: "auto" or "memfd"."""
-    slots: Literal["frontend"] = "frontend"
-    """Who maps blobs into the guest: "frontend", the VMM at the other end of the socket."""
+    buffers: Buffers = Buffers.AUTO
+    """What host blobs are made of: "memfd", "udmabuf" or "gem", of which the last two need the
+    per-blob layout, or "auto", the best that there is."""
+    render_node: Annotated[str, AfterValidator(_absolute), AfterValidator(_path)] | None = Field(
+        default=None, examples=["/dev/dri/renderD128"]
+    )
+    """The GPU whose buffers are used, with "gem" or "auto"; by default the first that is fit."""
+    slots: SlotOwner = SlotOwner.FRONTEND
+    """Who maps blobs into the guest: "frontend", the VMM at the other end of the socket; "agent", a
+    VMM that sets memory slots as it is told over the control socket; "local", this process, in a
+    VMM that has vgpud as a library."""
     guest_pat: GuestPat = GuestPat.AUTO
     """Whether the guest's memory types count: "honored", "ignored", or "auto", as the VMM shows."""
 
@@ -210,6 +243,9 @@ class SlotPolicyTable(Table):
     """Where that can't be had: "flush" (cached, flushed at sync points), "snoop" or "refuse"."""
     layout: Layout = DEFAULT_RULE.layout
     """One mapping for all blobs, "window", or one for each, "per-blob"; one choice a device."""
+    allow_guest_ram: bool = Field(default=DEFAULT_RULE.allow_guest_ram, strict=True)
+    """Whether blobs of the VMM's may go outside of the BAR window, with the flag for
+    non-coherent DMA: for "per-blob", and slots of an agent or local. Beware of page aliasing."""
 
     def rule(self) -> Rule:
         """The same in the terms of `vgpud.policy`."""
@@ -219,4 +255,5 @@ class SlotPolicyTable(Table):
             self.memory_type,
             self.fallback,
             self.layout,
+            self.allow_guest_ram,
         )

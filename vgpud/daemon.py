@@ -1,4 +1,4 @@
-"""The daemon: devices, the control socket, one task group, and an orderly end.
+"""The daemon: devices, the control socket, one task group, reloads, and an orderly end.
 
 The composition root. Owns what lives as long as the daemon does; what lives as long as a front-end
 is in `serve`.
@@ -12,23 +12,44 @@ import os
 import resource
 import socket
 import time
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vgpud import __version__
+from vgpud import __version__, logs
 from vgpud.config import Config
-from vgpud.errors import HostError
-from vgpud.policy.slots import SlotTable
-from vgpud.serve.agent_slots import AgentSlots
-from vgpud.serve.control.server import ControlServer, DaemonInfo, DeviceInfo
+from vgpud.device.buffers import gpu_of
+from vgpud.device.spec import DeviceSpec
+from vgpud.errors import ConfigError, VgpudError
+from vgpud.host.render_nodes import Gpu, RenderNodes
+from vgpud.policy.slot_policy import SlotOwner
+from vgpud.reload import Changes, difference
+from vgpud.serve.activation import CONTROL, Activated
+from vgpud.serve.agent_link import SocketLink
+from vgpud.serve.agent_slots import Grant
+from vgpud.serve.control.access import Access
+from vgpud.serve.control.call import Caller, Handler
+from vgpud.serve.control.server import ControlServer
 from vgpud.serve.device_server import DeviceServer
-from vgpud.serve.unix_socket import listen
+from vgpud.serve.device_set import DeviceSet
+from vgpud.serve.events import Events
+from vgpud.serve.gpu_watch import GpuWatch
+from vgpud.serve.listeners import make_directory
+from vgpud.serve.methods.agents import AgentMethods
+from vgpud.serve.methods.blobs import BlobMethods
+from vgpud.serve.methods.devices import DeviceMethods, describe
+from vgpud.serve.methods.metrics import MetricsMethods
+from vgpud.serve.methods.slots import SlotMethods, slots_of
+from vgpud.serve.notify import Notifier
+from vgpud.serve.openmetrics import DeviceFigures
+from vgpud.serve.table_slots import TableSlots
+from vgpud.serve.watchdog import Watchdog
+from vgpud.wire.control.models import DaemonInfo, DeviceSummary, Event, Reloaded
+from vgpud.wire.control.params import Nothing
 from vgpud.wire.vhost_user.protocol import Gpa
 
 log = logging.getLogger(__name__)
-
-RUNTIME_DIR_MODE = 0o755  # who may connect is the sockets' own business
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +64,13 @@ class Agent:
 
 class Daemon:
     """Serves the devices of a configuration; with `connection`, its first device on a socket
-    already connected. `agent` sets the first device's memory slots."""
+    already connected.
+
+    `agent` sets the first device's memory slots, `slots` those of the devices that it names, in a
+    VM of this process: `slots = "local"`. `notifier` and `activated` are what the service manager
+    gave us, `log_level` overrides the configuration's. Raises ConfigError for `slots = "local"`
+    where `slots` has none.
+    """
 
     def __init__(
         self,
@@ -51,18 +78,35 @@ class Daemon:
         *,
         connection: socket.socket | None = None,
         agent: Agent | None = None,
+        slots: Mapping[str, TableSlots] | None = None,
+        notifier: Notifier | None = None,
+        activated: Activated | None = None,
+        log_level: str | None = None,
     ) -> None:
-        first, *rest = config.device_specs()
-        self._slots = None
-        if agent is not None:
-            self._slots = AgentSlots(agent.sock, SlotTable(agent.numbers, base=agent.window))
-        servers = [DeviceServer(first, self._slots), *map(DeviceServer, rest)]
-        self.devices = {server.name: server for server in servers}
         self._config = config
         self._connection = connection
+        self._agent = agent
+        self._slots = slots or {}
+        self._notifier = notifier or Notifier(None)
+        self._activated = activated or Activated()
+        self._log_level = log_level
+        self.events = Events()
+        self._nodes = RenderNodes()
+        first, *rest = config.device_specs()
+        if agent is not None:
+            first = replace(first, slots=SlotOwner.AGENT)
+        self._check_slots([first, *rest], config)
+        self.devices = DeviceSet(map(self._device, [first, *rest]), self._activated)
+        self._watchdog = Watchdog(self._notifier, self.devices.values)
+        self._control: ControlServer | None = None
         self._started = time.monotonic()
         self._listening = asyncio.Event()
         self._stopping = asyncio.Event()
+        self._hangup = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._reloading = asyncio.Lock()
+        self._rejected = False
+        self._told = ""
 
     async def run(self) -> None:
         """Serves until `stop`, or until the one connection that was given ends.
@@ -72,21 +116,25 @@ class Daemon:
         """
         _raise_fd_limit()
         with ExitStack() as cleanup:
-            if self._slots is not None:
-                cleanup.callback(self._slots.close)
-            control = self._open_control(cleanup)
-            listeners = self._open_listeners(cleanup) if self._connection is None else {}
+            cleanup.callback(self._notifier.close)
+            cleanup.callback(self._activated.close)
+            cleanup.callback(self.devices.close)
+            self._connect_agent()
+            self._control = self._open_control(cleanup)
+            paths = {} if self._connection is not None else self._paths(self.devices)
+            listeners = self.devices.open(paths)
+            self._activated.complain(self._wanted())
             async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(self.devices[name].serve(listener), name=name)
-                    for name, listener in listeners.items()
-                ]
-                if control is not None:
-                    tasks.append(group.create_task(control.run(), name="control"))
-                if self._connection is not None:
-                    tasks.append(group.create_task(self._serve_connection(self._connection)))
+                self._group = group
+                for name, listener in listeners.items():
+                    self.devices.start(self.devices[name], listener, group)
+                tasks = [group.create_task(task) for task in self._background()]
+                await asyncio.sleep(0)  # each of them has begun: what they open is open
                 self._listening.set()
+                await self._tell_ready()
                 await self._stopping.wait()
+                await self._notifier.stopping()
+                self.devices.stop()
                 for task in tasks:
                     task.cancel()
         log.info("stopped")
@@ -95,58 +143,249 @@ class Daemon:
         """Ends `run`; front-ends see their connections close."""
         self._stopping.set()
 
+    def request_reload(self) -> None:
+        """Have the configuration read anew, as `reload` does; what comes of it is logged."""
+        self._hangup.set()
+
     async def wait_listening(self) -> None:
         """Returns once front-ends can connect to every device."""
         await self._listening.wait()
+
+    async def reload(self) -> Reloaded:
+        """Reads the configuration's file anew, and applies what can change while we run.
+
+        Raises ConfigError with every fault, or HostError for a socket that can't be had; all is as
+        it was then.
+        """
+        async with self._reloading:
+            await self._notifier.reloading()
+            try:
+                changes = await self._read()
+                await self._apply(changes)
+                self._rejected = False
+            except VgpudError as error:
+                self._rejected = True
+                self._tell_rejected(str(error))
+                raise
+            finally:
+                if not self._stopping.is_set():
+                    await self._tell_ready()
+        return Reloaded(
+            applied=changes.applied,
+            next_connection=changes.next_connection,
+            restart=changes.restart,
+        )
+
+    # What runs
+
+    def _background(self) -> Iterator[Coroutine[None, None, None]]:
+        if self._control is not None:
+            yield self._control.run()
+        if self._connection is not None:
+            yield self._serve_connection(self._connection)
+        yield GpuWatch(self.events, nodes=self._nodes, users=self._users_of).run()
+        yield self._reload_on_hangup()
+        if self._notifier.wanted:
+            self.events.listen(self._note)
+            yield self._watchdog.run(self._changed.set)
+            yield self._tell_status()
 
     async def _serve_connection(self, connection: socket.socket) -> None:
         device = next(iter(self.devices.values()))
         await device.serve_connection(connection)
         self.stop()
 
-    def _open_listeners(self, cleanup: ExitStack) -> dict[str, socket.socket]:
-        listeners = {}
-        for name in self.devices:
-            path = self._config.socket_path(name)
-            _make_directory(path.parent)
-            listeners[name] = listen(path)
-            cleanup.callback(_remove, path)
-            cleanup.callback(listeners[name].close)
-        return listeners
+    async def _reload_on_hangup(self) -> None:
+        while True:
+            await self._hangup.wait()
+            self._hangup.clear()
+            with suppress(VgpudError):  # which is logged
+                await self.reload()
+
+    async def _tell_status(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            if self._status() != self._told:
+                self._told = self._status()
+                await self._notifier.status(self._told)
+
+    async def _tell_ready(self) -> None:
+        self._told = self._status()
+        await self._notifier.ready(self._told)
+
+    def _note(self, event: Event) -> None:
+        if event.kind.startswith("device."):
+            self._changed.set()
+
+    def _status(self) -> str:
+        connected = sum(device.connected for device in self.devices.values())
+        count = len(self.devices)
+        text = f"{count} {'device' if count == 1 else 'devices'}, {connected} connected"
+        if silent := sorted(self._watchdog.silent):
+            text = f"{', '.join(silent)} does not answer; {text}"
+        return f"{text}; the last reload was rejected" if self._rejected else text
+
+    # What there is
+
+    def _device(self, spec: DeviceSpec) -> DeviceServer:
+        return DeviceServer(
+            spec, events=self.events, slots=self._slots.get(spec.name), nodes=self._nodes
+        )
+
+    def _check_slots(self, specs: Sequence[DeviceSpec], config: Config) -> None:
+        where = config.path or "configuration"
+        faults = [
+            f'{where}: device {spec.name}: slots = "local": this process has no VM; it is for VMMs'
+            " that have vgpud as a library, Daemon(config, slots={...}). Use"
+            ' "frontend" or "agent"'
+            for spec in specs
+            if spec.slots is SlotOwner.LOCAL and spec.name not in self._slots
+        ]
+        if faults:
+            raise ConfigError("\n".join(faults))
+
+    def _connect_agent(self) -> None:
+        if self._agent is None:
+            return
+        slots = next(iter(self.devices.values())).agent
+        assert slots is not None, "a device whose slots are an agent's"
+        slots.connect(SocketLink(self._agent.sock), Grant(self._agent.numbers, self._agent.window))
 
     def _open_control(self, cleanup: ExitStack) -> ControlServer | None:
         path = self._config.control_path
         if path is None:
             return None
-        _make_directory(path.parent)
-        return cleanup.enter_context(ControlServer(path, {"daemon.info": self._info}))
+        passed = self._activated.find(path, CONTROL, socket.SOCK_DGRAM)
+        if passed is None:
+            make_directory(path.parent)
+        handlers: dict[str, Handler] = {
+            "daemon.info": self._info,
+            "config.reload": self._reload,
+            **DeviceMethods(self.devices).handlers(),
+            **BlobMethods(self.devices).handlers(),
+            **SlotMethods(self.devices).handlers(),
+        }
+        where = path if passed is None else passed
+        server = ControlServer(where, handlers, access=_access(self._config), events=self.events)
+        cleanup.enter_context(server)
+        server.add(AgentMethods(self.devices, server).handlers())
+        metrics = MetricsMethods(self._figures, self.events, lambda: server.subscribers)
+        server.add(metrics.handlers())
+        return server
 
-    def _info(self) -> DaemonInfo:
+    def _figures(self) -> Iterator[DeviceFigures]:
+        for device in self.devices.values():
+            slots = {device.slot_owner: len(slots_of(device))}
+            yield DeviceFigures(device.counters, describe(device), slots)
+
+    def _paths(self, names: Iterable[str]) -> dict[str, Path]:
+        return {name: self._config.socket_path(name) for name in names}
+
+    def _wanted(self) -> Iterator[tuple[Path, str, socket.SocketKind]]:
+        if self._config.control_path is not None:
+            yield self._config.control_path, CONTROL, socket.SOCK_DGRAM
+        for name, path in self._paths(self.devices).items():
+            yield path, name, socket.SOCK_STREAM
+
+    def _users_of(self, gpu: Gpu) -> list[str]:
+        return [
+            name for name, device in self.devices.items() if gpu_of(device.spec, self._nodes) == gpu
+        ]
+
+    # A configuration read anew
+
+    async def _read(self) -> Changes:
+        path = self._config.path
+        if path is None:
+            raise ConfigError("no file to read anew: start with --config FILE to have one")
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path}: is not a regular file, which is read at the start only")
+        # Not on the loop, which has better things to do than parse a long file.
+        config = await asyncio.to_thread(Config.load, path)
+        try:
+            changes = difference(self._config, config, log_level=self._log_level)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}".replace("\n", f"\n{path}: ")) from error
+        self._check_slots([*changes.added, *changes.changed], config)
+        return changes
+
+    async def _apply(self, changes: Changes) -> None:
+        """What can fail comes first, and then what can't."""
+        names = [spec.name for spec in changes.added]
+        paths = {name: changes.config.socket_path(name) for name in names}
+        listeners = self.devices.open(paths, changes.removed)
+        for spec in changes.added:
+            server = self._device(spec)
+            self.devices.start(server, listeners[spec.name], self._group)
+            server.added()
+        former, self._config = self._config.daemon, changes.config
+        daemon = self._config.daemon
+        if self._control is not None and (daemon.allow_users, daemon.allow_groups) != (
+            former.allow_users,
+            former.allow_groups,
+        ):
+            self._control.access = _access(changes.config)
+        if self._log_level is None and daemon.log_level != former.log_level:
+            logs.set_level(daemon.log_level)
+        for spec in changes.changed:
+            self.devices[spec.name].reconfigure(spec)
+        await self.devices.remove(changes.removed)
+        self.devices.order([table.name for table in changes.config.device])
+        for line in changes.lines or ("nothing has changed",):
+            log.info("configuration reloaded: %s", line)
+        self.events.publish(
+            "config.reloaded",
+            f"the configuration was read anew: {len(changes.lines)} changes",
+            applied=list(changes.applied),
+            next_connection=list(changes.next_connection),
+            restart=list(changes.restart),
+        )
+
+    def _tell_rejected(self, message: str) -> None:
+        faults = message.splitlines()
+        for fault in faults:
+            log.error("configuration rejected: %s", fault)
+        self.events.publish(
+            "config.rejected", f"the configuration stays as it was: {message}", faults=[*faults]
+        )
+
+    # Methods of the control API
+
+    @property
+    def reloadable(self) -> bool:
+        """Whether there is a file that can be read anew."""
+        return self._config.path is not None
+
+    @property
+    def log_level(self) -> str:
+        """What is logged."""
+        return self._log_level or self._config.daemon.log_level
+
+    def _info(self, params: Nothing, caller: Caller) -> DaemonInfo:
         return DaemonInfo(
             version=__version__,
             pid=os.getpid(),
             uptime_s=round(time.monotonic() - self._started, 3),
-            devices=tuple(self._device_info(device) for device in self.devices.values()),
+            config_file=str(self._config.path) if self._config.path else None,
+            log_level=self.log_level,
+            devices=tuple(
+                DeviceSummary(
+                    name=name,
+                    socket=str(path) if (path := self.devices.path(name)) else None,
+                    connected=device.connected,
+                )
+                for name, device in self.devices.items()
+            ),
         )
 
-    def _device_info(self, device: DeviceServer) -> DeviceInfo:
-        path = str(self._config.socket_path(device.name)) if self._connection is None else None
-        return DeviceInfo(name=device.name, socket=path, connected=device.connected)
+    async def _reload(self, params: Nothing, caller: Caller) -> Reloaded:
+        log.info("reload requested pid=%d uid=%d", caller.pid, caller.uid)
+        return await self.reload()
 
 
-def _make_directory(path: Path) -> None:
-    try:
-        path.mkdir(mode=RUNTIME_DIR_MODE, parents=True, exist_ok=True)
-    except OSError as error:
-        advice = "set daemon.runtime_dir to a directory that this user can write to"
-        raise HostError(f"making {path}", error, advice) from error
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink()
-    except OSError as error:
-        log.debug("socket not removed path=%s: %s", path, error.strerror)
+def _access(config: Config) -> Access:
+    return Access(config.daemon.allow_users, config.daemon.allow_groups)
 
 
 def _raise_fd_limit() -> None:

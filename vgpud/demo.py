@@ -1,6 +1,6 @@
 """`vgpud demo`: the four steps of non-coherent DMA on this machine, each with its evidence.
 
-Owns what a step claims and what would refute it. A back-end in a process of its own, a micro-VM on
+Owns what a step claims and what would refute it. The daemon in a process of its own, a micro-VM on
 /dev/kvm in this one: what is told below is what these two did, not what they meant to do.
 """
 
@@ -20,16 +20,17 @@ from numpy.typing import NDArray
 from vgpud.errors import HostError, VgpudError
 from vgpud.host import probe_kvm, probe_system
 from vgpud.host.probe_kvm import KvmFacts
-from vgpud.microvm import png
-from vgpud.microvm.back_end import BackEnd, configuration
+from vgpud.microvm.back_end import DEVICE, configuration
 from vgpud.microvm.guest_code import Mapped, Pat
+from vgpud.microvm.service import Service
 from vgpud.microvm.slots import Accepted
-from vgpud.microvm.vmm import Outcome, run_front_end
+from vgpud.microvm.vmm import Attach, Outcome, run_front_end
 from vgpud.policy import kvm_mode
 from vgpud.policy.coherency import Facts, GuestMtrr, HostBacking, Plan, VmSetup, plan
 from vgpud.policy.kvm_mode import Finding
 from vgpud.policy.slot_entries import SlotFlag
-from vgpud.policy.slot_policy import DEFAULT_RULE, GuestPat
+from vgpud.policy.slot_policy import DEFAULT_RULE, GuestPat, SlotOwner
+from vgpud.wire import png
 from vgpud.wire.gpu.protocol import MapInfo
 
 PICTURE: Final = "vgpud-demo.png"
@@ -110,19 +111,19 @@ def run(out: Path | None = None) -> Demo:
     # The micro-VM's guest has its MTRRs at write-back: machine.py sets them.
     chosen = plan(Facts(finding.mode, HostBacking.RAM_WB, GuestMtrr.WB), DEFAULT_RULE)
     disable_quirk = VmSetup.DISABLE_IGNORE_GUEST_PAT in chosen.vm_setup
-    # All that the back-end is told, and only as nobody can see it; the rest it finds by itself.
-    guest_pat = GuestPat.HONORED if disable_quirk else GuestPat.AUTO
-    with BackEnd(configuration(guest_pat), with_agent=True) as back_end:
+    with Service(configuration(GuestPat.AUTO, slots=SlotOwner.AGENT)) as service:
         try:
             outcome = run_front_end(
-                back_end.connection, agent=back_end.agent, disable_quirk=disable_quirk
+                service.connect(),
+                agent=Attach(service.control, DEVICE),
+                disable_quirk=disable_quirk,
             )
         except VgpudError as error:
-            back_end.end()
-            said = "\n".join(back_end.log[-10:])
-            raise VgpudError(f"{error}\nthe back-end's log:\n{said}") from error
-        status = back_end.end()
-        log = [line for line in back_end.log if " plan device=" in line]
+            service.end()
+            said = "\n".join(service.log[-10:])
+            raise VgpudError(f"{error}\nthe daemon's log:\n{said}") from error
+        status = service.end()
+        log = [line for line in service.log if " plan device=" in line]
     steps = (
         programmed(chosen, log, status),
         told(finding, facts, chosen, outcome),
@@ -199,6 +200,7 @@ def written(chosen: Plan, outcome: Outcome) -> Step:
         "The guest writes through it without flushing",
         ok,
         {
+            **({"tried": [_accepted(slot) for slot in outcome.tried]} if outcome.tried else {}),
             "slots": [_accepted(slot) for slot in outcome.slots],
             "set up": [str(setup) for setup in chosen.vm_setup] or "nothing beside the slots",
             "pat": f"written {outcome.pat.written:#018x}, read back {outcome.pat.read_back:#018x}",

@@ -23,15 +23,19 @@ def all_features(socket: Path) -> str:
     return _command(
         socket,
         "vhost-user-test-device-pci,chardev=vgpu,virtio-id=16,num_vqs=2,vq_size=256,config_size=20",
+        "none",
     )
 
 
 def display(socket: Path) -> str:
-    """2D, with the picture on QEMU's display; QEMU strips blobs and contexts from this one."""
-    return _command(socket, "vhost-user-gpu-pci,chardev=vgpu")
+    """2D, with the picture on QEMU's display; QEMU strips blobs and contexts from this one.
+
+    QEMU shows this device only on displays with OpenGL, whatever it draws.
+    """
+    return _command(socket, "vhost-user-gpu-pci,chardev=vgpu", "gtk,gl=on")
 
 
-def _command(socket: Path, device: str) -> str:
+def _command(socket: Path, device: str, display: str) -> str:
     # A comma ends a value in QEMU's option syntax; a doubled one is itself.
     chardev = "socket,id=vgpu,path=" + str(socket).replace(",", ",,")
     return _CONTINUED.join(
@@ -39,7 +43,7 @@ def _command(socket: Path, device: str) -> str:
             "qemu-system-x86_64 -accel kvm -accel tcg -cpu max -m 2G -vga none -serial mon:stdio",
             "-M q35,memory-backend=mem -object memory-backend-memfd,id=mem,size=2G,share=on",
             f"-chardev {shlex.quote(chardev)}",
-            f"-device {device}",
+            f"-device {device} -display {display}",
             "-drive file=guest.qcow2,if=virtio",
         ]
     )

@@ -28,11 +28,12 @@ from vgpud.host import memfd
 from vgpud.host.fds import Fd
 from vgpud.host.guest_memory import GuestMemory
 from vgpud.policy.coherency import KvmMode
-from vgpud.policy.slot_policy import GuestPat, Layout, Rule
+from vgpud.policy.slot_policy import Buffers, GuestPat, Layout, Rule
 from vgpud.wire.gpu.header import Rect
 from vgpud.wire.gpu.protocol import ResourceId, ResponseType
 from vgpud.wire.gpu.responses import DisplayMode, OkNoData, Response
 from vgpud.wire.gpu.structs import Command
+from vgpud.wire.rpc import Json
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -271,6 +272,8 @@ class Machine:
         guest_pat: GuestPat = GuestPat.HONORED,
         rule: Rule | None = None,
         kvm: KvmMode = KvmMode.UNKNOWN,
+        buffers: Buffers = Buffers.AUTO,
+        render_node: str | None = None,
     ) -> None:
         self.spec = DeviceSpec(
             name="gpu0",
@@ -280,12 +283,23 @@ class Machine:
             guest_pat=guest_pat,
             rules=(rule or Rule(layout=layout),),
             layout=layout,
+            buffers=buffers,
+            render_node=render_node,
         )
         self.patience = Patience()
         self.ram = Ram()
         self.bar = Bar(self.patience, window)
         self.works = Bench(self.patience)
-        self.gpu = Gpu(self.spec, self.ram.memory, self.bar, self.works, lambda: kvm)
+        self.kvm = kvm
+        self.events: list[tuple[str, int | None, dict[str, Json]]] = []
+        self.gpu = Gpu(
+            self.spec,
+            self.ram.memory,
+            self.bar,
+            self.works,
+            lambda: self.kvm,
+            publish=self._publish,
+        )
         self.empty = self.used
 
     def __enter__(self) -> Self:
@@ -300,6 +314,11 @@ class Machine:
         self.gpu.close()
         self.bar.clear()
         self.ram.close()
+
+    def _publish(
+        self, kind: str, message: str, *, resource: int | None = None, **data: Json
+    ) -> None:
+        self.events.append((kind, resource, data))
 
     @property
     def used(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.device import driver as d
@@ -56,3 +58,127 @@ def test_fresh_pages_are_flushed_before_an_uncached_guest_gets_them(
         machine.do(d.map_blob(1, 0))
         assert machine.bar.allocated() == (4 * PAGE if resident else 0)
         assert machine.bar.read(0, 4 * PAGE) == bytes(4 * PAGE)
+
+
+# -- What is told of plans -------------------------------------------------------------------------
+
+
+def test_a_fallback_is_told_once_for_a_rule_and_session() -> None:
+    with Machine(guest_pat=GuestPat.AUTO, kvm=KvmMode.UNKNOWN) as machine:
+        machine.do(d.ctx_create())
+        for blob in (1, 2, 3):
+            machine.do(d.create_blob(blob, PAGE))
+        ((kind, resource, data),) = machine.events
+        assert (kind, resource) == ("plan.fallback", None)
+        assert (data["blob"], data["wanted"], data["told"]) == ("host3d", "wc", "wb")
+        assert str(data["reason"]).startswith("nothing shows that KVM honours")
+        (problem,) = machine.gpu.plans.problems
+        assert problem == f"host3d blobs are wb instead of wc: {data['reason']}"
+        machine.gpu.reset()
+        assert machine.gpu.plans.problems == ()
+        machine.all(d.ctx_create(), d.create_blob(1, PAGE))
+        assert len(machine.events) == 1
+        assert machine.gpu.plans.problems == (problem,)
+
+
+def test_a_refusal_is_told_once_for_a_rule_and_session() -> None:
+    rule = Rule(memory_type=MemoryType.WC, fallback=Fallback.REFUSE)
+    with Machine(guest_pat=GuestPat.AUTO, kvm=KvmMode.FORCED_WB, rule=rule) as machine:
+        machine.do(d.ctx_create())
+        for _ in range(3):
+            with refused(ResponseType.ERR_UNSPEC):
+                machine.do(d.create_blob(1, PAGE))
+        ((kind, _, data),) = machine.events
+        assert (kind, data["wanted"], data["told"]) == ("plan.refused", "wc", None)
+        assert "the policy is to refuse" in str(data["reason"])
+        (problem,) = machine.gpu.plans.problems
+        assert problem.startswith("host3d blobs are refused: ")
+
+
+def test_a_plan_that_is_as_wanted_is_no_event() -> None:
+    with Machine(guest_pat=GuestPat.AUTO, kvm=KvmMode.SVM) as machine:
+        machine.all(d.ctx_create(), d.create_blob(1, PAGE))
+        assert machine.events == []
+        assert machine.gpu.plans.problems == ()
+
+
+# -- Another specification while a guest is at work ------------------------------------------------
+
+
+def test_rules_and_limit_hold_at_once_for_what_is_made_after() -> None:
+    with Machine(Layout.PER_BLOB, guest_pat=GuestPat.AUTO, kvm=KvmMode.FLAG) as machine:
+        machine.all(d.ctx_create(), d.create_blob(1, PAGE))
+        cached = Rule(memory_type=MemoryType.UC, layout=Layout.PER_BLOB)
+        machine.gpu.reconfigure(
+            replace(machine.spec, rules=(cached,), memory_limit=machine.used + 3 * PAGE)
+        )
+        machine.do(d.create_blob(2, PAGE))
+        assert machine.do(d.map_blob(1, 0)) == Mapped(MapInfo.WC)
+        assert machine.do(d.map_blob(2, PAGE)) == Mapped(MapInfo.UNCACHED)
+        with refused(ResponseType.ERR_OUT_OF_MEMORY):
+            machine.do(d.create_blob(3, PAGE))
+
+
+def test_a_limit_below_what_is_taken_takes_nothing_away() -> None:
+    with Machine(Layout.PER_BLOB) as machine:
+        machine.all(d.ctx_create(), d.create_blob(1, PAGE))
+        machine.gpu.reconfigure(replace(machine.spec, memory_limit=0))
+        machine.all(d.map_blob(1, 0), d.unmap_blob(1))
+        with refused(ResponseType.ERR_OUT_OF_MEMORY):
+            machine.do(d.create_blob(2, PAGE))
+        machine.do(d.unref(1))
+
+
+def test_a_windows_flags_stay_for_as_long_as_plans_rely_on_them() -> None:
+    wb = Rule(memory_type=MemoryType.WB)
+    with Machine(guest_pat=GuestPat.AUTO, kvm=KvmMode.FLAG) as machine:
+        machine.all(d.ctx_create(), d.create_blob(1, PAGE))  # planned with the flag, unmapped yet
+        machine.gpu.reconfigure(replace(machine.spec, rules=(wb,)))
+        assert machine.do(d.map_blob(1, 0)) == Mapped(MapInfo.WC)
+        assert machine.bar.flags == FLAG
+        machine.gpu.reset()
+        machine.bar.clear()
+        machine.all(d.ctx_create(), d.create_blob(1, PAGE))
+        assert machine.do(d.map_blob(1, 0)) == Mapped(MapInfo.CACHED)
+        assert machine.bar.flags == 0
+
+
+def test_in_a_flagged_window_the_guests_pat_counts_whatever_is_said_later() -> None:
+    """A plan for a cached guest, in a slot where its mapping is uncached, would be wrong."""
+    with Machine(guest_pat=GuestPat.AUTO, kvm=KvmMode.FLAG) as machine:
+        machine.all(d.ctx_create(), d.create_blob(1, PAGE), d.map_blob(1, 0))
+        machine.gpu.reconfigure(replace(machine.spec, guest_pat=GuestPat.IGNORED))
+        machine.do(d.create_blob(2, PAGE))
+        assert machine.do(d.map_blob(2, PAGE)) == Mapped(MapInfo.WC)
+        machine.gpu.reset()
+        machine.bar.clear()
+        machine.all(d.ctx_create(), d.create_blob(1, PAGE))
+        assert machine.do(d.map_blob(1, 0)) == Mapped(MapInfo.CACHED)
+
+
+def test_guest_pat_holds_at_once_where_no_flag_is_set() -> None:
+    with Machine(guest_pat=GuestPat.IGNORED, kvm=KvmMode.UNKNOWN) as machine:
+        machine.all(d.ctx_create(), d.create_blob(1, PAGE))
+        assert machine.do(d.map_blob(1, 0)) == Mapped(MapInfo.CACHED)
+        machine.gpu.reconfigure(replace(machine.spec, guest_pat=GuestPat.HONORED))
+        machine.do(d.create_blob(2, PAGE))
+        assert machine.do(d.map_blob(2, PAGE)) == Mapped(MapInfo.WC)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_an_agent_that_comes_later_is_looked_at(mapped: bool) -> None:
+    with Machine(guest_pat=GuestPat.AUTO, kvm=KvmMode.UNKNOWN) as machine:
+        machine.all(d.ctx_create(), d.create_blob(1, PAGE))
+        if mapped:
+            machine.do(d.map_blob(1, 0))
+        machine.kvm = KvmMode.FLAG
+        machine.gpu.look_again()
+        machine.do(d.create_blob(2, PAGE))
+        # A live slot keeps the flags that it has; without it, WC can't be promised.
+        expected = Mapped(MapInfo.CACHED if mapped else MapInfo.WC)
+        assert machine.do(d.map_blob(2, PAGE)) == expected
+        assert machine.bar.flags == (0 if mapped else FLAG)
+        machine.kvm = KvmMode.FORCED_WB  # what was seen stays
+        machine.gpu.look_again()
+        machine.do(d.create_blob(3, PAGE))
+        assert machine.do(d.map_blob(3, 2 * PAGE)) == expected

@@ -1,39 +1,14 @@
-"""GPUs by recorded /sys trees, and the two ways to find devices against each other on this host."""
+"""GPUs as doctor shows them, by recorded /sys trees."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 
+from tests.host.gpu_trees import record
 from vgpud.host import probe_drm
-from vgpud.host.probe_drm import Gpu, GpuNode, by_links, by_udev, probe
-
-
-def record(root: Path, device: str, driver: str | None, *nodes: str) -> None:
-    """A device with these nodes in /sys and /dev below `root`, its driver being bound to it."""
-    place = root / "sys/devices" / device
-    place.mkdir(parents=True)
-    if driver is not None:
-        bound = root / "sys/bus/pci/drivers" / driver
-        bound.mkdir(parents=True, exist_ok=True)
-        (place / "driver").symlink_to(bound)
-    (root / "sys/class/drm").mkdir(parents=True, exist_ok=True)
-    (root / "dev/dri").mkdir(parents=True, exist_ok=True)
-    for minor, node in enumerate(nodes):
-        (place / "drm" / node).mkdir(parents=True)
-        (place / "drm" / node / "device").symlink_to(place)
-        (root / "sys/class/drm" / node).symlink_to(place / "drm" / node)
-        (root / "dev/dri" / node).touch()
-        (place / "drm" / node / "uevent").write_text(
-            f"MAJOR=226\nMINOR={minor}\nDEVNAME=dri/{node}\nDEVTYPE=drm_minor\n"
-        )
-    # A connector: of subsystem drm as well, but without a node.
-    connector = place / "drm" / nodes[0] / f"{nodes[0]}-HDMI-A-1"
-    connector.mkdir()
-    (connector / "uevent").write_text("DEVTYPE=drm_connector\n")
-    (root / "sys/class/drm" / connector.name).symlink_to(connector)
+from vgpud.host.probe_drm import Gpu, GpuNode, probe
 
 
 def nodes(*names: str) -> tuple[GpuNode, ...]:
@@ -94,13 +69,3 @@ def test_nodes_of_others(other_user: Path) -> None:
             probe_drm.NON_SNOOPING["xe"],
         ),
     )
-
-
-@pytest.mark.parametrize("subsystem", ["drm", "block", "misc", "tty"])
-def test_udev_and_the_links_of_sys_agree(subsystem: str) -> None:
-    # Most hosts that run this have no GPU, but every one has disks or terminals with drivers.
-    names = re.compile(r"(card|renderD|vd|sd|nvme|loop|tty)\w*|kvm|null")
-    by_name = sorted(by_udev(subsystem, names), key=lambda found: found.path)
-    assert by_name == sorted(by_links(Path("/"), subsystem, names), key=lambda found: found.path)
-    if subsystem == "misc" and Path("/dev/kvm").exists():
-        assert "/dev/kvm" in {found.path for found in by_name}

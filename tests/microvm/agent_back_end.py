@@ -15,8 +15,9 @@ from vgpud.device.spec import DeviceSpec
 from vgpud.host.fds import Fd
 from vgpud.microvm import boot
 from vgpud.microvm.slots import NUMBERS
-from vgpud.policy.slots import SlotTable
-from vgpud.serve.agent_slots import AgentSlots
+from vgpud.serve.agent_link import SocketLink
+from vgpud.serve.agent_slots import AgentSlots, Grant
+from vgpud.serve.events import Events
 from vgpud.serve.fd_socket import FdSocket
 from vgpud.serve.front_end import FrontEndSession
 from vgpud.wire.vhost_user.protocol import Gpa
@@ -48,7 +49,8 @@ class AgentSession(FrontEndSession):
 
 async def serve(connection: socket.socket, agent: socket.socket, spec: DeviceSpec) -> None:
     """Serve until the front-end hangs up."""
-    slots = AgentSlots(agent, SlotTable(NUMBERS, base=Gpa(boot.WINDOW_GPA)), patience=2.0)
+    slots = AgentSlots(spec.name, Events(), patience=2.0)
+    slots.connect(SocketLink(agent), Grant(NUMBERS, Gpa(boot.WINDOW_GPA)))
     flagged = FlaggedSlots(slots, int(os.environ.get("VGPUD_TEST_SLOT_FLAGS", "0")))
     try:
         await AgentSession(FdSocket(connection), spec, flagged).run()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from vgpud.microvm import png
+from vgpud.wire import png
 
 
 def decode(data: bytes) -> np.ndarray:

@@ -146,3 +146,35 @@ def test_what_an_agent_s_vmm_did_to_its_vm_is_not_seen() -> None:
     assert of_agent(NEW).mode is KvmMode.UNKNOWN
     for host in (NONE, OLD, PATCHED, AMD, SHADOW_AMD, OTHER):
         assert of_agent(host) == of_own_vm(host)
+
+
+@pytest.mark.parametrize(
+    ("host", "accepted", "setup", "mode"),
+    [
+        # What was tried in the agent's own VM counts, also where nothing of KVM is to be seen.
+        (OLD, True, (), KvmMode.FLAG),
+        (NONE, True, (), KvmMode.FLAG),
+        (UNTRIED, True, (), KvmMode.FLAG),
+        (PATCHED, False, (), KvmMode.FORCED_WB),
+        (PATCHED, None, (), KvmMode.FLAG),
+        (NONE, False, (), KvmMode.UNKNOWN),
+        (AMD, False, (), KvmMode.SVM),
+        # What the VMM says of its VM, as far as it can be true.
+        (NEW, False, ("disable-ignore-guest-pat",), KvmMode.QUIRK_DISABLED),
+        (NONE, None, ("disable-ignore-guest-pat",), KvmMode.QUIRK_DISABLED),
+        (OLD, False, ("disable-ignore-guest-pat",), KvmMode.FORCED_WB),
+        (OLD, False, ("non-coherent-vfio",), KvmMode.VFIO),
+        (NEW, True, ("disable-ignore-guest-pat",), KvmMode.FLAG),
+        (AMD, False, ("non-coherent-vfio",), KvmMode.SVM),
+        # Where page tables are shadowed, or KVM is another, neither helps.
+        (SHADOW_INTEL, True, ("non-coherent-vfio",), KvmMode.FORCED_WB),
+        (SHADOW_AMD, True, (), KvmMode.FORCED_WB),
+        (OTHER, True, ("disable-ignore-guest-pat",), KvmMode.UNKNOWN),
+    ],
+)
+def test_what_an_agent_has_tried_and_says(
+    host: Host, accepted: bool | None, setup: tuple[str, ...], mode: KvmMode
+) -> None:
+    found = of_agent(host, flag_accepted=accepted, vm_setup=setup)
+    assert found.mode is mode
+    assert found.reason

@@ -163,3 +163,20 @@ def test_asking_changes_nothing() -> None:
         assert displaced == [ResourceId(1), ResourceId(2)]
     assert window.place(ResourceId(1)) == Place(PAGE, PAGE, mapped=False)
     assert window.place(ResourceId(3)) is None
+
+
+def test_free_places_are_found_from_the_end_down() -> None:
+    window = WindowMap(16 * PAGE)
+    assert window.free_from_end(PAGE) == 15 * PAGE
+    assert window.free_from_end(16 * PAGE) == 0
+    assert window.free_from_end(17 * PAGE) is None
+    window.put(ResourceId(1), 12 * PAGE, 2 * PAGE)
+    assert window.free_from_end(2 * PAGE) == 14 * PAGE
+    assert window.free_from_end(3 * PAGE) == 9 * PAGE
+    window.put(ResourceId(2), 0, PAGE)
+    assert window.free_from_end(11 * PAGE) == PAGE
+    assert window.free_from_end(12 * PAGE) is None
+    window.park(ResourceId(1))
+    # Where nobody would have to move comes first.
+    assert window.free_from_end(3 * PAGE) == 9 * PAGE
+    assert window.free_from_end(12 * PAGE) == 4 * PAGE

@@ -22,8 +22,9 @@ from vgpud.errors import HostError
 from vgpud.host import memfd
 from vgpud.host.fds import Fd
 from vgpud.host.mapping import map_shared
-from vgpud.policy.slots import SlotTable
-from vgpud.serve.agent_slots import AgentSlots
+from vgpud.serve.agent_link import SocketLink
+from vgpud.serve.agent_slots import AgentSlots, Grant
+from vgpud.serve.events import Events
 from vgpud.serve.table_slots import InDoubtError
 from vgpud.wire.vhost_user.protocol import Gpa
 
@@ -92,13 +93,11 @@ def serving(
 
 
 def with_slots(
-    sock: socket.socket,
-    work: Callable[[AgentSlots], Awaitable[None]],
-    table: SlotTable | None = None,
-    patience: float = 5.0,
+    sock: socket.socket, work: Callable[[AgentSlots], Awaitable[None]], patience: float = 5.0
 ) -> None:
     async def main() -> None:
-        slots = AgentSlots(sock, table or SlotTable(range(1, 9), base=BAR), patience=patience)
+        slots = AgentSlots("gpu0", Events(), patience=patience)
+        slots.connect(SocketLink(sock), Grant(range(1, 9), BAR))
         try:
             async with asyncio.timeout(20):
                 await work(slots)
@@ -391,7 +390,7 @@ def test_an_agent_that_is_gone_is_an_error_at_once(window: Fd, script: Script) -
     async def work(slots: AgentSlots) -> None:
         script.close()
         for _ in range(3):
-            with pytest.raises(HostError, match="the VMM's slot agent is gone"):
+            with pytest.raises(HostError, match="gone"):
                 await slots.map(window, 0, 0, PAGE)
             assert len(slots.table) == 0
 
@@ -406,7 +405,7 @@ def test_an_agent_that_goes_while_it_is_asked(window: Fd, script: Script) -> Non
         # A datagram socket does not tell: then patience ends it.
         with pytest.raises(HostError, match=r"slot agent (is gone|has not answered)"):
             await task
-        with pytest.raises(HostError, match="slot agent"):
+        with pytest.raises(HostError, match="agent"):
             await slots.map(window, 0, 0, PAGE)
 
     with_slots(script.daemon, work, patience=0.2)
@@ -474,9 +473,3 @@ def test_an_agent_that_reads_nothing_stops_nobody_else(window: Fd, script: Scrip
         assert ticks > 3
 
     with_slots(script.daemon, work, patience=0.2)
-
-
-def test_a_table_with_inlays_is_not_for_an_agent(script: Script) -> None:
-    with pytest.raises(ValueError, match="an agent has no call"):
-        AgentSlots(script.daemon, SlotTable(range(3), inlays=True))
-    script.daemon.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from time import perf_counter
 
 import pytest
 
@@ -267,5 +268,77 @@ def test_failed_does_not_end_for_a_refusal() -> None:
         timelines.close()
         with pytest.raises(asyncio.CancelledError):
             await failed
+
+    run(main)
+
+
+def test_both_threads_answer_also_behind_many_busy_timelines() -> None:
+    """A guest can have thousands; what is asked of the threads must not wait for all of them."""
+
+    async def main(timelines: Timelines) -> None:
+        await timelines.answered()
+        stop = threading.Event()
+        answers = Answers()
+        for number in range(1000):
+            steps = [lambda: stop.wait(QUANTUM) or None] * 10
+            timelines.submit((ContextId(9), number), work(*steps), answers.named("long"))
+        before = perf_counter()
+        await timelines.answered()
+        assert perf_counter() - before < 0.5  # in the queue of all of them it takes a second
+        stop.set()
+        await answers.number(1000)
+
+    run(main)
+
+
+def test_a_thread_that_hangs_does_not_answer() -> None:
+    async def main(timelines: Timelines) -> None:
+        answers = Answers()
+        gate = Gate()
+        timelines.submit(A, work(gate), answers.named("hung"))
+        await gate.reached()
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await timelines.answered()
+        # The other one goes on with its work meanwhile.
+        timelines.submit(B, work(lambda: None), answers.named("well"))
+        assert await answers.number(1) == ["well"]
+        gate.open.set()
+        await timelines.answered()
+
+    run(main)
+
+
+def test_after_the_end_there_is_nothing_to_answer() -> None:
+    async def main(timelines: Timelines) -> None:
+        gate = Gate()
+        timelines.submit(A, work(gate), Answers().named("hung"))
+        await gate.reached()
+        asked = asyncio.create_task(timelines.answered())
+        await asyncio.sleep(0.02)
+        timelines.close()
+        gate.open.set()
+        await asked
+        await timelines.answered()
+
+    run(main)
+
+
+def test_a_pause_holds_back_what_no_thread_has_taken_yet() -> None:
+    async def main(timelines: Timelines) -> None:
+        ran: list[int] = []
+        answers = Answers()
+        for number in range(50):
+            steps = [lambda number=number: ran.append(number)]
+            timelines.submit((ContextId(9), number), work(*steps), answers.named("work"))
+        await timelines.pause()
+        done = len(ran)
+        assert done < 50
+        await asyncio.sleep(0.05)
+        assert len(ran) == done
+        timelines.resume()
+        await answers.number(50)
+        assert sorted(ran) == list(range(50))
 
     run(main)

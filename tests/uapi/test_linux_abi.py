@@ -9,7 +9,7 @@ from vgpud.uapi._linux import ffi, lib
 
 from vgpud.errors import HostError
 from vgpud.policy.slot_entries import SlotFlag
-from vgpud.uapi import address_space, udmabuf
+from vgpud.uapi import address_space, drm, udmabuf
 from vgpud.uapi.ioctl import ioctl
 from vgpud.uapi.kvm import MemFlag
 
@@ -32,6 +32,10 @@ from vgpud.uapi.kvm import MemFlag
         ("KVM_SET_CPUID2", "struct kvm_cpuid2"),
         ("KVM_GET_SUPPORTED_CPUID", "struct kvm_cpuid2"),
         ("UDMABUF_CREATE", "struct udmabuf_create"),
+        ("DRM_IOCTL_VERSION", "struct drm_version"),
+        ("DRM_IOCTL_GEM_CLOSE", "struct drm_gem_close"),
+        ("DRM_IOCTL_PRIME_HANDLE_TO_FD", "struct drm_prime_handle"),
+        ("DRM_IOCTL_MODE_CREATE_DUMB", "struct drm_mode_create_dumb"),
     ],
 )
 def test_a_request_carries_the_size_of_its_structure(request_name: str, struct: str) -> None:
@@ -63,6 +67,11 @@ def test_request_numbers_are_the_kernels() -> None:
     assert lib.KVM_SET_USER_MEMORY_REGION == 0x4020AE46
     assert lib.KVM_SET_USER_MEMORY_REGION2 == 0x40A0AE49
     assert MemFlag.NON_COHERENT_DMA == 8
+    assert lib.DRM_IOCTL_VERSION == 0xC0406400
+    assert lib.DRM_IOCTL_GEM_CLOSE == 0x40086409
+    assert lib.DRM_IOCTL_DROP_MASTER == 0x641F
+    assert lib.DRM_IOCTL_PRIME_HANDLE_TO_FD == 0xC00C642D
+    assert lib.DRM_IOCTL_MODE_CREATE_DUMB == 0xC02064B2
 
 
 def test_the_policy_means_the_same_flags() -> None:
@@ -86,6 +95,20 @@ def test_an_error_without_remedy_does_not_invent_one() -> None:
 def test_a_udmabuf_call_names_itself() -> None:
     with pytest.raises(HostError, match="UDMABUF_CREATE of 0x1000 bytes at 0x2000"):
         udmabuf.create(-1, 0, 0x2000, 0x1000)
+
+
+def test_drm_calls_name_themselves() -> None:
+    bad = "Bad file descriptor"
+    with pytest.raises(HostError, match=f"DRM_IOCTL_VERSION: {bad}"):
+        drm.driver_name(-1)
+    with pytest.raises(HostError, match=f"DRM_IOCTL_DROP_MASTER: {bad}"):
+        drm.drop_master(-1)
+    with pytest.raises(HostError, match=f"DRM_IOCTL_MODE_CREATE_DUMB of 1024 x 2: {bad}"):
+        drm.create_dumb(-1, 1024, 2, 32)
+    with pytest.raises(HostError, match=f"DRM_IOCTL_PRIME_HANDLE_TO_FD of 7: {bad}"):
+        drm.prime_handle_to_fd(-1, 7)
+    with pytest.raises(HostError, match=f"DRM_IOCTL_GEM_CLOSE of 7: {bad}"):
+        drm.gem_close(-1, 7)
 
 
 def test_a_mapping_that_is_refused_says_why() -> None:

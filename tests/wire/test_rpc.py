@@ -104,6 +104,10 @@ def test_a_truncated_reply_is_a_peer_error(message: bytes, _: Result | Failure) 
         (b"[" * 50_000, ErrorCode.PARSE_ERROR, None),
         (b"[" * 50_000 + b"]" * 50_000, ErrorCode.PARSE_ERROR, None),
         (b"9" * 5000, ErrorCode.PARSE_ERROR, None),
+        (b'{"jsonrpc":"2.0","method":"m","id":1,"id":2}', ErrorCode.PARSE_ERROR, None),
+        (b'{"jsonrpc":"2.0","method":"m","params":{"a":1,"a":1}}', ErrorCode.PARSE_ERROR, None),
+        (b'{"jsonrpc":"2.0","method":"m","params":[Infinity]}', ErrorCode.PARSE_ERROR, None),
+        (b"\xef\xbb\xbf{}", ErrorCode.PARSE_ERROR, None),
         (b"[]", ErrorCode.INVALID_REQUEST, None),
         (b"3", ErrorCode.INVALID_REQUEST, None),
         (b"null", ErrorCode.INVALID_REQUEST, None),
@@ -123,6 +127,18 @@ def test_what_is_no_call(message: bytes, code: ErrorCode, call_id: int | None) -
     assert isinstance(failure, Failure)
     assert (failure.id, failure.error.code) == (call_id, code)
     assert json.loads(encode([failure]))["error"]["code"] == code
+
+
+@pytest.mark.parametrize(("message", "_"), REPLIES)
+def test_an_answer_is_no_call_and_not_answered(message: bytes, _: Result | Failure) -> None:
+    assert decode(message) == Incoming((), answer=True)
+    assert decode(b"[" + message + b"]") == Incoming((), batch=True)
+    both = decode(b"[" + message + b"," + CALLS[0][0] + b"]")
+    assert both == Incoming((CALLS[0][1],), batch=True)
+
+
+def test_a_call_with_a_result_is_answered() -> None:
+    assert decode(b'{"jsonrpc":"2.0","method":"m","id":1,"result":2}').calls == (Call("m", {}, 1),)
 
 
 def test_each_bad_item_of_a_batch_fails_by_itself() -> None:

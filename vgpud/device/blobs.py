@@ -5,23 +5,21 @@ Source: virtio 1.3, 5.7.6.8 RESOURCE_CREATE_BLOB and 5.7.6.9 RESOURCE_MAP_BLOB, 
 
 from __future__ import annotations
 
-import logging
+from asyncio import Lock
 
 from vgpud.device.contexts import Contexts
+from vgpud.device.counters import Counters
 from vgpud.device.layout import BlobLayout
+from vgpud.device.plans import Plans
 from vgpud.device.resources import OVERHEAD, GuestBlob, HostBlob, ResourceTable, make_backing
-from vgpud.device.spec import DeviceSpec
-from vgpud.device.vm_facts import VmFacts
+from vgpud.device.work import Answer
 from vgpud.errors import GuestError
 from vgpud.host.guest_memory import GuestMemory
-from vgpud.policy.coherency import Plan, plan
 from vgpud.policy.quota import Quota
-from vgpud.policy.slot_policy import BlobKind, Rule, first_match
+from vgpud.policy.slot_policy import BlobKind
 from vgpud.policy.window import BLOB_ALIGNMENT
 from vgpud.wire.gpu import commands, responses
 from vgpud.wire.gpu.protocol import BlobFlag, BlobMem, ContextId, ResponseType
-
-log = logging.getLogger(__name__)
 
 KNOWN_FLAGS = int(BlobFlag.USE_MAPPABLE | BlobFlag.USE_SHAREABLE | BlobFlag.USE_CROSS_DEVICE)
 
@@ -29,28 +27,29 @@ _KINDS = {BlobMem.HOST3D: BlobKind.HOST3D, BlobMem.HOST3D_GUEST: BlobKind.HOST3D
 
 
 class Blobs:
-    """The commands on blobs of one device."""
+    """The commands on blobs of one device. `turn` is for one change of the window at a time."""
 
     def __init__(
         self,
-        spec: DeviceSpec,
         resources: ResourceTable,
         contexts: Contexts,
         layout: BlobLayout,
         quota: Quota,
         memory: GuestMemory,
-        vm: VmFacts,
+        plans: Plans,
+        turn: Lock,
+        counters: Counters,
     ) -> None:
-        self._spec = spec
         self._resources = resources
         self._contexts = contexts
         self._layout = layout
         self._quota = quota
         self._memory = memory
-        self._vm = vm
-        self._told: set[Rule] = set()
+        self._plans = plans
+        self._turn = turn
+        self._counters = counters
 
-    def create(self, command: commands.ResourceCreateBlob) -> responses.Response:
+    def create(self, command: commands.ResourceCreateBlob) -> Answer:
         """RESOURCE_CREATE_BLOB, of any of the three kinds of memory."""
         self._resources.check_free(command.resource_id)
         if command.size == 0 or command.blob_flags & ~KNOWN_FLAGS:
@@ -61,21 +60,26 @@ class Blobs:
             raise _invalid(f"blob_mem {command.blob_mem}") from error
         if kind is BlobMem.GUEST:
             self._create_guest(command)
-        else:
-            self._create_host(command, kind)
-        return responses.OkNoData()
+            return responses.OkNoData()
+        blob = self._create_host(command, kind)
+        return responses.OkNoData() if blob.memory.made else self._make(blob)
 
     async def map(self, command: commands.ResourceMapBlob) -> responses.Response:
         """RESOURCE_MAP_BLOB: answered with the memory type that the plan can vouch for."""
         blob = self._resources.host_blob(command.resource_id)
         if blob.blob_mem is not BlobMem.HOST3D or not blob.mappable:
             raise _invalid(f"blob {blob.id} is not one to be mapped")
-        await blob.memory.map(command.offset)
+        async with self._turn:
+            await blob.memory.map(command.offset)
+        self._counters.maps += 1
         return responses.MapInfo(blob.plan.map_info)
 
     async def unmap(self, command: commands.ResourceUnmapBlob) -> responses.Response:
         """RESOURCE_UNMAP_BLOB."""
-        await self._resources.host_blob(command.resource_id).memory.unmap()
+        blob = self._resources.host_blob(command.resource_id)
+        async with self._turn:
+            await blob.memory.unmap()
+        self._counters.unmaps += 1
         return responses.OkNoData()
 
     def _create_guest(self, command: commands.ResourceCreateBlob) -> None:
@@ -90,14 +94,14 @@ class Blobs:
             raise
         self._resources.add(GuestBlob(command.resource_id, command.size, charge, backing))
 
-    def _create_host(self, command: commands.ResourceCreateBlob, kind: BlobMem) -> None:
+    def _create_host(self, command: commands.ResourceCreateBlob, kind: BlobMem) -> HostBlob:
         size = command.size
         if command.header.ctx_id == ContextId(0):
             raise GuestError(ResponseType.ERR_INVALID_CONTEXT_ID, "a host blob needs a context")
         self._contexts.get(command.header.ctx_id)
         if size % BLOB_ALIGNMENT:
             raise _invalid(f"a host blob of {size:#x} bytes, not aligned to {BLOB_ALIGNMENT:#x}")
-        plan_ = self._plan(_KINDS[kind], size)
+        plan_ = self._plans.make(_KINDS[kind], size)
         charge = self._quota.charge(OVERHEAD)
         backing = None
         try:
@@ -112,23 +116,20 @@ class Blobs:
             charge.release()
             raise
         mappable = bool(command.blob_flags & BlobFlag.USE_MAPPABLE)
-        self._resources.add(
-            HostBlob(command.resource_id, kind, size, mappable, plan_, charge, memory, backing)
-        )
+        blob = HostBlob(command.resource_id, kind, size, mappable, plan_, charge, memory, backing)
+        self._resources.add(blob)
+        return blob
 
-    def _plan(self, kind: BlobKind, size: int) -> Plan:
-        rule = first_match(self._spec.rules, self._spec.name, kind, size)
-        result = plan(self._vm.facts, rule, slot_flags=self._vm.slot_flags)
-        if rule not in self._told:  # one line a rule, not a blob: guests make thousands
-            self._told.add(rule)
-            log.info(
-                "plan device=%s blob=%s map_info=%s: %s",
-                self._spec.name,
-                kind,
-                result.map_info.name,
-                result.reason,
-            )
-        return result
+    async def _make(self, blob: HostBlob) -> responses.Response:
+        """Makes memory that takes its time; what comes to nothing leaves no blob."""
+        try:
+            await blob.memory.make()
+        except BaseException:
+            if blob in self._resources:  # else the device was reset
+                self._resources.remove(blob)
+                blob.memory.forget()
+            raise
+        return responses.OkNoData()
 
 
 def _invalid(reason: str) -> GuestError:

@@ -39,6 +39,9 @@ class Contexts:
         self._capset = capset
         self._by_id: dict[ContextId, Context] = {}
 
+    def __len__(self) -> int:
+        return len(self._by_id)
+
     def get(self, context_id: ContextId) -> Context:
         """The context of this id; raises `GuestError` (INVALID_CONTEXT_ID) where there is none."""
         context = self._by_id.get(context_id)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from vgpud.device.work import Traffic
+
 
 @dataclass(slots=True, eq=False)
 class Counters:
@@ -27,3 +29,9 @@ class Counters:
     display_bytes: int = 0
     sessions: int = 0
     resets: int = 0
+
+    def moved(self, traffic: Traffic) -> None:
+        """Add what work has moved."""
+        self.bytes_read += traffic.read
+        self.bytes_written += traffic.written
+        self.bytes_snooped += traffic.snooped

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import assert_never
 
 from vgpud.device.contexts import Context, Contexts
-from vgpud.device.work import Work
+from vgpud.device.work import Traffic, Work
 from vgpud.errors import GuestError
 from vgpud.host.dma import Engine
 from vgpud.host.extents import Extents
@@ -59,7 +59,7 @@ class DmaContext:
             charge.release()
             raise
         touched = frozenset(stream.buffers)
-        return Work(stream.run(), touched, cost, refusal, charge)
+        return Work(stream.run(), touched, cost, refusal, charge, stream.traffic)
 
 
 class _Stream:
@@ -69,6 +69,7 @@ class _Stream:
         self._engine = engine
         self.packets: list[dma.Packet] = []
         self.buffers: dict[ResourceId, Extents] = {}
+        self.traffic = Traffic()
 
     def add(
         self, packet: dma.Packet, contexts: Contexts, context: Context, capset: dma.Capset
@@ -91,6 +92,7 @@ class _Stream:
         """Runs the packets, stopping after each and within long ones."""
         for packet in self.packets:
             yield from self._run(packet)
+            self._count(packet)
             yield
 
     def _run(self, packet: dma.Packet) -> Iterator[None]:
@@ -120,6 +122,37 @@ class _Stream:
                 buffers[dst].write(dst_offset, crc.to_bytes(CRC_SIZE, "little"))
             case _ as unreachable:
                 assert_never(unreachable)
+
+    def _count(self, packet: dma.Packet) -> None:
+        match packet:
+            case dma.Nop():
+                pass
+            case dma.Fill(resource_id, _, length):
+                self._wrote(resource_id, length)
+            case dma.Copy():
+                self._did_read(packet.src, packet.length)
+                self._wrote(packet.dst, packet.length)
+            case dma.Blit():
+                moved = packet.row_bytes * packet.height
+                self._did_read(packet.src, moved)
+                self._wrote(packet.dst, moved)
+            case dma.Crc32():
+                self._did_read(packet.src, packet.length)
+                self._wrote(packet.dst, CRC_SIZE)
+            case _ as unreachable:
+                assert_never(unreachable)
+
+    def _did_read(self, resource_id: ResourceId, length: int) -> None:
+        if self.buffers[resource_id].access.flush_before_read:
+            self.traffic.read += length
+        else:
+            self.traffic.snooped += length
+
+    def _wrote(self, resource_id: ResourceId, length: int) -> None:
+        if self.buffers[resource_id].access.non_temporal_write:
+            self.traffic.written += length
+        else:
+            self.traffic.snooped += length
 
     def _check(self, packet: dma.Packet) -> int:
         buffers = self.buffers

@@ -10,28 +10,36 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Coroutine
+from asyncio import Lock
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
+from itertools import count
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vgpud.device.blobs import Blobs
+from vgpud.device.buffers import resolve
 from vgpud.device.contexts import Contexts
+from vgpud.device.counters import Counters
 from vgpud.device.cursors import Cursors
 from vgpud.device.dma_context import DmaContext
 from vgpud.device.images import Images
 from vgpud.device.layout import BlobLayout
 from vgpud.device.per_blob_layout import PerBlobLayout
-from vgpud.device.ports import BarSlots, Display, Works
-from vgpud.device.resources import HostBlob, Resource, ResourceTable
+from vgpud.device.plans import Plans
+from vgpud.device.ports import BarSlots, Display, Publish, Works, unheard
+from vgpud.device.resources import GuestBlob, HostBlob, Image, Resource, ResourceTable
 from vgpud.device.scanouts import Scanouts
 from vgpud.device.spec import DeviceSpec
 from vgpud.device.vm_facts import VmFacts
+from vgpud.device.vmm_blobs import FIRST_ID, VmmBlobs
 from vgpud.device.window_layout import WindowLayout
 from vgpud.device.work import Answer, Work
 from vgpud.host.dma import Engine
 from vgpud.host.guest_memory import GuestMemory
+from vgpud.host.render_nodes import RenderNodes
 from vgpud.policy.coherency import KvmMode
 from vgpud.policy.quota import Quota
 from vgpud.policy.slot_policy import Layout
@@ -77,16 +85,28 @@ class Gpu:
         slots: BarSlots,
         works: Works,
         look: Callable[[], KvmMode] = lambda: KvmMode.UNKNOWN,
+        *,
+        counters: Counters | None = None,
+        publish: Publish = unheard,
+        nodes: RenderNodes | None = None,
+        blob_ids: Iterator[int] | None = None,
     ) -> None:
         self.spec = spec
+        self.counters = counters if counters is not None else Counters()
+        self._publish = publish
         self.quota = Quota(spec.memory_limit)
         self.resources = ResourceTable()
-        self._vm = VmFacts(spec, look)
+        self.buffers = resolve(spec, nodes)
+        if self.buffers.fallback is not None:
+            log.warning(
+                "buffers device=%s kind=%s: %s", spec.name, self.buffers.kind, self.buffers.fallback
+            )
+        self._vm = VmFacts(spec, look, self.buffers.backing)
         common = (spec.name, spec.window, self.quota, slots, works)
         self.layout: BlobLayout = (
             WindowLayout(*common, self._vm.window_flags)
             if spec.layout is Layout.WINDOW
-            else PerBlobLayout(*common)
+            else PerBlobLayout(*common, self.buffers.source)
         )
         capset = dma.Capset(dma.CAPSET_VERSION, dma.MAX_PACKETS, spec.window)
         self.contexts = Contexts(self.resources, self.quota, capset)
@@ -96,8 +116,27 @@ class Gpu:
         self._display: Display | None = None
         self._events = Event(0)
         images = Images(self.resources, self.quota, memory, works)
+        self.plans = Plans(spec.name, self._vm, publish)
+        self._turn = Lock()
         blobs = Blobs(
-            spec, self.resources, self.contexts, self.layout, self.quota, memory, self._vm
+            self.resources,
+            self.contexts,
+            self.layout,
+            self.quota,
+            memory,
+            self.plans,
+            self._turn,
+            self.counters,
+        )
+        self.vmm_blobs = VmmBlobs(
+            spec.name,
+            self.layout,
+            self.plans,
+            self.quota,
+            self._turn,
+            blob_ids if blob_ids is not None else count(FIRST_ID),
+            self.counters,
+            publish,
         )
         dma_context = DmaContext(self.contexts, Engine(SCRATCH), capset, self.quota)
         self._execute: dict[type[Command], Callable[[Any], Outcome]] = {
@@ -142,6 +181,11 @@ class Gpu:
         self.scanouts.attach(display)
         self.cursors.attach(display)
 
+    @property
+    def has_display(self) -> bool:
+        """Whether a VMM's display decides about the outputs."""
+        return self._display is not None
+
     def detach_display(self, display: Display) -> None:
         """Disconnects a display, if it has not been replaced already."""
         if self._display is display:
@@ -150,6 +194,69 @@ class Gpu:
     def screenshot(self, scanout_id: int = 0) -> NDArray[np.uint8] | None:
         """What a scanout shows, (height, width, 3) of R, G, B; None if it is off."""
         return self.scanouts.screenshot(scanout_id)
+
+    def reconfigure(self, spec: DeviceSpec) -> None:
+        """Takes from another specification what can change while a guest has the device: limit,
+        rules, `guest_pat`, and the outputs' modes if there are as many outputs as before."""
+        if len(spec.outputs) == len(self.spec.outputs):
+            for scanout_id, (old, new) in enumerate(
+                zip(self.spec.outputs, spec.outputs, strict=True)
+            ):
+                if new != old:
+                    self.resize(scanout_id, new.width, new.height)
+                    self.tell_resized(scanout_id)
+            self.spec = replace(self.spec, outputs=spec.outputs)
+        self.quota.limit = spec.memory_limit
+        self.spec = replace(
+            self.spec,
+            memory_limit=spec.memory_limit,
+            guest_pat=spec.guest_pat,
+            rules=spec.rules,
+        )
+        self._vm.reconfigure(self.spec)
+
+    def resize(self, scanout_id: int, width: int, height: int) -> None:
+        """Offers the guest another mode, in pixels, for as long as this front-end is connected.
+
+        The driver sees it once the front-end has told it that the configuration space has changed.
+        Raises `GuestError` (INVALID_SCANOUT_ID).
+        """
+        self.scanouts.resize(scanout_id, width, height)
+        self._events |= Event.DISPLAY
+
+    def tell_resized(self, scanout_id: int) -> None:
+        """Tells of what `resize` has done."""
+        output = self.scanouts.outputs[scanout_id]
+        self._publish(
+            "device.resized",
+            f"output {scanout_id} offers {output.width}x{output.height}",
+            scanout=scanout_id,
+            width=output.width,
+            height=output.height,
+        )
+
+    def look_again(self) -> None:
+        """There may be more to see of the VM now: an agent has come."""
+        self._vm.look_again(window_mapped=self.layout.window_mapped)
+
+    def blobs(self) -> Iterator[GuestBlob | HostBlob]:
+        """All blobs, the guest's first."""
+        for resource in self.resources:
+            if not isinstance(resource, Image):
+                yield resource
+        yield from self.vmm_blobs
+
+    @property
+    def blob_count(self) -> int:
+        """How many those are."""
+        return sum(1 for _ in self.blobs())
+
+    def find_blob(self, blob_id: int) -> GuestBlob | HostBlob | None:
+        """The blob of this id, whoever made it, if there is one."""
+        if blob_id >= FIRST_ID:
+            return self.vmm_blobs.find(blob_id)
+        found = self.resources.find(ResourceId(blob_id))
+        return None if isinstance(found, Image) else found
 
     def config(self) -> bytes:
         """The configuration space, 20 bytes."""
@@ -175,7 +282,9 @@ class Gpu:
         self.cursors.clear()
         self.contexts.clear()
         self.resources.clear()
+        self.vmm_blobs.clear()
         self.layout.reset()
+        self.plans.forget()
         self._vm.forget()
         self._events = Event(0)
 
@@ -205,7 +314,10 @@ class Gpu:
         return self._forget(resource)
 
     async def _destroy(self, blob: HostBlob) -> responses.Response:
-        await blob.memory.destroy()
+        async with self._turn:
+            mapped = blob.mapped
+            await blob.memory.destroy()
+        self.counters.unmaps += mapped
         return self._forget(blob)
 
     def _forget(self, resource: Resource) -> responses.Response:

@@ -10,15 +10,39 @@ from __future__ import annotations
 from typing import Protocol
 
 from vgpud.host.extents import Access, Extents
+from vgpud.host.fds import Fd
 from vgpud.policy.plan import Duty, Plan
+from vgpud.policy.window import Place, WindowMap
 from vgpud.wire.gpu.protocol import ResourceId
 
 
 class HostMemory(Protocol):
     """One host blob's memory."""
 
+    @property
+    def made(self) -> bool:
+        """Whether it is there. If not, `make` has to come before everything but `destroy`."""
+
+    async def make(self) -> None:
+        """Makes the memory, if it is not there; raises `GuestError` (OUT_OF_MEMORY) if it can't be
+        had."""
+
     def contents(self) -> Extents:
-        """The bytes where they are now; good until the blob is mapped, unmapped or destroyed."""
+        """The bytes where they are now; good until the blob is mapped, unmapped or destroyed.
+
+        Raises `GuestError` (UNSPEC) if they are lost, as the GPU has gone that had them.
+        """
+
+    @property
+    def mapped(self) -> bool:
+        """Whether the guest has it, in the window or elsewhere."""
+
+    @property
+    def place(self) -> Place | None:
+        """Where in the window it lies, mapped or parked; None if it has no place there."""
+
+    def export(self) -> tuple[Fd, int] | None:
+        """The file that the blob is in, a duplicate, and where in it; None while it is in none."""
 
     async def map(self, offset: int) -> None:
         """Puts the blob into the window at `offset`; raises `GuestError` if it can't be had
@@ -31,9 +55,18 @@ class HostMemory(Protocol):
     async def destroy(self) -> None:
         """Takes the blob out of the window if it is in it, and gives its pages back to the host."""
 
+    def forget(self) -> None:
+        """Gives back what it has outside of the window."""
+
 
 class BlobLayout(Protocol):
-    """A device's way to keep host blobs."""
+    """A device's way to keep host blobs. `map` is who lies where in the window."""
+
+    map: WindowMap
+
+    @property
+    def window_mapped(self) -> bool:
+        """Whether the VMM has mapped the window as one."""
 
     def allocate(self, blob: ResourceId, size: int, plan: Plan) -> HostMemory:
         """Makes a blob of `size` zero bytes; raises `GuestError` (OUT_OF_MEMORY) over the device's
@@ -49,7 +82,7 @@ class BlobLayout(Protocol):
 
 def access_of(plan: Plan) -> Access:
     """How the engine, and whoever else in this process, touches a blob under this plan."""
-    return Access(plan.flush_before_read, plan.non_temporal_write)
+    return Access(plan.flush_before_read, plan.non_temporal_write, plan.flush_around_write)
 
 
 def flushed_at_hand_over(plan: Plan) -> bool:

@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgpud.host.fds import Fd
+from vgpud.policy.slot_entries import SlotUse
 from vgpud.wire.gpu.header import Rect
 from vgpud.wire.gpu.protocol import ResourceId
 from vgpud.wire.gpu.responses import DisplayMode
+from vgpud.wire.rpc import Json
 
 
 class BarSlots(Protocol):
@@ -31,6 +33,19 @@ class BarSlots(Protocol):
         """Takes back exactly what one `map` put there; raises `HostError` where the VMM refuses."""
 
 
+class RamSlots(Protocol):
+    """Puts memory files anywhere into the guest's address space: at `SlotUse.RAM`, `offset` is a
+    guest-physical address. Otherwise as `BarSlots`."""
+
+    async def map(
+        self, fd: Fd, fd_offset: int, offset: int, length: int, /, *, flags: int, use: SlotUse
+    ) -> None:
+        """Maps `length` bytes of the file, read-write."""
+
+    async def unmap(self, offset: int, length: int, /, *, use: SlotUse) -> None:
+        """Takes back exactly what one `map` put there."""
+
+
 class Works(Protocol):
     """The device's long work, which is done in order and off the event loop."""
 
@@ -42,6 +57,19 @@ class Works(Protocol):
 
     async def aside(self, copy: Callable[[], None]) -> None:
         """Runs a long copy on another thread and waits for it."""
+
+
+class Publish(Protocol):
+    """Tells whoever wants to know what has happened on the device."""
+
+    def __call__(
+        self, kind: str, message: str, *, resource: int | None = None, **data: Json
+    ) -> None:
+        """An event; `data` is what programs want of it."""
+
+
+def unheard(kind: str, message: str, *, resource: int | None = None, **data: Json) -> None:
+    """A `Publish` for a device that nobody listens to."""
 
 
 class Display(Protocol):

@@ -135,6 +135,11 @@ class HostBlob:
     backing: Backing | None = None
     uuid: uuid.UUID | None = None
 
+    @property
+    def mapped(self) -> bool:
+        """Whether the guest has it."""
+        return self.memory.mapped
+
     def contents(self) -> Extents:
         """The bytes, wherever they are at the moment."""
         return self.memory.contents()
@@ -155,6 +160,9 @@ class ResourceTable:
     def __iter__(self) -> Iterator[Resource]:
         return iter(self._by_id.values())
 
+    def __contains__(self, resource: Resource) -> bool:
+        return self._by_id.get(resource.id) is resource
+
     def check_free(self, resource_id: ResourceId) -> None:
         """Raises `GuestError` (INVALID_RESOURCE_ID) unless a new resource may have this id."""
         if resource_id == 0 or resource_id in self._by_id:
@@ -165,6 +173,10 @@ class ResourceTable:
     def add(self, resource: Resource) -> None:
         """Enters a new resource."""
         self._by_id[resource.id] = resource
+
+    def find(self, resource_id: ResourceId) -> Resource | None:
+        """The resource of this id, if there is one."""
+        return self._by_id.get(resource_id)
 
     def get(self, resource_id: ResourceId) -> Resource:
         """The resource of this id; raises `GuestError` (INVALID_RESOURCE_ID) where there is

@@ -6,7 +6,7 @@ virtio 1.3, 5.7.6.8 GET_DISPLAY_INFO, GET_EDID, SET_SCANOUT, SET_SCANOUT_BLOB an
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from vgpud.device.rects import check_rect, intersect, is_empty
 from vgpud.device.resources import BYTES_PER_PIXEL, Image, Resource, ResourceTable
 from vgpud.device.spec import Output
 from vgpud.errors import GuestError
+from vgpud.host.extents import Extents
 from vgpud.wire.edid import edid
 from vgpud.wire.formats import to_rgb, to_xrgb
 from vgpud.wire.gpu import commands, responses
@@ -48,8 +49,12 @@ class Scanout:
 
         Raises `GuestError` where the resource's backing has gone.
         """
+        return self.pixels_of(self.resource.contents(), rect)
+
+    def pixels_of(self, contents: Extents, rect: Rect) -> NDArray[np.uint8]:
+        """The same, of contents that were looked up before."""
         x, y = self.rect.x + rect.x, self.rect.y + rect.y
-        rows = self.resource.contents().read_rect(
+        rows = contents.read_rect(
             self.offset + y * self.stride + x * BYTES_PER_PIXEL,
             self.stride,
             rect.width * BYTES_PER_PIXEL,
@@ -63,12 +68,28 @@ class Scanouts:
 
     def __init__(self, name: str, outputs: tuple[Output, ...], resources: ResourceTable) -> None:
         self._name = name
-        self._outputs = outputs
+        self._outputs = list(outputs)
         self._resources = resources
         self._active: dict[ScanoutId, Scanout] = {}
         self._display: Display | None = None
 
     # What others look at
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """The modes that the guest is offered, where no display has its own."""
+        return tuple(self._outputs)
+
+    def resize(self, scanout_id: int, width: int, height: int) -> None:
+        """Offers another mode; raises `GuestError` (INVALID_SCANOUT_ID)."""
+        if scanout_id >= len(self._outputs):
+            raise _no_scanout(scanout_id, len(self._outputs))
+        self._outputs[scanout_id] = Output(width, height)
+
+    def showing(self, scanout_id: int) -> tuple[int, int] | None:
+        """Width and height of what a scanout shows; None if it is off."""
+        scanout = self._active.get(ScanoutId(scanout_id))
+        return None if scanout is None else (scanout.rect.width, scanout.rect.height)
 
     def attach(self, display: Display | None) -> None:
         """Shows the scanouts on another display, from the start; None leaves them to be read."""
@@ -93,13 +114,21 @@ class Scanouts:
     def screenshot(self, scanout_id: int) -> NDArray[np.uint8] | None:
         """What a scanout shows, (height, width, 3) of R, G, B; None if it is off, or its pages are
         gone."""
+        read = self.capture(scanout_id)
+        return None if read is None else read()
+
+    def capture(self, scanout_id: int) -> Callable[[], NDArray[np.uint8]] | None:
+        """What reads a screenshot, on any thread and at any time after, from memory that it keeps
+        alive; None if the scanout is off, or its pages are gone."""
         scanout = self._active.get(ScanoutId(scanout_id))
         if scanout is None:
             return None
         try:
-            return to_rgb(scanout.pixels(_whole(scanout)), scanout.format)
+            contents = scanout.resource.contents()
         except GuestError:
             return None
+        whole = _whole(scanout)
+        return lambda: to_rgb(scanout.pixels_of(contents, whole), scanout.format)
 
     # Commands
 
@@ -201,9 +230,7 @@ class Scanouts:
         # With a display, the VMM says how many outputs there are, and tells the guest so itself.
         count = MAX_SCANOUTS if self._display is not None else len(self._outputs)
         if scanout_id >= count:
-            raise GuestError(
-                ResponseType.ERR_INVALID_SCANOUT_ID, f"scanout {scanout_id} of {count}"
-            )
+            raise _no_scanout(scanout_id, count)
 
     def _show(self, scanout_id: ScanoutId, scanout: Scanout) -> None:
         before = self._active.get(scanout_id)
@@ -230,6 +257,10 @@ class Scanouts:
 
 def _whole(scanout: Scanout) -> Rect:
     return Rect(0, 0, scanout.rect.width, scanout.rect.height)
+
+
+def _no_scanout(scanout_id: int, count: int) -> GuestError:
+    return GuestError(ResponseType.ERR_INVALID_SCANOUT_ID, f"scanout {scanout_id} of {count}")
 
 
 def _invalid(reason: str) -> GuestError:

@@ -18,11 +18,12 @@ from vgpud.device.memory import zeroed
 from vgpud.device.ports import BarSlots, Works
 from vgpud.errors import GuestError, HostError
 from vgpud.host.extents import Extents
+from vgpud.host.fds import Fd
 from vgpud.host.window import HostWindow
 from vgpud.policy.plan import Plan
 from vgpud.policy.quota import Charge, Quota
 from vgpud.policy.slot_entries import SlotFlag
-from vgpud.policy.window import WindowMap
+from vgpud.policy.window import Place, WindowMap
 from vgpud.wire.gpu.protocol import ResourceId, ResponseType
 
 COPY_ASIDE = 256 << 10
@@ -53,6 +54,10 @@ class WindowLayout:
         self._window: HostWindow | None = None
         self._mapped = False
         self.blobs: dict[ResourceId, WindowBlob] = {}
+
+    @property
+    def window_mapped(self) -> bool:
+        return self._mapped
 
     @property
     def window(self) -> HostWindow:
@@ -111,6 +116,26 @@ class WindowBlob:
         self._flush = flushed_at_hand_over(plan)
         self._charge = charge
         self._private: NDArray[np.uint8] | None = None
+
+    @property
+    def mapped(self) -> bool:
+        place = self.place
+        return place is not None and place.mapped
+
+    @property
+    def place(self) -> Place | None:
+        return self._layout.map.place(self._blob)
+
+    def export(self) -> tuple[Fd, int] | None:
+        place = self.place
+        return None if place is None else (self._layout.window.fd.dup(), place.offset)
+
+    @property
+    def made(self) -> bool:
+        return True
+
+    async def make(self) -> None:
+        pass
 
     def contents(self) -> Extents:
         place = self._layout.map.place(self._blob)

@@ -20,6 +20,15 @@ Answer: TypeAlias = Response | Coroutine[Any, Any, Response]
 and cancelled in the middle it can be done anew."""
 
 
+@dataclass(slots=True)
+class Traffic:
+    """Bytes that steps have moved: `read` and `written` past the caches, `snooped` through them."""
+
+    read: int = 0
+    written: int = 0
+    snooped: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """`steps`, to be run one after the other on any thread, but not at the same time.
@@ -28,7 +37,8 @@ class Work:
     Every range was checked when the work was made, and the buffers in it stay mapped for as long as
     it lives. `resources` are those that the steps touch; `cost` is about how many bytes they move.
     `refusal` is what the command is answered with after all steps have run, where the packet behind
-    them was bad. `charge` is to be released when the work is done or dropped.
+    them was bad. `charge` is to be released when the work is done or dropped. `traffic` is complete
+    when the steps are.
     """
 
     steps: Iterator[None]
@@ -36,3 +46,4 @@ class Work:
     cost: int
     refusal: GuestError | None = None
     charge: Charge | None = None
+    traffic: Traffic | None = None

@@ -27,11 +27,13 @@ class Access:
 
     `flush_before_read`: its cache lines are written back and dropped first, so that the bytes come
     from memory. `non_temporal_write`: the bytes are in memory, and in no cache, when a write
-    returns.
+    returns. `flush_around_write`: also in nobody else's, where ours is a mapping past the caches:
+    the lines are flushed before the write, and again after it.
     """
 
     flush_before_read: bool = False
     non_temporal_write: bool = False
+    flush_around_write: bool = False
 
 
 #: For memory that all sides reach through their caches.
@@ -167,8 +169,10 @@ class Extents:
     def write_rect(self, offset: int, stride: int, data: NDArray[Any]) -> None:
         """Write an array of two or more dimensions, the first of them rows, to a rectangle."""
         row_bytes = data.nbytes // len(data) if len(data) else 0
-        self.check_rect(offset, stride, row_bytes, len(data))
+        length = self.check_rect(offset, stride, row_bytes, len(data))
+        self._flush_around(offset, length)
         self._spans.scatter(offset, stride, data, self._write_flags)
+        self._flush_around(offset, length)
         self._mark_dirty_rect(offset, stride, row_bytes, len(data))
 
     def read(self, offset: int, length: int) -> NDArray[np.uint8]:
@@ -184,7 +188,9 @@ class Extents:
     def fill(self, offset: int, length: int, pattern: int) -> None:
         """Repeat a 32-bit little-endian pattern over a range, its first byte at `offset`."""
         self.check(offset, length)
+        self._flush_around(offset, length)
         self._spans.fill(offset, length, pattern, self._write_flags)
+        self._flush_around(offset, length)
         self._mark_dirty(offset, length)
 
     def copy_rect(
@@ -205,8 +211,9 @@ class Extents:
         Without `scratch` the two must not share memory; what `dma.Engine` does if they may is to
         give some, and say in which order its chunks are safe.
         """
-        self.check_rect(offset, stride, row_bytes, rows)
+        length = self.check_rect(offset, stride, row_bytes, rows)
         source.check_rect(source_offset, source_stride, row_bytes, rows)
+        self._flush_around(offset, length)
         self._spans.copy_from(
             offset,
             stride,
@@ -218,6 +225,7 @@ class Extents:
             scratch=scratch,
             flags=source._read_flags | self._write_flags | (native.BACKWARD if backward else 0),
         )
+        self._flush_around(offset, length)
         self._mark_dirty_rect(offset, stride, row_bytes, rows)
 
     def copy_from(self, source: Extents) -> None:
@@ -277,6 +285,11 @@ class Extents:
     @property
     def _write_flags(self) -> int:
         return native.NON_TEMPORAL_WRITE if self.access.non_temporal_write else 0
+
+    def _flush_around(self, offset: int, length: int) -> None:
+        """Comes before and after each write. Between rows it flushes more than it must."""
+        if self.access.flush_around_write:
+            self._spans.flush(offset, length)
 
     def _range(self, offset: int, length: int) -> tuple[int, int]:
         """Return the indices of the first and the last span of a range of one byte or more."""

@@ -54,6 +54,24 @@ def create(name: str, size: int) -> Fd:
     return fd
 
 
+def filled(name: str, data: bytes) -> Fd:
+    """Return a new memory file of these bytes, which nobody can change. Raises HostError."""
+    try:
+        fd = Fd(os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd.fileno(), view) :]
+            os.lseek(fd.fileno(), 0, os.SEEK_SET)
+            fcntl.fcntl(fd.fileno(), fcntl.F_ADD_SEALS, _SEALS | fcntl.F_SEAL_WRITE)
+        except BaseException:
+            fd.close()
+            raise
+    except OSError as error:
+        raise HostError(f"memfd {name} of {len(data)} bytes", error) from error
+    return fd
+
+
 def punch_hole(fd: Fd, offset: int, length: int) -> None:
     """Give the pages of a range back to the system: it then reads as zeros, in every mapping.
 

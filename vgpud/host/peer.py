@@ -8,6 +8,7 @@ None, with the reason.
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from collections.abc import Iterator, Sequence
@@ -65,7 +66,10 @@ def look(pid: int, proc: Path = Path("/proc")) -> Peer:
         vms = sum(_is_vm(fd) for fd in (entry / "fd").iterdir())
         arguments = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError as error:
-        return Peer(pid, problem=f"{error.filename}: {error.strerror}")
+        reason = error.strerror
+        if error.errno == errno.ENOENT:
+            reason = "there is no such process, or it is hidden (ProtectProc=, hidepid=)"
+        return Peer(pid, problem=f"{error.filename}: {reason}")
     return Peer(pid, program, vms, _honor_guest_pat(arguments))
 
 

@@ -19,9 +19,10 @@ from typing import Final, Self
 from vgpud.errors import HostError
 from vgpud.microvm.boot import WINDOW_GPA
 from vgpud.microvm.slots import NUMBERS
-from vgpud.policy.slot_policy import GuestPat, Layout
+from vgpud.policy.slot_policy import GuestPat, Layout, SlotOwner
 
 PROGRAM: Final = (sys.executable, "-m", "vgpud.backend_program")
+DEVICE: Final = "microvm"
 PACKAGE: Final = Path(__file__).parents[2]
 """Where `-m` is to look first: in a checkout that is not built, our own directory has no native
 modules, and another vgpud may be in it."""
@@ -30,11 +31,13 @@ END_S: Final = 20.0
 """Seconds that it may take to end once we have hung up, on a host that is itself emulated."""
 
 
-def configuration(guest_pat: GuestPat, layout: Layout = Layout.WINDOW) -> str:
+def configuration(
+    guest_pat: GuestPat, layout: Layout = Layout.WINDOW, slots: SlotOwner = SlotOwner.FRONTEND
+) -> str:
     """A device for a micro-VM: small, and told what is known of its VM."""
     return (
-        '[[device]]\nname = "microvm"\nwindow = "1MiB"\nmemory_limit = "16MiB"\n'
-        f'guest_pat = "{guest_pat}"\n[[slot_policy]]\nlayout = "{layout}"\n'
+        f'[[device]]\nname = "{DEVICE}"\nwindow = "1MiB"\nmemory_limit = "16MiB"\n'
+        f'guest_pat = "{guest_pat}"\nslots = "{slots}"\n[[slot_policy]]\nlayout = "{layout}"\n'
     )
 
 

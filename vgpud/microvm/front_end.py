@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
+from vgpud.client import Client
 from vgpud.errors import HostError, PeerError
 from vgpud.host import eventfd
 from vgpud.host.fds import Fd
@@ -174,7 +175,7 @@ class FrontEnd:
             bases.append(self._ask(messages.GetVringBase(index), messages.VringState).base)
         return bases
 
-    def watch(self, source: socket.socket, serve: Callable[[], bool]) -> None:
+    def watch(self, source: socket.socket | Client, serve: Callable[[], bool]) -> None:
         """Has `wait` call `serve` whenever there is something to be read from `source`; false is
         its end."""
         self._watched[source.fileno()] = serve

@@ -8,6 +8,7 @@ arch/x86/kvm (vmx_get_mt_mask, KVM_X86_QUIRK_IGNORE_GUEST_PAT); QEMU, accel/kvm.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, Protocol, TypeAlias
@@ -100,9 +101,42 @@ def of_own_vm(host: HostKvm) -> Finding:
     return _forced()
 
 
-def of_agent(host: HostKvm) -> Finding:
-    """The mode of a VM whose slots an agent sets for us; its set-up is the VMM's, unseen."""
-    found = of_own_vm(host)
+@dataclass(frozen=True, slots=True)
+class _AgentsKvm:
+    """The host's KVM, as far as an agent has tried it."""
+
+    vendor: Vendor | None
+    tdp: bool | None
+    non_coherent_dma_flag: bool | None
+    ignore_guest_pat_quirk: bool | None
+
+
+def of_agent(
+    host: HostKvm, *, flag_accepted: bool | None = None, vm_setup: Collection[str] = ()
+) -> Finding:
+    """The mode of a VM whose slots an agent sets for us; its set-up is the VMM's.
+
+    `flag_accepted` is what came of a flagged slot in that very VM, None if none was tried;
+    `vm_setup` is what the agent says was done to it, of the words of `agent.attach`.
+    """
+    flag = host.non_coherent_dma_flag if flag_accepted is None else flag_accepted
+    seen = _AgentsKvm(host.vendor, host.tdp, flag, host.ignore_guest_pat_quirk)
+    if host.vendor == "other" or host.tdp is False:
+        return of_own_vm(seen)  # whatever the agent says
+    if flag_accepted:
+        return Finding(
+            KvmMode.FLAG, "the agent's VM has taken a slot with KVM_MEM_NON_COHERENT_DMA"
+        )
+    if host.vendor != "svm":
+        if "disable-ignore-guest-pat" in vm_setup and host.ignore_guest_pat_quirk is not False:
+            return Finding(
+                KvmMode.QUIRK_DISABLED, "the agent says that KVM was told to honour guest PAT"
+            )
+        if "non-coherent-vfio" in vm_setup:
+            return Finding(
+                KvmMode.VFIO, "the agent says that a device with non-coherent DMA is assigned"
+            )
+    found = of_own_vm(seen)
     if found.mode is KvmMode.QUIRK_DISABLED:
         return Finding(
             KvmMode.UNKNOWN,

@@ -97,6 +97,24 @@ class WindowMap:
             displaced.append(other)
         return displaced
 
+    def free_from_end(self, size: int) -> int | None:
+        """The last offset where `size` bytes can be put and nothing mapped is in the way.
+
+        A range where nothing is parked either comes first; None if there is none at all.
+        """
+        for counted in (True, False):
+            end = self.size - self.size % BLOB_ALIGNMENT
+            for offset in reversed(self._offsets):
+                place = self._places[self._owner[offset]]
+                if not (counted or place.mapped):
+                    continue
+                if end - place.end >= size:
+                    return end - size
+                end = offset
+            if end >= size:
+                return end - size
+        return None
+
     def put(self, blob: ResourceId, offset: int, size: int) -> Place:
         """Maps the blob at `offset`, which `displaced_by` has found fit and everyone displaced has
         left."""

@@ -1,252 +1,373 @@
 """A device's slots in the VM of a VMM that sets them for us: slot.set and slot.delete.
 
-Owns the socket to the agent and the order of what goes over it: a datagram is a call, with the
-memory file attached. Must not import `uapi`. Source: unix(7), `wire.rpc` and `wire.slot_calls`.
-
-Nothing new is asked before everything asked before has been answered. What must be undone is sent
-without waiting, ahead of anything new: an agent that was only slow ends up with what our table has.
+Owns which agent is attached, what it grants, and the files of the slots, which outlive it: what an
+agent leaves behind is set again by the next one. How it is asked is `agent_calls`. Must not import
+`uapi`. Source: `wire.slot_calls`.
 """
 
 from __future__ import annotations
 
-import array
-import asyncio
 import errno
 import itertools
 import logging
-import os
-import socket
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Final
 
-from vgpud.errors import HostError, PeerError
+from vgpud.errors import HostError
+from vgpud.host import memfd, probe_kvm
 from vgpud.host.fds import Fd
-from vgpud.policy.slot_entries import Entry, Slot
-from vgpud.policy.slots import DeleteSlot, Operation, PutInlay, RemoveInlay, SetSlot, SlotTable
-from vgpud.serve.table_slots import InDoubtError, TableSlots
-from vgpud.wire.rpc import Call, Failure, Json, Result, decode_reply, encode_call
-from vgpud.wire.slot_calls import (
-    PROT_READ,
-    PROT_WRITE,
-    SLOT_DELETE,
-    SLOT_SET,
-    SlotDelete,
-    SlotSet,
-    errno_of,
-)
+from vgpud.policy import kvm_mode
+from vgpud.policy.coherency import KvmMode
+from vgpud.policy.kvm_mode import Finding
+from vgpud.policy.slot_entries import Backing, Entry, Slot, SlotFlag, SlotUse
+from vgpud.policy.slot_policy import PAGE_SIZE
+from vgpud.policy.slots import GPA_LIMIT, Change, DeleteSlot, Operation, SetSlot, SlotTable
+from vgpud.serve.agent_calls import PATIENCE, AgentCalls, AgentGoneError, dup, slot_request
+from vgpud.serve.agent_link import AgentLink
+from vgpud.serve.events import Events
+from vgpud.serve.rate_limit import RateLimit
+from vgpud.serve.table_slots import TableSlots
+from vgpud.wire.control.models import Agent
+from vgpud.wire.rpc import Failure, Json
+from vgpud.wire.slot_calls import SLOT_SET, errno_of
+from vgpud.wire.vhost_user.protocol import Gpa
 
 _log = logging.getLogger(__name__)
 
-PATIENCE: Final = 10.0
-"""Seconds that an agent may take to answer: far more than any slot takes, and less than a guest's
-driver waits before it calls its device dead."""
-
-_MAX_REPLY: Final = 64 << 10
-_GONE: Final = {errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN}
+_NO_SLOTS: Final = range(0)
+_SOCKET: Final = "its socket is closed"
 
 
-@dataclass(slots=True, eq=False)
-class _Request:
-    id: int
-    name: str
-    data: bytes
-    fd: Fd | None
-    sent: bool = False
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What an agent offers: slots of these `numbers`, with no flags but these.
 
-    def close(self) -> None:
-        if self.fd is not None:
-            self.fd.close()
+    `base` is where the guest has the BAR, None while it is nowhere. `pid` and `uid` are whose it
+    is, None where that is not known.
+    """
+
+    numbers: range
+    base: Gpa | None
+    flags: int = int(SlotFlag.NON_COHERENT_DMA)
+    vm_setup: tuple[str, ...] = ()
+    pid: int | None = None
+    uid: int | None = None
+
+
+class AgentRefusedError(HostError):
+    """The agent has answered that it did not do it."""
 
 
 class AgentSlots(TableSlots):
-    """Slots that the agent at the other end of `sock` sets: AF_UNIX, connected, with message
-    boundaries (SOCK_DGRAM or SOCK_SEQPACKET).
+    """Slots that the agent which is attached sets; without one, nothing can be mapped.
 
     One that answers with an error, or not at all within `patience` seconds, makes it a HostError.
-    While an answer is overdue nothing new is asked, and everything fails at once.
+    `flag_accepted` is what came of the first slot with KVM_MEM_NON_COHERENT_DMA in the agent's VM.
     """
 
     def __init__(
-        self, sock: socket.socket, table: SlotTable, *, patience: float = PATIENCE
+        self,
+        device: str,
+        events: Events,
+        *,
+        allow_guest_ram: bool = False,
+        patience: float = PATIENCE,
     ) -> None:
-        if table.takes_inlays:
-            raise ValueError("an agent has no call to put a file into a live slot")
-        super().__init__(table)
-        sock.setblocking(False)
-        self._sock = sock
+        super().__init__(SlotTable(_NO_SLOTS, allow_guest_ram=allow_guest_ram))
+        self.report_to(events, device)
+        self.grant: Grant | None = None
+        self.flag_accepted: bool | None = None
+        self._allow_guest_ram = allow_guest_ram
         self._patience = patience
         self._ids = itertools.count(1)
-        self._files: dict[Slot, Fd] = {}
-        self._outbox: deque[_Request] = deque()
-        self._unanswered: dict[int, _Request] = {}
-        self._overdue = False
+        self._calls: AgentCalls | None = None
+        self._coming: AgentLink | None = None
+        self._files: dict[tuple[SlotUse, int], Fd] = {}
+        self._last = ""
+        self._limit = RateLimit()
+
+    # Who is attached
+
+    @property
+    def link(self) -> AgentLink | None:
+        """The way to the agent that is attached, or about to be."""
+        return self._calls.link if self._calls is not None else self._coming
+
+    def connect(self, link: AgentLink, grant: Grant) -> None:
+        """Take an agent of which nothing is asked yet; there must have been none."""
+        if self.link is not None or len(self.table):
+            raise ValueError("an agent is attached, or was")
+        self.table = self._rebuilt(grant)[0]
+        self._take(link, grant)
+
+    async def attach(self, link: AgentLink, grant: Grant) -> None:
+        """Take an agent; there must be none. What the one before it left is set again.
+
+        Tries a flagged slot first, if the agent grants the flag and the guest has the BAR. Raises
+        HostError if the agent does not do what it offers: then there is none. A link that is not
+        taken is closed.
+        """
+        if self.link is not None:
+            raise ValueError("an agent is attached")
+        self._coming = link
+        try:
+            async with self._turn:
+                table, operations = self._rebuilt(grant)
+                self._take(link, grant)
+                await self._try_flag(grant)
+                await self._perform(Change(operations))
+                self._replace(table, operations)
+        except BaseException:
+            if self._calls is not None and self._calls.link is link:
+                self._drop("the last one could not be attached")
+            link.close()
+            raise
+        finally:
+            self._coming = None
+        _log.info("agent attached device=%s pid=%s slots=%d", self._device, grant.pid, len(table))
+        self._publish("agent.attached", "a slot agent is attached", grant)
+
+    async def change(self, grant: Grant) -> None:
+        """The BAR has moved, or the agent that is attached offers something else.
+
+        Raises HostError, and everything is where it was then.
+        """
+        async with self._turn:
+            former = self._attached("changing what the agent grants")
+            if not any(address is not None for _, address in self.entries()):
+                await self._try_flag(grant)
+            if grant.numbers == former.numbers:
+                change = self.table.move(grant.base)
+                await self._perform(change)
+                self._commit(change)
+            else:
+                table, sets = self._rebuilt(grant)
+                live = [(entry, at) for entry, at in self.entries() if at is not None]
+                operations = (*(DeleteSlot(entry, at) for entry, at in live), *sets)
+                await self._perform(Change(operations))
+                self._replace(table, operations)
+            self.grant = grant
+        if former.base != grant.base:
+            where = "nowhere" if grant.base is None else f"at {grant.base:#x}"
+            self._publish("agent.moved", f"the BAR is {where}", grant)
+
+    async def move(self, base: Gpa | None) -> None:
+        """The guest has put the BAR elsewhere, or with None nowhere: all slots follow."""
+        await self.change(replace(self._attached("moving the BAR"), base=base))
+
+    def detach(self) -> tuple[int, ...]:
+        """Ask the agent for nothing any more; returns the slots that it had set. What it is being
+        asked at the moment fails."""
+        grant = self._attached("detaching the agent")
+        slots = tuple(int(entry.slot) for entry, at in self.entries() if at is not None)
+        self._drop("the last one has detached")
+        _log.info("agent detached device=%s pid=%s", self._device, grant.pid)
+        self._publish("agent.detached", "the slot agent has detached", grant, slots=list(slots))
+        return slots
+
+    def lost(self, reason: str) -> None:
+        """The agent is gone; what it is being asked at the moment fails. Does nothing if none was
+        attached."""
+        grant = self.grant
+        if self._calls is None or grant is None:
+            return
+        self._drop(f"the last one is gone, {reason}")
+        _log.warning("agent lost device=%s pid=%s: %s", self._device, grant.pid, reason)
+        self._publish("agent.lost", f"the slot agent is gone: {reason}", grant)
+
+    def notice(self) -> None:
+        """Notice now if the agent's socket is not there any more."""
+        if self._calls is not None:
+            try:
+                self._calls.check()
+            except AgentGoneError:
+                self.lost(_SOCKET)
 
     def close(self) -> None:
-        """Close the socket and the files; what the VM has then is the VMM's affair."""
-        self._drop_all()
+        """Let go of the agent and the files; what the VM has then is the VMM's affair."""
+        if self._calls is not None:
+            self._drop("the device is gone")
         for fd in self._files.values():
             fd.close()
         self._files.clear()
-        self._sock.close()
+
+    def _take(self, link: AgentLink, grant: Grant) -> None:
+        self._calls = AgentCalls(link, self._ids, patience=self._patience)
+        self.grant = grant
+
+    def _drop(self, last: str) -> None:
+        calls, self._calls = self._calls, None
+        self.grant = self.flag_accepted = None
+        self._last = last
+        self.table.base = None  # the entries wait for the next agent
+        assert calls is not None
+        calls.close()
+
+    def _attached(self, operation: str) -> Grant:
+        if self._calls is None or self.grant is None:
+            last = f" ({self._last})" if self._last else ""
+            advice = (
+                f"no agent is attached to {self._device}{last}: its VMM is to call agent.attach"
+            )
+            raise HostError(operation, OSError(errno.ENOTCONN, ""), advice)
+        return self.grant
+
+    def _rebuilt(self, grant: Grant) -> tuple[SlotTable, tuple[Operation, ...]]:
+        """The table as another agent would have it, and what it takes to set all that is in it."""
+        base = grant.base
+        if base is not None and (base % PAGE_SIZE or not 0 <= base < GPA_LIMIT):
+            advice = "no address that a page can have"
+            raise HostError(f"a BAR at {base:#x}", OSError(errno.EINVAL, ""), advice)
+        table = SlotTable(grant.numbers, base=base, allow_guest_ram=self._allow_guest_ram)
+        operations: list[Operation] = []
+        for entry in self.table:
+            change = table.add(entry.offset, entry.size, int(entry.flags), entry.backing, entry.use)
+            table.commit(change)
+            operations += change.operations
+        return table, tuple(operations)
+
+    def _replace(self, table: SlotTable, operations: Sequence[Operation]) -> None:
+        self.table = table
+        self._announce(operations)
+
+    async def _try_flag(self, grant: Grant) -> None:
+        """Find out whether the agent's VM takes KVM_MEM_NON_COHERENT_DMA, by a page of its own."""
+        flag = SlotFlag.NON_COHERENT_DMA
+        if self.flag_accepted is not None or grant.base is None or not grant.flags & flag:
+            return
+        slot = Slot(grant.numbers.start)
+        entry = Entry(slot, SlotUse.BAR, 0, PAGE_SIZE, flag, Backing(0, 0, 0))
+        setting = SetSlot(entry, grant.base)
+        with memfd.create(f"{self._device}-flag-trial", PAGE_SIZE) as page:
+            try:
+                await self._ask(setting, page)
+            except AgentRefusedError as error:
+                self.flag_accepted = False
+                self._refused(setting, error)
+                return
+        self.flag_accepted = True
+        await self._ask(DeleteSlot(entry, grant.base), None)
+
+    # What is known of its VM
+
+    def finding(self) -> Finding:
+        """What decides the guest's memory types in the agent's VM."""
+        if self.grant is None:
+            return Finding(KvmMode.UNKNOWN, "no slot agent is attached")
+        return kvm_mode.of_agent(
+            probe_kvm.probe(), flag_accepted=self.flag_accepted, vm_setup=self.grant.vm_setup
+        )
+
+    def state(self) -> Agent | None:
+        """The agent that is attached."""
+        grant = self.grant
+        if grant is None:
+            return None
+        found = self.finding()
+        return Agent(
+            device=self._device,
+            pid=grant.pid,
+            uid=grant.uid,
+            guest_phys_addr=grant.base,
+            first_slot=grant.numbers.start,
+            slot_count=len(grant.numbers),
+            flags=grant.flags,
+            flag_accepted=self.flag_accepted,
+            vm_setup=grant.vm_setup,
+            kvm_mode=str(found.mode),
+            reason=found.reason,
+        )
+
+    # What a table asks of whoever has the VM
+
+    def _check(self, operation: str) -> None:
+        self._attached(operation)
 
     def _hold(self, entry: Entry, fd: Fd) -> None:
-        self._files[entry.slot] = _dup(fd)
+        self._files[entry.use, entry.offset] = dup(fd)
 
     def _release(self, entry: Entry) -> None:
-        self._files.pop(entry.slot).close()
+        self._files.pop((entry.use, entry.offset)).close()
 
     async def _do(self, operation: Operation, fd: Fd | None) -> None:
-        request = self._request(operation)
-        loop = asyncio.get_running_loop()
+        entry = operation.entry
+        if isinstance(operation, DeleteSlot):
+            if self._calls is not None:
+                with suppress(AgentGoneError):  # then the slot has gone with it
+                    await self._ask(operation, None)
+            return
+        self._attached(f"{SLOT_SET} slot={entry.slot}")
+        flagged = self.flag_accepted is None and entry.non_coherent
         try:
-            async with asyncio.timeout(0 if self._overdue else self._patience) as limit:
-                await self._settle()
-                self._overdue = False
-                limit.reschedule(loop.time() + self._patience)
-                self._outbox.append(request)
-                reply = await self._settle(request)
-        except TimeoutError:
-            self._overdue = True
-            late = "" if request.sent else " what it was asked before"
-            advice = f"the VMM's slot agent has not answered{late}; is it still running?"
-            raise _error(request, errno.ETIMEDOUT, advice) from None
-        except PeerError as error:
-            raise _error(request, errno.EPROTO, f"the VMM's slot agent: {error}") from error
-        except OSError as error:
-            advice = "the VMM's slot agent is gone" if error.errno in _GONE else ""
-            raise _error(request, error.errno or errno.EIO, advice) from error
-        finally:
-            if not request.sent:
-                self._withdraw(request)
+            await self._ask(operation, self._files[entry.use, entry.offset])
+        except AgentRefusedError as error:
+            if flagged and error.errno == errno.EINVAL:
+                self.flag_accepted = False
+            raise
+        if flagged:
+            self.flag_accepted = True
+
+    async def _ask(self, operation: Operation, file: Fd | None) -> None:
+        calls, request = self._calls, slot_request(operation, file)
+        assert calls is not None
+        try:
+            reply = await calls.ask(request)
+        except AgentGoneError:
+            if self._calls is calls:
+                self.lost(_SOCKET)
+            raise
         if isinstance(reply, Failure):
             number = errno_of(reply.error) or errno.EREMOTEIO
             if number == errno.ENOENT and isinstance(operation, DeleteSlot):
                 return  # it is not there: as it should be
             advice = f"the VMM's slot agent says: {reply.error}"
-            raise HostError(request.name, OSError(number, ""), advice)
+            raise AgentRefusedError(request.name, OSError(number, ""), advice)
 
     def _undo(self, operations: Sequence[Operation]) -> None:
+        if self._calls is None:
+            return  # there is nothing to undo any more
         try:
+            requests = []
             for operation in operations:
-                self._outbox.append(self._request(operation))
-            while self._outbox:
-                self._send_first()
-        except BlockingIOError:
-            pass  # the next operation sends the rest
-        except (HostError, OSError) as error:
-            _log.warning("slots not restored by the agent error=%s", error)
+                entry = operation.entry
+                file = self._files.get((entry.use, entry.offset))
+                requests.append(slot_request(operation, file))
+            self._calls.post(requests)
+        except AgentGoneError:
+            self.lost(_SOCKET)
+        except HostError as error:
+            _log.warning("slots not restored by the agent device=%s: %s", self._device, error)
 
     def _left_behind(self, entry: Entry, error: HostError) -> None:
-        _log.warning("slot not yet deleted by the agent slot=%d error=%s", entry.slot, error)
+        _log.warning(
+            "slot not yet deleted by the agent device=%s slot=%d: %s",
+            self._device,
+            entry.slot,
+            error,
+        )
         change = self.table.remove(entry.offset, entry.size, entry.use)
         self._undo(change.operations)
-        self.table.commit(change)
+        self._commit(change)
         self._release(entry)
 
-    def _request(self, operation: Operation) -> _Request:
-        entry = operation.entry
-        fd: Fd | None = None
-        match operation:
-            case SetSlot(_, address):
-                params: SlotSet | SlotDelete = SlotSet(
-                    slot=entry.slot,
-                    flags=int(entry.flags),
-                    guest_phys_addr=address,
-                    memory_size=entry.size,
-                    fd_offset=entry.backing.offset,
-                    prot=PROT_READ | PROT_WRITE,
-                )
-                method, fd = SLOT_SET, _dup(self._files[entry.slot])
-            case DeleteSlot():
-                params, method = SlotDelete(slot=entry.slot), SLOT_DELETE
-            case PutInlay() | RemoveInlay():
-                raise AssertionError("a table without inlays")
-        values: dict[str, Json] = params.model_dump()
-        number = next(self._ids)
-        data = encode_call(Call(method, values, number))
-        where = f" addr={operation.guest_phys_addr:#x} size={entry.size:#x} flags={entry.flags:#x}"
-        return _Request(number, f"{method} slot={entry.slot}{where}", data, fd)
+    def _refused(self, operation: Operation, error: HostError) -> None:
+        super()._refused(operation, error)
+        if self._limit.allows():
+            suffix = self._limit.suffix()
+            _log.warning("slot refused device=%s: %s%s", self._device, error, suffix)
 
-    async def _settle(self, last: _Request | None = None) -> Result | Failure | None:
-        """Send all that is to be sent, and wait until all is answered; the answer to `last`."""
-        answer = None
-        while self._outbox:
-            try:
-                self._send_first()
-            except BlockingIOError:
-                await self._writable()
-        loop = asyncio.get_running_loop()
-        while self._unanswered:
-            data = await loop.sock_recv(self._sock, _MAX_REPLY)
-            if not data:
-                self._drop_all()
-                raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
-            reply = decode_reply(data)
-            request = self._unanswered.pop(reply.id, None) if isinstance(reply.id, int) else None
-            if request is last:
-                answer = reply
-            elif request is not None and isinstance(reply, Failure):
-                _log.info("late answer of the agent call=%s error=%s", request.name, reply.error)
-        return answer
-
-    def _send_first(self) -> None:
-        """Send the first of the outbox; what can't be sent at all is taken out of it."""
-        request = self._outbox[0]
-        ancillary = []
-        if request.fd is not None:
-            rights = array.array("i", [request.fd.fileno()])
-            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
-        try:
-            self._sock.sendmsg([request.data], ancillary, socket.MSG_NOSIGNAL)
-        except BlockingIOError:
-            raise
-        except OSError as error:
-            if error.errno in _GONE:
-                self._drop_all()
-            else:
-                self._withdraw(request)
-            raise
-        request.sent = True
-        self._outbox.popleft().close()
-        self._unanswered[request.id] = request
-
-    def _withdraw(self, request: _Request) -> None:
-        request.close()
-        if request in self._outbox:
-            self._outbox.remove(request)
-
-    def _drop_all(self) -> None:
-        """There is nobody any more who could do or answer anything."""
-        for request in self._outbox:
-            request.close()
-        self._outbox.clear()
-        self._unanswered.clear()
-
-    async def _writable(self) -> None:
-        loop = asyncio.get_running_loop()
-        ready = loop.create_future()
-        loop.add_writer(self._sock, _wake, ready)
-        try:
-            await ready
-        finally:
-            loop.remove_writer(self._sock)
-
-
-def _wake(ready: asyncio.Future[None]) -> None:
-    if not ready.done():
-        ready.set_result(None)
-
-
-def _dup(fd: Fd) -> Fd:
-    try:
-        return fd.dup()
-    except OSError as error:
-        advice = "raise the limit of open files (LimitNOFILE= of the service, ulimit -n)"
-        raise HostError("dup of a slot's file", error, advice) from error
-
-
-def _error(request: _Request, number: int, advice: str) -> HostError:
-    kind = InDoubtError if request.sent else HostError
-    return kind(request.name, OSError(number, ""), advice)
+    def _publish(self, kind: str, message: str, grant: Grant, **data: Json) -> None:
+        assert self._events is not None
+        self._events.publish(
+            kind,
+            message,
+            device=self._device,
+            pid=grant.pid,
+            uid=grant.uid,
+            guest_phys_addr=grant.base,
+            flags=grant.flags,
+            flag_accepted=self.flag_accepted,
+            **data,
+        )

@@ -26,13 +26,20 @@ class FrontendSlots:
     def __init__(self) -> None:
         self._link: BackEndLink | None = None
         self._unmaps: dict[tuple[int, int], Request] = {}
+        self.mapped: dict[int, int] = {}
+        """What the front-end has mapped: lengths by offset in the window."""
 
     def connect(self, link: BackEndLink | None) -> None:
         """Takes a channel in place of the former one, which is closed."""
         if self._link is not None:
             self._link.close()
         self._link = link
+        self.forget()
+
+    def forget(self) -> None:
+        """The device was reset: the front-end has taken back all mappings itself."""
         self._unmaps.clear()
+        self.mapped.clear()
 
     async def map(
         self, fd: Fd, fd_offset: int, bar_offset: int, length: int, *, flags: int = 0
@@ -49,6 +56,7 @@ class FrontendSlots:
         try:
             await _answer(operation, request)
             done = True
+            self.mapped[bar_offset] = length
         finally:
             if not done and not request.refused:
                 # Given up in mid-flight, and whoever asked may ask anew. The order of the channel
@@ -72,15 +80,22 @@ class FrontendSlots:
                 self._unmaps.pop((bar_offset, length), None)
             raise
         self._unmaps.pop((bar_offset, length), None)
+        self.mapped.pop(bar_offset, None)
 
     def config_changed(self) -> None:
         """Tells the front-end that the configuration space reads differently now."""
         if self._link is not None:
             self._link.post(ConfigChange())
 
+    async def confirm_config_change(self) -> None:
+        """The same, and waits until the front-end has taken note; raises HostError if it does
+        not."""
+        operation = "CONFIG_CHANGE_MSG"
+        await _answer(operation, self._connected(operation).post(ConfigChange()))
+
     def _connected(self, operation: str) -> BackEndLink:
         if self._link is None or not self._link.open:
-            advice = "the front-end has no SHMEM, or no back-end channel"
+            advice = "the front-end has given us no back-end channel"
             raise HostError(operation, OSError(errno.ENOTCONN, ""), advice)
         return self._link
 

@@ -1,27 +1,38 @@
 """One device's socket: waits for a front-end, serves it, waits for the next.
 
-Owns the listening socket and the seam where a session's failure ends: it is logged here, once, and
-the daemon and its other devices go on.
+Owns the listening socket, what of a device outlives its sessions, and the seam where a session's
+failure ends: it is logged here, once, and the daemon and its other devices go on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vgpud.device.buffers import BlobBuffers, resolve
+from vgpud.device.counters import Counters
 from vgpud.device.spec import DeviceSpec
+from vgpud.device.vmm_blobs import FIRST_ID
 from vgpud.errors import VgpudError
 from vgpud.host import peer, probe_kvm
 from vgpud.host.peer import peer_pid
+from vgpud.host.render_nodes import RenderNodes
 from vgpud.policy import kvm_mode
 from vgpud.policy.coherency import KvmMode
+from vgpud.policy.kvm_mode import Finding
+from vgpud.policy.slot_policy import SlotOwner
+from vgpud.serve.agent_slots import AgentSlots
+from vgpud.serve.events import Events
 from vgpud.serve.fd_socket import FdSocket
 from vgpud.serve.front_end import FrontEndSession
 from vgpud.serve.table_slots import TableSlots
+from vgpud.wire.rpc import Json
 
 log = logging.getLogger(__name__)
 
@@ -35,16 +46,36 @@ CHANGEOVER = 2.0
 class DeviceServer:
     """A device that front-ends can connect to, or the one that is connected already.
 
-    `agent` sets its memory slots, if the front-ends are not to do it.
+    Its memory slots are set as the specification says; if that is by an agent, `agent` is where one
+    attaches. `slots` overrides that, and is closed by whoever made it. `nodes` are the host's GPUs.
     """
 
-    def __init__(self, spec: DeviceSpec, agent: TableSlots | None = None) -> None:
+    def __init__(
+        self,
+        spec: DeviceSpec,
+        *,
+        events: Events,
+        slots: TableSlots | None = None,
+        nodes: RenderNodes | None = None,
+    ) -> None:
         self.spec = spec
-        self._agent = agent
+        self.counters = Counters()
+        if slots is not None:
+            slots.report_to(events, spec.name)
+        self.agent: AgentSlots | None = None
         self.session: FrontEndSession | None = None
+        self.finding: Finding | None = None
+        """What decides the guest's memory types, as last seen; None until it was looked at."""
+        self.socket: str | None = None
+        """Where front-ends connect; None before `serve`, and for one that is connected already."""
+        self._blob_ids = count(FIRST_ID)
+        self._events = events
+        self._slots = self._given = slots
+        self._nodes = nodes
         self._free = asyncio.Event()
         self._free.set()
         self._pid = 0
+        self._choose_slots()
 
     @property
     def name(self) -> str:
@@ -55,6 +86,74 @@ class DeviceServer:
     def connected(self) -> bool:
         """Whether a front-end is being served."""
         return self.session is not None
+
+    @property
+    def slots(self) -> TableSlots | None:
+        """Who sets its memory slots; None for the front-end."""
+        return self._slots
+
+    @property
+    def slot_owner(self) -> SlotOwner:
+        """The same in the configuration's word."""
+        if self._slots is None:
+            return SlotOwner.FRONTEND
+        return SlotOwner.AGENT if self.agent is not None else SlotOwner.LOCAL
+
+    @property
+    def buffers(self) -> BlobBuffers:
+        """What host blobs are made of, or would be if a front-end connected now."""
+        if self.session is not None:
+            return self.session.gpu.buffers
+        return resolve(self.spec, self._nodes)
+
+    @property
+    def front_end_pid(self) -> int | None:
+        """The process that connected; None where nothing is, or it is in another namespace."""
+        return (self._pid or None) if self.connected else None
+
+    def reconfigure(self, spec: DeviceSpec) -> None:
+        """Have another specification for a device of the same name.
+
+        The limit, the rules, `guest_pat` and the outputs' modes hold at once. Window, layout,
+        buffers, slots and the number of outputs hold from the next connection on.
+        """
+        assert spec.name == self.spec.name
+        if spec == self.spec:
+            return
+        self.spec = spec
+        if self.session is not None:
+            self.session.reconfigure(spec)
+        else:
+            self._choose_slots()
+        self._publish("device.changed", "the configuration has changed")
+
+    async def alive(self) -> bool:
+        """Whether the device works: True once both threads of its session have answered.
+
+        Waits for as long as one does not; the caller sets the limit.
+        """
+        if self.session is not None:
+            await self.session.alive()
+        return True
+
+    def added(self) -> None:
+        """Tell that the device is there now."""
+        self._publish("device.added", "the device was added")
+
+    def removed(self) -> None:
+        """Tell that the device is no more; comes after `serve` has ended."""
+        self.close()
+        self._publish("device.removed", "the device was removed")
+
+    def close(self) -> None:
+        """Let go of what outlives a session."""
+        if self.agent is not None and self.agent is not self._given:
+            self.agent.close()
+
+    def look_again(self) -> None:
+        """There may be more to see of the guest's VM now, as an agent has attached."""
+        if self.session is not None:
+            self.session.gpu.look_again()
 
     def screenshot(self, scanout_id: int = 0) -> NDArray[np.uint8] | None:
         """What a scanout shows, (height, width, 3) of R, G, B; None if nothing is connected, or it
@@ -68,6 +167,7 @@ class DeviceServer:
         started again at once.
         """
         loop = asyncio.get_running_loop()
+        self.socket = os.fspath(listener.getsockname())
         async with asyncio.TaskGroup() as tasks:
             while True:
                 try:
@@ -99,34 +199,69 @@ class DeviceServer:
         self._free.clear()
         self._pid = peer_pid(connection)
         log.info("front-end connected device=%s pid=%d", self.name, self._pid)
+        self.counters.sessions += 1
+        self._publish("device.connected", "a front-end has connected", pid=self._pid or None)
         try:
             with connection:
-                if self._agent is not None:  # what the session before this one left
-                    await self._agent.clear()
+                self._choose_slots()
+                if self._slots is not None:  # what the session before this one left
+                    await self._slots.clear()
                 self.session = FrontEndSession(
-                    FdSocket(connection), self.spec, look=self._look, agent=self._agent
+                    FdSocket(connection),
+                    self.spec,
+                    look=self._look,
+                    slots=self._slots,
+                    counters=self.counters,
+                    publish=self._publish,
+                    blob_ids=self._blob_ids,
+                    nodes=self._nodes,
                 )
                 await self.session.run()
             log.info("front-end gone device=%s", self.name)
         except* VgpudError as errors:
-            log.warning("session ended device=%s: %s", self.name, _innermost(errors))
+            reason = _innermost(errors)
+            log.warning("session ended device=%s: %s", self.name, reason)
+            self._publish("device.failed", reason)
         except* Exception:
             # A bug of ours: it costs this session, and is told in full. The other devices have no
             # part in it.
             log.exception("session ended by an internal error device=%s", self.name)
+            self._publish("device.failed", "an internal error, which the log has in full")
         finally:
-            self.session = None
+            self.session = self.finding = None
+            self._choose_slots()
+            self._publish("device.disconnected", "the front-end is gone", pid=self._pid or None)
             self._free.set()
 
     def _look(self) -> KvmMode:
         """Sees what decides the guest's memory types, as far as it can be seen."""
-        kvm = probe_kvm.probe()
-        if self._agent is not None:
-            found = kvm_mode.of_agent(kvm)
+        if self.agent is not None:
+            found = self.agent.finding()
+        elif self._slots is not None:
+            found = kvm_mode.of_agent(probe_kvm.probe())
         else:
-            found = kvm_mode.of_front_end(kvm, peer.look(self._pid))
+            found = kvm_mode.of_front_end(probe_kvm.probe(), peer.look(self._pid))
         log.info("guest PAT device=%s kvm=%s: %s", self.name, found.mode, found.reason)
+        self.finding = found
         return found.mode
+
+    def _choose_slots(self) -> None:
+        """Between two sessions: what the specification now says of slots."""
+        if self._given is not None:
+            self.agent = self._given if isinstance(self._given, AgentSlots) else None
+        elif self.spec.slots is SlotOwner.AGENT:
+            if self.agent is None:
+                # Which rule allows guest RAM is looked up blob by blob, and may change meanwhile.
+                self.agent = AgentSlots(self.name, self._events, allow_guest_ram=True)
+            self._slots = self.agent
+        else:
+            self.close()
+            self._slots = self.agent = None
+
+    def _publish(
+        self, kind: str, message: str, *, resource: int | None = None, **data: Json
+    ) -> None:
+        self._events.publish(kind, message, device=self.name, resource=resource, **data)
 
 
 def _innermost(error: BaseException) -> str:

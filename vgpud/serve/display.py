@@ -19,6 +19,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from vgpud.device.counters import Counters
 from vgpud.errors import GuestError, PeerError
 from vgpud.host.fds import Fd
 from vgpud.policy.damage import Damage
@@ -56,8 +57,9 @@ class _Question:
 class DisplayLink:
     """One display socket, from GPU_SET_SOCKET until it closes or is replaced."""
 
-    def __init__(self, socket: FdSocket, pixels: Pixels) -> None:
+    def __init__(self, socket: FdSocket, pixels: Pixels, counters: Counters | None = None) -> None:
         self._socket = socket
+        self._counters = counters if counters is not None else Counters()
         self._pixels = pixels
         self._reader = display.ReplyReader()
         self._features = display.ProtocolFeature(0)
@@ -229,6 +231,8 @@ class DisplayLink:
         update = display.Update(ScanoutId(scanout_id), rect.x, rect.y, rect.width, rect.height)
         await self._socket.send(display.encode(update))
         await self._socket.send(np.ascontiguousarray(pixels).reshape(-1).data)
+        self._counters.display_updates += 1
+        self._counters.display_bytes += pixels.nbytes
 
 
 def _unanswered(request: display.Request) -> GuestError:

@@ -9,23 +9,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import ExitStack
 from time import perf_counter
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
+from vgpud.device.counters import Counters
 from vgpud.device.gpu import FEATURES, Gpu
+from vgpud.device.ports import Publish, unheard
 from vgpud.device.spec import DeviceSpec
 from vgpud.errors import HostError, PeerError
 from vgpud.host import eventfd
 from vgpud.host.dirty_log import DirtyLog
 from vgpud.host.fds import Fd
 from vgpud.host.guest_memory import GuestMemory
+from vgpud.host.render_nodes import RenderNodes
 from vgpud.host.vring import RingAddress
 from vgpud.policy.coherency import KvmMode
 from vgpud.serve.back_end_link import BackEndLink
 from vgpud.serve.bar_slots import FrontendSlots
 from vgpud.serve.display import DisplayLink
+from vgpud.serve.errands import Errands
 from vgpud.serve.fd_socket import FdSocket
 from vgpud.serve.gpu_queues import GpuQueue
 from vgpud.serve.table_slots import TableSlots
@@ -52,13 +56,14 @@ OFFERED = FEATURES | F_VERSION_1 | F_INDIRECT_DESC | F_EVENT_IDX
 QUEUES = {CONTROL_QUEUE: "control", CURSOR_QUEUE: "cursor"}
 
 Fds: TypeAlias = list[Fd]
+T = TypeVar("T")
 
 
 class FrontEndSession:
     """A connected front-end. `run` it; `gpu` can be looked at meanwhile.
 
-    `look` sees what decides the guest's memory types. `agent` sets the memory slots where the
-    front-end is not to be asked for mappings; it outlives the session.
+    `look` sees what decides the guest's memory types. `slots` sets the memory slots where the
+    front-end is not to be asked for mappings; that and `counters` outlive the session.
     """
 
     def __init__(
@@ -67,7 +72,11 @@ class FrontEndSession:
         spec: DeviceSpec,
         *,
         look: Callable[[], KvmMode] = lambda: KvmMode.UNKNOWN,
-        agent: TableSlots | None = None,
+        slots: TableSlots | None = None,
+        counters: Counters | None = None,
+        publish: Publish = unheard,
+        nodes: RenderNodes | None = None,
+        blob_ids: Iterator[int] | None = None,
     ) -> None:
         self._socket = socket
         self._spec = spec
@@ -75,9 +84,22 @@ class FrontEndSession:
         self._memory = GuestMemory()
         self._timelines = Timelines(spec.name)
         self._slots = FrontendSlots()
-        self._agent = agent
-        slots = agent if agent is not None else self._slots
-        self.gpu = Gpu(spec, self._memory, slots, self._timelines, look)
+        self._publish = publish
+        self.slots = slots
+        """Who sets memory slots, if that is not the front-end."""
+        self.gpu = Gpu(
+            spec,
+            self._memory,
+            slots if slots is not None else self._slots,
+            self._timelines,
+            look,
+            counters=counters,
+            publish=publish,
+            nodes=nodes,
+            blob_ids=blob_ids,
+        )
+        self._driven = False  # by a guest's driver, which a reset takes away
+        self._errands = Errands()
         self._queues: dict[int, VirtQueue] = {}
         self._log: DirtyLog | None = None
         self._display: asyncio.Task[None] | None = None
@@ -130,8 +152,45 @@ class FrontEndSession:
                 for task in (self._display, self._back_end):
                     if task is not None:
                         task.cancel()
+                await self._errands.close()
                 for queue in self._queues.values():
                     await queue.stop()
+
+    def reconfigure(self, spec: DeviceSpec) -> None:
+        """Take from another specification what can change while a front-end is connected."""
+        outputs = self.gpu.scanouts.outputs
+        self.gpu.reconfigure(spec)
+        if self.gpu.scanouts.outputs != outputs and not self.gpu.has_display:
+            self._slots.config_changed()
+
+    async def alive(self) -> None:
+        """Returns once both threads of the device have done something new."""
+        await self._timelines.answered()
+
+    async def resize(self, scanout_id: int, width: int, height: int) -> None:
+        """Offer the guest another mode, in pixels.
+
+        Raises `GuestError` for an output that is not there, HostError where the front-end does not
+        pass it on.
+        """
+        outputs = self.gpu.scanouts.outputs
+        self.gpu.resize(scanout_id, width, height)
+        try:
+            await self._slots.confirm_config_change()
+        except BaseException:
+            before = outputs[scanout_id]
+            self.gpu.resize(scanout_id, before.width, before.height)
+            raise
+        self.gpu.tell_resized(scanout_id)
+
+    async def run_errand(self, errand: Coroutine[Any, Any, T]) -> T:
+        """Do what somebody else wants; raises what it raises, and `GuestError` if a reset or the
+        end of the session came first."""
+        return await self._errands.run(errand, self._tasks)
+
+    def mappings(self) -> Mapping[int, int]:
+        """What the front-end has mapped itself: lengths by offset in the window, in bytes."""
+        return self._slots.mapped
 
     async def _serve(self) -> None:
         until = perf_counter() + QUANTUM
@@ -200,16 +259,23 @@ class FrontEndSession:
                 await self._timelines.pause()
                 await self._reset()
             queue.setup.fresh = False
+            self._driven = True
             self._timelines.resume()
         queue.start(features)
 
     async def _reset(self) -> None:
+        await self._errands.stop()
         self._timelines.drop()
         for queue in self._queues.values():
             queue.forget_unanswered()
         self.gpu.reset()
-        if self._agent is not None:  # a front-end takes back its own mappings itself
-            await self._agent.clear()
+        self._slots.forget()  # a front-end takes back its own mappings itself
+        if self.slots is not None:
+            await self.slots.clear()
+        if self._driven:
+            self._driven = False
+            self.gpu.counters.resets += 1
+            self._publish("device.reset", "the guest's driver is gone, or starts afresh")
 
     # Features and memory
 
@@ -313,7 +379,7 @@ class FrontEndSession:
     async def _gpu_set_socket(self, _: messages.GpuSetSocket, fds: Fds) -> None:
         if self._display is not None:
             self._display.cancel()
-        link = DisplayLink(FdSocket.of(fds[0]), self.gpu.scanouts.xrgb)
+        link = DisplayLink(FdSocket.of(fds[0]), self.gpu.scanouts.xrgb, self.gpu.counters)
         self.gpu.attach_display(link)
         self._display = self._tasks.create_task(self._show(link))
 

@@ -39,6 +39,8 @@ class GpuQueue:
         self._timelines = timelines
         self._cursor = cursor
         self._complaints = RateLimit()
+        self._counters = gpu.counters
+        self._commands = gpu.counters.commands
 
     def handle(self, chain: Chain, request: bytes) -> Coroutine[Any, Any, None] | None:
         """A `serve.virtqueue.Handler`."""
@@ -52,13 +54,15 @@ class GpuQueue:
             if isinstance(command, (UpdateCursor, MoveCursor)) is not self._cursor:
                 name = type(command).__name__
                 raise GuestError(ResponseType.ERR_UNSPEC, f"{name} on the wrong queue")
+            self._commands[type(command).__name__] += 1
             outcome = self._gpu.execute(command)
         except GuestError as error:
             self._answer(chain, header, self._refusal(header, error))
             return None
         match outcome:
             case Work():
-                self._timelines.submit(header.ring, outcome, partial(self._finish, chain, header))
+                done = partial(self._finish, chain, header, outcome)
+                self._timelines.submit(header.ring, outcome, done)
             case Coroutine():
                 return self._wait(chain, header, outcome)
             case _:
@@ -74,21 +78,29 @@ class GpuQueue:
             response = self._refusal(header, error)
         self._answer(chain, header, response)
 
-    def _finish(self, chain: Chain, header: Header, error: GuestError | None) -> None:
+    def _finish(self, chain: Chain, header: Header, work: Work, error: GuestError | None) -> None:
         """Answers work that is done; it was on its timeline itself."""
+        if work.traffic is not None:
+            self._counters.moved(work.traffic)
+        self._counters.fences += header.fenced
         response = responses.OkNoData() if error is None else self._refusal(header, error)
         self._complete(chain, header, response)
 
     def _answer(self, chain: Chain, header: Header, response: responses.Response) -> None:
         if header.fenced:
-            self._timelines.after(header.ring, lambda _: self._complete(chain, header, response))
+            self._timelines.after(header.ring, lambda _: self._fence(chain, header, response))
         else:
             self._complete(chain, header, response)
+
+    def _fence(self, chain: Chain, header: Header, response: responses.Response) -> None:
+        self._counters.fences += 1
+        self._complete(chain, header, response)
 
     def _complete(self, chain: Chain, header: Header, response: responses.Response) -> None:
         self.queue.complete(chain, responses.encode(response, header))
 
     def _refusal(self, header: Header, error: GuestError) -> responses.Error:
+        self._counters.refused += 1
         if self._complaints.allows():
             log.warning(
                 "command refused device=%s type=%#x code=%#x: %s%s",

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from vgpud.errors import HostError
 from vgpud.host.fds import Fd
 from vgpud.host.slot_mapping import identify
-from vgpud.policy.slot_entries import Backing, Entry
-from vgpud.policy.slots import Change, Operation, SlotTable
+from vgpud.policy.slot_entries import Backing, Entry, SlotUse
+from vgpud.policy.slots import Change, DeleteSlot, Operation, SetSlot, SlotTable
+from vgpud.serve.events import Events
 from vgpud.wire.vhost_user.protocol import Gpa
 
 
@@ -32,20 +33,39 @@ class TableSlots(ABC):
     def __init__(self, table: SlotTable) -> None:
         self.table = table
         self._turn = asyncio.Lock()
+        self._device = ""
+        self._events: Events | None = None
+
+    def report_to(self, events: Events, device: str) -> None:
+        """Have slots that are set, deleted and refused announced as those of `device`."""
+        self._events, self._device = events, device
+
+    def entries(self) -> list[tuple[Entry, Gpa | None]]:
+        """The slots without what lies in them, and where the guest has each; None for nowhere."""
+        return [(entry, self.table.address(entry)) for entry in self.table]
 
     async def map(
-        self, fd: Fd, fd_offset: int, bar_offset: int, length: int, *, flags: int = 0
+        self,
+        fd: Fd,
+        fd_offset: int,
+        bar_offset: int,
+        length: int,
+        *,
+        flags: int = 0,
+        use: SlotUse = SlotUse.BAR,
     ) -> None:
         """Show `length` bytes of a file to the guest at `bar_offset`; the file may be closed
         afterwards.
 
         `flags` (KVM_MEM_*) hold for as long as it is mapped; one that the VM's KVM does not have is
-        an error, as the guest was or will be told a memory type that goes with it.
+        an error, as the guest was or will be told a memory type that goes with it. With `use` RAM,
+        `bar_offset` is a guest-physical address outside of the BAR.
         """
         file = identify(fd, fd_offset, length)
         async with self._turn:
+            self._check(f"mapping {length:#x} bytes at {bar_offset:#x}")
             backing = Backing(file.device, file.inode, fd_offset)
-            change = self.table.add(bar_offset, length, flags, backing)
+            change = self.table.add(bar_offset, length, flags, backing, use)
             assert change.added is not None
             self._hold(change.added, fd)
             try:
@@ -53,19 +73,19 @@ class TableSlots(ABC):
             except BaseException:
                 self._release(change.added)
                 raise
-            self.table.commit(change)
+            self._commit(change)
 
-    async def unmap(self, bar_offset: int, length: int) -> None:
+    async def unmap(self, bar_offset: int, length: int, *, use: SlotUse = SlotUse.BAR) -> None:
         """Take back exactly what one `map` put there."""
         async with self._turn:
-            await self._remove(self.table.find(bar_offset, length))
+            await self._remove(self.table.find(bar_offset, length, use))
 
     async def move(self, base: Gpa | None) -> None:
         """The guest has put the BAR elsewhere, or with None nowhere: all slots follow."""
         async with self._turn:
             change = self.table.move(base)
             await self._perform(change)
-            self.table.commit(change)
+            self._commit(change)
 
     async def clear(self) -> None:
         """Take everything back: the device was reset. Never raises HostError."""
@@ -79,7 +99,7 @@ class TableSlots(ABC):
     async def _remove(self, entry: Entry) -> None:
         change = self.table.remove(entry.offset, entry.size, entry.use)
         await self._perform(change)
-        self.table.commit(change)
+        self._commit(change)
         self._release(entry)
 
     async def _perform(self, change: Change, fd: Fd | None = None) -> None:
@@ -87,12 +107,55 @@ class TableSlots(ABC):
             try:
                 await self._do(operation, fd)
             except HostError as error:
+                self._refused(operation, error)
                 in_doubt = isinstance(error, InDoubtError)
                 self._undo(change.undo(done + in_doubt))
                 raise
             except BaseException:
                 self._undo(change.undo(done + 1))
                 raise
+
+    def _commit(self, change: Change) -> None:
+        """The VM has the change now."""
+        self.table.commit(change)
+        self._announce(change.operations)
+
+    def _announce(self, operations: Sequence[Operation]) -> None:
+        if self._events is None:
+            return
+        for operation in operations:
+            match operation:
+                case SetSlot(entry, address):
+                    kind, done = "slot.set", "set"
+                case DeleteSlot(entry, address):
+                    kind, done = "slot.deleted", "deleted"
+                case _:
+                    continue  # what lies in a slot is none
+            self._events.publish(
+                kind,
+                f"slot {entry.slot} was {done}",
+                device=self._device,
+                slot=entry.slot,
+                flags=int(entry.flags),
+                guest_phys_addr=address,
+                memory_size=entry.size,
+            )
+
+    def _refused(self, operation: Operation, error: HostError) -> None:
+        if self._events is not None and isinstance(operation, SetSlot):
+            entry = operation.entry
+            self._events.publish(
+                "slot.refused",
+                str(error),
+                device=self._device,
+                slot=entry.slot,
+                flags=int(entry.flags),
+                errno=error.errno,
+            )
+
+    def _check(self, operation: str) -> None:
+        """Raises HostError if nothing can be set at the moment; here, something always can."""
+        return
 
     @abstractmethod
     def _hold(self, entry: Entry, fd: Fd) -> None:

@@ -9,6 +9,7 @@ one device; knows nothing of rings.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,6 +32,10 @@ one with long."""
 INLINE_COST = 64 << 10
 """Bytes up to which work is done at once where its timeline is idle: moving them takes less than
 handing them over."""
+
+TURNS = 2 * THREADS
+"""Turns that are the threads' at a time: each has its next one at hand, and what is new comes soon,
+however many timelines a guest has."""
 
 QUANTUM = 0.002
 """Seconds after which a timeline that goes on lets the others have its thread."""
@@ -86,6 +91,8 @@ class Timelines:
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix=f"{name}-dma")
         self._lines: dict[Timeline, _Line] = {}
+        self._ready: deque[tuple[Timeline, _Line]] = deque()
+        self._meetings: set[threading.Barrier] = set()
         self._touched: Counter[ResourceId] = Counter()
         self._halted = False
         self._closed = False
@@ -147,6 +154,7 @@ class Timelines:
         self._halted = False
         for key, line in list(self._lines.items()):
             self._start(key, line)
+        self._hand_over()
 
     def drop(self) -> None:
         """Forgets all work that has not been done; `pause` comes first. Its `done` is never
@@ -156,6 +164,7 @@ class Timelines:
             for job in line.jobs:
                 job.release()
         self._lines.clear()
+        self._ready.clear()
         self._touched.clear()
         self._halted = False
         self._changed.set()
@@ -164,11 +173,29 @@ class Timelines:
         """Waits forever; raises what a step raised that is no `GuestError`, which is a bug."""
         await self._failure
 
+    async def answered(self) -> None:
+        """Returns once each of the threads has taken up something new; at once after `close`."""
+        if self._closed:
+            return
+        meeting = threading.Barrier(THREADS)  # so that no thread can answer for another
+        self._meetings.add(meeting)
+        calls = [self._threads.submit(_meet, meeting) for _ in range(THREADS)]
+        try:
+            await asyncio.wait([asyncio.wrap_future(call) for call in calls])
+        finally:
+            self._meetings.discard(meeting)
+            for call in calls:
+                call.cancel()
+            meeting.abort()  # whoever is there already goes on with its work
+
     def close(self) -> None:
         """Ends the threads; a step that is running is finished behind our back, on memory that it
         keeps alive."""
         self._halted = self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
+        for meeting in self._meetings:
+            meeting.abort()
+        self._ready.clear()
         self._lines.clear()  # and with them the buffers, which can be large
         self._failure.cancel()
 
@@ -195,9 +222,15 @@ class Timelines:
         if line.running or self._halted or not line.jobs:
             return
         line.running = True
-        self._running += 1
-        future = self._threads.submit(line.jobs[0].run, lambda: self._halted)
-        future.add_done_callback(partial(self._report, key, line))
+        self._ready.append((key, line))
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        while self._ready and self._running < TURNS and not self._halted:
+            key, line = self._ready.popleft()
+            self._running += 1
+            future = self._threads.submit(line.jobs[0].run, lambda: self._halted)
+            future.add_done_callback(partial(self._report, key, line))
 
     def _report(self, key: Timeline, line: _Line, ran: Future[bool]) -> None:
         # On the thread. The loop may be gone: a step that was running when the daemon stopped has
@@ -211,6 +244,7 @@ class Timelines:
         self._changed.set()
         if self._closed or ran.cancelled():
             return
+        self._hand_over()
         error = ran.exception()
         if error is not None and not isinstance(error, GuestError):
             line.jobs.popleft()  # its steps are of no use any more
@@ -228,3 +262,8 @@ class Timelines:
         else:
             del self._lines[key]
         job.finish(error)
+
+
+def _meet(meeting: threading.Barrier) -> None:
+    with suppress(threading.BrokenBarrierError):
+        meeting.wait()

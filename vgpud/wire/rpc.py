@@ -71,10 +71,15 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """A message: calls in order, and in place of what is none, the failure to answer it with."""
+    """A message: calls in order, and in place of what is none, the failure to answer it with.
+
+    Answers are none of them: `answer` says that the message is one, for `decode_reply`, and in a
+    batch they are left out. To answer them with errors could go on forever.
+    """
 
     calls: tuple[Call | Failure, ...]
     batch: bool = False
+    answer: bool = False
 
 
 def decode(message: bytes) -> Incoming:
@@ -83,11 +88,13 @@ def decode(message: bytes) -> Incoming:
         value = _json(message)
     except ValueError as error:
         return Incoming((_failure(ErrorCode.PARSE_ERROR, f"not JSON: {error}"),))
+    if _is_answer(value):
+        return Incoming((), answer=True)
     if not isinstance(value, list):
         return Incoming((_call(value),))
     if not value:
         return Incoming((_failure(ErrorCode.INVALID_REQUEST, "a batch must not be empty"),))
-    return Incoming(tuple(_call(item) for item in value), batch=True)
+    return Incoming(tuple(_call(item) for item in value if not _is_answer(item)), batch=True)
 
 
 def encode(replies: Iterable[Result | Failure], *, batch: bool = False) -> bytes:
@@ -143,6 +150,14 @@ def _call(value: Json) -> Call | Failure:
     return Call(method, params, call_id, notification="id" not in value)
 
 
+def _is_answer(value: Json) -> bool:
+    return (
+        isinstance(value, dict)
+        and "method" not in value
+        and ("result" in value or "error" in value)
+    )
+
+
 def _is_id(value: Json) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)  # 1e999 is JSON, but what it reads as can't be sent back.
@@ -165,9 +180,19 @@ def _reply(reply: Result | Failure) -> dict[str, Json]:
 
 def _json(message: bytes) -> Json:
     try:
-        return json.loads(message.decode("utf-8"), parse_constant=_no_constant)
+        return json.loads(
+            message.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_object
+        )
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _object(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        # RFC 8259 leaves open which one counts: two readers could see two calls.
+        raise ValueError("an object has a key twice")
+    return value
 
 
 def _no_constant(word: str) -> NoReturn:

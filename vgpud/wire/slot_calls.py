@@ -18,6 +18,9 @@ from vgpud.wire.rpc import Json, RpcError
 
 SLOT_SET: Final = "slot.set"
 SLOT_DELETE: Final = "slot.delete"
+AGENT_ATTACH: Final = "agent.attach"
+AGENT_DETACH: Final = "agent.detach"
+"""The agent's own calls; their parameters are in `wire.control.params`."""
 
 PROT_READ: Final = 1
 PROT_WRITE: Final = 2

@@ -1,90 +1,75 @@
 """The control socket: JSON-RPC 2.0, one message a datagram, on an AF_UNIX SOCK_DGRAM socket.
 
-Owns the socket, its file, and the models of what goes through it; the daemon provides the methods.
-Must not import `uapi`. Source: unix(7), and the JSON-RPC 2.0 specification by way of `wire.rpc`.
+Owns the socket, its file, and who is answered; the daemon provides the methods. Must not import
+`uapi`. Source: unix(7), and the JSON-RPC 2.0 specification by way of `wire.rpc`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
-import os
 import socket
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, TypeAlias
 
 import asyncio_dgram
-from pydantic import BaseModel, ConfigDict
 
-from vgpud.errors import ConfigError, HostError, VgpudError
-from vgpud.serve.unix_socket import remove_stale
-from vgpud.wire.rpc import Call, ErrorCode, Failure, Result, RpcError, decode, encode
+from vgpud.host.fds import Fd
+from vgpud.serve.control.access import Access
+from vgpud.serve.control.call import Address, Caller, Handlers, refused
+from vgpud.serve.control.dispatch import Dispatcher
+from vgpud.serve.control.outbox import Outbox
+from vgpud.serve.control.sockets import MAX_MESSAGE, ControlSocket, Sender
+from vgpud.serve.control.subscriptions import Subscriptions
+from vgpud.serve.events import Events
+from vgpud.serve.rate_limit import RateLimit
+from vgpud.wire.control.methods import OpenRpcDocument
+from vgpud.wire.control.models import ErrorKind
+from vgpud.wire.control.openrpc import document
+from vgpud.wire.control.params import Nothing
+from vgpud.wire.rpc import ErrorCode, Failure, Incoming, RpcError, decode, encode
 
 _log = logging.getLogger(__name__)
 
-MAX_MESSAGE: Final = 64 << 10
-"""Bytes. Far more than any call needs, and less than a sender's default buffer lets through."""
-MAX_BATCH: Final = 64
-"""Calls. Keeps the answer to a batch below what one datagram can hold."""
-REPLY_PATIENCE: Final = 1.0
-"""Seconds. How long a client whose queue is full may take to read before it loses a reply.
+MAX_ANSWERING: Final = 256
+"""Datagrams that are being answered, of all clients: some calls have to wait for something."""
+MAX_ANSWERING_EACH: Final = 32
+"""The same, of one client."""
+MAX_READ: Final = 4 << 10
+"""Bytes of a message that is read for the id in it, though its sender may not call anything."""
 
-Only the queue of a client that is not connected has an end of its own. What one that is connected
-leaves unread counts against our send buffer instead: after some 270 replies everyone's get lost
-until it reads or goes. AF_UNIX offers no way around that; only our own user can do it.
-"""
-REPLY_RETRY: Final = 0.01
-"""Seconds. A full queue of a peer can't be polled for on an unconnected socket, hence this."""
-MAX_LATE_REPLIES: Final = 64
-"""Replies kept for clients that do not read, so that they can't make the daemon grow."""
-
-Address: TypeAlias = str | bytes
-Method: TypeAlias = Callable[[], BaseModel]
-"""A method without parameters: none of today's takes any."""
-
-
-_TOO_LARGE: Final = encode(
-    [Failure(None, RpcError(ErrorCode.VGPUD, "the reply does not fit into a datagram"))]
-)
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class DeviceInfo(_Model):
-    """A device, as `daemon.info` lists it."""
-
-    name: str
-    socket: str | None
-    connected: bool
-
-
-class DaemonInfo(_Model):
-    """What `daemon.info` answers; `uptime_s` is in seconds."""
-
-    version: str
-    pid: int
-    uptime_s: float
-    devices: tuple[DeviceInfo, ...]
+ReplySink: TypeAlias = Callable[[bytes], None]
 
 
 class ControlServer:
     """The server's end of the control socket, bound from the start; answers while `run` runs.
 
-    Raises ConfigError if something is at `path` that must not be replaced, another server's socket
-    or a file of another kind, and HostError if there can be no socket for other reasons.
+    With a path, it makes the socket, and raises ConfigError if something is there that must not be
+    replaced, another server's socket or a file of another kind, and HostError if there can be no
+    socket for other reasons. A socket that is bound already is taken over, and its file left.
     """
 
-    def __init__(self, path: Path, methods: Mapping[str, Method]) -> None:
-        self._path = path
-        self._methods = methods
-        self._late_replies = 0
-        self._sock = _bind(path)
-        self._inode = path.stat().st_ino
+    def __init__(
+        self, where: Path | socket.socket, handlers: Handlers, *, access: Access, events: Events
+    ) -> None:
+        self._access = access
+        self._dispatcher = Dispatcher(handlers)
+        self._answering: Counter[Address] = Counter()
+        self._sinks: dict[Address, tuple[Caller, ReplySink]] = {}
+        self._limit = RateLimit()
+        self._path = None
+        if isinstance(where, Path):
+            self._path = where
+            self._sock = ControlSocket.bound(where)
+            self._inode = where.stat().st_ino
+        else:
+            self._sock = ControlSocket.of(where)
+        self._subscriptions = Subscriptions(events, self._sock)
+        self._outbox = Outbox(self._sock, self._subscriptions.drop)
+        self.add({"rpc.discover": _discover, **self._subscriptions.handlers()})
 
     def __enter__(self) -> Self:
         return self
@@ -97,105 +82,154 @@ class ControlServer:
     ) -> None:
         self.close()
 
+    @property
+    def access(self) -> Access:
+        """Who may call; another one also ends the subscriptions of those who no longer may."""
+        return self._access
+
+    @access.setter
+    def access(self, access: Access) -> None:
+        self._access = access
+        self._subscriptions.keep(access.allows)
+
+    @property
+    def subscribers(self) -> int:
+        """How many clients get events."""
+        return len(self._subscriptions)
+
     def close(self) -> None:
         """Close the socket and remove its file, unless that is another server's by now."""
         if self._sock.fileno() == -1:
             return
+        self._outbox.close()
         self._sock.close()
+        if self._path is None:
+            return
         try:
             if self._path.stat().st_ino == self._inode:
                 self._path.unlink()
         except OSError as error:
             _log.debug("control socket not removed path=%s error=%s", self._path, error)
 
+    def add(self, handlers: Handlers) -> None:
+        """Serve these methods too; raises ValueError for one that METHODS does not have."""
+        self._dispatcher.add(handlers)
+
+    def send(self, address: Address, data: bytes, fd: Fd | None = None) -> None:
+        """Send a datagram at once, and keep the descriptor.
+
+        Raises BlockingIOError if the client has no room now, and OSError if it is gone.
+        """
+        self._outbox.send_now(address, data, fd)
+
+    def replies_from(self, caller: Caller, sink: ReplySink | None) -> None:
+        """Hand answers that come from this client's address, user and process to `sink`; None ends
+        that. Those of anybody else, and of clients without a sink, are ignored."""
+        if sink is None:
+            self._sinks.pop(caller.address, None)
+        else:
+            self._sinks[caller.address] = caller, sink
+
     async def run(self) -> None:
         """Answer until cancelled."""
+        # asyncio_dgram's queue has no end of its own. It need not have one: the loop puts a
+        # datagram at a time there, and nothing here waits between two recv.
         stream = await asyncio_dgram.from_socket(self._sock.dup())
         try:
-            async with asyncio.TaskGroup() as late:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._outbox.run())
+                group.create_task(self._subscriptions.run(self._outbox))
                 while True:
-                    message, sender = await stream.recv()
-                    reply = self._answer(message)
-                    # A sender that is bound to no address can't be answered: it has no name.
-                    if reply and isinstance(sender, str | bytes) and not self._send(reply, sender):
-                        self._send_late(late, reply, sender)
+                    try:
+                        message, sender = await stream.recv()
+                    except OSError as error:
+                        if self._limit.allows():
+                            text = "control socket receiving error=%s%s"
+                            _log.warning(text, error, self._limit.suffix())
+                        continue
+                    assert isinstance(sender, Sender)
+                    self._receive(message, sender, group)
         finally:
             stream.close()
 
-    def _answer(self, message: bytes) -> bytes:
-        if len(message) > MAX_MESSAGE:
+    def _receive(self, message: bytes, sender: Sender, group: asyncio.TaskGroup) -> None:
+        caller = Caller(sender.address, sender.pid, sender.uid, sender.gid)
+        if not self._access.allows(caller):
+            self._refuse(message, caller)
+            return
+        if sender.cut:
             text = f"a message is at most {MAX_MESSAGE} bytes"
-            return encode([Failure(None, RpcError(ErrorCode.INVALID_REQUEST, text))])
+            self._fail(None, caller, RpcError(ErrorCode.INVALID_REQUEST, text))
+            return
         incoming = decode(message)
-        if len(incoming.calls) > MAX_BATCH:
-            text = f"a batch is at most {MAX_BATCH} calls"
-            return encode([Failure(None, RpcError(ErrorCode.INVALID_REQUEST, text))])
-        replies = [
-            call if isinstance(call, Failure) else self._call(call) for call in incoming.calls
-        ]
-        return encode(filter(None, replies), batch=incoming.batch)
-
-    def _call(self, call: Call) -> Result | Failure | None:
-        reply: Result | Failure
-        try:
-            reply = Result(call.id, self._result(call).model_dump(mode="json"))
-        except RpcError as error:
-            reply = Failure(call.id, error)
-        except VgpudError as error:
-            data = {"kind": type(error).__name__}
-            reply = Failure(call.id, RpcError(ErrorCode.VGPUD, str(error), data))
-        return None if call.notification else reply
-
-    def _result(self, call: Call) -> BaseModel:
-        if call.method not in self._methods:
-            raise RpcError(ErrorCode.METHOD_NOT_FOUND, f"no method {call.method!r}")
-        if call.params:
-            raise RpcError(ErrorCode.INVALID_PARAMS, f"{call.method} takes no parameters")
-        return self._methods[call.method]()
-
-    def _send(self, reply: bytes, client: Address) -> bool:
-        """Whether there is no more to do: it was sent, or never can be."""
-        # Not through the stream: that would queue it, and wait for all clients on behalf of one.
-        try:
-            self._sock.sendto(reply, socket.MSG_DONTWAIT, client)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            if error.errno == errno.EMSGSIZE:
-                return self._send(_TOO_LARGE, client)
-            _log.debug("control reply lost client=%r error=%s", client, error)
-        return True
-
-    def _send_late(self, group: asyncio.TaskGroup, reply: bytes, client: Address) -> None:
-        if self._late_replies < MAX_LATE_REPLIES:
-            self._late_replies += 1
-            group.create_task(self._retry(reply, client))
+        if incoming.answer:
+            self._pass_on(message, caller)
+        elif (
+            self._answering[caller.address] >= MAX_ANSWERING_EACH
+            or self._answering.total() >= MAX_ANSWERING
+        ):
+            error = refused(ErrorKind.BUSY, "too many calls are waiting for their answers")
+            self._fail(incoming, caller, error)
         else:
-            _log.debug("control reply dropped client=%r reason=too-many-waiting", client)
+            self._answering[caller.address] += 1
+            group.create_task(self._answer(incoming, caller))
 
-    async def _retry(self, reply: bytes, client: Address) -> None:
+    def _refuse(self, message: bytes, caller: Caller) -> None:
+        if self._limit.allows():
+            _log.warning(
+                "control caller refused pid=%d uid=%d gid=%d%s",
+                caller.pid,
+                caller.uid,
+                caller.gid,
+                self._limit.suffix(),
+            )
+        incoming = decode(message) if len(message) <= MAX_READ else None
+        if caller.address and (incoming is None or not incoming.answer):
+            data = _refusal(incoming, self._access.refusal(caller))
+            if data:
+                self._outbox.send_spare(caller.address, data)
+
+    def _fail(self, incoming: Incoming | None, caller: Caller, error: RpcError) -> None:
+        data = _refusal(incoming, error)
+        if caller.address and data:
+            self._outbox.send(caller.address, data)
+
+    def _pass_on(self, message: bytes, caller: Caller) -> None:
+        owner, sink = self._sinks.get(caller.address, (None, None))
+        if sink is None or owner != caller:
+            return
         try:
-            for _ in range(round(REPLY_PATIENCE / REPLY_RETRY)):
-                await asyncio.sleep(REPLY_RETRY)
-                if self._send(reply, client):
-                    return
-            _log.debug("control reply dropped client=%r reason=client-does-not-read", client)
+            sink(message)
+        except Exception:
+            if self._limit.allows():
+                _log.exception("answer not taken client=%r%s", caller, self._limit.suffix())
+
+    async def _answer(self, incoming: Incoming, caller: Caller) -> None:
+        try:
+            outgoing = await self._dispatcher.answer(incoming, caller)
         finally:
-            self._late_replies -= 1
+            self._answering[caller.address] -= 1
+            if not self._answering[caller.address]:
+                del self._answering[caller.address]
+        if outgoing is None:
+            return
+        if caller.address:
+            self._outbox.send(caller.address, outgoing.data, outgoing.fd)
+        elif outgoing.fd is not None:
+            # A sender that is bound to no address can't be answered: it has no name.
+            outgoing.fd.close()
 
 
-def _bind(path: Path) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    try:
-        sock.setblocking(False)
-        os.fchmod(sock.fileno(), 0o600)  # On an unbound socket: what bind makes the file with.
-        remove_stale(path, sock.type)
-        sock.bind(os.fspath(path))
-    except OSError as error:
-        sock.close()
-        advice = "set daemon.runtime_dir to a directory that exists and can be written to"
-        raise HostError(f"control socket {path}", error, advice) from error
-    except ConfigError:
-        sock.close()
-        raise
-    return sock
+def _discover(params: Nothing, caller: Caller) -> OpenRpcDocument:
+    return document()
+
+
+def _refusal(incoming: Incoming | None, error: RpcError) -> bytes:
+    """What answers a message with an error as a whole; nothing for notifications."""
+    if incoming is None or incoming.batch:
+        return encode([Failure(None, error)])
+    return encode(
+        Failure(call.id, error)
+        for call in incoming.calls
+        if isinstance(call, Failure) or not call.notification
+    )

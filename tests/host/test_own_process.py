@@ -1,0 +1,23 @@
+"""What this process uses, compared with what it has just taken."""
+
+from __future__ import annotations
+
+import os
+import resource
+
+from vgpud.host import own_process
+
+
+def test_memory_and_descriptors_are_seen_as_they_are_taken() -> None:
+    before = own_process.look()
+    taken = bytearray(32 << 20)
+    fd = os.dup(0)
+    after = own_process.look()
+    os.close(fd)
+    assert before.open_fds is not None
+    assert after.open_fds == before.open_fds + 1
+    assert before.resident_bytes is not None
+    assert after.resident_bytes is not None
+    assert after.resident_bytes >= before.resident_bytes + len(taken) // 2
+    assert after.cpu_seconds >= before.cpu_seconds > 0
+    assert after.max_fds == resource.getrlimit(resource.RLIMIT_NOFILE)[0]

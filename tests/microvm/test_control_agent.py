@@ -1,0 +1,175 @@
+"""Two processes: the daemon, and a micro-VM that is its slot agent over the control socket."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.microvm.kvm import needs_kvm
+from vgpud.client import Client
+from vgpud.errors import VgpudError
+from vgpud.host import probe_kvm
+from vgpud.microvm.back_end import DEVICE, configuration
+from vgpud.microvm.boot import WINDOW_GPA
+from vgpud.microvm.service import Service
+from vgpud.microvm.slots import NUMBERS
+from vgpud.microvm.vmm import Attach, Outcome, run_front_end
+from vgpud.policy.slot_policy import GuestPat, Layout, SlotOwner
+
+pytestmark = needs_kvm
+
+ROOT = Path(__file__).parents[2]
+FLAG = 8
+PAGE, WINDOW = 4096, 1 << 20
+
+
+@pytest.fixture
+def layout() -> Layout:
+    return Layout.WINDOW
+
+
+@pytest.fixture
+def service(layout: Layout) -> Iterator[Service]:
+    with Service(configuration(GuestPat.AUTO, layout, SlotOwner.AGENT)) as made:
+        yield made
+        assert made.end() == 0, made.log
+        assert "Traceback" not in "".join(made.log)
+
+
+class Watcher:
+    """A second client: what happened, and how the device stood when its first slot was set."""
+
+    def __init__(self, service: Service) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.device: dict[str, Any] = {}
+        self._client = Client(service.control)
+        self._coming = self._client.events(device=DEVICE)
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        for event in self._coming:
+            self.events.append(event)
+            if event["kind"] == "slot.set" and not self.device:
+                self.device = self._client.call("device.get", {"device": DEVICE})
+            if event["kind"] == "device.disconnected":
+                break
+
+    def end(self) -> list[str]:
+        """The kinds of all events, once the front-end has gone."""
+        self._thread.join(20)
+        assert not self._thread.is_alive(), self.events
+        self._client.close()
+        return [event["kind"] for event in self.events]
+
+
+def run(service: Service, *, moved: bool = False) -> Outcome:
+    attach = Attach(service.control, DEVICE, moved)
+    return run_front_end(service.connect(), agent=attach, width=16, height=8)
+
+
+def descriptors(service: Service) -> int:
+    return len(list(Path(f"/proc/{service.pid}/fd").iterdir()))
+
+
+@pytest.mark.parametrize("layout", Layout)
+def test_the_demo_over_the_control_socket(service: Service, layout: Layout) -> None:
+    watcher = Watcher(service)
+    outcome = run(service)
+    kinds = watcher.end()
+    assert all(round_.dma.holds for round_ in outcome.rounds)
+    assert len(outcome.rounds) == 2
+    trials = [event["data"] for event in watcher.events if event["kind"] == "slot.refused"]
+    agent = watcher.device["agent"]
+    assert (agent["guest_phys_addr"], agent["first_slot"]) == (WINDOW_GPA, NUMBERS.start)
+    if probe_kvm.probe().non_coherent_dma_flag:
+        assert trials == []
+        assert agent["flag_accepted"] is True
+        assert [(slot.size, slot.flags) for slot in outcome.tried] == [(PAGE, FLAG)]
+    else:
+        assert trials == [{"slot": NUMBERS.start, "flags": FLAG, "errno": 22}]
+        assert agent["flag_accepted"] is False
+        assert agent["kvm_mode"] == watcher.device["kvm_mode"] != "flag"
+        assert outcome.tried == ()
+        assert {slot.flags for slot in outcome.slots} == {0}
+        assert kinds.index("slot.refused") < kinds.index("agent.attached") < kinds.index("slot.set")
+        assert "plan.fallback" in kinds
+    sizes = [WINDOW] if layout is Layout.WINDOW else [PAGE] * 3
+    assert [slot.size for slot in outcome.slots] == sizes
+    assert kinds.count("slot.set") == len(sizes)
+
+
+def test_the_bar_moves_while_blobs_are_mapped(service: Service) -> None:
+    watcher = Watcher(service)
+    outcome = run(service, moved=True)
+    kinds = watcher.end()
+    assert all(round_.dma.holds for round_ in outcome.rounds)
+    places = [slot.guest_phys_addr for slot in outcome.slots]
+    away = WINDOW_GPA + (64 << 20)
+    assert places == [WINDOW_GPA, *(away, WINDOW_GPA) * 2]
+    assert kinds.count("agent.moved") == 4
+
+
+PROGRAM = """
+import socket, sys, threading
+from pathlib import Path
+from vgpud.microvm.slots import SlotBook
+from vgpud.microvm.vmm import Attach, run_front_end
+
+class Stuck:
+    def __init__(self, vm):
+        self.vm = vm
+    def set_user_memory_region(self, slot, flags, gpa, size, address):
+        if size == 1 << 20:
+            print("asked", flush=True)
+            threading.Event().wait()
+        self.vm.set_user_memory_region(slot, flags, gpa, size, address)
+
+made = SlotBook.__init__
+SlotBook.__init__ = lambda self, vm: made(self, Stuck(vm))
+control, device = Path(sys.argv[1]), sys.argv[2]
+connection = socket.socket(socket.AF_UNIX)
+connection.connect(str(control.with_name(device + ".sock")))
+run_front_end(connection, agent=Attach(control, device))
+"""
+
+
+def test_a_vmm_that_dies_in_the_middle_of_a_map_leaves_nothing(service: Service) -> None:
+    watcher = Watcher(service)
+    run(service)  # so that what is made once is there
+    watcher.end()
+    before = descriptors(service)
+    watcher = Watcher(service)
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, service.control, DEVICE],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "asked\n"
+    finally:
+        process.kill()
+        process.communicate()
+    kinds = watcher.end()
+    assert "agent.lost" in kinds
+    assert "slot.set" not in kinds
+    until = time.monotonic() + 10
+    while descriptors(service) > before and time.monotonic() < until:
+        time.sleep(0.02)
+    assert descriptors(service) <= before
+    outcome = run(service)
+    assert all(round_.dma.holds for round_ in outcome.rounds)
+
+
+def test_a_service_that_can_not_start_says_why() -> None:
+    with pytest.raises(VgpudError, match="nonsense is no table of this file"):
+        Service("[nonsense]\n")

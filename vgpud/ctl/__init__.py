@@ -1,0 +1,1 @@
+"""`vgpud ctl`: verbs for people and programs, each of them some calls of the control API."""

@@ -1,0 +1,108 @@
+"""Telling the service manager how we are: READY, STATUS, RELOADING, STOPPING and WATCHDOG.
+
+Owns the socket to it and the wording of its datagrams. One that can't be reached is no reason to
+fail: that is logged once. Source: sd_notify(3), systemd.service(5).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import MutableMapping
+from typing import Final
+
+import asyncio_dgram
+
+log = logging.getLogger(__name__)
+
+PATIENCE: Final = 1.0
+"""Seconds to wait for room in the service manager's queue."""
+MAX_STATUS: Final = 200
+"""Characters. It is one line of `systemctl status`."""
+
+
+class Notifier:
+    """A service manager that is told; without an `address`, none is and every call does nothing."""
+
+    def __init__(self, address: str | None, watchdog: float | None = None) -> None:
+        self.watchdog = watchdog
+        """Seconds within which it wants each next sign of life; None if it wants none."""
+        self._address = address
+        self._stream: asyncio_dgram.DatagramClient | None = None
+        self._failed = False
+
+    @classmethod
+    def from_environment(cls, environment: MutableMapping[str, str]) -> Notifier:
+        """The one that started us; its variables are taken out, as they are for no child of ours.
+
+        Raises nothing: what is wrong in them is logged.
+        """
+        address = environment.pop("NOTIFY_SOCKET", "")
+        usec = environment.pop("WATCHDOG_USEC", "")
+        pid = environment.pop("WATCHDOG_PID", "")
+        if address and address[0] not in "@/":
+            log.warning("service manager not told reason=no-unix-socket socket=%s", address)
+            address = ""
+        mine = not pid or pid == str(os.getpid())
+        watchdog = int(usec) / 1e6 if address and mine and usec.isdecimal() else 0.0
+        return cls(address or None, watchdog or None)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is anybody to tell."""
+        return self._address is not None
+
+    async def ready(self, status: str) -> None:
+        """Everything is served, for the first time or again after `reloading`."""
+        await self._send(f"READY=1\n{_status(status)}")
+
+    async def status(self, status: str) -> None:
+        """What people see of us."""
+        await self._send(_status(status))
+
+    async def reloading(self) -> None:
+        """The configuration is being read anew."""
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        await self._send(f"RELOADING=1\nMONOTONIC_USEC={now}")
+
+    async def stopping(self) -> None:
+        """The end has begun."""
+        await self._send("STOPPING=1\nSTATUS=Stopping")
+
+    async def alive(self) -> None:
+        """A sign of life."""
+        await self._send("WATCHDOG=1")
+
+    def close(self) -> None:
+        """Close the socket; what it has no room for by now is lost."""
+        if self._stream is not None:
+            # Its own close() waits for a reader that may never come.
+            self._stream._transport.abort()  # type: ignore[attr-defined]  # noqa: SLF001
+            self._stream = None
+
+    async def _send(self, text: str) -> None:
+        if self._address is None:
+            return
+        try:
+            async with asyncio.timeout(PATIENCE):
+                if self._stream is None:
+                    path = self._address
+                    if path[0] == "@":  # how an abstract name is written, unix(7)
+                        path = f"\0{path[1:]}"
+                    self._stream = await asyncio_dgram.connect(path)
+                await self._stream.send(text.encode())
+            _ = self._stream.exception  # raises what became of it
+        except (OSError, TimeoutError, asyncio_dgram.TransportClosed) as error:
+            self.close()  # to connect anew with the next one
+            if not self._failed:
+                self._failed = True
+                reason = str(error) or "it does not read"
+                log.warning("service manager not told socket=%s: %s", self._address, reason)
+        else:
+            self._failed = False
+
+
+def _status(text: str) -> str:
+    return f"STATUS={' '.join(text.split())[:MAX_STATUS]}"
