@@ -117,6 +117,16 @@ class DaemonProcess:
         return self._process.poll() is None
 
     @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def config(self) -> Path:
+        """The file that it was started with."""
+        return self._config
+
+    @property
     def announcement(self) -> str:
         """What it printed on stdout."""
         return "".join(self._stdout)

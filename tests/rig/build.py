@@ -25,14 +25,18 @@ from tests.rig.chroot import Chroot, RigUnavailableError, cache_directory
 SUITE: Final = "trixie"
 # QEMU 11.1 is the first with virtio-gpu's host-visible memory over vhost-user (SHMEM_MAP).
 QEMU_VERSION: Final = (11, 1)
-# qemu-system-gui has the C back-end (vhost-user-gpu) that ours is compared with.
+# qemu-system-gui has the C back-end (vhost-user-gpu) that ours is compared with. Of libvirt, what
+# runs a domain without its daemon (virt-qemu-run), and its clients, which check a domain's XML.
 PACKAGES: Final = (
     *("qemu-system-x86", "qemu-system-gui", "qemu-utils"),
+    *("libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients"),
     *("busybox-static", "xz-utils", "zstd", "linux-libc-dev"),
 )
 TOOLS: Final = (
     "usr/bin/qemu-system-x86_64",
     "usr/lib/qemu/vhost-user-gpu",
+    "usr/bin/virt-qemu-run",
+    "usr/bin/virt-xml-validate",
     "usr/bin/busybox",
     "usr/bin/xz",
     "usr/bin/zstd",

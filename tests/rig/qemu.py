@@ -112,16 +112,16 @@ class Guest:
             stack.callback(shutil.rmtree, self._scratch, ignore_errors=True)
             self._started = time.monotonic()
             self._process = subprocess.Popen(
-                self._rig.chroot.command(*self._arguments()),
+                self._command(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
             )
             stack.callback(self._reap)
-            assert self._process.stdout is not None
             assert self._process.stderr is not None
+            self._input, output = self._open_console(stack)
             for stream, take in (
-                (self._process.stdout, self._take_console),
+                (output, self._take_console),
                 (self._process.stderr, self._take_stderr),
             ):
                 reader = threading.Thread(target=_read, args=(stream, take), daemon=True)
@@ -140,6 +140,15 @@ class Guest:
         traceback: TracebackType | None,
     ) -> None:
         self._stack.close()
+
+    def _command(self) -> list[str]:
+        return self._rig.chroot.command(*self._arguments())
+
+    def _open_console(self, stack: contextlib.ExitStack) -> tuple[IO[bytes], IO[bytes]]:
+        """What the guest reads, and what it says; `stack` closes what is opened for that."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        return self._process.stdin, self._process.stdout
 
     def _arguments(self) -> list[str]:
         arguments = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none"]
@@ -206,9 +215,8 @@ class Guest:
 
     def start(self, command: str) -> None:
         """Give a line to the guest's shell, or to the program that reads its console."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(command.encode() + b"\n")
-        self._process.stdin.flush()
+        self._input.write(command.encode() + b"\n")
+        self._input.flush()
 
     def finish(self, timeout: float = COMMAND_S) -> Result:
         """The rest of the output of the command that was started, from the last line waited for."""

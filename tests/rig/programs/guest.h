@@ -64,18 +64,23 @@ UNUSED static void open_gpu(void)
 		die("/dev/dri/card0");
 }
 
-/* Say that the picture stands, and wait for a line: the test looks at the screen meanwhile. Read by
- * single bytes, so that nothing of what follows the line is taken. */
-UNUSED static void ready(const char *name)
+/* By single bytes, so that nothing of what follows the line is taken. */
+UNUSED static void wait_line(void)
 {
 	char byte;
 
-	printf("READY %s\n", name);
-	fflush(stdout);
 	do {
 		if (read(0, &byte, 1) != 1)
 			die("console");
 	} while (byte != '\n');
+}
+
+/* Say that the picture stands, and wait for a line: the test looks at the screen meanwhile. */
+UNUSED static void ready(const char *name)
+{
+	printf("READY %s\n", name);
+	fflush(stdout);
+	wait_line();
 }
 
 UNUSED static double now(void)

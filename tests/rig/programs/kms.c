@@ -1,7 +1,8 @@
 /* Draws on the first output, one scene after the other, and stops at each for a look at the screen.
  *
- *   kms         the scenes, each announced by READY and its name
- *   kms loop    flips and dirty rectangles until the end of the world
+ *   kms           the scenes, each announced by READY and its name
+ *   kms frames    flips from a READY on, until there is a line to read, and then a READY
+ *   kms loop      flips and dirty rectangles until the end of the world
  *
  * What is drawn depends on nothing but the mode: two devices that show the same scene show the same pixels.
  */
@@ -23,15 +24,19 @@ static struct drm_mode_modeinfo quick(void)
 	return mode;
 }
 
+static void one_flip(uint32_t frame, uint32_t *shown)
+{
+	struct frame *back = &frames[*shown ^ 1];
+
+	draw(back, 1000 + frame, (frame * 53) % (width - 64), (frame * 29) % (height - 64), 64, 64);
+	flip(&output, back->fb);
+	*shown ^= 1;
+}
+
 static void flips(uint32_t count, uint32_t *shown)
 {
-	for (uint32_t frame = 1; frame <= count; frame++) {
-		struct frame *back = &frames[*shown ^ 1];
-
-		draw(back, 1000 + frame, (frame * 53) % (width - 64), (frame * 29) % (height - 64), 64, 64);
-		flip(&output, back->fb);
-		*shown ^= 1;
-	}
+	for (uint32_t frame = 1; frame <= count; frame++)
+		one_flip(frame, shown);
 }
 
 /* Rectangles of every awkward kind: single pixels in the corners, whole rows and columns, odd sizes. */
@@ -127,6 +132,25 @@ static void scenes(void)
 	ready("off");
 }
 
+static void frames_until_told(void)
+{
+	struct drm_mode_modeinfo fast = quick();
+	struct pollfd told = { .fd = STDIN_FILENO, .events = POLLIN };
+	uint32_t shown = 0, count = 0;
+	double start;
+
+	draw(&frames[0], 1, 0, 0, width, height);
+	draw(&frames[1], 2, 0, 0, width, height);
+	set_mode(&output, &fast, frames[0].fb, 0, 0);
+	ready("start");
+	start = now();
+	while (!poll(&told, 1, 0))
+		one_flip(++count, &shown);
+	wait_line();
+	printf("FLIPPED %u in %.2f s\n", count, now() - start);
+	ready("frames");
+}
+
 int main(int argc, char **argv)
 {
 	open_gpu();
@@ -147,7 +171,10 @@ int main(int argc, char **argv)
 			printf("ROUND %u\n", round);
 		}
 	}
-	scenes();
+	if (argc > 1 && !strcmp(argv[1], "frames"))
+		frames_until_told();
+	else
+		scenes();
 	printf("KMS done\n");
 	return 0;
 }
