@@ -46,10 +46,13 @@ TOOLS: Final = {
     "usr/bin/pip3": ("python3-pip", "python3-setuptools", "python3-wheel"),
     "usr/lib/python3/dist-packages/cffi": ("python3-cffi",),
 }
-# The image: what vgpud needs, what its tests need, and iproute2 for the loopback device.
+# The image: what vgpud needs, what its tests need, systemd for those of its units, and iproute2 for
+# the loopback device.
 IMAGE_PACKAGES: Final = (
     *("python3", "python3-numpy", "python3-cffi", "python3-pydantic", "python3-pyudev"),
-    *("python3-asyncio-dgram", "python3-pytest", "python3-pytest-timeout", "python3-hypothesis"),
+    *("python3-asyncio-dgram", "python3-prometheus-client", "python3-shtab"),
+    *("python3-pytest", "python3-pytest-timeout", "python3-hypothesis"),
+    *("systemd", "systemd-sysv", "udev"),
     "iproute2",
 )
 # Half a gigabyte of other machines' drivers that no configuration of ours reads.
@@ -57,6 +60,7 @@ SOURCE_UNUSED: Final = (
     *("*/drivers/gpu/drm/amd/include/*", "*/drivers/net/wireless/*.[ch]", "*/sound/*.[ch]"),
     *("*/drivers/media/*.[ch]", "*/tools/testing/*", "*/Documentation/*/*", "*/*.dts*"),
 )
+BYTE_CODE: Final = ("python3", "-m", "compileall", "-q", "--invalidation-mode=unchecked-hash")
 SOURCE_NAME: Final = r"linux-source-([0-9.]+)"
 FREE_BYTES: Final = 4 << 30
 
@@ -301,8 +305,11 @@ def _package(chroot: Chroot) -> Path:
         # What a build in place leaves there is none of it: _native.c, and the module itself.
         if path.suffix == ".py" or (path.suffix not in {"", ".pyc"} and path.name[0] != "_")
     ]
+    for shared in ("config", "man", "systemd"):
+        sources += sorted((PROJECT / shared).glob("*"))
     names = [str(path.relative_to(PROJECT)) for path in sources]
     parts = [part for name in names for part in (name.encode(), (PROJECT / name).read_bytes())]
+    parts.append(" ".join(BYTE_CODE).encode())
     package = chroot.cache / f"vgpud-{_digest(*parts)}"
     if package.exists():
         os.utime(package)
@@ -319,6 +326,8 @@ def _package(chroot: Chroot) -> Path:
         [wheel] = work.glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(work / "vgpud")
+        # Not by each program in the guest: that takes it seconds.
+        chroot.run(*BYTE_CODE, "/rig/wheel.partial/vgpud")
         # Others' runs may hold an older state in use for as long as a boot takes, no longer.
         for old in chroot.cache.glob("vgpud-*"):
             if time.time() - old.stat().st_mtime > 3600:
