@@ -264,6 +264,16 @@ def test_output_that_can_not_be_written_is_a_failure() -> None:
     assert (status, errors) == (1, "vgpud: standard output: No space left on device\n")
 
 
+def test_an_interrupt_is_a_failure_without_a_traceback(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    assert cli.exit_status("vgpud", interrupted) == 1
+    assert capsys.readouterr() == ("", "vgpud: interrupted\n")
+
+
 def test_ctl_without_a_daemon(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["ctl", "--config", str(config), "daemon.info"]) == 1
     assert "is the daemon running" in capsys.readouterr().err
@@ -285,6 +295,49 @@ def test_ctl_says_what_the_daemon_refused(
         "",
         "vgpud: daemon.info: loud is unknown: it takes no parameters\n",
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "left_alone"),
+    [
+        (["--version"], ["asyncio", "numpy", "pydantic", "vgpud.config"]),
+        (["config", "default"], ["asyncio", "numpy", "vgpud.daemon", "vgpud.wire.control"]),
+        (["ctl", "status"], ["asyncio", "numpy", "vgpud.daemon", "vgpud.microvm"]),
+        (["completion", "tcsh"], ["asyncio", "numpy", "pydantic", "shtab"]),
+        (["serve"], ["prometheus_client", "vgpud.bench", "vgpud.ctl.verbs", "vgpud.microvm"]),
+    ],
+)
+def test_a_verb_loads_what_it_needs_and_no_more(
+    config: Path, tmp_path: Path, arguments: list[str], left_alone: list[str]
+) -> None:
+    (tmp_path / "run").write_text("a file, so that nothing listens and nobody answers")
+    if arguments[0] in ("serve", "ctl"):
+        arguments = [*arguments, "--config", str(config)]
+    program = (
+        "import sys\nfrom vgpud import cli\n"
+        "try:\n    cli.main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "print('loaded', *sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    loaded = done.stdout.rpartition("loaded")[2].split()
+    assert "vgpud.cli" in loaded
+    assert not set(left_alone) & set(loaded)
+
+
+def test_a_parser_for_one_verb_takes_it_as_the_whole_one_does() -> None:
+    whole = cli.parser()
+    for words in (["serve", "--config", "a"], ["ctl", "watch"], ["bench", "slots"], ["doctor"]):
+        [verb, *_] = words
+        assert vars(cli.parser(verb).parse_args(words)).keys() == (
+            vars(whole.parse_args(words)).keys()
+        )
 
 
 def test_the_service_runs_a_command_that_exists() -> None:

@@ -223,8 +223,8 @@ def test_a_name_that_can_not_name_a_socket(name: str) -> None:
     ("text", "fault"),
     [
         ("x =", "is not TOML: Invalid value (at end of document)"),
-        ("[gpu]", "gpu is no table of this file; known: [daemon], [[device]], [[slot_policy]]"),
-        ("daemon = 3", "[daemon]: it = 3: must be a table"),
+        ("[gpu]", "gpu = {}: no table of this file; known: [daemon], [[device]], [[slot_policy]]"),
+        ("daemon = 3", "[daemon] = 3: must be a table"),
         ('[daemon]\nruntime_dir = "x"', '[daemon]: runtime_dir = "x": must be an absolute path'),
         ("[daemon]\nx = 1", "[daemon]: x = 1: unknown key; known: runtime_dir, control_socket"),
         ('[daemon]\nallow_users = "a"', '[daemon]: allow_users = "a": must be an array'),
@@ -236,8 +236,13 @@ def test_a_name_that_can_not_name_a_socket(name: str) -> None:
             "[daemon]: log_level = \"loud\": must be 'debug', 'info', 'warning' or 'error'",
         ),
         ('[device]\nname = "a"', '[[device]] = { name = "a" }: must be tables'),
-        ("device = []", "device: there must be at least one [[device]]"),
-        ("[[device]]", "[[device]] 1: name is missing"),
+        ("device = []", "device = []: there must be at least one [[device]], or no such key"),
+        ("device = [3]", "[[device]] 1 = 3: must be a table"),
+        ('log_level = "debug"', 'log_level = "debug": no table of this file; known: [daemon]'),
+        (
+            "[[device]]",
+            "[[device]] 1: name is missing: what slot policies and the control socket call it",
+        ),
         ("[[slot_policy]]\nmatch = 3", "[[slot_policy]] 1: match = 3: must be a table"),
         (
             '[[slot_policy]]\nmatch = { blob = "3d" }',
@@ -373,3 +378,9 @@ def test_files_that_can_not_be_read(tmp_path: Path) -> None:
     (tmp_path / "latin").write_bytes(b"# caf\xe9\n[daemon]")
     with pytest.raises(ConfigError, match="latin: is not UTF-8"):
         Config.load(tmp_path / "latin")
+    (tmp_path / "deep").write_text(f"x = {'[' * 5000}{']' * 5000}")
+    with pytest.raises(ConfigError, match="deep: is not TOML that can be read: nested too deeply"):
+        Config.load(tmp_path / "deep")
+    (tmp_path / "digits").write_text(f"x = {'9' * 5000}")
+    with pytest.raises(ConfigError, match="digits: is not TOML that can be read: Exceeds"):
+        Config.load(tmp_path / "digits")

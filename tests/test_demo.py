@@ -147,7 +147,7 @@ def test_a_run_that_went_well_shows_all_steps(mode: KvmMode) -> None:
     assert "4 of 4 steps held" in text
     failed = demo.Demo((replace(steps[0], ok=False), *steps[1:]), 1.0)
     assert not failed.ok
-    assert "1. The back-end has the device not snoop the buffer: NO" in failed.text()
+    assert "1. The daemon has the device not snoop the buffer: NO" in failed.text()
 
 
 def test_step_1_needs_a_device_that_does_not_snoop_and_a_back_end_that_agrees() -> None:

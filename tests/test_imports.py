@@ -39,7 +39,8 @@ BELOW["ctl"] = {"errors", "wire", "host", "client", "config", "stdout"}
 BELOW["completion"] = set()
 BELOW["units"] = {"errors"}
 BELOW["cli"] = {"errors", "config", "daemon", "demo", "doctor", "bench", "ctl"}
-BELOW["cli"] |= {"stdout", "completion", "qemu_lines", "units", "logs", "serve"}
+BELOW["foreground"] = {"errors", "daemon"}
+BELOW["cli"] |= {"stdout", "completion", "qemu_lines", "units", "logs", "serve", "foreground"}
 BELOW["backend_program"] = BELOW["cli"] | {"cli", "config_tables", "wire", "policy"}
 BELOW["__main__"] = {"cli"}
 

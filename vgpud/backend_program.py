@@ -1,7 +1,8 @@
 """`vhost-user-vgpu`: one device, started by a VMM or libvirt for one guest.
 
-Owns that convention's options. Source: QEMU's docs/interop/vhost-user.rst, "Backend program
-conventions", and docs/interop/vhost-user.json.
+Owns that convention's options. What serves is imported when something is to be served: libvirt
+asks for the capabilities, and waits for them, whenever it starts a guest. Source: QEMU's
+docs/interop/vhost-user.rst, "Backend program conventions", and docs/interop/vhost-user.json.
 """
 
 from __future__ import annotations
@@ -15,17 +16,16 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from socket import SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM, SocketKind
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from vgpud import logs
-from vgpud.cli import exit_status, run_daemon
-from vgpud.config import Config
-from vgpud.config_tables import DaemonTable
-from vgpud.daemon import Agent, Daemon
+from vgpud.cli import exit_status
 from vgpud.errors import ConfigError, VgpudError
-from vgpud.policy.slot_policy import SlotOwner
 from vgpud.stdout import say
 from vgpud.wire.vhost_user.protocol import Gpa
+
+if TYPE_CHECKING:
+    from vgpud.config import Config
+    from vgpud.daemon import Agent
 
 PAGE: Final = 4096
 
@@ -74,6 +74,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(args: argparse.Namespace) -> None:
+    from vgpud import logs
+    from vgpud.config import Config
+    from vgpud.daemon import Daemon
+    from vgpud.foreground import run_daemon
+    from vgpud.policy.slot_policy import SlotOwner
+
     for option, given in (("--render-node", args.render_node), ("--virgl", args.virgl)):
         if given:
             raise VgpudError(f"{option} is not available in this version: it has no 3D renderer")
@@ -94,6 +100,8 @@ def _serve(args: argparse.Namespace) -> None:
 
 
 def _agent(args: argparse.Namespace, inherited: ExitStack) -> Agent | None:
+    from vgpud.daemon import Agent
+
     given = (args.agent_fd, args.agent_window, args.agent_slots)
     if given == (None, None, None):
         return None
@@ -121,6 +129,9 @@ def _slots(text: str) -> range:
 
 def _alone(config: Config, socket_path: Path) -> Config:
     """The first device by itself, at `socket_path`, and no control socket for guests to share."""
+    from vgpud.config import Config
+    from vgpud.config_tables import DaemonTable
+
     daemon = DaemonTable(runtime_dir=str(socket_path.parent), control_socket="")
     device = config.device[0].model_copy(update={"socket": str(socket_path)})
     return Config(daemon=daemon, device=(device,), slot_policy=config.slot_policy)

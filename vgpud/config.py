@@ -42,7 +42,9 @@ class Config(Table):
     """A whole configuration; raises ConfigError if its tables contradict one another."""
 
     daemon: DaemonTable = Field(default_factory=DaemonTable)
-    device: tuple[DeviceTable, ...] = Field(default_factory=lambda: (DeviceTable(name="gpu0"),))
+    device: tuple[DeviceTable, ...] = Field(
+        default_factory=lambda: (DeviceTable(name="gpu0"),), json_schema_extra={"minItems": 1}
+    )
     slot_policy: tuple[SlotPolicyTable, ...] = ()
     _path: Path | None = PrivateAttr(default=None)
 
@@ -76,16 +78,21 @@ class Config(Table):
             raw = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{source}: is not TOML: {error}") from error
+        except (RecursionError, ValueError) as error:  # which it lets through
+            deep = isinstance(error, RecursionError)
+            reason = "nested too deeply" if deep else str(error)
+            raise ConfigError(f"{source}: is not TOML that can be read: {reason}") from None
         faults = [
-            f"{key} is no table of this file; known: [daemon], [[device]], [[slot_policy]]"
-            for key in raw
+            f"{key} = {_literal(value)}: no table of this file; known: [daemon], [[device]], "
+            "[[slot_policy]]"
+            for key, value in raw.items()
             if key not in cls.model_fields
         ]
         [daemon] = _tables(DaemonTable, "[daemon]", [raw.get("daemon", {})], faults)
-        policies = _tables(SlotPolicyTable, "[[slot_policy]]", raw.get("slot_policy", []), faults)
         devices = _tables(DeviceTable, "[[device]]", raw.get("device", [{"name": "gpu0"}]), faults)
         if raw.get("device") == []:
-            faults.append("device: there must be at least one [[device]]")
+            faults.append("device = []: there must be at least one [[device]], or no such key")
+        policies = _tables(SlotPolicyTable, "[[slot_policy]]", raw.get("slot_policy", []), faults)
         faults += _contradictions(daemon, devices, policies)
         if faults:
             raise ConfigError("\n".join(f"{source}: {fault}" for fault in faults))
@@ -249,7 +256,10 @@ def _tables(model: type[_T], where: str, raw: Any, faults: list[str]) -> list[_T
         try:
             parsed.append(model.model_validate(table))
         except ValidationError as error:
-            faults += [f"{heading}: {fault}" for fault in _faults(error, model)]
+            if isinstance(table, dict):
+                faults += [f"{heading}: {fault}" for fault in _faults(error, model)]
+            else:
+                faults.append(f"{heading} = {_literal(table)}: must be a table")
             parsed.append(None)
     return parsed
 
@@ -264,9 +274,10 @@ def _faults(error: ValidationError, model: type[Table]) -> Iterator[str]:
                 table = MatchTable if key.startswith("match.") else model
                 yield f"{key} = {value}: unknown key; known: {', '.join(table.model_fields)}"
             case "missing":
-                yield f"{key} is missing"
+                about = (model.model_fields[key].description or "").partition(".")[0]
+                yield f"{key} is missing: {about[:1].lower()}{about[1:]}"
             case "model_type":
-                yield f"{key or 'it'} = {value}: must be a table"
+                yield f"{key} = {value}: must be a table"
             case kind:
                 words = _WORDS.get(kind, words)
                 yield f"{key} = {value}: {words}" if key else words
@@ -298,7 +309,8 @@ def _literal(value: object) -> str:
     """A value as TOML spells it, cut where it gets too long for a line."""
     match value:
         case dict():
-            text = "{ " + ", ".join(f"{key} = {_literal(of)}" for key, of in value.items()) + " }"
+            text = ", ".join(f"{key} = {_literal(of)}" for key, of in value.items())
+            text = f"{{ {text} }}" if text else "{}"
         case list() | tuple():
             text = "[" + ", ".join(map(_literal, value)) + "]"
         case str() | bool() | int() | float():

@@ -49,6 +49,9 @@ MAX_OUTPUTS: Final = 16
 OUTPUT_SIDE: Final = range(32, 8192 + 1)
 """Pixels. Linux's virtio_gpu driver takes no mode outside of it."""
 
+_NAME: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}"
+_ACCOUNT: Final = r"[A-Za-z0-9_][A-Za-z0-9_.@\\-]{0,254}\$?"
+
 
 def default_runtime_dir(environment: Mapping[str, str]) -> str:
     """Where sockets go by default: where systemd says, else the user's place, else /run/vgpud."""
@@ -113,13 +116,13 @@ def _absolute(value: str) -> str:
 
 def _account(value: str) -> str:
     """A user's or group's name, or its number. Whether there is one is for the host to say."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.@\\-]{0,254}\$?", value):
+    if not re.fullmatch(_ACCOUNT, value):
         raise ValueError('a user or group is a name, as in "kvm", or a number, as in "107"')
     return value
 
 
 def _name(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}", value):
+    if not re.fullmatch(_NAME, value):
         raise ValueError(
             "a name is 1 to 63 of A-Z a-z 0-9 _ . - and starts with none of the last two"
         )
@@ -132,9 +135,12 @@ def _count(outputs: tuple[Output, ...]) -> tuple[Output, ...]:
     return outputs
 
 
-def _spelled(default: Any) -> Any:
-    """A default as the operator would spell it, which becomes a value by being validated."""
-    return Field(default=default)
+def _spelled(default: Any, **schema: int) -> Any:
+    """A default as the operator would spell it, which becomes a value by being validated.
+
+    `schema` is what the JSON schema has besides.
+    """
+    return Field(default=default, json_schema_extra={**schema})
 
 
 Size = Annotated[
@@ -147,7 +153,15 @@ OutputMode = Annotated[
     BeforeValidator(_output),
     WithJsonSchema({"type": "string", "pattern": "^[0-9]+x[0-9]+$"}),
 ]
-Account = Annotated[str, AfterValidator(_account)]
+Account = Annotated[
+    str, AfterValidator(_account), WithJsonSchema({"type": "string", "pattern": f"^{_ACCOUNT}$"})
+]
+AbsolutePath = Annotated[
+    str,
+    AfterValidator(_absolute),
+    AfterValidator(_path),
+    WithJsonSchema({"type": "string", "pattern": "^/"}),
+]
 
 
 class Table(BaseModel):
@@ -161,7 +175,7 @@ class Table(BaseModel):
 class DaemonTable(Table):
     """The daemon itself."""
 
-    runtime_dir: Annotated[str, AfterValidator(_absolute), AfterValidator(_path)] = Field(
+    runtime_dir: AbsolutePath = Field(
         default_factory=lambda: default_runtime_dir(os.environ), examples=["/run/vgpud"]
     )
     """Where sockets are; by default $RUNTIME_DIRECTORY, $XDG_RUNTIME_DIR/vgpud, or /run/vgpud."""
@@ -178,7 +192,7 @@ class DaemonTable(Table):
 class DeviceTable(Table):
     """A virtio-GPU device."""
 
-    name: Annotated[str, AfterValidator(_name)]
+    name: Annotated[str, AfterValidator(_name)] = Field(json_schema_extra={"pattern": f"^{_NAME}$"})
     """What slot policies and the control socket call it."""
     socket: Annotated[str, Field(min_length=1), AfterValidator(_path)] | None = Field(
         default=None, examples=["gpu0.sock"]
@@ -188,14 +202,14 @@ class DeviceTable(Table):
     """The host-visible BAR window: a power of two, 64KiB or more."""
     memory_limit: Annotated[Size, AfterValidator(_limit)] = _spelled("1GiB")
     """All that this guest can make the daemon allocate."""
-    outputs: Annotated[tuple[OutputMode, ...], AfterValidator(_count)] = _spelled(("1280x800",))
+    outputs: Annotated[tuple[OutputMode, ...], AfterValidator(_count)] = _spelled(
+        ("1280x800",), minItems=1, maxItems=MAX_OUTPUTS
+    )
     """Preferred modes, 1 to 16 of them: one scanout each."""
     buffers: Buffers = Buffers.AUTO
     """What host blobs are made of: "memfd", "udmabuf" or "gem", of which the last two need the
     per-blob layout, or "auto", the best that there is."""
-    render_node: Annotated[str, AfterValidator(_absolute), AfterValidator(_path)] | None = Field(
-        default=None, examples=["/dev/dri/renderD128"]
-    )
+    render_node: AbsolutePath | None = Field(default=None, examples=["/dev/dri/renderD128"])
     """The GPU whose buffers are used, with "gem" or "auto"; by default the first that is fit."""
     slots: SlotOwner = SlotOwner.FRONTEND
     """Who maps blobs into the guest: "frontend", the VMM at the other end of the socket; "agent", a

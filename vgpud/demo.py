@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 from vgpud.errors import HostError, VgpudError
 from vgpud.host import probe_kvm, probe_system
 from vgpud.host.probe_kvm import KvmFacts
-from vgpud.microvm.back_end import DEVICE, configuration
 from vgpud.microvm.guest_code import Mapped, Pat
-from vgpud.microvm.service import Service
+from vgpud.microvm.service import DEVICE, Service, configuration
 from vgpud.microvm.slots import Accepted
 from vgpud.microvm.vmm import Attach, Outcome, run_front_end
 from vgpud.policy import kvm_mode
@@ -98,7 +97,7 @@ class Demo:
 def run(out: Path | None = None) -> Demo:
     """Runs the demo; the picture goes to the directory `out`, which is made if need be.
 
-    Raises `VgpudError` where there is no KVM, and with the back-end's log if it does not come to an
+    Raises `VgpudError` where there is no KVM, and with the daemon's log if it does not come to an
     end; `HostError` if the picture can't be written.
     """
     start = time.monotonic()
@@ -148,14 +147,14 @@ def programmed(chosen: Plan, log: list[str], status: int) -> Step:
     )
     return Step(
         1,
-        "The back-end has the device not snoop the buffer",
+        "The daemon has the device not snoop the buffer",
         ok,
         {
             "plan": chosen.reason,
             "loads": loads,
             "stores": stores,
             "processor": ["clflush", *probe_system.cpu().flush],
-            "back-end": log[0].partition(" plan ")[2] if log else "it logged no plan",
+            "daemon": log[0].partition(" plan ")[2] if log else "it logged no plan",
         },
     )
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
 
 from tests.ctl import answers
@@ -13,6 +11,7 @@ from vgpud.errors import PeerError
 from vgpud.host.own_process import ProcessFigures
 from vgpud.serve import openmetrics
 from vgpud.serve.openmetrics import DeviceFigures, Figures
+from vgpud.wire.gpu.commands import ResourceFlush, Submit3D
 
 IDLE = dict.fromkeys(rates.COUNTERS, 0.0)
 
@@ -33,11 +32,11 @@ def look(uptime: float, **devices: Counters) -> rates.Look:
 
 
 def test_rates_are_what_was_counted_by_the_daemons_clock() -> None:
-    before = look(10.0, one=Counters(commands=Counter(Submit3D=5), bytes_read=1 << 20))
+    before = look(10.0, one=Counters(commands={Submit3D: 5}, bytes_read=1 << 20))
     after = look(
         12.0,
         one=Counters(
-            commands=Counter(Submit3D=6, ResourceFlush=19),
+            commands={Submit3D: 6, ResourceFlush: 19},
             bytes_read=5 << 20,
             bytes_written=2048,
             bytes_snooped=512,

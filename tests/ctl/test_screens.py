@@ -111,7 +111,7 @@ def test_slots() -> None:
 def test_an_event_is_one_line_whatever_it_says() -> None:
     line = screens.event(answers.event())
     assert re.fullmatch(r"\d\d:\d\d:\d\d\.250 slot\.refused gpu0 the agent .*", line)
-    assert line.endswith("the agent refused a slot slot=8 flags=8 errno=22")
+    assert line.endswith("the agent refused a slot slot=8 flags=0x8 errno=22")
     hostile = answers.event(message="two\nlines\x1b[2J", resource=9, device=None, data={})
     assert screens.event(hostile).endswith("slot.refused resource 9 two\\nlines\\x1b[2J")
 

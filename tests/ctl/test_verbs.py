@@ -287,7 +287,7 @@ def test_events_until_there_were_enough(daemon: ToldDaemon, ctl: Run) -> None:
     )
     assert status == 0
     first, second = output.splitlines()
-    assert first.endswith("slot.refused gpu0 the agent refused a slot slot=8 flags=8 errno=22")
+    assert first.endswith("slot.refused gpu0 the agent refused a slot slot=8 flags=0x8 errno=22")
     assert "agent.lost" in second
     method, params = daemon.calls[0]
     assert (method, params["kinds"], params["device"]) == (

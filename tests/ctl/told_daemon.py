@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -70,7 +71,8 @@ class ToldDaemon:
     def announce_raw(self, params: Any) -> None:
         """Send the last caller what may be no event."""
         message = {"jsonrpc": "2.0", "method": "event", "params": params}
-        self._sock.sendto(json.dumps(message).encode(), self._last)
+        with suppress(ConnectionError, FileNotFoundError):  # It has had enough, and is gone.
+            self._sock.sendto(json.dumps(message).encode(), self._last)
 
     def _main(self) -> None:
         while not self._ended.is_set():

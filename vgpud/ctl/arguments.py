@@ -8,42 +8,22 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from vgpud.ctl import verbs
+from vgpud.ctl.verb_parser import VerbParser
 from vgpud.wire.control.methods import METHODS
 
 SHORTEST_INTERVAL: Final = 0.1
 """Seconds. Whoever watches more closely sees the watching."""
 
-_METHOD: Final = re.compile(r"[a-z]+(\.[a-z_]+)+")
-
-
-class VerbParser(argparse.ArgumentParser):
-    """With `methods`, takes the name of any method as a verb, also one that only the daemon
-    knows."""
-
-    methods: argparse._SubParsersAction[argparse.ArgumentParser] | None = None
-
-    def parse_known_args(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, namespace: Any = None
-    ) -> tuple[Any, list[str]]:
-        """As argparse does it."""
-        if self.methods is not None:
-            for word in args or ():
-                # One that is no verb here, such as a file's name, does no harm.
-                if _METHOD.fullmatch(word) and word not in self.methods.choices:
-                    _add_method(self.methods, word, "", with_file=True)
-        return super().parse_known_args(args, namespace)
-
 
 def add_verbs(parser: VerbParser) -> None:
     """The verbs of a parser that has no options yet."""
     _add_daemon(parser, default=None)
-    names = parser.methods = parser.add_subparsers(
+    names = parser.add_subparsers(
         required=True, metavar="VERB|METHOD", parser_class=argparse.ArgumentParser
     )
     _add(names, "status", verbs.status, "the daemon, and its devices")
@@ -91,6 +71,7 @@ def add_verbs(parser: VerbParser) -> None:
 
     for method in METHODS.values():
         _add_method(names, method.name, _sentence(method.about), with_file=method.fd is not None)
+    parser.add_method = partial(_add_unknown, names)
 
 
 def _add(
@@ -110,6 +91,12 @@ def _add(
     return parser
 
 
+def _add_unknown(names: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
+    # What is no verb here either, such as a file's name, does no harm.
+    if name not in names.choices:
+        _add_method(names, name, "a method that only the daemon knows", with_file=True)
+
+
 def _add_method(
     names: argparse._SubParsersAction[argparse.ArgumentParser],
     name: str,
@@ -117,7 +104,6 @@ def _add_method(
     *,
     with_file: bool,
 ) -> None:
-    about = about or "a method that only the daemon knows"
     parser = _add(names, name, verbs.call, about, only_json=True)
     parser.set_defaults(method=name, out=None)
     parser.add_argument(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from typing import Final
 
 from vgpud.ctl.tables import NOTHING, address, plain, size, span, table
 from vgpud.wire.control.models import (
@@ -21,6 +22,10 @@ from vgpud.wire.control.models import (
     Screenshot,
     Slot,
 )
+from vgpud.wire.rpc import Json
+
+_ADDRESSES: Final = {"flags", "fd_offset", "guest_phys_addr", "offset"}
+"""Those keys of events' data whose numbers are bits or places."""
 
 
 def status(info: DaemonInfo, found: Sequence[Device]) -> Iterator[str]:
@@ -137,7 +142,7 @@ def event(happened: Event) -> str:
     if happened.resource is not None:
         parts.append(f"resource {happened.resource}")
     parts.append(happened.message)
-    parts += [f"{key}={value}" for key, value in happened.data.items()]
+    parts += [f"{key}={_fact(key, value)}" for key, value in happened.data.items()]
     return plain(" ".join(parts))
 
 
@@ -167,6 +172,11 @@ def screenshot(result: Screenshot, file: str) -> str:
         f"{plain(result.device)} output {result.scanout}: {result.width}x{result.height},"
         f" {size(result.size)} in {plain(file)}"
     )
+
+
+def _fact(key: str, value: Json) -> str:
+    # As tables have them.
+    return address(value) if key in _ADDRESSES and isinstance(value, int) else str(value)
 
 
 def _notes(found: Device) -> Iterator[str]:
