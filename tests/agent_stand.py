@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from vgpud.client import Client
 from vgpud.device.spec import DeviceSpec, Output
 from vgpud.errors import HostError
 from vgpud.policy.slot_policy import GuestPat, Layout, SlotOwner
@@ -75,6 +76,8 @@ class Stand:
     def __enter__(self) -> Self:
         self._thread.start()
         assert self._ready.wait(10)
+        with Client(self.path) as client:
+            client.call("daemon.info")  # so that all that serves is open
         return self
 
     def __exit__(

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
+
+import jsonschema
+import pytest
 
 from vgpud.config import Config, default_toml
 from vgpud.policy.slot_policy import BlobKind, Match, Rule
@@ -30,6 +34,26 @@ def test_the_examples_in_the_file_of_defaults_are_fit_for_use() -> None:
 
 def test_the_file_in_the_tree_is_the_one_that_is_printed() -> None:
     assert (ROOT / "config" / "vgpud.toml").read_text() == default_toml()
+
+
+@pytest.mark.parametrize(
+    ("file", "good"),
+    [
+        (default_toml(), True),
+        ('[[device]]\nname = "a"\nrender_node = "/dev/dri/renderD128"', True),
+        ("device = []", False),
+        ("[[device]]", False),
+        ('[[device]]\nname = "-a"', False),
+        ('[[device]]\nname = "a"\noutputs = []', False),
+        (f'[[device]]\nname = "a"\noutputs = {["64x64"] * 17}', False),
+        ('[[device]]\nname = "a"\nrender_node = "renderD128"', False),
+        ('[daemon]\nruntime_dir = "run"', False),
+        ('[daemon]\nallow_users = ["a b"]', False),
+    ],
+)
+def test_the_schema_agrees_with_the_check(file: str, good: bool) -> None:
+    schema = jsonschema.Draft202012Validator(Config.model_json_schema())
+    assert schema.is_valid(tomllib.loads(file)) == good
 
 
 def test_the_schema_speaks_of_what_a_file_may_say() -> None:

@@ -30,7 +30,7 @@ def command_lines() -> list[str]:
     """What is to be typed of vgpud's own commands, each without its comment."""
     lines = "\n".join(blocks("sh")).replace("\\\n", " ").splitlines()
     lines += re.findall(r"`(vgpud [^`<>|]*)`", " ".join(TEXT.split()))
-    parts = [part for line in lines for part in re.split(r"&&|;|>", line.partition(" #")[0])]
+    parts = [part for line in lines for part in re.split(r"&&|;|>|\|", line.partition(" #")[0])]
     own = [re.sub(r"^\S*/bin/", "", part.strip()) for part in parts]
     return sorted({part for part in own if part.startswith("vgpud ")})
 
@@ -82,6 +82,29 @@ def test_the_vmms_slot_agent(short_directory: Path) -> None:
         printed = run_program(program, short_directory)
     # What became of the flag depends on the kernel; that it was tried, does not.
     assert re.search(r"'flag_accepted': (True|False)", printed)
+
+
+def test_the_metrics_file_has_only_types_that_the_older_format_has(short_directory: Path) -> None:
+    [line] = [line for block in blocks("sh") for line in block.splitlines() if ".prom" in line]
+    command, _, _ = line.replace("vgpud ctl", f"{sys.executable} -m vgpud ctl", 1).partition(">")
+    config = Config.from_toml(f'[daemon]\nruntime_dir = "{short_directory}"')
+    with DaemonThread(config):
+        done = subprocess.run(
+            [
+                "sh",
+                "-c",
+                command.replace(" metrics", f" --socket {config.control_path} metrics", 1),
+            ],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=PATIENCE,
+        )
+    types = set(re.findall(r"^# TYPE \S+ (\S+)$", done.stdout, re.MULTILINE))
+    # Source: Prometheus, "Exposition formats", "Text-based format".
+    assert types
+    assert types <= {"counter", "gauge", "histogram", "summary", "untyped"}
 
 
 def test_links_lead_somewhere() -> None:

@@ -13,7 +13,7 @@ import resource
 import socket
 import time
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -90,14 +90,13 @@ class Daemon:
         self._notifier = notifier or Notifier(None)
         self._activated = activated or Activated()
         self._log_level = log_level
-        self.events = Events()
-        self._nodes = RenderNodes()
+        self.events, self._nodes = Events(), RenderNodes()
         first, *rest = config.device_specs()
         if agent is not None:
             first = replace(first, slots=SlotOwner.AGENT)
         self._check_slots([first, *rest], config)
         self.devices = DeviceSet(map(self._device, [first, *rest]), self._activated)
-        self._watchdog = Watchdog(self._notifier, self.devices.values)
+        self._watchdog = Watchdog(self._notifier, self.devices.served)
         self._control: ControlServer | None = None
         self._started = time.monotonic()
         self._listening = asyncio.Event()
@@ -199,8 +198,12 @@ class Daemon:
         while True:
             await self._hangup.wait()
             self._hangup.clear()
-            with suppress(VgpudError):  # which is logged
+            try:
                 await self.reload()
+            except VgpudError:
+                continue  # which is logged
+            except Exception:
+                log.exception("reload failed")  # a bug of ours ends nothing that is served
 
     async def _tell_status(self) -> None:
         while True:
@@ -253,8 +256,7 @@ class Daemon:
         slots.connect(SocketLink(self._agent.sock), Grant(self._agent.numbers, self._agent.window))
 
     def _open_control(self, cleanup: ExitStack) -> ControlServer | None:
-        path = self._config.control_path
-        if path is None:
+        if (path := self._config.control_path) is None:
             return None
         passed = self._activated.find(path, CONTROL, socket.SOCK_DGRAM)
         if passed is None:
@@ -312,6 +314,8 @@ class Daemon:
 
     async def _apply(self, changes: Changes) -> None:
         """What can fail comes first, and then what can't."""
+        if self._stopping.is_set():  # what is started now nobody would end
+            raise ConfigError("the daemon is stopping")
         names = [spec.name for spec in changes.added]
         paths = {name: changes.config.socket_path(name) for name in names}
         listeners = self.devices.open(paths, changes.removed)

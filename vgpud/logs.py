@@ -2,14 +2,13 @@
 
 Owns the choice, the handlers, and the journal's fields. What a handler does not get rid of at once
 is lost: logging never waits and never raises. Must not import anything above `host`. Source:
-systemd's "Native Journal Protocol", systemd.exec(5) on $JOURNAL_STREAM, syslog(3), memfd_create(2).
+systemd's "Native Journal Protocol", systemd.exec(5) on $JOURNAL_STREAM, syslog(3).
 """
 
 from __future__ import annotations
 
 import array
 import errno
-import fcntl
 import logging
 import os
 import re
@@ -21,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from vgpud.host.fds import Fd
+from vgpud.host import memfd
 
 JOURNAL_SOCKET: Final = Path("/run/systemd/journal/socket")
 SYSLOG_SOCKET: Final = Path("/dev/log")
@@ -29,8 +28,6 @@ LINE: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 _DEV_NULL: Final = os.makedev(1, 3)
 _LOG_DAEMON: Final = 3 << 3
-_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
-"""The journal takes no file that could still change."""
 _MAX_FIELD: Final = 64
 """Characters of a field's name, as the journal has it."""
 _CONVERSION: Final = re.compile(
@@ -153,11 +150,7 @@ class JournalHandler(_DatagramHandler):
 
     def _send_file(self, data: bytes) -> None:
         """What no datagram holds goes as a file, whose descriptor is all of the datagram."""
-        with Fd(os.memfd_create("vgpud-log", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)) as file:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(file.fileno(), rest) :]
-            fcntl.fcntl(file.fileno(), fcntl.F_ADD_SEALS, _SEALS)
+        with memfd.filled("vgpud-log", data) as file:  # sealed: no other does
             rights = array.array("i", [file.fileno()])
             ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
             self._sock.sendmsg([], ancillary, socket.MSG_NOSIGNAL, self._path)

@@ -141,9 +141,11 @@ class Bench:
         self._patience = patience
         self._touched: Counter[ResourceId] = Counter()
         self.waited_for: list[ResourceId] = []
+        self.submitted = 0
 
     def hold(self, work: Work) -> Callable[[], None]:
         """Leaves work undone; returns what does it."""
+        self.submitted += 1
         self._touched.update(work.resources)
 
         def finish() -> None:
@@ -330,6 +332,7 @@ class Machine:
         if isinstance(outcome, Coroutine):
             outcome = finish(outcome)
         if isinstance(outcome, Work):
+            self.works.submitted += 1
             run(outcome)
             outcome = OkNoData()
         return outcome  # type: ignore[return-value]

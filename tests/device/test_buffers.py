@@ -224,6 +224,9 @@ def test_one_that_is_destroyed_while_it_is_made_leaves_nothing(stand: Stand) -> 
     finish(making)
     [buffer] = stand.source.buffers
     assert buffer.fd.closed
+    with refused(ResponseType.ERR_UNSPEC):
+        memory.contents()
+    assert len(stand.source.buffers) == 1  # nobody has it made again
 
 
 def test_one_that_is_given_up_while_it_is_made_leaves_nothing(stand: Stand) -> None:

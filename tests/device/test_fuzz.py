@@ -104,7 +104,7 @@ def test_no_sequence_of_commands_does_harm(layout: Layout) -> None:
                     machine.gpu.attach_display(random.choice([Screen(), None]))
                 harness.step()
                 harness.check_memory()
-                machine.gpu.screenshot(random.randint(0, 2))
+                machine.gpu.scanouts.screenshot(random.randint(0, 2))
             while harness.held:
                 harness.finish_one()
             for resource in [resource.id for resource in machine.gpu.resources]:

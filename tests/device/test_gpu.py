@@ -96,7 +96,7 @@ def test_a_reset_drops_everything(machine: Machine) -> None:
         machine.reset()
         assert machine.used == machine.empty
         assert len(machine.gpu.resources) == 0
-        assert machine.gpu.screenshot(0) is None
+        assert machine.gpu.scanouts.screenshot(0) is None
         assert ("scanout", 0, 0, 0) in screen.take()
         for resource in range(1, 7):
             with refused(ResponseType.ERR_INVALID_RESOURCE_ID):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 
 from tests.device import driver as d
-from tests.device.machine import PAGE, Machine, refused
+from tests.device.machine import PAGE, Machine, Screen, refused
+from vgpud.device.spec import Output
+from vgpud.errors import GuestError
 from vgpud.policy.coherency import KvmMode
 from vgpud.policy.slot_policy import Fallback, GuestPat, Layout, MemoryType, Rule
 from vgpud.wire.gpu.protocol import MapInfo, ResponseType
@@ -102,6 +105,27 @@ def test_a_plan_that_is_as_wanted_is_no_event() -> None:
         assert machine.gpu.plans.problems == ()
 
 
+@pytest.mark.parametrize(
+    ("fallback", "line"),
+    [
+        (Fallback.FLUSH, "plan device=gpu0 blob=host3d map_info=CACHED: nothing shows that"),
+        (Fallback.REFUSE, "plan refused device=gpu0 blob=host3d wanted=wc: nothing shows that"),
+    ],
+)
+def test_the_log_has_a_line_for_a_rule_and_reason(
+    fallback: Fallback, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    rule = Rule(memory_type=MemoryType.WC, fallback=fallback)
+    with Machine(guest_pat=GuestPat.AUTO, kvm=KvmMode.UNKNOWN, rule=rule) as machine:
+        machine.do(d.ctx_create())
+        for blob in (1, 2):
+            with suppress(GuestError):
+                machine.do(d.create_blob(blob, PAGE))
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith(line)
+
+
 # -- Another specification while a guest is at work ------------------------------------------------
 
 
@@ -182,3 +206,15 @@ def test_an_agent_that_comes_later_is_looked_at(mapped: bool) -> None:
         machine.gpu.look_again()
         machine.do(d.create_blob(3, PAGE))
         assert machine.do(d.map_blob(3, 2 * PAGE)) == expected
+
+
+def test_the_guest_is_told_no_other_modes_while_a_display_has_its_own() -> None:
+    with Machine() as machine:
+        screen = Screen()
+        machine.gpu.attach_display(screen)
+        outputs = (Output(1280, 720),)
+        machine.gpu.reconfigure(replace(machine.spec, outputs=outputs))
+        assert machine.events == []
+        assert machine.gpu.config()[:4] == bytes(4)
+        machine.gpu.detach_display(screen)
+        assert machine.gpu.scanouts.outputs == outputs

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from tests.kvm_host import Poker, open_kvm
+from tests.microvm.back_end import BackEnd
 from vgpud.errors import HostError
 from vgpud.host.buffers import Buffer, BufferSource
 from vgpud.host.fds import Fd
@@ -25,8 +26,8 @@ from vgpud.host.mapping import map_shared, name
 from vgpud.host.memslots import Memslots
 from vgpud.host.render_nodes import Gpu, RenderNodes
 from vgpud.host.udmabuf import UdmabufSource
-from vgpud.microvm.back_end import BackEnd, configuration
 from vgpud.microvm.boot import WINDOW_GPA
+from vgpud.microvm.service import configuration
 from vgpud.microvm.vmm import run_front_end
 from vgpud.policy.slot_policy import GuestPat, Layout
 from vgpud.policy.slots import SlotTable

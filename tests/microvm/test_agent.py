@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.microvm.back_end import PROGRAM as PRODUCT
+from tests.microvm.back_end import BackEnd
 from tests.microvm.kvm import needs_kvm
 from vgpud.host import probe_kvm
-from vgpud.microvm.back_end import PROGRAM as PRODUCT
-from vgpud.microvm.back_end import BackEnd, configuration
 from vgpud.microvm.boot import WINDOW_GPA
 from vgpud.microvm.guest_code import GuestFailedError
+from vgpud.microvm.service import configuration
 from vgpud.microvm.vmm import run_front_end
 from vgpud.policy.slot_entries import SlotFlag
 from vgpud.policy.slot_policy import GuestPat, Layout

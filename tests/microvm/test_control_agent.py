@@ -16,9 +16,8 @@ from tests.microvm.kvm import needs_kvm
 from vgpud.client import Client
 from vgpud.errors import VgpudError
 from vgpud.host import probe_kvm
-from vgpud.microvm.back_end import DEVICE, configuration
 from vgpud.microvm.boot import WINDOW_GPA
-from vgpud.microvm.service import Service
+from vgpud.microvm.service import DEVICE, Service, configuration
 from vgpud.microvm.slots import NUMBERS
 from vgpud.microvm.vmm import Attach, Outcome, run_front_end
 from vgpud.policy.slot_policy import GuestPat, Layout, SlotOwner
@@ -171,5 +170,5 @@ def test_a_vmm_that_dies_in_the_middle_of_a_map_leaves_nothing(service: Service)
 
 
 def test_a_service_that_can_not_start_says_why() -> None:
-    with pytest.raises(VgpudError, match="nonsense is no table of this file"):
+    with pytest.raises(VgpudError, match=r"nonsense = \{\}: no table of this file"):
         Service("[nonsense]\n")

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from tests.backend_requests import receive
+from tests.microvm.back_end import BackEnd
 from tests.microvm.kvm import needs_kvm
 from vgpud.errors import HostError, PeerError
-from vgpud.microvm.back_end import BackEnd, configuration
 from vgpud.microvm.front_end import GUEST_FEATURES, PROTOCOL_FEATURES, FrontEnd
 from vgpud.microvm.guest_code import GuestFailedError
 from vgpud.microvm.machine import Machine
+from vgpud.microvm.service import configuration
 from vgpud.microvm.vmm import Outcome, run_front_end
 from vgpud.policy.slot_policy import GuestPat, Layout
 from vgpud.wire.gpu.protocol import MapInfo

@@ -88,7 +88,7 @@ async def linked(*, greet: bool = True) -> AsyncIterator[tuple[DisplayLink, Vmm,
     ours, theirs = socket.socketpair()
     screen = Screen()
     vmm = Vmm(theirs)
-    link = DisplayLink(FdSocket(ours), screen.pixels)
+    link = DisplayLink("gpu0", FdSocket(ours), screen.pixels)
     running = asyncio.create_task(link.run())
     try:
         async with asyncio.timeout(PATIENCE):

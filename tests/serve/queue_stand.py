@@ -86,7 +86,9 @@ class Stand:
         self.memory = GuestMemory()
         self.share(2)
         self.handler = Handler()
-        self.queue = self.handler.queue = VirtQueue("test/queue", self.memory, self.handler, tasks)
+        self.queue = self.handler.queue = VirtQueue(
+            "gpu0", "test", self.memory, self.handler, tasks
+        )
         driver = self.driver
         driver._avail_idx = driver._decided_idx = driver._used_idx = base
         for index in (driver.avail + 2, driver.used + 2):

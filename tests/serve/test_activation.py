@@ -162,3 +162,11 @@ def test_an_activated_listener_can_be_closed_and_opened_again(directory: Path) -
     activated.close()
     with socket.socket(socket.AF_UNIX) as client, pytest.raises(ConnectionRefusedError):
         client.connect(str(path))
+
+
+def test_a_socket_without_a_name_is_no_control_socket(caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody could ever call there, and a socket of our own would not be made."""
+    activated = Activated([("control", passed(None, socket.SOCK_DGRAM))])
+    assert activated.find(Path("/nowhere"), "control", socket.SOCK_DGRAM) is None
+    [line] = caplog.messages
+    assert line.startswith("activated socket closed name=control ")

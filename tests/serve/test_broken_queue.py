@@ -101,7 +101,7 @@ def test_a_bad_ring_stops_alone(
 
     run(test)
     assert len(caplog.records) == 1
-    assert "queue stopped queue=test/queue: " in caplog.text
+    assert "queue stopped device=gpu0 queue=test: " in caplog.text
 
 
 @BAD

@@ -88,12 +88,12 @@ def test_commands_fences_and_maps(fe: FrontEnd, counters: Counters) -> None:
     assert run(fe, c.ResourceCreateBlob, 1, 9, 1, 0, SIZE, NO_ENTRIES, ctx_id=1) != OK
     assert (counters.maps, counters.unmaps, counters.fences, counters.refused) == (2, 2, 1, 2)
     assert counters.commands == {
-        "CtxCreate": 1,
-        "ResourceCreateBlob": 2,
-        "CtxAttachResource": 1,
-        "ResourceMapBlob": 2,
-        "ResourceUnmapBlob": 1,
-        "ResourceUnref": 2,
+        c.CtxCreate: 1,
+        c.ResourceCreateBlob: 2,
+        c.CtxAttachResource: 1,
+        c.ResourceMapBlob: 2,
+        c.ResourceUnmapBlob: 1,
+        c.ResourceUnref: 2,
     }
 
 

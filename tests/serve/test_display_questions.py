@@ -182,7 +182,7 @@ def test_nonsense_closes_it(nonsense: bytes) -> None:
     async def test() -> None:
         ours, theirs = socket.socketpair()
         vmm = Vmm(theirs)
-        link = DisplayLink(FdSocket(ours), Screen().pixels)
+        link = DisplayLink("gpu0", FdSocket(ours), Screen().pixels)
         running = asyncio.create_task(link.run())
         async with asyncio.timeout(PATIENCE):
             await vmm.greet()
@@ -221,7 +221,7 @@ def test_close_in_mid_frame() -> None:
         ours, theirs = socket.socketpair()
         screen = Screen()
         vmm = Vmm(theirs)
-        link = DisplayLink(FdSocket(ours), screen.pixels)
+        link = DisplayLink("gpu0", FdSocket(ours), screen.pixels)
         running = asyncio.create_task(link.run())
         async with asyncio.timeout(PATIENCE):
             await vmm.greet()

@@ -252,8 +252,8 @@ PLACES = {
 @pytest.mark.parametrize("place", PLACES)
 def test_descriptors_of_the_wrong_kind(siege: Siege, place: str) -> None:
     """Wherever they are sent: the session ends with a line, or goes on; nothing else happens."""
+    lines = len(siege.warnings)
     for make in ODD_FILES.values():
-        lines = len(siege.warnings)
         odd = make()
         with front_end(siege) as ring, contextlib.suppress(OSError):
             ring.fe.send(PLACES[place], [odd])
@@ -267,7 +267,8 @@ def test_descriptors_of_the_wrong_kind(siege: Siege, place: str) -> None:
         os.close(odd)
         while _kept:
             _kept.pop().close()
-        assert len(siege.warnings) - lines <= 4
+    # All at once: the log comes through a pipe, and may be late.
+    assert len(siege.warnings) - lines <= 4 * len(ODD_FILES)
 
 
 @pytest.mark.parametrize(("address", "offset"), [(1, 0), (0, 1)])

@@ -21,6 +21,7 @@ from vgpud.policy.quota import Quota
 from vgpud.policy.slot_entries import SlotFlag
 from vgpud.policy.slot_policy import DEFAULT_RULE, GuestPat
 from vgpud.policy.slots import SlotTable
+from vgpud.serve.events import Events
 from vgpud.serve.local_slots import LocalSlots
 from vgpud.uapi.kvm import Kvm, Vm
 from vgpud.wire.gpu.protocol import ResourceId
@@ -189,13 +190,14 @@ def test_a_slot_that_could_not_be_put_back_is_put_back_by_the_next_move(
         vm = FailingVm()
         with Memslots(vm) as memslots:
             slots = LocalSlots(memslots, SlotTable(range(9), base=BAR))
+            slots.report_to(Events(), "gpu0")
             await slots.map(window, 0, 0, PAGE)
             await slots.map(window, PAGE, PAGE, PAGE)
             vm.refuse = lambda slot, address: slot == 1
             with pytest.raises(HostError):
                 await slots.move(MOVED)
             assert vm.slots == {0: BAR}
-            assert "slot not restored slot=1" in caplog.text
+            assert "slot not restored device=gpu0 slot=1: " in caplog.text
             vm.refuse = lambda slot, address: False
             await slots.move(MOVED)
             assert vm.slots == {0: MOVED, 1: MOVED + PAGE}
@@ -236,6 +238,8 @@ class CountingVm:
 
 class NoWork:
     """Works that are always done."""
+
+    submitted = 0
 
     def busy(self, resource: ResourceId) -> bool:
         return False

@@ -122,7 +122,8 @@ def test_a_service_manager_that_can_not_be_reached_is_logged_once(
     assert line.startswith("service manager not told ")
 
 
-def test_a_service_manager_that_comes_back_is_told_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("noticed", [True, False])
+def test_a_service_manager_that_comes_back_is_told_again(tmp_path: Path, noticed: bool) -> None:
     path = tmp_path / "notify"
 
     async def live() -> dict[str, str]:
@@ -130,7 +131,8 @@ def test_a_service_manager_that_comes_back_is_told_again(tmp_path: Path) -> None
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as first:
             first.bind(str(path))
             await notifier.ready("1 device")
-        await notifier.status("to nobody")
+        if noticed:
+            await notifier.status("to nobody")
         path.unlink()
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as second:
             second.settimeout(5)

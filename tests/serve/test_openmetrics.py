@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
@@ -23,7 +21,7 @@ ONE: Labels = (("device", "one"),)
 def counters() -> Counters:
     """Every total is another number."""
     return Counters(
-        commands=Counter(ResourceCreate2D=5, Submit3D=3),
+        commands={commands.ResourceCreate2D: 5, commands.Submit3D: 3},
         refused=1,
         fences=2,
         maps=30,
@@ -132,5 +130,4 @@ def test_the_text_is_what_its_content_type_says() -> None:
     ],
 )
 def test_commands_have_the_names_of_the_specification(class_name: str, label: str) -> None:
-    assert issubclass(getattr(commands, class_name), commands.Command)
-    assert openmetrics.command_name(class_name) == label
+    assert openmetrics.command_name(getattr(commands, class_name)) == label

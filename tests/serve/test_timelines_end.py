@@ -111,6 +111,23 @@ def test_a_cancelled_copy_is_waited_for(fails: bool) -> None:
     run(main)
 
 
+def test_a_copy_is_waited_for_however_often_it_is_cancelled() -> None:
+    async def main(timelines: Timelines) -> None:
+        gate = Gate()
+        copying = asyncio.create_task(timelines.aside(gate))
+        await gate.reached()
+        for _ in range(3):
+            copying.cancel()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert not copying.done()
+        gate.open.set()
+        await asyncio.wait([copying])
+        assert copying.cancelled()
+
+    run(main)
+
+
 def test_a_bug_in_a_cancelled_copy_surfaces_through_failed() -> None:
     async def main(timelines: Timelines) -> None:
         gate = Gate()

@@ -5,10 +5,11 @@ Outlives sessions. Everything is counted on the event loop, so that no increment
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 from vgpud.device.work import Traffic
+from vgpud.wire.gpu.commands import Command
 
 
 @dataclass(slots=True, eq=False)
@@ -16,8 +17,8 @@ class Counters:
     """Totals. Bytes `read` and `written` are the DMA engine's, without snooping; those that a plan
     has it move through the caches are `snooped`."""
 
-    commands: Counter[str] = field(default_factory=Counter)
-    """By the name of the command's class in `wire.gpu.commands`."""
+    commands: dict[type[Command], int] = field(default_factory=lambda: defaultdict(int))
+    """By the kind of command."""
     refused: int = 0
     fences: int = 0
     maps: int = 0

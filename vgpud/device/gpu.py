@@ -16,9 +16,6 @@ from dataclasses import replace
 from itertools import count
 from typing import Any, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
 from vgpud.device.blobs import Blobs
 from vgpud.device.buffers import resolve
 from vgpud.device.contexts import Contexts
@@ -32,7 +29,7 @@ from vgpud.device.plans import Plans
 from vgpud.device.ports import BarSlots, Display, Publish, Works, unheard
 from vgpud.device.resources import GuestBlob, HostBlob, Image, Resource, ResourceTable
 from vgpud.device.scanouts import Scanouts
-from vgpud.device.spec import DeviceSpec
+from vgpud.device.spec import DeviceSpec, Output
 from vgpud.device.vm_facts import VmFacts
 from vgpud.device.vmm_blobs import FIRST_ID, VmmBlobs
 from vgpud.device.window_layout import WindowLayout
@@ -191,10 +188,6 @@ class Gpu:
         if self._display is display:
             self.attach_display(None)
 
-    def screenshot(self, scanout_id: int = 0) -> NDArray[np.uint8] | None:
-        """What a scanout shows, (height, width, 3) of R, G, B; None if it is off."""
-        return self.scanouts.screenshot(scanout_id)
-
     def reconfigure(self, spec: DeviceSpec) -> None:
         """Takes from another specification what can change while a guest has the device: limit,
         rules, `guest_pat`, and the outputs' modes if there are as many outputs as before."""
@@ -203,8 +196,7 @@ class Gpu:
                 zip(self.spec.outputs, spec.outputs, strict=True)
             ):
                 if new != old:
-                    self.resize(scanout_id, new.width, new.height)
-                    self.tell_resized(scanout_id)
+                    self._take_mode(scanout_id, new)
             self.spec = replace(self.spec, outputs=spec.outputs)
         self.quota.limit = spec.memory_limit
         self.spec = replace(
@@ -305,6 +297,13 @@ class Gpu:
             outcome, Work
         )  # only SUBMIT_3D makes work, and that names no resource
         return await outcome if isinstance(outcome, Coroutine) else outcome
+
+    def _take_mode(self, scanout_id: int, mode: Output) -> None:
+        if self.has_display:  # which has its own; this one holds once it has gone
+            self.scanouts.resize(scanout_id, mode.width, mode.height)
+        else:
+            self.resize(scanout_id, mode.width, mode.height)
+            self.tell_resized(scanout_id)
 
     def _unref(self, command: commands.ResourceUnref) -> Outcome:
         """RESOURCE_UNREF: a blob that is still mapped is unmapped first."""

@@ -117,7 +117,7 @@ class PerBlobMemory:
 
     def make_now(self) -> None:
         """The same, while everybody waits."""
-        if self._buffer is None:
+        if self._buffer is None and not self._forgotten:
             self._take(self._layout.buffer(self._blob, self._size))
 
     @property

@@ -49,6 +49,10 @@ class RamSlots(Protocol):
 class Works(Protocol):
     """The device's long work, which is done in order and off the event loop."""
 
+    @property
+    def submitted(self) -> int:
+        """How much work there has been so far."""
+
     def busy(self, resource: ResourceId) -> bool:
         """Tells whether submitted work that touches the resource has not been done yet."""
 

@@ -126,8 +126,9 @@ class VmmBlobs:
         """Gives a blob back, unmapped first if need be."""
         async with self._turn:
             self._check(blob)
-            self._counters.unmaps += blob.mapped
+            mapped = blob.mapped
             await blob.memory.destroy()
+            self._counters.unmaps += mapped
             self._forget(blob)
 
     def clear(self) -> None:

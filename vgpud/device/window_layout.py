@@ -30,6 +30,10 @@ COPY_ASIDE = 256 << 10
 """Bytes from which a copy goes to another thread: about what a thread switch there and back
 costs."""
 
+MOVES_ASIDE = 3
+"""Times that a blob which is moved for the VMM is copied on another thread, while its guest may
+work on it; then once with the guest waiting."""
+
 
 class WindowLayout:
     """A `device.layout.BlobLayout`."""
@@ -152,7 +156,6 @@ class WindowBlob:
         displaced = layout.map.displaced_by(self._blob, offset, self._size)
         await layout.map_window()
         for other in displaced:
-            await layout.works.drained(other)
             await layout.blobs[other].move_out()
         if layout.map.place(self._blob) is None:
             await self._move_in(offset)
@@ -181,14 +184,26 @@ class WindowBlob:
         charge = self._layout.quota.charge(self._size)
         try:
             private = zeroed(self._size)
-            out, here = Extents.from_array(private), self.contents()
-            await self._do(lambda: out.copy_from(here))
+            await self._copy_out(Extents.from_array(private))
         except BaseException:
             charge.release()
             raise
         place = self._layout.map.remove(self._blob)
         self._layout.window.clear(place.offset, place.size)
         self._private, self._charge = private, charge
+
+    async def _copy_out(self, out: Extents) -> None:
+        """Copies the bytes as they are in the end: the guest, if it is not the one that has us
+        move, goes on meanwhile."""
+        works, here = self._layout.works, self.contents()
+        for _ in range(MOVES_ASIDE):
+            await works.drained(self._blob)
+            submitted = works.submitted
+            await self._do(lambda: out.copy_from(here))
+            if works.submitted == submitted:
+                return
+        await works.drained(self._blob)
+        out.copy_from(here)
 
     async def _move_in(self, offset: int) -> None:
         window = self._layout.window

@@ -1,7 +1,6 @@
 """The daemon as a service: a process of its own that micro-VMs connect to, and leave again.
 
-Owns the process, its configuration and runtime directory, and what it logs. How a VMM starts a
-back-end for itself is `back_end`.
+Owns the process, its configuration and runtime directory, and what it logs.
 """
 
 from __future__ import annotations
@@ -18,13 +17,30 @@ from typing import Final, Self
 
 from vgpud.client import Client
 from vgpud.errors import HostError, VgpudError
-from vgpud.microvm.back_end import DEVICE, END_S, PACKAGE
+from vgpud.policy.slot_policy import GuestPat, Layout, SlotOwner
 
 PROGRAM: Final = (sys.executable, "-m", "vgpud", "serve")
+DEVICE: Final = "microvm"
+PACKAGE: Final = Path(__file__).parents[2]
+"""Where `-m` is to look first: in a checkout that is not built, our own directory has no native
+modules, and another vgpud may be in it."""
+
+END_S: Final = 20.0
+"""Seconds that it may take to end, on a host that is itself emulated."""
 START_S: Final = 30.0
 """Seconds that it may take to listen, on a host that is itself emulated."""
 
 _LOOK_S: Final = 0.02
+
+
+def configuration(
+    guest_pat: GuestPat, layout: Layout = Layout.WINDOW, slots: SlotOwner = SlotOwner.FRONTEND
+) -> str:
+    """A device for a micro-VM: small, and told what is known of its VM."""
+    return (
+        f'[[device]]\nname = "{DEVICE}"\nwindow = "1MiB"\nmemory_limit = "16MiB"\n'
+        f'guest_pat = "{guest_pat}"\nslots = "{slots}"\n[[slot_policy]]\nlayout = "{layout}"\n'
+    )
 
 
 class Service:

@@ -130,13 +130,13 @@ def _opened(name: str, fd: Fd) -> socket.socket | None:
     fd.take()
     listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     fit = sock.type == socket.SOCK_DGRAM or (sock.type == socket.SOCK_STREAM and listening)
-    if sock.family == socket.AF_UNIX and fit:
+    if sock.family == socket.AF_UNIX and fit and sock.getsockname():  # else nobody can find it
         sock.setblocking(False)
         return sock
     sock.close()
     log.warning(
-        "activated socket closed name=%s fd=%d: it must be a unix socket, ListenDatagram= for the"
-        " control socket, ListenStream= for a device, and not Accept=yes",
+        "activated socket closed name=%s fd=%d: it must be a unix socket with a name,"
+        " ListenDatagram= for the control socket, ListenStream= for a device, and not Accept=yes",
         name,
         number,
     )

@@ -29,6 +29,7 @@ from vgpud.wire.slot_calls import (
     SLOT_SET,
     SlotDelete,
     SlotSet,
+    words_of,
 )
 
 _log = logging.getLogger(__name__)
@@ -156,7 +157,8 @@ class AgentCalls:
             if request is not None and request is last:
                 answer = reply
             elif request is not None and isinstance(reply, Failure):
-                _log.info("late answer of the agent call=%s error=%s", request.name, reply.error)
+                words = words_of(reply.error)
+                _log.info("late answer of the agent call=%s error=%s", request.name, words)
         return answer
 
     def _send_first(self) -> None:

@@ -103,14 +103,16 @@ class ControlPort(Protocol):
         """Send a datagram now; raises BlockingIOError where there is no room, OSError."""
 
     def replies_from(self, caller: Caller, sink: Callable[[bytes], None] | None) -> None:
-        """Have the caller's answers handed to `sink`, or with None to nobody any more."""
+        """Have the caller's answers handed to `sink`, or with None to nobody any more. An empty one
+        is the last: the caller may not use the socket any more."""
 
 
 class ControlLink:
-    """A link to a client of the control socket. `gone` is called once when its process has ended,
-    if that can be watched: not in another PID namespace."""
+    """A link to a client of the control socket. `gone` is called once, with the reason, when it may
+    not use that any more, or its process has ended. Who is in another PID namespace can't be
+    watched for the latter."""
 
-    def __init__(self, port: ControlPort, caller: Caller, gone: Callable[[], None]) -> None:
+    def __init__(self, port: ControlPort, caller: Caller, gone: Callable[[str], None]) -> None:
         self.caller = caller
         self._port = port
         self._gone = gone
@@ -157,14 +159,19 @@ class ControlLink:
         self._notice()
 
     def _take(self, answer: bytes) -> None:
-        if answer and self._size + len(answer) <= MAX_UNREAD:
+        if not answer:
+            self._end("it may not use the control socket any more")
+        elif self._size + len(answer) <= MAX_UNREAD:
             self._answers.append(answer)
             self._size += len(answer)
             self._notice()
 
     def _ended(self) -> None:
+        self._end("its process has ended")
+
+    def _end(self, reason: str) -> None:
         self.close()
-        self._gone()
+        self._gone(reason)
 
     def _notice(self) -> None:
         if self._waiting is not None:

@@ -31,7 +31,7 @@ from vgpud.serve.rate_limit import RateLimit
 from vgpud.serve.table_slots import TableSlots
 from vgpud.wire.control.models import Agent
 from vgpud.wire.rpc import Failure, Json
-from vgpud.wire.slot_calls import SLOT_SET, errno_of
+from vgpud.wire.slot_calls import SLOT_SET, errno_of, words_of
 from vgpud.wire.vhost_user.protocol import Gpa
 
 _log = logging.getLogger(__name__)
@@ -86,6 +86,8 @@ class AgentSlots(TableSlots):
         self._coming: AgentLink | None = None
         self._files: dict[tuple[SlotUse, int], Fd] = {}
         self._last = ""
+        self._closed = False
+        self._found: tuple[object, Finding] | None = None
         self._limit = RateLimit()
 
     # Who is attached
@@ -114,6 +116,9 @@ class AgentSlots(TableSlots):
         self._coming = link
         try:
             async with self._turn:
+                if self._closed:  # while we waited
+                    advice = f"{self._device} is gone, or its slots are no agent's any more"
+                    raise HostError("attaching an agent", OSError(errno.ENODEV, ""), advice)
                 table, operations = self._rebuilt(grant)
                 self._take(link, grant)
                 await self._try_flag(grant)
@@ -126,7 +131,7 @@ class AgentSlots(TableSlots):
             raise
         finally:
             self._coming = None
-        _log.info("agent attached device=%s pid=%s slots=%d", self._device, grant.pid, len(table))
+        _log.info("agent attached device=%s pid=%s kept=%d", self._device, grant.pid, len(table))
         self._publish("agent.attached", "a slot agent is attached", grant)
 
     async def change(self, grant: Grant) -> None:
@@ -148,6 +153,7 @@ class AgentSlots(TableSlots):
                 operations = (*(DeleteSlot(entry, at) for entry, at in live), *sets)
                 await self._perform(Change(operations))
                 self._replace(table, operations)
+            self._attached("changing what the agent grants")  # it may be gone, and its slots too
             self.grant = grant
         if former.base != grant.base:
             where = "nowhere" if grant.base is None else f"at {grant.base:#x}"
@@ -187,8 +193,10 @@ class AgentSlots(TableSlots):
 
     def close(self) -> None:
         """Let go of the agent and the files; what the VM has then is the VMM's affair."""
-        if self._calls is not None:
+        grant, self._closed = self.grant, True
+        if self._calls is not None and grant is not None:
             self._drop("the device is gone")
+            self._publish("agent.detached", "the device has no slot agent any more", grant)
         for fd in self._files.values():
             fd.close()
         self._files.clear()
@@ -199,7 +207,7 @@ class AgentSlots(TableSlots):
 
     def _drop(self, last: str) -> None:
         calls, self._calls = self._calls, None
-        self.grant = self.flag_accepted = None
+        self.grant = self.flag_accepted = self._found = None
         self._last = last
         self.table.base = None  # the entries wait for the next agent
         assert calls is not None
@@ -247,6 +255,9 @@ class AgentSlots(TableSlots):
                 self.flag_accepted = False
                 self._refused(setting, error)
                 return
+            except BaseException:
+                self._undo([DeleteSlot(entry, grant.base)])
+                raise
         self.flag_accepted = True
         await self._ask(DeleteSlot(entry, grant.base), None)
 
@@ -256,9 +267,11 @@ class AgentSlots(TableSlots):
         """What decides the guest's memory types in the agent's VM."""
         if self.grant is None:
             return Finding(KvmMode.UNKNOWN, "no slot agent is attached")
-        return kvm_mode.of_agent(
-            probe_kvm.probe(), flag_accepted=self.flag_accepted, vm_setup=self.grant.vm_setup
-        )
+        flag, setup = key = self.flag_accepted, self.grant.vm_setup
+        if self._found is None or self._found[0] != key:  # a look takes milliseconds
+            seen = kvm_mode.of_agent(probe_kvm.probe(), flag_accepted=flag, vm_setup=setup)
+            self._found = key, seen
+        return self._found[1]
 
     def state(self) -> Agent | None:
         """The agent that is attached."""
@@ -289,7 +302,9 @@ class AgentSlots(TableSlots):
         self._files[entry.use, entry.offset] = dup(fd)
 
     def _release(self, entry: Entry) -> None:
-        self._files.pop((entry.use, entry.offset)).close()
+        fd = self._files.pop((entry.use, entry.offset), None)
+        if fd is not None:  # else `close` was quicker
+            fd.close()
 
     async def _do(self, operation: Operation, fd: Fd | None) -> None:
         entry = operation.entry
@@ -322,23 +337,25 @@ class AgentSlots(TableSlots):
             number = errno_of(reply.error) or errno.EREMOTEIO
             if number == errno.ENOENT and isinstance(operation, DeleteSlot):
                 return  # it is not there: as it should be
-            advice = f"the VMM's slot agent says: {reply.error}"
+            advice = f"the VMM's slot agent says: {words_of(reply.error)}"
             raise AgentRefusedError(request.name, OSError(number, ""), advice)
 
     def _undo(self, operations: Sequence[Operation]) -> None:
         if self._calls is None:
             return  # there is nothing to undo any more
-        try:
-            requests = []
-            for operation in operations:
-                entry = operation.entry
-                file = self._files.get((entry.use, entry.offset))
+        requests = []
+        for operation in operations:
+            entry = operation.entry
+            file = self._files.get((entry.use, entry.offset))
+            try:
                 requests.append(slot_request(operation, file))
+            except HostError as error:  # and the rest is undone all the same
+                text = "slot not restored by the agent device=%s slot=%d: %s"
+                _log.warning(text, self._device, entry.slot, error)
+        try:
             self._calls.post(requests)
         except AgentGoneError:
             self.lost(_SOCKET)
-        except HostError as error:
-            _log.warning("slots not restored by the agent device=%s: %s", self._device, error)
 
     def _left_behind(self, entry: Entry, error: HostError) -> None:
         _log.warning(

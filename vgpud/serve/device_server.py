@@ -12,9 +12,6 @@ import os
 import socket
 from itertools import count
 
-import numpy as np
-from numpy.typing import NDArray
-
 from vgpud.device.buffers import BlobBuffers, resolve
 from vgpud.device.counters import Counters
 from vgpud.device.spec import DeviceSpec
@@ -155,11 +152,6 @@ class DeviceServer:
         if self.session is not None:
             self.session.gpu.look_again()
 
-    def screenshot(self, scanout_id: int = 0) -> NDArray[np.uint8] | None:
-        """What a scanout shows, (height, width, 3) of R, G, B; None if nothing is connected, or it
-        is off."""
-        return self.session.gpu.screenshot(scanout_id) if self.session is not None else None
-
     async def serve(self, listener: socket.socket) -> None:
         """Serves one front-end at a time, until cancelled; a second one is turned away.
 
@@ -241,7 +233,8 @@ class DeviceServer:
             found = kvm_mode.of_agent(probe_kvm.probe())
         else:
             found = kvm_mode.of_front_end(probe_kvm.probe(), peer.look(self._pid))
-        log.info("guest PAT device=%s kvm=%s: %s", self.name, found.mode, found.reason)
+        if found != self.finding:  # a guest can have us look over and over, by resets
+            log.info("guest PAT device=%s kvm=%s: %s", self.name, found.mode, found.reason)
         self.finding = found
         return found.mode
 

@@ -7,13 +7,20 @@ daemon's affair.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Final
 
 from vgpud.serve.activation import Activated
 from vgpud.serve.device_server import DeviceServer
 from vgpud.serve.listeners import Listener
+
+log = logging.getLogger(__name__)
+
+PATIENCE: Final = 10.0
+"""Seconds that a device which is removed may take to end; it takes milliseconds."""
 
 
 class DeviceSet(Mapping[str, DeviceServer]):
@@ -24,6 +31,7 @@ class DeviceSet(Mapping[str, DeviceServer]):
         self._activated = activated
         self._listeners: dict[str, Listener] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._leaving: dict[asyncio.Task[None], DeviceServer] = {}
 
     def __getitem__(self, name: str) -> DeviceServer:
         return self._servers[name]
@@ -33,6 +41,10 @@ class DeviceSet(Mapping[str, DeviceServer]):
 
     def __len__(self) -> int:
         return len(self._servers)
+
+    def served(self) -> list[DeviceServer]:
+        """All of them, and those that were removed and have not ended yet."""
+        return [*self._servers.values(), *self._leaving.values()]
 
     def path(self, name: str) -> Path | None:
         """Where front-ends connect to a device; None if nobody can."""
@@ -50,9 +62,12 @@ class DeviceSet(Mapping[str, DeviceServer]):
         with ExitStack() as undo:
             for name, path in paths.items():
                 former = shared.get(path)
-                listener = former.share() if former else self._open(path, name)
-                undo.callback(listener.close)
-                opened[name] = listener
+                if former is not None:
+                    opened[name] = former.share()
+                    undo.callback(former.unshare, opened[name])
+                else:
+                    opened[name] = self._open(path, name)
+                    undo.callback(opened[name].close)
             undo.pop_all()
         return opened
 
@@ -73,19 +88,28 @@ class DeviceSet(Mapping[str, DeviceServer]):
         self._servers.update(servers)
 
     async def remove(self, names: Sequence[str]) -> None:
-        """End them and their sessions; the others go on meanwhile."""
-        servers = [self._servers.pop(name) for name in names]
-        tasks = [self._tasks.pop(name) for name in names]
+        """End them and their sessions; the others go on meanwhile.
+
+        One that does not end in time, as a thread of it hangs, is not waited for any longer.
+        """
+        ending = {self._tasks.pop(name): self._servers.pop(name) for name in names}
         listeners = [self._listeners.pop(name) for name in names]
+        self._leaving.update(ending)
         with ExitStack() as closing:
             for listener in listeners:
                 closing.callback(listener.close)
-            for task in tasks:
+            for task in ending:
+                task.add_done_callback(self._left)
                 task.cancel()
-            if tasks:
-                await asyncio.wait(tasks)
-        for server in servers:
-            server.removed()
+            if not ending:
+                return
+            _, late = await asyncio.wait(ending, timeout=PATIENCE)
+        for task in late:
+            name = ending[task].name
+            log.error("device does not end device=%s seconds=%.0f: it hangs", name, PATIENCE)
+
+    def _left(self, task: asyncio.Task[None]) -> None:
+        self._leaving.pop(task).removed()
 
     def stop(self) -> None:
         """End all of them; the task group that they are in waits for it."""

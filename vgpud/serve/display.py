@@ -57,7 +57,10 @@ class _Question:
 class DisplayLink:
     """One display socket, from GPU_SET_SOCKET until it closes or is replaced."""
 
-    def __init__(self, socket: FdSocket, pixels: Pixels, counters: Counters | None = None) -> None:
+    def __init__(
+        self, device: str, socket: FdSocket, pixels: Pixels, counters: Counters | None = None
+    ) -> None:
+        self._device = device
         self._socket = socket
         self._counters = counters if counters is not None else Counters()
         self._pixels = pixels
@@ -147,7 +150,7 @@ class DisplayLink:
         try:
             reply = await self._ask(display.GetProtocolFeatures())
         except GuestError as error:
-            log.warning("display without protocol features: %s", error)
+            log.warning("display without features device=%s: %s", self._device, error)
             return
         finally:
             self._greeted.set()  # this waits no longer than any question

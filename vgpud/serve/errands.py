@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from vgpud.errors import GuestError, VgpudError
 from vgpud.wire.gpu.protocol import ResponseType
 
 T = TypeVar("T")
+
+_GONE: Final = "the front-end has gone"
+_RESET: Final = "the device was reset meanwhile"
 
 
 class Errands:
@@ -20,7 +23,7 @@ class Errands:
 
     def __init__(self) -> None:
         self._running: set[asyncio.Task[Any]] = set()
-        self._closed = False
+        self._refused: str | None = None  # why nothing may be begun
 
     async def run(self, errand: Coroutine[Any, Any, T], tasks: asyncio.TaskGroup) -> T:
         """Run one as a task of the group; raises what it raises.
@@ -28,38 +31,45 @@ class Errands:
         Only a bug ends the group: a `VgpudError` is for the caller alone. Raises `GuestError` where
         `stop` or the end of the group came first.
         """
+        if self._refused is not None:
+            errand.close()
+            raise GuestError(ResponseType.ERR_UNSPEC, self._refused)
         guarded = _outcome(errand)
         try:
-            if self._closed:
-                raise RuntimeError  # as the group does when it is being cancelled
             task = tasks.create_task(guarded)
-        except RuntimeError:
+        except RuntimeError:  # the group is being cancelled
             guarded.close()
             errand.close()
-            raise GuestError(ResponseType.ERR_UNSPEC, "the front-end has gone") from None
+            raise GuestError(ResponseType.ERR_UNSPEC, _GONE) from None
         self._running.add(task)
+        # Not before: with whoever asked gone, it takes its time to undo what is half done.
+        task.add_done_callback(self._running.discard)
         try:
             await asyncio.wait([task])
         finally:
-            self._running.discard(task)
             task.cancel()  # of no effect, unless whoever asked has gone
         if task.cancelled():
-            raise GuestError(ResponseType.ERR_UNSPEC, "the device was reset meanwhile")
+            raise GuestError(ResponseType.ERR_UNSPEC, _RESET)
         outcome = task.result()
         if isinstance(outcome, VgpudError):
             raise outcome
         return outcome
 
     async def stop(self) -> None:
-        """Cancel all of them, and wait until they have undone what was half done."""
-        if self._running:
+        """Cancel all of them, and wait until they have undone what was half done; meanwhile take no
+        more."""
+        before, self._refused = self._refused, self._refused or _RESET
+        try:
             for task in self._running:
                 task.cancel()
-            await asyncio.wait(list(self._running))
+            if self._running:
+                await asyncio.wait([*self._running])
+        finally:
+            self._refused = before
 
     async def close(self) -> None:
         """The same, and take no more."""
-        self._closed = True
+        self._refused = _GONE
         await self.stop()
 
 

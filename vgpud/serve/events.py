@@ -42,7 +42,8 @@ class Events:
             kind=kind,
             device=device,
             resource=resource,
-            message=message,
+            # Half a surrogate pair, as of a file's name that is not UTF-8, is no text.
+            message=message.encode(errors="backslashreplace").decode(),
             data=data,
         )
         for listener in self._listeners:

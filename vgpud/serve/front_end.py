@@ -100,6 +100,7 @@ class FrontEndSession:
         )
         self._driven = False  # by a guest's driver, which a reset takes away
         self._errands = Errands()
+        self._resizing = asyncio.Lock()  # one at a time, so that each can be undone
         self._queues: dict[int, VirtQueue] = {}
         self._log: DirtyLog | None = None
         self._display: asyncio.Task[None] | None = None
@@ -142,9 +143,7 @@ class FrontEndSession:
                 self._tasks = tasks
                 for index, name in QUEUES.items():
                     handler = GpuQueue(self.gpu, self._timelines, cursor=index == CURSOR_QUEUE)
-                    queue = VirtQueue(
-                        f"{self._spec.name}/{name}", self._memory, handler.handle, tasks
-                    )
+                    queue = VirtQueue(self._spec.name, name, self._memory, handler.handle, tasks)
                     handler.queue = self._queues[index] = queue
                 failure = tasks.create_task(self._timelines.failed())
                 await self._serve()
@@ -173,15 +172,16 @@ class FrontEndSession:
         Raises `GuestError` for an output that is not there, HostError where the front-end does not
         pass it on.
         """
-        outputs = self.gpu.scanouts.outputs
-        self.gpu.resize(scanout_id, width, height)
-        try:
-            await self._slots.confirm_config_change()
-        except BaseException:
-            before = outputs[scanout_id]
-            self.gpu.resize(scanout_id, before.width, before.height)
-            raise
-        self.gpu.tell_resized(scanout_id)
+        async with self._resizing:
+            outputs = self.gpu.scanouts.outputs
+            self.gpu.resize(scanout_id, width, height)
+            try:
+                await self._slots.confirm_config_change()
+            except BaseException:
+                before = outputs[scanout_id]
+                self.gpu.resize(scanout_id, before.width, before.height)
+                raise
+            self.gpu.tell_resized(scanout_id)
 
     async def run_errand(self, errand: Coroutine[Any, Any, T]) -> T:
         """Do what somebody else wants; raises what it raises, and `GuestError` if a reset or the
@@ -379,7 +379,9 @@ class FrontEndSession:
     async def _gpu_set_socket(self, _: messages.GpuSetSocket, fds: Fds) -> None:
         if self._display is not None:
             self._display.cancel()
-        link = DisplayLink(FdSocket.of(fds[0]), self.gpu.scanouts.xrgb, self.gpu.counters)
+        link = DisplayLink(
+            self._spec.name, FdSocket.of(fds[0]), self.gpu.scanouts.xrgb, self.gpu.counters
+        )
         self.gpu.attach_display(link)
         self._display = self._tasks.create_task(self._show(link))
 

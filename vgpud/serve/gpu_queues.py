@@ -19,7 +19,7 @@ from vgpud.serve.rate_limit import RateLimit
 from vgpud.serve.timelines import Timelines
 from vgpud.serve.virtqueue import VirtQueue
 from vgpud.wire.gpu import commands, responses
-from vgpud.wire.gpu.commands import MoveCursor, UpdateCursor
+from vgpud.wire.gpu.commands import Command, MoveCursor, UpdateCursor
 from vgpud.wire.gpu.header import Header, decode_header
 from vgpud.wire.gpu.protocol import ResponseType
 from vgpud.wire.ring import Chain
@@ -49,33 +49,38 @@ class GpuQueue:
             error = GuestError(ResponseType.ERR_UNSPEC, f"a request of {len(request)} bytes")
             self._complete(chain, _NO_HEADER, self._refusal(_NO_HEADER, error))
             return None
+        command: Command | None = None
         try:
             command = commands.decode_body(header, request)
             if isinstance(command, (UpdateCursor, MoveCursor)) is not self._cursor:
                 name = type(command).__name__
                 raise GuestError(ResponseType.ERR_UNSPEC, f"{name} on the wrong queue")
-            self._commands[type(command).__name__] += 1
+            self._commands[type(command)] += 1
             outcome = self._gpu.execute(command)
         except GuestError as error:
-            self._answer(chain, header, self._refusal(header, error))
+            self._answer(chain, header, self._refusal(header, error, command))
             return None
         match outcome:
             case Work():
                 done = partial(self._finish, chain, header, outcome)
                 self._timelines.submit(header.ring, outcome, done)
             case Coroutine():
-                return self._wait(chain, header, outcome)
+                return self._wait(chain, header, command, outcome)
             case _:
                 self._answer(chain, header, outcome)
         return None
 
     async def _wait(
-        self, chain: Chain, header: Header, outcome: Coroutine[Any, Any, responses.Response]
+        self,
+        chain: Chain,
+        header: Header,
+        command: Command,
+        outcome: Coroutine[Any, Any, responses.Response],
     ) -> None:
         try:
             response = await outcome
         except GuestError as error:
-            response = self._refusal(header, error)
+            response = self._refusal(header, error, command)
         self._answer(chain, header, response)
 
     def _finish(self, chain: Chain, header: Header, work: Work, error: GuestError | None) -> None:
@@ -99,15 +104,16 @@ class GpuQueue:
     def _complete(self, chain: Chain, header: Header, response: responses.Response) -> None:
         self.queue.complete(chain, responses.encode(response, header))
 
-    def _refusal(self, header: Header, error: GuestError) -> responses.Error:
+    def _refusal(
+        self, header: Header, error: GuestError, command: Command | None = None
+    ) -> responses.Error:
         self._counters.refused += 1
         if self._complaints.allows():
-            log.warning(
-                "command refused device=%s type=%#x code=%#x: %s%s",
-                self._gpu.spec.name,
-                header.type,
-                error.code,
-                error,
-                self._complaints.suffix(),
-            )
+            device, suffix = self._gpu.spec.name, self._complaints.suffix()
+            said = (header.type, error.code, error, suffix)
+            if resource := getattr(command, "resource_id", 0):
+                text = "command refused device=%s resource=%d type=%#x code=%#x: %s%s"
+                log.warning(text, device, resource, *said)
+            else:
+                log.warning("command refused device=%s type=%#x code=%#x: %s%s", device, *said)
         return responses.Error(error.code)

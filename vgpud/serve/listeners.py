@@ -51,6 +51,11 @@ class Listener:
         inode, self._inode = self._inode, None
         return Listener(self.sock.dup(), self.path, inode)
 
+    def unshare(self, other: Listener) -> None:
+        """Take back what `share` has given to another owner, who is closed."""
+        self._inode, other._inode = other._inode, None
+        other.close()
+
     def close(self) -> None:
         """Close the socket and remove its file; a second call does nothing."""
         if self.sock.fileno() == -1:

@@ -70,7 +70,9 @@ class LocalSlots(TableSlots):
                         pass  # alone in its change, and undoes itself
             except HostError as error:
                 # The first error is the one to raise. The slot is set again with the next move.
-                _log.error("slot not restored slot=%d error=%s", entry.slot, error)
+                _log.error(
+                    "slot not restored device=%s slot=%d: %s", self._device, entry.slot, error
+                )
 
     def _left_behind(self, entry: Entry, error: HostError) -> None:
-        _log.error("slot not deleted slot=%d error=%s", entry.slot, error)
+        _log.error("slot not deleted device=%s slot=%d: %s", self._device, entry.slot, error)

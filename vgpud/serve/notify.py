@@ -87,13 +87,13 @@ class Notifier:
             return
         try:
             async with asyncio.timeout(PATIENCE):
-                if self._stream is None:
-                    path = self._address
-                    if path[0] == "@":  # how an abstract name is written, unix(7)
-                        path = f"\0{path[1:]}"
-                    self._stream = await asyncio_dgram.connect(path)
-                await self._stream.send(text.encode())
-            _ = self._stream.exception  # raises what became of it
+                try:
+                    await self._send_by(self._stream, text)
+                except (OSError, asyncio_dgram.TransportClosed):
+                    if self._stream is None:
+                        raise
+                    self.close()  # it was started anew, perhaps
+                    await self._send_by(None, text)
         except (OSError, TimeoutError, asyncio_dgram.TransportClosed) as error:
             self.close()  # to connect anew with the next one
             if not self._failed:
@@ -102,6 +102,16 @@ class Notifier:
                 log.warning("service manager not told socket=%s: %s", self._address, reason)
         else:
             self._failed = False
+
+    async def _send_by(self, stream: asyncio_dgram.DatagramClient | None, text: str) -> None:
+        if stream is None:
+            path = self._address
+            assert path is not None
+            if path[0] == "@":  # how an abstract name is written, unix(7)
+                path = f"\0{path[1:]}"
+            stream = self._stream = await asyncio_dgram.connect(path)
+        await stream.send(text.encode())
+        _ = stream.exception  # raises what became of it
 
 
 def _status(text: str) -> str:

@@ -16,6 +16,7 @@ from vgpud.device.counters import Counters
 from vgpud.host.own_process import ProcessFigures
 from vgpud.policy.slot_policy import SlotOwner
 from vgpud.wire.control.models import Device
+from vgpud.wire.gpu.commands import Command
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -123,9 +124,9 @@ def render(figures: Figures) -> str:
     return text.decode()
 
 
-def command_name(class_name: str) -> str:
+def command_name(kind: type[Command]) -> str:
     """A command's label: `resource_create_2d` for ResourceCreate2D."""
-    return _WORD_START.sub("_", class_name).lower()
+    return _WORD_START.sub("_", kind.__name__).lower()
 
 
 def _metrics(figures: Figures) -> Iterator[Metric]:
@@ -143,8 +144,9 @@ def _metrics(figures: Figures) -> Iterator[Metric]:
         "vgpud_commands", "Commands of guests, by name", labels=["device", "command"]
     )
     for one in figures.devices:
-        for name, count in sorted(one.counters.commands.items()):
-            commands.add_metric([one.device.name, command_name(name)], count)
+        named = {command_name(kind): count for kind, count in one.counters.commands.items()}
+        for name, count in sorted(named.items()):
+            commands.add_metric([one.device.name, name], count)
     yield commands
     for name, about, unit, counted in _COUNTERS:
         counter = CounterMetricFamily(name, about, labels=["device"], unit=unit)

@@ -97,12 +97,14 @@ class Timelines:
         self._halted = False
         self._closed = False
         self._running = 0
+        self.submitted = 0
         self._changed = asyncio.Event()
         self._failure: asyncio.Future[None] = self._loop.create_future()
 
     def submit(self, key: Timeline, work: Work, done: Done) -> None:
         """Queues work; `done` is called on the event loop when it and all before it on its timeline
         are done."""
+        self.submitted += 1
         line = self._lines.get(key)
         job = _Job(work, done)
         if line is None and work.cost <= INLINE_COST and not self._halted:
@@ -131,16 +133,20 @@ class Timelines:
 
     async def aside(self, copy: Callable[[], None]) -> None:
         """Runs a long copy on one of the threads; once begun it is waited for, even by a caller
-        that is cancelled."""
+        that is cancelled, however often."""
         running = asyncio.ensure_future(self._loop.run_in_executor(self._threads, copy))
-        try:
-            await asyncio.shield(running)
-        except asyncio.CancelledError:
-            await asyncio.wait([running])
-            error = running.exception()
-            if error is not None and not isinstance(error, GuestError):
-                self._fail(error)
-            raise
+        cancelled: asyncio.CancelledError | None = None
+        while not running.done():
+            try:
+                await asyncio.wait([running])
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is None:
+            return running.result()
+        bug = running.exception()
+        if bug is not None and not isinstance(bug, GuestError):
+            self._fail(bug)
+        raise cancelled
 
     async def pause(self) -> None:
         """Stops between two steps: nothing touches any buffer after this, until `resume`."""

@@ -59,12 +59,19 @@ class RingSetup:
 
 
 class VirtQueue:
-    """A queue; `memory` is the session's, which may be replaced while the ring runs."""
+    """A queue `name` of a device; `memory` is the session's, which may be replaced while the ring
+    runs."""
 
     def __init__(
-        self, name: str, memory: GuestMemory, handler: Handler, tasks: asyncio.TaskGroup
+        self,
+        device: str,
+        name: str,
+        memory: GuestMemory,
+        handler: Handler,
+        tasks: asyncio.TaskGroup,
     ) -> None:
         self.setup = RingSetup()
+        self._device = device
         self._name = name
         self._memory = memory
         self._handler = handler
@@ -109,8 +116,15 @@ class VirtQueue:
         if setup.kick is not None:
             self._watch(setup.kick)
         self._kicked.set()  # what was made available before we looked is not kicked for again
-        self._task = self._tasks.create_task(self._run(self._ring), name=self._name)
-        log.debug("queue started queue=%s base=%d num=%d", self._name, setup.base, setup.num)
+        name = f"{self._device}/{self._name}"
+        self._task = self._tasks.create_task(self._run(self._ring), name=name)
+        log.debug(
+            "queue started device=%s queue=%s base=%d num=%d",
+            self._device,
+            self._name,
+            setup.base,
+            setup.num,
+        )
 
     async def stop(self) -> int:
         """Stops the ring; returns the index of the first available entry that has not been taken
@@ -261,7 +275,9 @@ class VirtQueue:
         """Stops a ring that can't be trusted any more; the session and the other rings go on."""
         if self._complaints.allows():
             suffix = self._complaints.suffix()
-            log.warning("queue stopped queue=%s: %s%s", self._name, error, suffix)
+            log.warning(
+                "queue stopped device=%s queue=%s: %s%s", self._device, self._name, error, suffix
+            )
         task = self._task
         self._close()
         if self.setup.err is not None:

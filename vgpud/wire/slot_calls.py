@@ -27,8 +27,13 @@ PROT_WRITE: Final = 2
 """What the memory file is mapped for, as mmap(2) has it."""
 
 _MAX_ERRNO: Final = 4096
+_MAX_WORDS: Final = 300
+"""Characters. What an agent says ends up in a log and in events."""
 
-SlotNumber = Annotated[int, Field(ge=0, lt=1 << 16)]  # the upper half names an address space
+MAX_SLOTS: Final = 1 << 16
+"""What slot numbers are below: the upper half of the 32 bits names an address space."""
+
+SlotNumber = Annotated[int, Field(ge=0, lt=MAX_SLOTS)]
 SlotFlags = Annotated[int, Field(ge=0, lt=1 << 32)]
 GuestAddress = Annotated[int, Field(ge=0, lt=1 << 64)]
 FileOffset = Annotated[int, Field(ge=0, lt=1 << 63)]  # off_t
@@ -62,6 +67,14 @@ def errno_of(error: RpcError) -> int | None:
         case {"errno": int(number)} if 0 < number < _MAX_ERRNO:
             return number
     return None
+
+
+def words_of(error: RpcError) -> str:
+    """What an agent's error says, as part of a line: cut, and nothing in it that is not printed."""
+    words = error.message
+    if len(words) > _MAX_WORDS:
+        words = f"{words[: _MAX_WORDS - 3]}..."
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in words)
 
 
 def error_data(number: int) -> Json:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from typing import ClassVar
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, field_serializer
 
 from vgpud.host.fds import Fd
 from vgpud.serve.control.fitting import INTERNAL_ERROR, MAX_REPLY, Answer, fit
-from vgpud.wire.control.models import Metrics, Page, Slot
+from vgpud.wire.control.models import Metrics, Model, Page, Slot
 from vgpud.wire.rpc import CallId
 
 
@@ -41,6 +42,29 @@ def test_a_page_has_as_many_items_as_fit(call_id: CallId, count: int) -> None:
     size = len(json.dumps(page(1).model_dump()["items"][0], separators=(",", ":"))) + 1
     assert got == count or len(data) + size > MAX_REPLY
     assert got >= min(1, count)
+
+
+class Costly(Model):
+    """An item of which it is counted how often it is looked at."""
+
+    text: str
+    _looks: ClassVar[list[int]] = []
+
+    @field_serializer("text")
+    def _look(self, text: str) -> str:
+        self._looks.append(1)
+        return text
+
+
+def test_a_batch_of_long_listings_is_no_more_work_than_one() -> None:
+    """Else it would hold up all guests for as long."""
+    long = Page[Costly](items=(Costly(text="x" * 1000),) * 1000, offset=0, total=1000)
+    data = fit([Answer(number, long) for number in range(64)], batch=True).data
+    assert len(data) <= MAX_REPLY
+    replies = json.loads(data)
+    shown = sum(len(reply["result"]["items"]) for reply in replies if "result" in reply)
+    assert shown > 40
+    assert len(Costly._looks) <= shown + 2 * 64
 
 
 def test_every_size_around_the_limit() -> None:

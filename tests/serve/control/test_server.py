@@ -22,6 +22,7 @@ from tests.serve.control.control_stand import (
     ask,
     call,
     client,
+    info,
     make_server,
     serving,
 )
@@ -32,8 +33,8 @@ from vgpud.serve.control.dispatch import MAX_BATCH
 from vgpud.serve.control.fitting import MAX_REPLY
 from vgpud.serve.control.server import MAX_ANSWERING_EACH
 from vgpud.serve.control.sockets import MAX_MESSAGE
-from vgpud.wire.control.models import Done
-from vgpud.wire.control.params import Nothing
+from vgpud.wire.control.models import DaemonInfo, Done
+from vgpud.wire.control.params import Nothing, Paged
 from vgpud.wire.rpc import ErrorCode
 
 
@@ -294,6 +295,20 @@ def test_answers_go_to_whoever_waits_for_them_and_are_not_answered(
         assert taken == [*ANSWERS]
 
 
+def test_a_sink_is_ended_by_who_has_it(path: Path, tmp_path: Path) -> None:
+    """An address may have gone to another process since."""
+    taken: list[bytes] = []
+    with serving(path) as running, client(tmp_path / "agent", path) as agent:
+        caller = Caller(str(tmp_path / "agent"), os.getpid(), os.getuid(), os.getgid())
+        former = Caller(caller.address, caller.pid + 1, caller.uid, caller.gid)
+        running.do(lambda: running.server.replies_from(former, taken.append))
+        running.do(lambda: running.server.replies_from(caller, taken.append))
+        running.do(lambda: running.server.replies_from(former, None))
+        agent.send(ANSWERS[0])
+        assert ask(agent, CALL % 1)["id"] == 1
+        assert taken == [ANSWERS[0]]
+
+
 def test_a_sink_that_fails_is_its_own_problem(path: Path, tmp_path: Path) -> None:
     def fail(answer: bytes) -> None:
         raise RuntimeError
@@ -326,6 +341,25 @@ def test_what_is_sent_to_an_agent_carries_a_descriptor(path: Path, tmp_path: Pat
         os.close(fd)
         with pytest.raises(FileNotFoundError):
             running.do(lambda: running.server.send(address + "-gone", b"{}"))
+
+
+def test_every_call_is_answered_though_nothing_is_read_yet(path: Path, tmp_path: Path) -> None:
+    """With what it asked for, or with the word that this was too much at once."""
+
+    def long(params: Paged, caller: Caller) -> DaemonInfo:
+        return INFO.model_copy(update={"version": "x" * 60_000})
+
+    handlers = {"daemon.info": info, "device.list": long}
+    with serving(path, handlers) as running, client(tmp_path / "eager", path) as eager:
+        for number in range(MAX_ANSWERING_EACH):
+            eager.send(b'{"jsonrpc":"2.0","method":"device.list","id":%d}' % number)
+        running.do(lambda: None)
+        replies = [json.loads(eager.recv(1 << 20)) for _ in range(MAX_ANSWERING_EACH)]
+        assert sorted(reply["id"] for reply in replies) == [*range(MAX_ANSWERING_EACH)]
+        kinds = {reply["error"]["data"]["kind"] for reply in replies if "error" in reply}
+        assert kinds <= {"busy"}
+        assert sum("result" in reply for reply in replies) >= 4
+        assert ask(eager, CALL % 99)["result"]["version"] == "1.2.3"
 
 
 def call_with_fd(sock: socket.socket) -> int:

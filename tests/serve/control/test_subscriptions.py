@@ -94,6 +94,30 @@ def test_subscribing_anew_replaces_and_unsubscribing_ends(
         assert call(sock, "events.unsubscribe")["result"] == {"was_subscribed": False}
 
 
+def test_subscribing_anew_loses_nothing(running: Running, path: Path, tmp_path: Path) -> None:
+    """A client that hears nothing asks anew, just when something happens."""
+    with client(tmp_path / "sub", path) as sock:
+        call(sock, "events.subscribe")
+
+        def publish() -> None:
+            # Its call is read before the loop comes round to the events.
+            sock.send(b'{"jsonrpc":"2.0","method":"events.subscribe","id":2}')
+            for _ in range(50):
+                running.events.publish("slot.set", "")
+
+        running.do(publish)
+        sequence, seen = None, list[int]()
+        while len(seen) < 50:
+            message = json.loads(sock.recv(1 << 20))
+            if "result" in message:
+                sequence = message["result"]["sequence"]
+                assert seen == list(range(1, sequence + 1)), "the first to come has a higher one"
+            else:
+                seen.append(message["params"]["sequence"])
+        assert seen == list(range(1, 51))
+        assert sequence is not None
+
+
 def test_what_happened_before_is_not_sent(running: Running, path: Path, tmp_path: Path) -> None:
     """Also where it is still on its way to others."""
     with client(tmp_path / "old", path) as old, client(tmp_path / "new", path) as new:
@@ -190,16 +214,17 @@ def test_events_of_any_size(running: Running, path: Path, tmp_path: Path) -> Non
 
         def publish() -> None:
             running.events.publish("slot.set", "y" * MAX_REPLY, data="x" * MAX_REPLY)
-            running.events.publish("slot.set", "unsaid", data=float("nan"))
-            running.events.publish("slot.set", "unsaid", data=object())
+            running.events.publish("slot.set", "cut", data=float("nan"))
+            running.events.publish("slot.set", "cut", data=object())
             running.events.publish("slot.set", "last", name="\ud800")
 
         running.do(publish)
         long = _event(sock)
         assert (long["sequence"], long["data"], set(long["message"])) == (1, {}, {"y"})
-        last = _event(sock)
-        while last["sequence"] < 4:
-            last = _event(sock)
+        for sequence in (2, 3):
+            cut = _event(sock)
+            assert (cut["sequence"], cut["message"]) == (sequence, "cut")
+        assert _event(sock)["sequence"] == 4
 
 
 def test_whoever_may_call_no_more_gets_no_more_events(

@@ -285,6 +285,15 @@ def test_what_can_not_be_attached(
     assert stand.kinds == []
 
 
+def test_slots_beyond_those_that_a_vm_can_have_are_no_offer(stand: Stand) -> None:
+    """The first map there would be a call that can't be made."""
+    with Client(stand.path) as client:
+        params = {"device": "gpu0", "guest_phys_addr": None, "first_slot": 65535}
+        error = error_of(client.call, "agent.attach", {**params, "slot_count": 2})
+        assert "slots end at 65536" in str(error)
+        client.call("agent.attach", {**params, "slot_count": 1})
+
+
 def test_a_caller_that_can_not_be_called_back_is_no_agent(stand: Stand) -> None:
     params = {"device": "gpu0", "guest_phys_addr": None, "first_slot": 1, "slot_count": 1}
     call = {"jsonrpc": "2.0", "method": "agent.attach", "params": params}

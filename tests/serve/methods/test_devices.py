@@ -7,8 +7,10 @@ import fcntl
 import logging
 import mmap
 import os
+import socket
 import struct
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -145,6 +147,24 @@ def test_a_resize_that_nobody_passes_on_is_undone(methods: Methods, short_direct
         assert "device.resized" not in methods.kinds()
 
 
+def test_two_resizes_that_nobody_passes_on_are_both_undone(methods: Methods, fe: FrontEnd) -> None:
+    fe.backend.answering.clear()
+    with ThreadPoolExecutor(2) as clients:
+        asking = [
+            clients.submit(
+                methods.call, "device.resize", device="gpu0", width=width, height=768, scanout=1
+            )
+            for width in (1024, 1280)
+        ]
+        fe.backend.wait(ConfigChange())
+        methods.call("device.get", device="gpu0")  # by then both have begun
+        assert fe.backend._sock is not None
+        fe.backend._sock.shutdown(socket.SHUT_RDWR)
+        assert all(isinstance(one.exception(5), HostError) for one in asking)
+    fe.backend.close()
+    assert mode(fe, 1) == (800, 600)
+
+
 def test_what_can_not_be_resized(methods: Methods, fe: FrontEnd) -> None:
     with pytest.raises(RpcError, match="outputs 0 to 1, not 2") as refused:
         methods.call("device.resize", device="gpu0", width=1024, height=768, scanout=2)
@@ -237,7 +257,22 @@ def test_what_happens_to_a_device_is_told(
     assert {event.device for event in methods.events} == {"gpu0"}
     assert (server.counters.sessions, server.counters.resets) == (2, 1)
     counted = server.counters.commands
-    assert (counted["ResourceCreate2D"], counted["ResourceFlush"]) == (1, 1)
+    assert (counted[c.ResourceCreate2D], counted[c.ResourceFlush]) == (1, 1)
+
+
+def test_a_guest_that_resets_over_and_over_fills_no_log(
+    daemon: DaemonThread, short_directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    for _ in range(2):
+        with FrontEnd.connect(short_directory / "gpu0.sock").handshake() as fe:
+            for _ in range(3):
+                make_blob(fe, 1)
+                fe.reset()
+        wait_gone(daemon.daemon.devices["gpu0"])
+    lines = [record.getMessage() for record in caplog.records]
+    assert sum(line.startswith("guest PAT device=gpu0 kvm=") for line in lines) == 2
+    assert sum("command refused" in line for line in lines) == 0
 
 
 # -- Another configuration while a front-end is connected ------------------------------------------

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from vgpud.host.fds import Fd
 from vgpud.serve.control.call import refused
 from vgpud.serve.rate_limit import RateLimit
-from vgpud.wire.control.models import ErrorKind, Page
+from vgpud.wire.control.models import ErrorKind, Model, Page
 from vgpud.wire.rpc import CallId, ErrorCode, Failure, Json, Result, RpcError, encode
 
 _log = logging.getLogger(__name__)
@@ -83,10 +83,10 @@ def _said(answer: Answer, room: int) -> bytes | RpcError:
         fits = len(_error(answer.id, answer.value)) <= room
         return answer.value if fits else _TOO_LARGE
     try:
-        value = answer.value.model_dump(mode="json")
-        text = encode([Result(answer.id, value)])
-        if len(text) > room and isinstance(answer.value, Page):
-            text = _page(answer.id, value, room) or text
+        if isinstance(answer.value, Page):
+            text = _page(answer.id, answer.value, room)
+        else:
+            text = encode([Result(answer.id, answer.value.model_dump(mode="json"))])
     except Exception:
         # JSON has no words for it.
         if _bugs.allows():
@@ -95,16 +95,21 @@ def _said(answer: Answer, room: int) -> bytes | RpcError:
     return text if len(text) <= room else _TOO_LARGE
 
 
-def _page(call_id: CallId, value: dict[str, Json], room: int) -> bytes | None:
-    items = value["items"]
-    room -= len(encode([Result(call_id, value | {"items": []})]))
-    count = 0
-    for item in items:
-        room -= len(encode([Result(None, item)])) - _ENVELOPE + 1  # and a comma
-        if room < -1:
+def _page(call_id: CallId, page: Page[Model], room: int) -> bytes:
+    """The first of its items that fit, and one at least.
+
+    What does not fit is not even looked at: a batch of long listings is no more work than one.
+    """
+    around = page.model_copy(update={"items": ()}).model_dump(mode="json")
+    room -= len(encode([Result(call_id, around)]))
+    items: list[Json] = []
+    for item in page.items:
+        value = item.model_dump(mode="json")
+        room -= len(encode([Result(None, value)])) - _ENVELOPE + 1  # and a comma
+        if room < -1 and items:
             break
-        count += 1
-    return encode([Result(call_id, value | {"items": items[:count]})]) if count else None
+        items.append(value)
+    return encode([Result(call_id, around | {"items": items})])
 
 
 def _error(call_id: CallId, error: RpcError) -> bytes:

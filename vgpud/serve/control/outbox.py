@@ -39,6 +39,10 @@ MAX_WAITING_BYTES: Final = 512 << 10
 """The same in bytes: a dozen long listings."""
 MAX_WAITING_BYTES_ALL: Final = 8 << 20
 """Bytes that wait for all clients, so that they can't make the daemon grow."""
+SHORT: Final = 1 << 10
+"""Bytes of an answer that is not worth another in its place."""
+SPARE: Final = 64 << 10
+"""Bytes of what may wait for a client that only short ones may take."""
 MAX_BUDGET: Final = 256 << 10
 """Bytes of the send buffer that a client may fill before it has to show that it reads."""
 SHARE: Final = 16
@@ -105,10 +109,23 @@ class Outbox:
                 return
         self._keep(self._client(address), data, fd)
 
-    def _keep(self, client: _Client, data: bytes, fd: Fd | None) -> None:
+    def has_room(self, address: Address, size: int) -> bool:
+        """Whether so many bytes would be kept, and short ones behind them.
+
+        False is for who asks for more than it reads: it can be told so, instead of losing it.
+        """
+        client = self._clients.get(address)
+        if client is None or not client.waiting or size <= SHORT:
+            return True
+        return client.waiting_bytes + size <= self._room() - SPARE
+
+    def _room(self) -> int:
         # Here too a part of what is left: so there is some for the next who has to wait.
-        room = min(MAX_WAITING_BYTES, (MAX_WAITING_BYTES_ALL - self._waiting_bytes) // 4)
-        if len(client.waiting) >= MAX_WAITING or client.waiting_bytes + len(data) > room:
+        return min(MAX_WAITING_BYTES, (MAX_WAITING_BYTES_ALL - self._waiting_bytes) // 4)
+
+    def _keep(self, client: _Client, data: bytes, fd: Fd | None) -> None:
+        full = client.waiting_bytes + len(data) > self._room()
+        if full or len(client.waiting) >= MAX_WAITING:
             if fd is not None:
                 fd.close()
             self._give_up(client)

@@ -84,13 +84,18 @@ class ControlServer:
 
     @property
     def access(self) -> Access:
-        """Who may call; another one also ends the subscriptions of those who no longer may."""
+        """Who may call; another one also ends the subscriptions of those who no longer may, and
+        takes no more answers from them."""
         return self._access
 
     @access.setter
     def access(self, access: Access) -> None:
         self._access = access
         self._subscriptions.keep(access.allows)
+        for caller, sink in [*self._sinks.values()]:
+            if not access.allows(caller):
+                self.replies_from(caller, None)
+                sink(b"")
 
     @property
     def subscribers(self) -> int:
@@ -124,9 +129,12 @@ class ControlServer:
 
     def replies_from(self, caller: Caller, sink: ReplySink | None) -> None:
         """Hand answers that come from this client's address, user and process to `sink`; None ends
-        that. Those of anybody else, and of clients without a sink, are ignored."""
+        that. Those of anybody else, and of clients without a sink, are ignored. An empty one is the
+        last: the client may not use the socket any more."""
         if sink is None:
-            self._sinks.pop(caller.address, None)
+            owner, _ = self._sinks.get(caller.address, (None, None))
+            if owner == caller:  # else somebody else has that address by now
+                del self._sinks[caller.address]
         else:
             self._sinks[caller.address] = caller, sink
 
@@ -213,11 +221,14 @@ class ControlServer:
                 del self._answering[caller.address]
         if outgoing is None:
             return
-        if caller.address:
+        # A sender that is bound to no address can't be answered: it has no name.
+        if caller.address and self._outbox.has_room(caller.address, len(outgoing.data)):
             self._outbox.send(caller.address, outgoing.data, outgoing.fd)
-        elif outgoing.fd is not None:
-            # A sender that is bound to no address can't be answered: it has no name.
+            return
+        if outgoing.fd is not None:
             outgoing.fd.close()
+        text = "the answer has no room behind those that were not read yet: ask for less at once"
+        self._fail(incoming, caller, refused(ErrorKind.BUSY, text))
 
 
 def _discover(params: Nothing, caller: Caller) -> OpenRpcDocument:

@@ -116,12 +116,7 @@ class Subscriptions:
         wanting = [who for who, what in self._subscribers.items() if what.wants(event)]
         if not wanting:
             return
-        try:
-            data = _datagram(event)
-        except ValueError:
-            # What is in it is its publisher's mistake: no word of JSON says it.
-            _log.exception("event not sent kind=%s", event.kind)
-            return
+        data = _datagram(event)
         for address in wanting:
             outbox.send(address, data)
 
@@ -137,6 +132,9 @@ class Subscriptions:
             raise refused(ErrorKind.BUSY, f"{MAX_SUBSCRIBERS} clients get events already")
         pattern = "|".join(fnmatch.translate(kind) for kind in params.kinds)
         last = self._events.sequence
+        former = self._subscribers.get(caller.address)
+        if former is not None and self._pending:  # of which it is to miss none
+            last = max(former.after, self._pending[0].sequence - 1)
         self._subscribers[caller.address] = _Subscriber(
             caller, re.compile(pattern), params.device, last
         )
@@ -147,8 +145,13 @@ class Subscriptions:
 
 
 def _datagram(event: Event) -> bytes:
-    data = _encoded(event)
-    if len(data) > MAX_REPLY:
+    try:
+        data = _encoded(event)
+    except ValueError:
+        # What is in it is its publisher's mistake: no word of JSON says it.
+        _log.exception("event cut short kind=%s", event.kind)
+        data = b""
+    if not data or len(data) > MAX_REPLY:
         less = {"data": {}, "message": event.message[:MAX_TEXT]}
         data = _encoded(event.model_copy(update=less))
     return data

@@ -45,6 +45,7 @@ class AgentMethods:
             uid=caller.uid,
         )
         present = _owner(slots)
+        self._check_others(params.device, caller)
         if present == caller:
             await slots.change(grant)
         else:
@@ -55,7 +56,7 @@ class AgentMethods:
                 held = slots.grant.pid if slots.grant is not None else None
                 text = f"pid {held} is the slot agent of {params.device}: it has to detach first"
                 raise refused(ErrorKind.BUSY, text, device=params.device, pid=held)
-            link = ControlLink(self._port, caller, lambda: slots.lost("its process has ended"))
+            link = ControlLink(self._port, caller, slots.lost)
             await slots.attach(link, grant)
         device.look_again()
         state = slots.state()
@@ -71,6 +72,16 @@ class AgentMethods:
             text = f"pid {slots.grant.pid} is the slot agent of {params.device}: that has to detach"
             raise refused(ErrorKind.BUSY, text, device=params.device, pid=slots.grant.pid)
         return Detached(device=params.device, slots=slots.detach())
+
+    def _check_others(self, name: str, caller: Caller) -> None:
+        for other, device in self._devices.items():
+            if other == name or device.agent is None:
+                continue
+            owner = _owner(device.agent)
+            if owner is not None and owner.address == caller.address:
+                # Slot calls do not say which device they are for, nor answers.
+                text = f"this socket is the agent of {other} already: call from one for each device"
+                raise refused(ErrorKind.NOT_POSSIBLE, text, device=name)
 
     def _find(self, name: str) -> tuple[DeviceServer, AgentSlots]:
         device = device_named(self._devices, name)

@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from vgpud.device.buffers import BlobBuffers
 from vgpud.host import memfd
 from vgpud.host.fds import Fd
 from vgpud.policy.slot_policy import Buffers
@@ -125,12 +126,12 @@ def describe(device: DeviceServer) -> Device:
         blobs=gpu.blob_count if gpu is not None else 0,
         contexts=len(gpu.contexts) if gpu is not None else 0,
         agent=device.agent.state() if device.agent is not None else None,
-        problems=_problems(device),
+        problems=_problems(device, buffers),
     )
 
 
-def _problems(device: DeviceServer) -> tuple[str, ...]:
-    problems = [*device.buffers.problems()]
+def _problems(device: DeviceServer, buffers: BlobBuffers) -> tuple[str, ...]:
+    problems = [*buffers.problems()]
     if device.session is not None:
         problems += device.session.gpu.plans.problems
     if device.agent is not None and device.agent.state() is None:

@@ -5,11 +5,11 @@ Units as in `models`. Must not import os, socket, asyncio or cffi.
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal, TypeAlias
+from typing import Annotated, Final, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from vgpud.wire.slot_calls import GuestAddress, SlotFlags, SlotNumber
+from vgpud.wire.slot_calls import MAX_SLOTS, GuestAddress, SlotFlags, SlotNumber
 
 MAX_PAGE: Final = 1000
 """Items. What fits into a datagram is less, for most listings."""
@@ -103,6 +103,13 @@ class AttachAgent(OfDevice):
         default=(), strict=False
     )
     """What the VMM did to its VM before the guest ran, for it to honour the guest's PAT."""
+
+    @model_validator(mode="after")
+    def _there_are_such_slots(self) -> Self:
+        if self.first_slot + self.slot_count > MAX_SLOTS:
+            text = f"first_slot {self.first_slot} and slot_count {self.slot_count}"
+            raise ValueError(f"{text}: slots end at {MAX_SLOTS}")
+        return self
 
 
 class Subscribe(Params):

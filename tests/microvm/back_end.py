@@ -1,8 +1,5 @@
-"""The daemon as a process of its own, for one micro-VM: started, connected, ended.
-
-Owns the process, the configuration that it is given and what it logs. It is started as a VMM or
-libvirt starts one: with a connected socket to inherit.
-"""
+"""`vhost-user-vgpu` as a process, for one micro-VM: started as a VMM or libvirt starts one, with a
+connected socket to inherit."""
 
 from __future__ import annotations
 
@@ -18,27 +15,10 @@ from typing import Final, Self
 
 from vgpud.errors import HostError
 from vgpud.microvm.boot import WINDOW_GPA
+from vgpud.microvm.service import END_S, PACKAGE
 from vgpud.microvm.slots import NUMBERS
-from vgpud.policy.slot_policy import GuestPat, Layout, SlotOwner
 
 PROGRAM: Final = (sys.executable, "-m", "vgpud.backend_program")
-DEVICE: Final = "microvm"
-PACKAGE: Final = Path(__file__).parents[2]
-"""Where `-m` is to look first: in a checkout that is not built, our own directory has no native
-modules, and another vgpud may be in it."""
-
-END_S: Final = 20.0
-"""Seconds that it may take to end once we have hung up, on a host that is itself emulated."""
-
-
-def configuration(
-    guest_pat: GuestPat, layout: Layout = Layout.WINDOW, slots: SlotOwner = SlotOwner.FRONTEND
-) -> str:
-    """A device for a micro-VM: small, and told what is known of its VM."""
-    return (
-        f'[[device]]\nname = "{DEVICE}"\nwindow = "1MiB"\nmemory_limit = "16MiB"\n'
-        f'guest_pat = "{guest_pat}"\nslots = "{slots}"\n[[slot_policy]]\nlayout = "{layout}"\n'
-    )
 
 
 class BackEnd:
@@ -93,7 +73,7 @@ class BackEnd:
             if with_agent:
                 options.append(f"--agent-window={WINDOW_GPA:#x}")
                 options.append(f"--agent-slots={NUMBERS.start}:{len(NUMBERS)}")
-            self._process = subprocess.Popen(  # noqa: S603 - ourselves, no shell
+            self._process = subprocess.Popen(
                 [*program, *options, f"--config={path}"],
                 pass_fds=[end.fileno() for _, end in given],
                 stdin=subprocess.DEVNULL,
