@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.microvm.kvm import needs_kvm
-from vgpud.client import Client
+from vgpud.client import Client, SlotAgent
 from vgpud.errors import VgpudError
 from vgpud.host import probe_kvm
 from vgpud.microvm.boot import WINDOW_GPA
@@ -21,6 +21,7 @@ from vgpud.microvm.service import DEVICE, Service, configuration
 from vgpud.microvm.slots import NUMBERS
 from vgpud.microvm.vmm import Attach, Outcome, run_front_end
 from vgpud.policy.slot_policy import GuestPat, Layout, SlotOwner
+from vgpud.uapi.kvm import Kvm
 
 pytestmark = needs_kvm
 
@@ -103,6 +104,25 @@ def test_the_demo_over_the_control_socket(service: Service, layout: Layout) -> N
     sizes = [WINDOW] if layout is Layout.WINDOW else [PAGE] * 3
     assert [slot.size for slot in outcome.slots] == sizes
     assert kinds.count("slot.set") == len(sizes)
+
+
+def test_ctl_tells_what_became_of_the_flag(service: Service) -> None:
+    window = range(WINDOW_GPA, WINDOW_GPA + WINDOW)
+    with (
+        Kvm.open() as kvm,
+        kvm.create_vm() as vm,
+        Client(service.control) as client,
+        SlotAgent(client, vm, numbers=NUMBERS, window=window) as agent,
+    ):
+        attached = agent.attach(DEVICE)
+        command = [sys.executable, "-m", "vgpud", "ctl", "--socket", str(service.control)]
+        shown = subprocess.run(
+            [*command, "devices", DEVICE], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+    word = "accepted" if probe_kvm.probe().non_coherent_dma_flag else "refused"
+    [line] = [line for line in shown.stdout.splitlines() if line.startswith("agent ")]
+    assert f"flags 0x8 ({word})" in line
+    assert f"{attached['kvm_mode']}: {attached['reason']}" in line
 
 
 def test_the_bar_moves_while_blobs_are_mapped(service: Service) -> None:
