@@ -71,7 +71,7 @@ class ToldDaemon:
     def announce_raw(self, params: Any) -> None:
         """Send the last caller what may be no event."""
         message = {"jsonrpc": "2.0", "method": "event", "params": params}
-        with suppress(ConnectionError, FileNotFoundError):  # It has had enough, and is gone.
+        with suppress(OSError):  # It has had enough and is gone, or we are.
             self._sock.sendto(json.dumps(message).encode(), self._last)
 
     def _main(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import resource
 
@@ -10,7 +11,9 @@ from vgpud.host import own_process
 
 def test_memory_and_descriptors_are_seen_as_they_are_taken() -> None:
     before = own_process.look()
-    taken = bytearray(32 << 20)
+    # Mapped anew: what malloc gives may be resident already.
+    taken = mmap.mmap(-1, 32 << 20)
+    taken.write(bytes(len(taken)))
     fd = os.dup(0)
     after = own_process.look()
     os.close(fd)
@@ -19,5 +22,6 @@ def test_memory_and_descriptors_are_seen_as_they_are_taken() -> None:
     assert before.resident_bytes is not None
     assert after.resident_bytes is not None
     assert after.resident_bytes >= before.resident_bytes + len(taken) // 2
+    taken.close()
     assert after.cpu_seconds >= before.cpu_seconds > 0
     assert after.max_fds == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
