@@ -8,6 +8,7 @@ docs/interop/vhost-user.rst, "Backend program conventions", and docs/interop/vho
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import socket
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(args: argparse.Namespace) -> None:
+    gc.disable()  # as in cli.py
     from vgpud import logs
     from vgpud.config import Config
     from vgpud.daemon import Daemon

@@ -26,6 +26,7 @@ from vgpud.config_tables import (
 from vgpud.device.spec import DeviceSpec
 from vgpud.errors import ConfigError
 from vgpud.policy.slot_policy import Buffers, Layout, Rule, SlotOwner, layouts
+from vgpud.wire.field_docs import WithFieldDocs, field_docs
 
 MAX_SOCKET_PATH: Final = 107
 """Bytes. `sockaddr_un.sun_path` less its closing zero, unix(7)."""
@@ -274,13 +275,18 @@ def _faults(error: ValidationError, model: type[Table]) -> Iterator[str]:
                 table = MatchTable if key.startswith("match.") else model
                 yield f"{key} = {value}: unknown key; known: {', '.join(table.model_fields)}"
             case "missing":
-                about = (model.model_fields[key].description or "").partition(".")[0]
+                about = field_docs(model).get(key, "").partition(".")[0]
                 yield f"{key} is missing: {about[:1].lower()}{about[1:]}"
             case "model_type":
                 yield f"{key} = {value}: must be a table"
             case kind:
                 words = _WORDS.get(kind, words)
                 yield f"{key} = {value}: {words}" if key else words
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a file."""
+    return Config.model_json_schema(schema_generator=WithFieldDocs)
 
 
 def default_toml() -> str:
@@ -294,10 +300,11 @@ def default_toml() -> str:
 
 
 def _spelled_out(model: type[Table], **given: str) -> Iterator[str]:
+    docs = field_docs(model)
     for key, field in model.model_fields.items():
-        about = [f"# {line}" for line in (field.description or "").splitlines()]
+        about = [f"# {line}" for line in docs[key].splitlines()]
         if field.annotation is MatchTable:
-            about += [f"# - {sub}: {of.description}" for sub, of in MatchTable.model_fields.items()]
+            about += [f"# - {sub}: {doc}" for sub, doc in field_docs(MatchTable).items()]
         if field.examples:  # The default follows from other things: show what it may look like.
             about.append(f"# {key} = {_literal(field.examples[0])}")
         else:

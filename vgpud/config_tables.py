@@ -167,9 +167,7 @@ AbsolutePath = Annotated[
 class Table(BaseModel):
     """What all tables share: they do not change, and an unknown key is an error."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
 class DaemonTable(Table):

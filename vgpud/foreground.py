@@ -6,6 +6,7 @@ Owns signals; the daemon and what is said are the program's.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 from collections.abc import Callable
@@ -22,6 +23,8 @@ def run_daemon(daemon: Daemon, announce: Callable[[], None]) -> None:
     SIGHUP has a configuration's file read anew, if there is one; else it ends us, as it would if a
     terminal were closed.
     """
+    gc.freeze()  # what has been imported stays: no collection need look at it
+    gc.enable()
     asyncio.run(_run(daemon, announce))
 
 

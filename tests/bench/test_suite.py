@@ -12,8 +12,9 @@ import pytest
 
 from tests.kvm_host import open_kvm
 from vgpud import cli
-from vgpud.bench import suite
+from vgpud.bench import NAMES, suite
 from vgpud.bench.slots import SlotCosts, SlotRow
+from vgpud.errors import VgpudError
 
 ROWS = tuple(
     SlotRow(way, live, 2000, median, 99999.9)
@@ -61,17 +62,38 @@ def test_json_and_what_is_told_meanwhile(capsys: pytest.CaptureFixture[str]) -> 
 def test_without_a_name_all_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     fakes = {name: lambda _: SlotCosts(ROWS) for name in ("one", "two")}
     monkeypatch.setattr(suite, "BENCHES", fakes)
-    found = json.loads(suite.text(list(suite.BENCHES), lambda _: None, as_json=True))
+    found = json.loads(suite.text(None, lambda _: None, as_json=True))
     assert found["one"] == found["two"] == SlotCosts(ROWS).to_json()
-    text = suite.text(["one"], lambda _: None)
+    assert found["left_out"] == {}
+    text = suite.text("one", lambda _: None)
     assert text.startswith("vgpud ")
     assert text.endswith("\n".join(SlotCosts(ROWS).lines()))
+
+
+def test_of_all_those_that_can_not_be_measured_are_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def absent(_: object) -> SlotCosts:
+        raise VgpudError("there is none")
+
+    monkeypatch.setattr(suite, "BENCHES", {"one": absent, "two": lambda _: SlotCosts(ROWS)})
+    found = json.loads(suite.text(None, lambda _: None, as_json=True))
+    assert found["left_out"] == {"one": "there is none"}
+    assert "one" not in found
+    assert found["two"] == SlotCosts(ROWS).to_json()
+    assert suite.text(None, lambda _: None).endswith("\n\none: not measured: there is none")
+    with pytest.raises(VgpudError, match="there is none"):
+        suite.text("one", lambda _: None)
+
+
+def test_every_bench_has_its_name() -> None:
+    assert tuple(suite.BENCHES) == NAMES
 
 
 def test_without_kvm_it_says_what_to_do(capsys: pytest.CaptureFixture[str], no_root: None) -> None:
     if os.access(Path("/dev/kvm"), os.R_OK | os.W_OK, effective_ids=True):
         pytest.skip("this user may open /dev/kvm")
-    assert cli.main(["bench"]) == 1
+    assert cli.main(["bench", "slots"]) == 1
     output, told = capsys.readouterr()
     assert output == ""
     assert told.splitlines()[-1].startswith("vgpud: open /dev/kvm: ")

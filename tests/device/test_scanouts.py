@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.device import driver as d
 from tests.device.machine import HIGH, LOW, PAGE, REGION, Machine, Screen, refused
+from vgpud.host.shadow import Shadow
 from vgpud.wire import edid
 from vgpud.wire.gpu.header import Rect
 from vgpud.wire.gpu.protocol import BlobMem, Format, ResponseType
@@ -280,6 +281,51 @@ def test_only_what_is_shown_can_be_read(machine: Machine) -> None:
     assert scanouts.xrgb(0, Rect(0, 0, 5, 4)) is None
     assert scanouts.xrgb(0, Rect(4, 0, 1, 1)) is None
     assert scanouts.xrgb(1, Rect(0, 0, 1, 1)) is None
+
+
+@given(part=rects, blob=st.booleans(), pixel_format=st.sampled_from(Format))
+@settings(max_examples=100, deadline=None)
+def test_a_shadow_gets_what_a_reader_gets(part: Rect, blob: bool, pixel_format: Format) -> None:
+    with Machine() as machine:
+        shown = Rect(1, 2, 15, 15)
+        if blob:
+            machine.do(d.guest_blob(1, (LOW + 3, 700), (HIGH, 16 * 72)))
+            scanout = d.set_scanout_blob(
+                0, 1, shown, (16, 17), stride=71, offset=9, pixel_format=pixel_format
+            )
+        else:
+            machine.do(d.create_2d(1, 16, 17, pixel_format))
+            machine.all(d.attach_backing(1, (LOW, 16 * 17 * 4)), d.transfer(1, Rect(0, 0, 16, 17)))
+            scanout = d.set_scanout(0, 1, shown)
+        machine.do(scanout)
+        scanouts = machine.gpu.scanouts
+        shadow = Shadow(15, 15)
+        assert np.array_equal(np.asarray(scanouts.update(0, part, shadow)), [[1]])
+        expected = scanouts.xrgb(0, part)
+        assert expected is not None
+        assert np.array_equal(shadow.pixels(part), expected)
+        whole = Rect(0, 0, 15, 15)
+        scanouts.update(0, whole, shadow)
+        assert np.array_equal(np.asarray(scanouts.update(0, part, shadow)), [[0]])
+        machine.do(d.flush(1, part))
+        for other in (Shadow(15, 16), Shadow(14, 15)):
+            assert scanouts.update(0, Rect(0, 0, 1, 1), other) is None
+        assert scanouts.update(0, Rect(0, 0, 16, 1), shadow) is None
+        assert scanouts.update(1, part, shadow) is None
+
+
+def test_a_shadow_keeps_what_it_has_where_the_pages_have_gone(machine: Machine) -> None:
+    machine.do(d.guest_blob(1, (HIGH, REGION)))
+    machine.do(d.set_scanout_blob(0, 1, Rect(0, 0, 4, 4), (4, 4), stride=16))
+    whole, shadow = Rect(0, 0, 4, 4), Shadow(4, 4)
+    assert machine.gpu.scanouts.update(0, whole, shadow) is not None
+    before = shadow.pixels(whole).copy()
+    machine.ram.share((LOW,))
+    assert machine.gpu.scanouts.update(0, whole, shadow) is None
+    machine.do(d.detach_backing(1))
+    machine.ram.share()
+    assert machine.gpu.scanouts.update(0, whole, shadow) is None
+    assert np.array_equal(shadow.pixels(whole), before)
 
 
 def test_an_image_is_not_shown_as_a_blob(machine: Machine) -> None:

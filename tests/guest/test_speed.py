@@ -22,8 +22,10 @@ pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 
 ROUNDS = 2
 FIGURES = {
-    "flips": "page flips/s",
+    "flips": "page flips/s, all differs",
+    "flips_area": "page flips/s, 200x200 differs",
     "dirtyfb": "dirtyfb/s",
+    "dirtyfb_drawn": "dirtyfb/s, 64x64 drawn",
     "transfers": "one-command transfers/s",
 }
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import mmap
 import os
 import resource
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 from vgpud.host import own_process
 
@@ -25,3 +27,11 @@ def test_memory_and_descriptors_are_seen_as_they_are_taken() -> None:
     taken.close()
     assert after.cpu_seconds >= before.cpu_seconds > 0
     assert after.max_fds == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def test_one_thread_gives_way_and_the_others_do_not() -> None:
+    before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    with ThreadPoolExecutor(1, initializer=own_process.give_way) as executor:
+        ours = executor.submit(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        assert ours.result() == own_process.NICENESS
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before

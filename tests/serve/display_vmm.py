@@ -10,6 +10,9 @@ from contextlib import asynccontextmanager, suppress
 import numpy as np
 from numpy.typing import NDArray
 
+from vgpud.host.extents import Extents
+from vgpud.host.shadow import Shadow
+from vgpud.policy.quota import Quota
 from vgpud.serve.display import DisplayLink
 from vgpud.serve.fd_socket import FdSocket
 from vgpud.wire import display
@@ -34,7 +37,16 @@ class Screen:
     def fill(self, scanout_id: int, value: int) -> None:
         self.pictures[scanout_id][:] = value
 
-    def pixels(self, scanout_id: int, rect: Rect) -> NDArray[np.uint8] | None:
+    def update(self, scanout_id: int, rect: Rect, shadow: Shadow) -> NDArray[np.uint8] | None:
+        picture = self.pictures.get(scanout_id)
+        self.reads.append((scanout_id, rect))
+        if picture is None or picture.shape[:2] != (shadow.height, shadow.width):
+            return None
+        stride = 4 * picture.shape[1]
+        contents = Extents.from_array(picture)
+        return shadow.take(rect, contents, rect.y * stride + 4 * rect.x, stride, (0, 1, 2, 3))
+
+    def xrgb(self, scanout_id: int, rect: Rect) -> NDArray[np.uint8] | None:
         self.reads.append((scanout_id, rect))
         picture = self.pictures.get(scanout_id)
         if picture is None:
@@ -83,12 +95,14 @@ class Vmm:
 
 
 @asynccontextmanager
-async def linked(*, greet: bool = True) -> AsyncIterator[tuple[DisplayLink, Vmm, Screen]]:
+async def linked(
+    *, greet: bool = True, quota: Quota | None = None
+) -> AsyncIterator[tuple[DisplayLink, Vmm, Screen]]:
     """A link that runs until its VMM closes the socket."""
     ours, theirs = socket.socketpair()
     screen = Screen()
     vmm = Vmm(theirs)
-    link = DisplayLink("gpu0", FdSocket(ours), screen.pixels)
+    link = DisplayLink("gpu0", FdSocket(ours), screen, quota or Quota(1 << 30))
     running = asyncio.create_task(link.run())
     try:
         async with asyncio.timeout(PATIENCE):

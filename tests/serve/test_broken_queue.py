@@ -17,7 +17,7 @@ from tests.serve.queue_stand import REGION, Stand, run, standing, until
 from vgpud.errors import PeerError
 from vgpud.host import eventfd
 from vgpud.host.fds import Fd
-from vgpud.serve.virtqueue import REQUEST_LIMIT
+from vgpud.host.native_ring import REQUEST_LIMIT
 from vgpud.wire.ring import Chain
 
 NOWHERE = 1 << 40

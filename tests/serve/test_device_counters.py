@@ -97,6 +97,16 @@ def test_commands_fences_and_maps(fe: FrontEnd, counters: Counters) -> None:
     }
 
 
+def test_transfers_that_are_done_natively_count_too(fe: FrontEnd, counters: Counters) -> None:
+    memory = fe.ram.alloc(64 * 64 * 4, 4096)
+    assert run(fe, c.ResourceCreate2D, 3, 1, 64, 64) == OK
+    assert run(fe, c.ResourceAttachBacking, 3, c.mem_entries((memory, 64 * 64 * 4))) == OK
+    for count in range(1, 21):
+        assert run(fe, c.TransferToHost2D, Rect(0, 0, 8, 8), 0, 3, flags=1, fence_id=count) == OK
+    assert run(fe, c.ResourceUnref, 3) == OK
+    assert counters.commands[c.TransferToHost2D] == counters.fences == 20
+
+
 def test_what_a_display_got(fe: FrontEnd, counters: Counters) -> None:
     with fe.gpu_set_socket() as display:
         show(fe, side=64)

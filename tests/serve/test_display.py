@@ -155,6 +155,7 @@ def test_nothing_starves_while_an_output_changes_all_the_time() -> None:
             rects = [Rect(0, 0, 1024, 200), Rect(0, 300, 1024, 200)]
             seen = []
             for turn in range(30):
+                screen.fill(0, turn)
                 for rect in rects:
                     link.damage(0, rect)
                 if turn == 3:
@@ -163,6 +164,7 @@ def test_nothing_starves_while_an_output_changes_all_the_time() -> None:
                 seen.append((await vmm.next())[0])
             assert any(isinstance(one, Update) and one.scanout_id == S1 for one in seen)
             assert CursorPos(S0, 5, 6) in seen
+            await vmm.all()
 
     run(test)
 

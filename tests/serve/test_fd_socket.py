@@ -7,6 +7,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,40 @@ def test_bytes_as_they_come_and_the_end() -> None:
         peer.close()
         assert await sock.recv(4) == (b"", [])
         assert await sock.recv(4) == (b"", [])
+
+    run(test)
+
+
+def test_what_comes_behind_follows_without_a_gap() -> None:
+    async def test(sock: FdSocket, peer: socket.socket) -> None:
+        large = os.urandom(LARGE)
+        for first, behind in ((b"head", b"tail"), (b"", b"tail"), (b"head", large), (large, large)):
+            read, write = os.pipe()
+            with Fd(read), Fd(write):
+                sending = asyncio.create_task(sock.send(first, [read], behind=behind))
+                while True:
+                    with suppress(BlockingIOError):
+                        data, fds, _, _ = socket.recv_fds(peer, 1, 2)
+                        break
+                    await asyncio.sleep(0)
+                assert len(fds) == 1
+                Fd(fds[0]).close()
+                data += await receive_all(peer, len(first) + len(behind) - 1)
+                await sending
+            assert data == first + behind
+
+    run(test)
+
+
+def test_room_for_what_the_peer_has_yet_to_receive() -> None:
+    most = int(Path("/proc/sys/net/core/wmem_max").read_text())
+
+    async def test(sock: FdSocket, peer: socket.socket) -> None:
+        sock.buffer(LARGE)
+        with socket.socket(fileno=os.dup(sock._sock.fileno())) as same:
+            room = same.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        # Twice of what one says, says socket(7). Without CAP_NET_ADMIN there is a limit.
+        assert room in (2 * LARGE, 2 * min(LARGE, most))
 
     run(test)
 

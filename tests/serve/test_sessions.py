@@ -299,10 +299,12 @@ def test_a_second_display_takes_the_place_of_the_first(path: Path) -> None:
             assert d.Scanout(ScanoutId(0), 64, 64) in seen
             assert seen[-1] == d.Update(ScanoutId(0), 0, 0, 64, 64)
             assert pixels == b"\xff\x00\x00\x00" * 64 * 64
+            fe.ram.write(BACKING, b"\x00\xff\x00\x00" * 64 * 64)
+            assert run(fe, c.TransferToHost2D, Rect(0, 0, 64, 64), 0, 9) == OK
             assert run(fe, c.ResourceFlush, Rect(8, 8, 4, 4), 9) == OK
             seen, pixels = screen.until_update()
             assert seen[-1] == d.Update(ScanoutId(0), 8, 8, 4, 4)
-            assert len(pixels) == 64
+            assert pixels == b"\x00\xff\x00\x00" * 16
 
 
 # -- Dirty pages -----------------------------------------------------------------------------------

@@ -393,3 +393,41 @@ def test_two_queues_do_not_mind_each_other() -> None:
             assert await one.answer(head) == b"ba"
 
     run(test)
+
+
+def test_a_kick_overtakes_nothing_that_is_to_be_waited_for() -> None:
+    async def test() -> None:
+        async with standing() as stand:
+            stand.start()
+            await asyncio.sleep(0.01)  # the task waits for kicks
+            stand.handler.wait = asyncio.Event()
+            heads = [stand.driver.submit(b"first", 64, kick=False)]
+            kick = stand.queue.setup.kick
+            assert kick is not None
+            stand.queue._on_kick(kick)
+            heads.append(stand.driver.submit(b"second", 64, kick=False))
+            stand.queue._on_kick(kick)  # before the task had its turn
+            await asyncio.sleep(0.01)
+            assert stand.handler.seen == [b"first"]
+            stand.handler.wait.set()
+            assert [await stand.answer(head) for head in heads] == [b"tsrif", b"dnoces"]
+
+    run(test)
+
+
+def test_what_nobody_began_is_taken_up_when_the_ring_starts_again() -> None:
+    async def test() -> None:
+        async with standing() as stand:
+            stand.start()
+            await asyncio.sleep(0.01)
+            stand.handler.wait = asyncio.Event()
+            heads = [stand.driver.submit(data, 64, kick=False) for data in (b"first", b"second")]
+            kick = stand.queue.setup.kick
+            assert kick is not None
+            stand.queue._on_kick(kick)
+            assert await stand.queue.stop() == 0
+            stand.handler.wait = None
+            stand.start()
+            assert [await stand.answer(head) for head in heads] == [b"tsrif", b"dnoces"]
+
+    run(test)

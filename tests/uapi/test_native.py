@@ -125,8 +125,11 @@ def test_cpu_features_agree_with_the_kernel() -> None:
 def test_the_facade_uses_every_function_there_is() -> None:
     header = build_native.declarations((SOURCES / "native.h").read_text(encoding="utf-8"))
     declared = set(re.findall(r"\b(vgpud_\w+)\(", header))
-    facade = (SOURCES / "native.py").read_text(encoding="utf-8")
-    assert declared == set(re.findall(r"lib\.(vgpud_\w+)\(", facade))
+    facade = "".join(
+        (SOURCES / name).read_text(encoding="utf-8")
+        for name in ("native.py", "ring.py", "transfers.py", "copies.py")
+    )
+    assert declared == set(re.findall(r"lib\.(vgpud_\w+)", facade))
     assert all(callable(getattr(native.lib, name)) for name in declared)
 
 

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
+from vgpud.bench.figures import Bar, Chart, Progress, Spread, nothing
 from vgpud.host import memfd
 from vgpud.host.kvm import scratch_slots
 from vgpud.host.window import HostWindow
@@ -30,12 +31,6 @@ _WINDOW_SLOT: Final = 0
 
 Round: TypeAlias = Callable[[], None]
 Before: TypeAlias = Callable[[], None]
-Progress: TypeAlias = Callable[[str], None]
-"""Is told what is measured next."""
-
-
-def _nothing(_: str = "") -> None:
-    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +69,21 @@ class SlotCosts:
             costs = "".join(f"{row.median_us:>8.1f}{row.p99_us:>8.1f}" for row in rows)
             yield _LABEL.format(f"{way}: {_WORDS[way]}") + costs
 
+    def charts(self) -> Iterator[Chart]:
+        """One for each number of live blobs: from the median to the 99th percentile."""
+        for live in dict.fromkeys(row.live for row in self.rows):
+            rows = (row for row in self.rows if row.live == live)
+            bars = (Bar(r.way, Spread(r.median_us, r.median_us, r.p99_us)) for r in rows)
+            yield Chart(f"blob mapped and unmapped, {live:,} live, p50 to p99", "us", tuple(bars))
 
-def run(progress: Progress = _nothing) -> SlotCosts:
+
+def run(progress: Progress = nothing) -> SlotCosts:
     """The whole measurement, a few seconds. Raises HostError where there is no KVM."""
     return SlotCosts(tuple(measure(progress=progress)))
 
 
 def measure(
-    live: tuple[int, ...] = LIVE, *, rounds: int = ROUNDS, progress: Progress = _nothing
+    live: tuple[int, ...] = LIVE, *, rounds: int = ROUNDS, progress: Progress = nothing
 ) -> list[SlotRow]:
     """Measure each way with each number of live blobs. Raises HostError where there is no KVM."""
     rows = []
@@ -114,7 +116,7 @@ def _slot_a_blob(live: int) -> Iterator[tuple[Before, Round]]:
             slots.delete(live)
             slots.release(live)
 
-        yield _nothing, one_round
+        yield nothing, one_round
 
 
 @contextmanager
@@ -133,7 +135,7 @@ def _inlay(live: int) -> Iterator[tuple[Before, Round]]:
             slots.put_inlay(_WINDOW_SLOT, live * PAGE_SIZE, blobs, _blob(live), PAGE_SIZE)
             slots.remove_inlay(_WINDOW_SLOT, live * PAGE_SIZE, PAGE_SIZE)
 
-        yield _nothing, one_round
+        yield nothing, one_round
 
 
 @contextmanager

@@ -7,46 +7,61 @@ module of its own here. Must not import anything of the daemon's.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, Protocol, TypeAlias
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
 
 from vgpud import __version__
-from vgpud.bench import slots
+from vgpud.bench import copy, guest, plot, ring, slots, start
+from vgpud.bench.figures import Measured, Progress
+from vgpud.errors import VgpudError
 from vgpud.host import probe_system
 
-
-class Measured(Protocol):
-    """What a bench has found."""
-
-    def to_json(self) -> Any:
-        """For machines: values that JSON has."""
-
-    def lines(self) -> Iterator[str]:
-        """For people, 100 columns at most."""
-
-
-Progress: TypeAlias = Callable[[str], None]
-"""Is told what is measured next."""
-
-BENCHES: Final[dict[str, Callable[[Progress], Measured]]] = {"slots": slots.run}
-"""What measures, by name."""
+BENCHES: Final[dict[str, Callable[[Progress], Measured]]] = {
+    "copy": copy.run,
+    "slots": slots.run,
+    "ring": ring.run,
+    "start": start.run,
+    "guest": guest.run,
+}
+"""What measures, by name: all of `bench.NAMES`."""
 
 
-def text(names: Sequence[str], progress: Progress, *, as_json: bool = False) -> str:
-    """What `vgpud bench` prints of these, having measured them.
+def text(
+    name: str | None, progress: Progress, *, as_json: bool = False, picture: Path | None = None
+) -> str:
+    """What `vgpud bench` prints of one bench, or of all, having measured; `picture` is drawn too.
 
-    Raises HostError where the host lacks what a bench needs.
+    Raises VgpudError (such as HostError) where the one lacks what it needs; of all, those that do
+    are left out, with the reason. Before anything is measured: VgpudError if nothing can be drawn.
     """
-    found = {name: BENCHES[name](_prefixed(name, progress)) for name in names}
-    cpu, kernel = probe_system.cpu(), probe_system.system().kernel
+    if picture is not None:
+        plot.check(picture)
+    found: dict[str, Measured] = {}
+    left_out: dict[str, str] = {}
+    for each in BENCHES if name is None else [name]:
+        try:
+            found[each] = BENCHES[each](_prefixed(each, progress))
+        except VgpudError as error:
+            if name is not None:
+                raise
+            left_out[each] = str(error)
+    if picture is not None:
+        plot.draw(picture, _heading(), found)
     if as_json:
-        values = {"version": __version__, "kernel": kernel, "cpu": cpu.model}
-        results = {name: measured.to_json() for name, measured in found.items()}
-        return json.dumps(values | results, indent=2)
-    model = (cpu.model or "unknown processor") + (" in a VM" if cpu.hypervisor else "")
-    parts = [f"vgpud {__version__}: Linux {kernel}, {model}"]
-    parts += ["\n".join(measured.lines()) for measured in found.values()]
+        values = {"version": __version__, "kernel": probe_system.system().kernel}
+        results = {each: measured.to_json() for each, measured in found.items()}
+        cpu = {"cpu": probe_system.cpu().model, "left_out": left_out}
+        return json.dumps(values | cpu | results, indent=2)
+    parts = [_heading(), *("\n".join(measured.lines()) for measured in found.values())]
+    parts += [f"{each}: not measured: {reason}" for each, reason in left_out.items()]
     return "\n\n".join(parts)
+
+
+def _heading() -> str:
+    cpu, kernel = probe_system.cpu(), probe_system.system().kernel
+    model = (cpu.model or "unknown processor") + (" in a VM" if cpu.hypervisor else "")
+    return f"vgpud {__version__}: Linux {kernel}, {model}"
 
 
 def _prefixed(name: str, progress: Progress) -> Progress:

@@ -113,6 +113,7 @@ class Gpu:
         self._display: Display | None = None
         self._events = Event(0)
         images = Images(self.resources, self.quota, memory, works)
+        self.transfers = images.transfers
         self.plans = Plans(spec.name, self._vm, publish)
         self._turn = Lock()
         blobs = Blobs(
@@ -273,6 +274,7 @@ class Gpu:
         self.scanouts.clear()
         self.cursors.clear()
         self.contexts.clear()
+        self.transfers.clear()
         self.resources.clear()
         self.vmm_blobs.clear()
         self.layout.reset()
@@ -322,6 +324,7 @@ class Gpu:
     def _forget(self, resource: Resource) -> responses.Response:
         self.scanouts.forget(resource.id)
         self.contexts.forget(resource.id)
+        self.transfers.remove(resource.id)
         self.resources.remove(resource)
         return responses.OkNoData()
 

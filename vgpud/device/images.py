@@ -28,6 +28,7 @@ from vgpud.device.work import Answer
 from vgpud.errors import GuestError
 from vgpud.host.extents import Extents
 from vgpud.host.guest_memory import GuestMemory
+from vgpud.host.transfers import Transfers
 from vgpud.policy.quota import Quota
 from vgpud.wire.gpu import commands, responses
 from vgpud.wire.gpu.header import Rect
@@ -54,6 +55,7 @@ class Images:
         self._quota = quota
         self._memory = memory
         self._works = works
+        self.transfers = Transfers(memory)
 
     def create_2d(self, command: commands.ResourceCreate2D) -> responses.Response:
         """RESOURCE_CREATE_2D."""
@@ -96,6 +98,7 @@ class Images:
         resource = self._resources.get(command.resource_id)
         _backing(resource).release()
         resource.backing = None
+        self.transfers.remove(resource.id)
         return OK
 
     def transfer_to_host_2d(self, command: commands.TransferToHost2D) -> Answer:
@@ -178,8 +181,6 @@ class Images:
     ) -> Answer:
         """Copies `shape` (bytes a row, rows) between two (offset, stride) places."""
         host, backing = resource.contents(), _backing(resource).extents
-        host.check_rect(*host_at, *shape)
-        backing.check_rect(*backing_at, *shape)
         to, to_at, source, source_at = (
             (host, host_at, backing, backing_at)
             if to_host
@@ -187,11 +188,16 @@ class Images:
         )
         row_bytes, rows = shape
         # The two share no memory: one is the guest's, the other ours.
+        if row_bytes * rows <= INLINE_TRANSFER:
+            to.copy_rect(*to_at, source, *source_at, row_bytes=row_bytes, rows=rows)
+            if to_host and isinstance(resource, Image):
+                size = (resource.width, resource.height)
+                self.transfers.enter(resource.id, *size, host, backing)
+            return OK
+        to.check_rect(*to_at, *shape)
+        source.check_rect(*source_at, *shape)
         copy = partial(to.copy_rect, *to_at, source, *source_at, row_bytes=row_bytes, rows=rows)
-        if row_bytes * rows > INLINE_TRANSFER:
-            return _aside(self._works, copy)
-        copy()
-        return OK
+        return _aside(self._works, copy)
 
 
 def check_format(value: int) -> Format:

@@ -20,8 +20,9 @@ from vgpud.device.resources import BYTES_PER_PIXEL, Image, Resource, ResourceTab
 from vgpud.device.spec import Output
 from vgpud.errors import GuestError
 from vgpud.host.extents import Extents
+from vgpud.host.shadow import Shadow
 from vgpud.wire.edid import edid
-from vgpud.wire.formats import to_rgb, to_xrgb
+from vgpud.wire.formats import to_rgb, to_xrgb, xrgb_order
 from vgpud.wire.gpu import commands, responses
 from vgpud.wire.gpu.header import Rect
 from vgpud.wire.gpu.protocol import MAX_SCANOUTS, Format, ResourceId, ResponseType, ScanoutId
@@ -51,14 +52,15 @@ class Scanout:
         """
         return self.pixels_of(self.resource.contents(), rect)
 
+    def place(self, rect: Rect) -> int:
+        """Where a part begins in the resource, in bytes."""
+        x, y = self.rect.x + rect.x, self.rect.y + rect.y
+        return self.offset + y * self.stride + x * BYTES_PER_PIXEL
+
     def pixels_of(self, contents: Extents, rect: Rect) -> NDArray[np.uint8]:
         """The same, of contents that were looked up before."""
-        x, y = self.rect.x + rect.x, self.rect.y + rect.y
         rows = contents.read_rect(
-            self.offset + y * self.stride + x * BYTES_PER_PIXEL,
-            self.stride,
-            rect.width * BYTES_PER_PIXEL,
-            rect.height,
+            self.place(rect), self.stride, rect.width * BYTES_PER_PIXEL, rect.height
         )
         return rows.reshape(rect.height, rect.width, BYTES_PER_PIXEL)
 
@@ -102,13 +104,25 @@ class Scanouts:
     def xrgb(self, scanout_id: int, rect: Rect) -> NDArray[np.uint8] | None:
         """A part of a scanout as (height, width, 4) of B, G, R, X; None if it shows nothing (any
         more)."""
-        scanout = self._active.get(ScanoutId(scanout_id))
-        part = scanout and intersect(rect, _whole(scanout))
-        if scanout is None or part != rect:
+        scanout = self._showing(scanout_id, rect)
+        if scanout is None:
             return None
         try:
             return to_xrgb(scanout.pixels(rect), scanout.format)
         except GuestError:  # its pages are gone, or no longer guest memory
+            return None
+
+    def update(self, scanout_id: int, rect: Rect, shadow: Shadow) -> NDArray[np.uint8] | None:
+        """Brings a part of a shadow up to date; returns its changed tiles (`Shadow.take`), None if
+        the scanout shows nothing (any more), or is not of the shadow's size."""
+        scanout = self._showing(scanout_id, rect)
+        if scanout is None or self.showing(scanout_id) != (shadow.width, shadow.height):
+            return None
+        try:
+            contents = scanout.resource.contents()
+            order = xrgb_order(scanout.format)
+            return shadow.take(rect, contents, scanout.place(rect), scanout.stride, order)
+        except GuestError:
             return None
 
     def screenshot(self, scanout_id: int) -> NDArray[np.uint8] | None:
@@ -245,6 +259,13 @@ class Scanouts:
     def _turn_off(self, scanout_id: ScanoutId) -> None:
         if self._active.pop(scanout_id, None) is not None and self._display is not None:
             self._display.scanout(scanout_id, 0, 0)
+
+    def _showing(self, scanout_id: int, rect: Rect) -> Scanout | None:
+        """The scanout, if all of that part of it is there."""
+        scanout = self._active.get(ScanoutId(scanout_id))
+        if scanout is None or intersect(rect, _whole(scanout)) != rect:
+            return None
+        return scanout
 
     @staticmethod
     async def _display_modes(display: Display) -> responses.Response:

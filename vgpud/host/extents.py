@@ -8,6 +8,7 @@ Must not import anything above `host`. Why accesses differ is told in uapi/nativ
 from __future__ import annotations
 
 from dataclasses import dataclass
+from struct import Struct
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -17,7 +18,7 @@ from vgpud.errors import GuestError
 from vgpud.host import mapping
 from vgpud.host.dirty_log import LOG_PAGE
 from vgpud.uapi import native
-from vgpud.uapi.native import SPAN, SpanList
+from vgpud.uapi.native import SPAN, SpanList, TileShadow
 from vgpud.wire.gpu.protocol import ResponseType
 
 
@@ -35,6 +36,8 @@ class Access:
     non_temporal_write: bool = False
     flush_around_write: bool = False
 
+
+_SPAN = Struct("<QQ")
 
 #: For memory that all sides reach through their caches.
 PLAIN: Final = Access()
@@ -111,8 +114,7 @@ class Extents:
         """Make a buffer of a contiguous array's bytes, which it keeps alive and does not copy."""
         if not array.flags.c_contiguous:
             raise ValueError("a buffer must be contiguous")
-        span = np.array([(native.address_of(array), array.nbytes)], SPAN)
-        extents = cls(span if array.nbytes else span[:0], (array,), access=access)
+        extents = cls(_span_of(array), (array,), access=access)
         extents._array = array.reshape(-1).view(np.uint8)
         return extents
 
@@ -129,6 +131,11 @@ class Extents:
         Reading it goes by no `access`: for memory that everybody reaches through the caches.
         """
         return self._array
+
+    @property
+    def spans(self) -> SpanList:
+        """The pieces, for native code; to be kept no longer than this."""
+        return self._spans
 
     def check(self, offset: int, length: int) -> None:
         """Raise `GuestError` unless a range lies in the buffer."""
@@ -165,6 +172,26 @@ class Extents:
         """
         self.check_rect(offset, stride, out.nbytes // len(out) if len(out) else 0, len(out))
         self._spans.gather(offset, stride, out, self._read_flags)
+
+    def update_tiles(
+        self,
+        offset: int,
+        stride: int,
+        shadow: TileShadow,
+        x: int,
+        y: int,
+        width: int,
+        height: int,
+        order: tuple[int, int, int, int],
+    ) -> NDArray[np.uint8]:
+        """Bring a shadow's rectangle up to date with one of pixels here, of four bytes each.
+
+        Return its changed tiles, as `SpanList.update_tiles` does.
+        """
+        self.check_rect(offset, stride, width * 4, height)
+        return self._spans.update_tiles(
+            offset, stride, shadow, x, y, width, height, order=order, flags=self._read_flags
+        )
 
     def write_rect(self, offset: int, stride: int, data: NDArray[Any]) -> None:
         """Write an array of two or more dimensions, the first of them rows, to a rectangle."""
@@ -211,8 +238,16 @@ class Extents:
         Without `scratch` the two must not share memory; what `dma.Engine` does if they may is to
         give some, and say in which order its chunks are safe.
         """
-        length = self.check_rect(offset, stride, row_bytes, rows)
-        source.check_rect(source_offset, source_stride, row_bytes, rows)
+        # What holds is seen here at once; check_rect() finds out what does not, and says it.
+        if not (
+            rows > 0 < row_bytes
+            and 0 <= offset <= self.size - row_bytes - (rows - 1) * stride
+            and 0 <= source_offset <= source.size - row_bytes - (rows - 1) * source_stride
+            and (rows == 1 or (stride >= row_bytes <= source_stride))
+        ):
+            self.check_rect(offset, stride, row_bytes, rows)
+            source.check_rect(source_offset, source_stride, row_bytes, rows)
+        length = (rows - 1) * stride + row_bytes if rows and row_bytes else 0
         self._flush_around(offset, length)
         self._spans.copy_from(
             offset,
@@ -226,7 +261,8 @@ class Extents:
             flags=source._read_flags | self._write_flags | (native.BACKWARD if backward else 0),
         )
         self._flush_around(offset, length)
-        self._mark_dirty_rect(offset, stride, row_bytes, rows)
+        if self._guest is not None:
+            self._mark_dirty_rect(offset, stride, row_bytes, rows)
 
     def copy_from(self, source: Extents) -> None:
         """Copy the whole of a buffer that shares no memory with this one to its beginning."""
@@ -317,6 +353,13 @@ class Extents:
             skip = max(0, offset - start)
             address = int(guest.addresses[index]) + skip
             guest.sink.mark_dirty(address, min(end, offset + length) - start - skip)
+
+
+def _span_of(array: NDArray[np.uint8]) -> NDArray[np.void]:
+    """Make the span of an array: from bytes, which is a quarter of what numpy takes for a tuple."""
+    if not array.nbytes:
+        return np.empty(0, SPAN)
+    return np.frombuffer(_SPAN.pack(native.address_of(array), array.nbytes), SPAN)
 
 
 def _invalid(reason: str) -> GuestError:

@@ -25,6 +25,7 @@ from vgpud.host.extents import PLAIN, Access, Extents, GuestPages
 from vgpud.host.fds import Fd
 from vgpud.host.mapping import Mapping, map_file
 from vgpud.uapi.native import SPAN, address_of
+from vgpud.uapi.ring import REGION
 
 _ADDRESS_SPACE: Final = 1 << 64
 
@@ -127,6 +128,17 @@ class GuestMemory:
         if self._log is not None and self._log.faulted:
             return True
         return any(region.mapping.faulted for region in self._regions)
+
+    def regions(self) -> NDArray[np.void]:
+        """Return where the regions are mapped, (regions,) of REGION, by guest address.
+
+        For native code that checks against it; to be asked for anew with each `generation`.
+        """
+        table = self._table
+        regions = np.empty(table.start.size, REGION)
+        regions["start"], regions["size"] = table.start, table.size
+        regions["address"] = table.address
+        return regions
 
     def view(self, guest_phys_addr: int, length: int) -> NDArray[np.uint8]:
         """Return a range as it is in memory, (length,) of uint8.

@@ -1,9 +1,10 @@
-"""The VMM's side of vhost-user, blocking: what the micro-VM needs of a front-end.
+"""The VMM's side of vhost-user, blocking: what the micro-VM and `vgpud bench` need of a front-end.
 
-Owns the connection, the back-end's channel and the rings' eventfds; speaks in the order in which
-QEMU does. Waiting for the device is where the back-end's requests are served, all in one thread:
-the guest stands still meanwhile. Source: the vhost-user specification, "Message Specification" and
-"Starting and stopping rings"; the messages are `wire.vhost_user`.
+Knows the guest as memory, queues and doorbells, whoever works them. Owns the connection, the
+back-end's channel and the rings' eventfds; speaks in the order in which QEMU does. Waiting for the
+device is where the back-end's requests are served, all in one thread: the guest stands still
+meanwhile. Source: the vhost-user specification, "Message Specification" and "Starting and stopping
+rings"; the messages are `wire.vhost_user`.
 """
 
 from __future__ import annotations
@@ -16,15 +17,12 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final, Protocol, Self, TypeVar
 
 from vgpud.client import Client
 from vgpud.errors import HostError, PeerError
 from vgpud.host import eventfd
 from vgpud.host.fds import Fd
-from vgpud.microvm import boot, guest_code
-from vgpud.microvm.machine import Machine
-from vgpud.microvm.slots import Window
 from vgpud.wire.gpu.protocol import Feature, ShmId
 from vgpud.wire.vhost_user import messages
 from vgpud.wire.vhost_user.backend_channel import (
@@ -76,33 +74,90 @@ _Reply = TypeVar(
 )
 
 
+class Rings(Protocol):
+    """Where the three parts of a virtqueue are: guest-physical addresses."""
+
+    @property
+    def desc(self) -> int:
+        """The descriptor table."""
+
+    @property
+    def avail(self) -> int:
+        """The available ring."""
+
+    @property
+    def used(self) -> int:
+        """The used ring."""
+
+
+class Guest(Protocol):
+    """A guest, as far as it shows from outside: its RAM begins at guest-physical address 0."""
+
+    @property
+    def ram(self) -> Fd:
+        """The memory file."""
+
+    @property
+    def ram_size(self) -> int:
+        """Bytes of it."""
+
+    @property
+    def kicks(self) -> Sequence[Fd]:
+        """The doorbells' eventfds, one a queue."""
+
+    @property
+    def queue_size(self) -> int:
+        """Descriptors in each queue."""
+
+    def queue(self, index: int) -> Rings:
+        """Where a queue is."""
+
+
+class Window(Protocol):
+    """What puts files into the host-visible window; raises `HostError` where that is refused."""
+
+    def map(self, fd: Fd, fd_offset: int, offset: int, length: int) -> None:
+        """Part of a file at an offset of the window; the fd is the caller's to close."""
+
+    def unmap(self, offset: int, length: int) -> None:
+        """Takes a mapping out again."""
+
+
 class FrontEnd:
-    """A machine's connection to a back-end; a context manager.
+    """A guest's connection to a back-end; a context manager.
 
     Raises `PeerError` if the back-end breaks the protocol, refuses or hangs up, and `HostError`
     (ETIMEDOUT) if it does not answer. `window_size` is what the back-end says it has, in bytes;
-    `requests` are all that it asked for on its own channel.
+    `requests` are all that it asked for on its own channel. `features` are what the guest takes,
+    all of which the back-end must offer.
     """
 
     def __init__(
-        self, connection: socket.socket, machine: Machine, *, patience: float = PATIENCE
+        self,
+        connection: socket.socket,
+        guest: Guest,
+        *,
+        features: int = GUEST_FEATURES,
+        patience: float = PATIENCE,
     ) -> None:
         connection.settimeout(patience)
         self._patience = patience
         self._socket = connection
-        self._machine = machine
+        self._guest = guest
+        self._features = features | F_PROTOCOL_FEATURES
         self._back_end: socket.socket | None = None
         self._channel = FrontEndChannel()
         self._channel_fds: list[Fd] = []
         self._watched: dict[int, Callable[[], bool]] = {}
+        self._poller: select.poll | None = None
         self.window: Window | None = None
         self.window_size = 0
         self.requests: list[BackendMessage] = []
         with ExitStack() as cleanup:
             cleanup.callback(self._close_fds)
             cleanup.callback(connection.close)
-            self._calls = [cleanup.enter_context(eventfd.create()) for _ in machine.kicks]
-            self._errors = [cleanup.enter_context(eventfd.create()) for _ in machine.kicks]
+            self._calls = [cleanup.enter_context(eventfd.create()) for _ in guest.kicks]
+            self._errors = [cleanup.enter_context(eventfd.create()) for _ in guest.kicks]
             self._cleanup = cleanup.pop_all()
 
     def __enter__(self) -> Self:
@@ -123,7 +178,7 @@ class FrontEnd:
     def introduce(self) -> None:
         """All that comes before there is a guest: features, the back-end's channel, the window."""
         offered = self._ask(messages.GetFeatures(), messages.U64Reply).value
-        missing = (GUEST_FEATURES | F_PROTOCOL_FEATURES) & ~offered
+        missing = self._features & ~offered
         if missing:
             raise PeerError(f"the back-end does not offer features {missing:#x}")
         protocol = ProtocolFeature(
@@ -150,16 +205,16 @@ class FrontEnd:
         self.window_size = sizes[ShmId.HOST_VISIBLE]
 
     def start(self) -> None:
-        """The guest's driver starts: memory and rings, as the machine has them."""
+        """The guest's driver starts: memory and rings, as the guest has them."""
         self._ask(messages.GetConfig(0, _CONFIG_SIZE, 0), messages.ConfigReply)
-        self._tell(messages.SetFeatures(GUEST_FEATURES | F_PROTOCOL_FEATURES))
+        self._tell(messages.SetFeatures(self._features))
         # Guest RAM begins at 0, and what names it on the wire is up to us: its own addresses.
-        region = messages.MemRegion(Gpa(0), boot.RAM_SIZE, Uva(0), 0)
-        self._tell(messages.SetMemTable((region,)), [self._machine.ram.fileno()])
-        for index, kick in enumerate(self._machine.kicks):
-            queue = boot.queue(index)
+        region = messages.MemRegion(Gpa(0), self._guest.ram_size, Uva(0), 0)
+        self._tell(messages.SetMemTable((region,)), [self._guest.ram.fileno()])
+        for index, kick in enumerate(self._guest.kicks):
+            queue = self._guest.queue(index)
             addresses = Uva(queue.desc), Uva(queue.used), Uva(queue.avail), Gpa(queue.used)
-            self._tell(messages.SetVringNum(index, guest_code.QUEUE_SIZE))
+            self._tell(messages.SetVringNum(index, self._guest.queue_size))
             self._tell(messages.SetVringBase(index, 0))
             self._tell(messages.SetVringAddr(index, 0, *addresses))
             self._tell(messages.SetVringKick(index, True), [kick.fileno()])
@@ -179,6 +234,7 @@ class FrontEnd:
         """Has `wait` call `serve` whenever there is something to be read from `source`; false is
         its end."""
         self._watched[source.fileno()] = serve
+        self._poller = None
 
     def wait(self) -> None:
         """Returns once the device has signalled a queue; serves the back-end's requests until
@@ -188,12 +244,13 @@ class FrontEnd:
         calls = {call.fileno(): call for call in self._calls}
         errors = {error.fileno(): index for index, error in enumerate(self._errors)}
         main, back_end = self._socket.fileno(), self._back_end.fileno()
-        poller = select.poll()
-        for source in (main, back_end, *calls, *errors, *self._watched):
-            poller.register(source, select.POLLIN)
+        if self._poller is None:
+            self._poller = select.poll()
+            for source in (main, back_end, *calls, *errors, *self._watched):
+                self._poller.register(source, select.POLLIN)
         while True:
             left = max(deadline - time.monotonic(), 0)
-            ready = poller.poll(1000 * left)
+            ready = self._poller.poll(1000 * left)
             if not ready:
                 error = OSError(errno.ETIMEDOUT, "")
                 raise HostError(f"waiting for the device for {self._patience:g} s", error)

@@ -41,8 +41,11 @@ class Machine:
 
     `disable_quirk` switches KVM_X86_QUIRK_IGNORE_GUEST_PAT off, which must come before the guest
     first runs. `ram` is the memory file behind guest-physical address 0 on, `kicks` are the
-    doorbells' eventfds, one a queue.
+    doorbells' eventfds, one a queue: a `front_end.Guest`.
     """
+
+    ram_size: Final = boot.RAM_SIZE
+    queue_size: Final = guest_code.QUEUE_SIZE
 
     def __init__(self, kvm: Kvm, *, disable_quirk: bool = False) -> None:
         with ExitStack() as cleanup:
@@ -93,6 +96,10 @@ class Machine:
         self._vcpu.set_sregs(boot.special_registers(self._reset))
         self._vcpu.set_regs(boot.registers(guest_code.entry()))
         self._vcpu.set_msrs({boot.MTRR_DEF_TYPE: boot.MTRR_ALL_WB})
+
+    def queue(self, index: int) -> guest_code.Queue:
+        """Where a queue is, in RAM."""
+        return boot.queue(index)
 
     def run(self) -> Iterator[Event]:
         """Runs the guest to its end; the records that it reports, and `HALTED` when it waits.

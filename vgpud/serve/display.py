@@ -2,9 +2,10 @@
 questions come back.
 
 Implements `device.ports.Display`. Nothing that the device calls here waits: it leaves word of what
-has changed, and a task sends it when the socket takes it, the newest contents of each place and
-only once. So a slow VMM costs frames, never the guest's time, and never more memory than a few
-rectangles. Source: QEMU, docs/interop/vhost-user-gpu.rst.
+has changed, and a task sends it when the socket takes it: the newest contents of each place, only
+once, and only where they differ from what was sent last. So a slow VMM costs frames, never the
+guest's time, and never more memory than a copy of what it shows.
+Source: QEMU, docs/interop/vhost-user-gpu.rst.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +23,12 @@ from numpy.typing import NDArray
 from vgpud.device.counters import Counters
 from vgpud.errors import GuestError, PeerError
 from vgpud.host.fds import Fd
+from vgpud.host.shadow import TILE, Shadow
 from vgpud.policy.damage import Damage
+from vgpud.policy.quota import Quota
+from vgpud.policy.tiles import rectangles
 from vgpud.serve.fd_socket import FdSocket
+from vgpud.serve.shadows import Shadows
 from vgpud.wire import display
 from vgpud.wire.gpu import responses
 from vgpud.wire.gpu.header import Rect
@@ -31,17 +36,29 @@ from vgpud.wire.gpu.protocol import ResponseType, ScanoutId
 
 log = logging.getLogger(__name__)
 
-Pixels: TypeAlias = Callable[[int, Rect], NDArray[np.uint8] | None]
-"""Reads a part of a scanout as (height, width, 4) of B, G, R, X; None if it shows nothing any
-more."""
+
+class Source(Protocol):
+    """Where the pixels are: `device.scanouts`. Both return None of what shows nothing any more."""
+
+    def update(self, scanout_id: int, rect: Rect, shadow: Shadow) -> NDArray[np.uint8] | None:
+        """Brings a part of a shadow up to date; returns its changed tiles."""
+
+    def xrgb(self, scanout_id: int, rect: Rect) -> NDArray[np.uint8] | None:
+        """Reads a part as (height, width, 4) of B, G, R, X."""
+
 
 PATIENCE = 4.0
 """Seconds for an answer: Linux waits 5 for what it asks us, and should get an error of ours before
 it gives up."""
 
 MAX_UPDATE = 4 << 20
-"""Bytes of pixels read, converted and sent at a time: what a display asks of memory and of the
-loop's time, however large it is."""
+"""Bytes of pixels compared or read, and sent, at a time: a fraction of a millisecond of the loop's
+time, however large the display is."""
+
+SEND_BUFFER = 9 << 18
+"""Bytes, which the kernel doubles for what it needs itself: one update fits. QEMU reads an update
+with its lock held, so one that comes in small pieces stops the guest's CPUs; and more than one in
+there would be old pictures."""
 
 BYTES_PER_PIXEL = 4
 
@@ -58,12 +75,19 @@ class DisplayLink:
     """One display socket, from GPU_SET_SOCKET until it closes or is replaced."""
 
     def __init__(
-        self, device: str, socket: FdSocket, pixels: Pixels, counters: Counters | None = None
+        self,
+        device: str,
+        socket: FdSocket,
+        source: Source,
+        quota: Quota,
+        counters: Counters | None = None,
     ) -> None:
         self._device = device
         self._socket = socket
+        socket.buffer(SEND_BUFFER)
         self._counters = counters if counters is not None else Counters()
-        self._pixels = pixels
+        self._source = source
+        self._shadows = Shadows(quota)
         self._reader = display.ReplyReader()
         self._features = display.ProtocolFeature(0)
         self._questions: deque[_Question] = deque()  # to be sent
@@ -82,6 +106,7 @@ class DisplayLink:
 
     def scanout(self, scanout_id: int, width: int, height: int) -> None:
         self._damage.pop(scanout_id, None)
+        self._shadows.begin(scanout_id, width, height)  # the display forgets what it showed
         self._sizes[scanout_id] = display.Scanout(ScanoutId(scanout_id), width, height)
         self._changed.set()
 
@@ -139,6 +164,7 @@ class DisplayLink:
         """Closes the socket; who waits for an answer gets `GuestError`."""
         self._closed = True
         self._socket.close()
+        self._shadows.clear()
         for question in (*self._questions, *self._asked):
             if not question.answer.done():
                 question.answer.set_exception(_unanswered(question.request))
@@ -192,8 +218,10 @@ class DisplayLink:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            while await self._send_some():
-                pass
+            if await self._send_some():
+                self._changed.set()
+                # Others' turn: what has not changed is not sent, and so has waited for nobody.
+                await asyncio.sleep(0)
 
     async def _send_some(self) -> bool:
         """Sends what there is to say but for damage, of which there may be no end: one rectangle.
@@ -221,21 +249,39 @@ class DisplayLink:
         scanout_id, damage = next(iter(self._damage.items()))
         del self._damage[scanout_id]
         rect = damage.pop()
-        rows = max(MAX_UPDATE // (rect.width * BYTES_PER_PIXEL), 1)
+        rows = _rows_at_a_time(rect)
         if rect.height > rows:
             below = Rect(rect.x, rect.y + rows, rect.width, rect.height - rows)
             damage.put_back(below)
             rect = Rect(rect.x, rect.y, rect.width, rows)
         if damage:
             self._damage[scanout_id] = damage  # behind the other outputs
-        pixels = self._pixels(scanout_id, rect)
-        if pixels is None:
+        shadow = self._shadows.of(scanout_id)
+        if shadow is None:
+            pixels = self._source.xrgb(scanout_id, rect)
+            if pixels is not None:
+                await self._send_update(scanout_id, rect, pixels)
             return
+        changed = self._source.update(scanout_id, rect, shadow)
+        for part in rectangles(changed, rect, TILE) if changed is not None else ():
+            await self._send_update(scanout_id, part, shadow.pixels(part))
+            if self._shadows.of(scanout_id) is not shadow:  # of another size meanwhile
+                return
+
+    async def _send_update(self, scanout_id: int, rect: Rect, pixels: NDArray[np.uint8]) -> None:
         update = display.Update(ScanoutId(scanout_id), rect.x, rect.y, rect.width, rect.height)
-        await self._socket.send(display.encode(update))
-        await self._socket.send(np.ascontiguousarray(pixels).reshape(-1).data)
+        # In one go, as far as the socket takes it: who has the beginning waits for the rest.
+        await self._socket.send(
+            display.encode(update), behind=np.ascontiguousarray(pixels).reshape(-1).data
+        )
         self._counters.display_updates += 1
         self._counters.display_bytes += pixels.nbytes
+
+
+def _rows_at_a_time(rect: Rect) -> int:
+    """How many rows of a rectangle are one update: down to the end of a row of tiles, if it can."""
+    rows = max(MAX_UPDATE // (rect.width * BYTES_PER_PIXEL), 1)
+    return max(rows - (rect.y + rows) % TILE[1], 1) if rows >= TILE[1] else rows
 
 
 def _unanswered(request: display.Request) -> GuestError:

@@ -19,6 +19,9 @@ MAX_FDS = 32
 """Room for descriptors in one recvmsg. The largest message has 8 (SET_MEM_TABLE); the kernel drops
 what does not fit."""
 
+SO_SNDBUFFORCE = 32
+"""Of asm-generic/socket.h; Python has no name for it."""
+
 _FD_SIZE = array.array("i").itemsize
 
 
@@ -71,21 +74,36 @@ class FdSocket:
             )
         return data, fds
 
-    async def send(self, data: bytes | memoryview, fds: Sequence[int] = ()) -> None:
-        """Sends all of `data`, the descriptors with its first byte; raises `PeerError` if the peer
-        is gone."""
-        rest = memoryview(data)
+    async def send(
+        self,
+        data: bytes | memoryview,
+        fds: Sequence[int] = (),
+        *,
+        behind: bytes | memoryview = b"",
+    ) -> None:
+        """Sends all of `data`, and then of what comes behind it; the descriptors go with the first
+        byte. Raises `PeerError` if the peer is gone."""
+        rest = [memoryview(data), memoryview(behind)]
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         async with self._writing:
-            while rest:
+            while any(rest):
                 try:
-                    sent = self._sock.sendmsg([rest], ancillary, socket.MSG_NOSIGNAL)
+                    sent = self._sock.sendmsg(rest, ancillary, socket.MSG_NOSIGNAL)
                 except BlockingIOError:
                     await self._writable()
                     continue
                 except OSError as error:
                     raise PeerError(f"sending: {error.strerror}") from error
-                rest, ancillary = rest[sent:], []
+                first = len(rest[0])
+                rest, ancillary = [rest[0][sent:], rest[1][max(sent - first, 0) :]], []
+
+    def buffer(self, size: int) -> None:
+        """Has the kernel keep up to `size` bytes that the peer has yet to receive, or as many as it
+        lets us."""
+        try:
+            self._sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, size)
+        except PermissionError:  # only CAP_NET_ADMIN gets past net.core.wmem_max
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
 
     def close(self) -> None:
         """Closes the socket, once; whoever waits on it gets `PeerError`."""

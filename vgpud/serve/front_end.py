@@ -26,12 +26,11 @@ from vgpud.host.guest_memory import GuestMemory
 from vgpud.host.render_nodes import RenderNodes
 from vgpud.host.vring import RingAddress
 from vgpud.policy.coherency import KvmMode
-from vgpud.serve.back_end_link import BackEndLink
 from vgpud.serve.bar_slots import FrontendSlots
-from vgpud.serve.display import DisplayLink
 from vgpud.serve.errands import Errands
 from vgpud.serve.fd_socket import FdSocket
 from vgpud.serve.gpu_queues import GpuQueue
+from vgpud.serve.links import Links
 from vgpud.serve.table_slots import TableSlots
 from vgpud.serve.timelines import Timelines
 from vgpud.serve.virtqueue import QUANTUM, VirtQueue
@@ -103,8 +102,6 @@ class FrontEndSession:
         self._resizing = asyncio.Lock()  # one at a time, so that each can be undone
         self._queues: dict[int, VirtQueue] = {}
         self._log: DirtyLog | None = None
-        self._display: asyncio.Task[None] | None = None
-        self._back_end: asyncio.Task[None] | None = None
         self._handlers: dict[type[Request], Callable[[Any, Fds], Awaitable[Reply | None]]] = {
             messages.GetFeatures: self._get_features,
             messages.SetFeatures: self._set_features,
@@ -141,16 +138,22 @@ class FrontEndSession:
             cleanup.callback(self._close)
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
+                self._links = Links(self._spec.name, self.gpu, self._slots, tasks)
                 for index, name in QUEUES.items():
                     handler = GpuQueue(self.gpu, self._timelines, cursor=index == CURSOR_QUEUE)
-                    queue = VirtQueue(self._spec.name, name, self._memory, handler.handle, tasks)
+                    queue = VirtQueue(
+                        self._spec.name,
+                        name,
+                        self._memory,
+                        handler.handle,
+                        tasks,
+                        None if index == CURSOR_QUEUE else handler.transfers,
+                    )
                     handler.queue = self._queues[index] = queue
                 failure = tasks.create_task(self._timelines.failed())
                 await self._serve()
                 failure.cancel()
-                for task in (self._display, self._back_end):
-                    if task is not None:
-                        task.cancel()
+                self._links.cancel()
                 await self._errands.close()
                 for queue in self._queues.values():
                     await queue.stop()
@@ -369,30 +372,11 @@ class FrontEndSession:
         return messages.ShmemConfig(tuple(sizes))
 
     async def _set_backend_req_fd(self, _: messages.SetBackendReqFd, fds: Fds) -> None:
-        if self._back_end is not None:
-            self._back_end.cancel()
         acks = bool(self._session.protocol_features & ProtocolFeature.REPLY_ACK)
-        link = BackEndLink(FdSocket.of(fds[0]), reply_ack=acks)
-        self._slots.connect(link)
-        self._back_end = self._tasks.create_task(link.run())
+        self._links.connect_back_end(fds[0], reply_ack=acks)
 
     async def _gpu_set_socket(self, _: messages.GpuSetSocket, fds: Fds) -> None:
-        if self._display is not None:
-            self._display.cancel()
-        link = DisplayLink(
-            self._spec.name, FdSocket.of(fds[0]), self.gpu.scanouts.xrgb, self.gpu.counters
-        )
-        self.gpu.attach_display(link)
-        self._display = self._tasks.create_task(self._show(link))
-
-    async def _show(self, link: DisplayLink) -> None:
-        try:
-            await link.run()
-        except* PeerError as errors:
-            # The guest goes on without: its scanouts can still be read, and a new socket may come.
-            log.warning("display closed device=%s: %s", self._spec.name, errors.exceptions[0])
-        finally:
-            self.gpu.detach_display(link)
+        self._links.connect_display(fds[0])
 
 
 def _event(fds: Fds) -> Fd | None:

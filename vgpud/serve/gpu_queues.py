@@ -15,6 +15,7 @@ from typing import Any
 from vgpud.device.gpu import Gpu
 from vgpud.device.work import Work
 from vgpud.errors import GuestError
+from vgpud.host.transfers import Transfers
 from vgpud.serve.rate_limit import RateLimit
 from vgpud.serve.timelines import Timelines
 from vgpud.serve.virtqueue import VirtQueue
@@ -27,6 +28,7 @@ from vgpud.wire.ring import Chain
 log = logging.getLogger(__name__)
 
 _NO_HEADER = Header(0)
+_CURSOR_COMMANDS = frozenset(map(commands.command_type, (UpdateCursor, MoveCursor)))
 
 
 class GpuQueue:
@@ -52,13 +54,16 @@ class GpuQueue:
         command: Command | None = None
         try:
             command = commands.decode_body(header, request)
-            if isinstance(command, (UpdateCursor, MoveCursor)) is not self._cursor:
+            if (header.type in _CURSOR_COMMANDS) is not self._cursor:
                 name = type(command).__name__
                 raise GuestError(ResponseType.ERR_UNSPEC, f"{name} on the wrong queue")
             self._commands[type(command)] += 1
             outcome = self._gpu.execute(command)
         except GuestError as error:
             self._answer(chain, header, self._refusal(header, error, command))
+            return None
+        if type(outcome) is responses.OkNoData:  # nearly all; the cases below take their time
+            self._answer(chain, header, outcome)
             return None
         match outcome:
             case Work():
@@ -69,6 +74,20 @@ class GpuQueue:
             case _:
                 self._answer(chain, header, outcome)
         return None
+
+    def transfers(self) -> Transfers | None:
+        """The commands that may be done without `handle` at the moment: while nothing is under way
+        that they, or their fences, would have to wait for."""
+        transfers = self._gpu.transfers
+        if transfers.served:  # it is asked again after each time
+            self._count(transfers)
+        return transfers.now() if self._timelines.empty else None
+
+    def _count(self, transfers: Transfers) -> None:
+        flat, deep, fences = transfers.collect()
+        self._commands[commands.TransferToHost2D] += flat
+        self._commands[commands.TransferToHost3D] += deep
+        self._counters.fences += fences
 
     async def _wait(
         self,
@@ -92,10 +111,12 @@ class GpuQueue:
         self._complete(chain, header, response)
 
     def _answer(self, chain: Chain, header: Header, response: responses.Response) -> None:
-        if header.fenced:
-            self._timelines.after(header.ring, lambda _: self._fence(chain, header, response))
-        else:
+        if not header.fenced:
             self._complete(chain, header, response)
+        elif self._timelines.idle(header.ring):
+            self._fence(chain, header, response)
+        else:
+            self._timelines.after(header.ring, lambda _: self._fence(chain, header, response))
 
     def _fence(self, chain: Chain, header: Header, response: responses.Response) -> None:
         self._counters.fences += 1

@@ -20,6 +20,7 @@ from time import perf_counter
 
 from vgpud.device.work import Work
 from vgpud.errors import GuestError
+from vgpud.host.own_process import give_way
 from vgpud.wire.gpu.protocol import ContextId, ResourceId
 
 Timeline = tuple[ContextId, int] | None
@@ -89,7 +90,9 @@ class Timelines:
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.get_running_loop()
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix=f"{name}-dma")
+        self._threads = ThreadPoolExecutor(
+            THREADS, thread_name_prefix=f"{name}-dma", initializer=give_way
+        )
         self._lines: dict[Timeline, _Line] = {}
         self._ready: deque[tuple[Timeline, _Line]] = deque()
         self._meetings: set[threading.Barrier] = set()
@@ -121,9 +124,18 @@ class Timelines:
         else:
             done(None)
 
+    def idle(self, key: Timeline) -> bool:
+        """Tells whether nothing is on the timeline: whatever comes is done at once."""
+        return key not in self._lines
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is on any timeline."""
+        return not self._lines
+
     def busy(self, resource: ResourceId) -> bool:
         """Tells whether work that touches the resource waits or runs."""
-        return self._touched[resource] > 0
+        return self._touched.get(resource, 0) > 0  # not [], which calls for what is missing
 
     async def drained(self, resource: ResourceId) -> None:
         """Waits until no work that touches the resource is left."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
@@ -19,9 +19,13 @@ from vgpud.errors import GuestAddressError, PeerError, RingError
 from vgpud.host import eventfd
 from vgpud.host.fds import Fd
 from vgpud.host.guest_memory import GuestMemory
-from vgpud.host.vring import RingAddress, ring_views
+from vgpud.host.native_ring import NativeRing
+from vgpud.host.transfers import Transfers
+from vgpud.host.vring import RingAddress
 from vgpud.serve.rate_limit import RateLimit
-from vgpud.wire.ring import Chain, RingViews, SplitRing
+from vgpud.serve.ring_setup import RingSetup
+from vgpud.serve.stream import NAP, NAPPING, Stream
+from vgpud.wire.ring import Chain
 
 log = logging.getLogger(__name__)
 
@@ -30,32 +34,15 @@ Handler = Callable[[Chain, bytes], Coroutine[Any, Any, None] | None]
 coroutine that it returns is waited for before the next chain is taken, and is cancelled when the
 ring stops."""
 
-REQUEST_LIMIT = 8 << 20
-"""Bytes of one request. The largest a driver makes is a list of backing pages: 8 MiB list 2 GiB of
-them singly."""
-
 QUANTUM = 0.002
 """Seconds after which other tasks, and so other devices, get their turn."""
+
+PUBLISH_AFTER = 0.0005
+"""Seconds that answers wait for others to be published with."""
 
 POLL_INTERVAL = 0.001
 """Seconds between looks at a ring whose front-end gave no kick descriptor
 (VHOST_USER_VRING_NOFD_MASK)."""
-
-
-@dataclass(slots=True)
-class RingSetup:
-    """What the front-end has said of a ring so far."""
-
-    num: int = 0
-    address: RingAddress | None = None
-    base: int = 0
-    fresh: bool = False
-    enabled: bool = False
-    kick: Fd | None = None
-    polled: bool = False
-    call: Fd | None = None
-    err: Fd | None = None
-    finished: list[tuple[Chain, bytes]] = field(default_factory=list)
 
 
 class VirtQueue:
@@ -69,20 +56,27 @@ class VirtQueue:
         memory: GuestMemory,
         handler: Handler,
         tasks: asyncio.TaskGroup,
+        transfers: Callable[[], Transfers | None] | None = None,
     ) -> None:
+        """`transfers` says which commands may be done without the handler at the moment."""
         self.setup = RingSetup()
         self._device = device
         self._name = name
         self._memory = memory
         self._handler = handler
         self._tasks = tasks
-        self._features = self._num = 0  # of the ring that runs, whatever is said meanwhile
-        self._ring: SplitRing | None = None
+        self._transfers = transfers
+        self._num = 0  # of the ring that runs, whatever is said meanwhile
+        self._ring: NativeRing | None = None
+        self._taken: deque[tuple[Chain, bytes]] = deque()  # not handled yet
         self._task: asyncio.Task[None] | None = None
         self._kicked = asyncio.Event()
         self._complaints = RateLimit()
         self._draining = False
-        self._failure: PeerError | None = None  # found where nobody could catch it
+        self._stream = Stream()
+        self._waits = False  # the task, for kicks
+        self._waiting: Coroutine[Any, Any, None] | None = None  # to be awaited by the task
+        self._failure: Exception | None = None  # found where nobody could catch it
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -100,11 +94,13 @@ class VirtQueue:
     def start(self, features: int) -> None:
         """Starts the ring if all that it needs has been said and it does not run yet."""
         setup = self.setup
-        if self._ring is not None or not self.ready:
+        if self._ring is not None or not self.ready or setup.address is None:
             return
-        self._features, self._num = features, setup.num
+        self._num = setup.num
         try:
-            self._ring = self._open(setup.base)
+            self._ring = NativeRing.open(
+                self._memory, setup.address, setup.num, base=setup.base, features=features
+            )
         except (RingError, GuestAddressError) as error:
             self._break(error)
             return
@@ -146,7 +142,7 @@ class VirtQueue:
         if self._ring is None or self.setup.address is None:
             return
         try:
-            self._ring.move(self._views())
+            self._ring.relocate(self.setup.address)
         except (RingError, GuestAddressError) as error:
             self._break(error)
 
@@ -157,23 +153,18 @@ class VirtQueue:
         if ring is None:
             self.setup.finished.append((chain, response))
             return
-        written = 0
         try:
-            for addr, length in chain.writable:
-                part = response[written : written + length]
-                if part:
-                    self._memory.write(addr, part)
-                    written += len(part)
+            ring.answer(chain, response)
         except GuestAddressError as error:
             self._break(error)
             return
-        ring.push(chain.head, written)
         if not self._draining:  # else once for all that is answered in one go
             self._notify()
 
     def _notify(self) -> None:
-        """Interrupts the driver, if it wants that for what was completed since."""
-        if self._ring is not None and self._ring.should_notify() and self.setup.call is not None:
+        """Publishes what was completed, and interrupts the driver if it wants that."""
+        self._stream.published()
+        if self._ring is not None and self._ring.publish() and self.setup.call is not None:
             try:
                 eventfd.signal(self.setup.call)
             except PeerError as error:
@@ -215,7 +206,6 @@ class VirtQueue:
         off)."""
         self.setup.address = address
         if self._ring is not None:
-            self._ring.log_used = self._log_used()
             self.remap()
 
     def forget_unanswered(self) -> None:
@@ -232,30 +222,16 @@ class VirtQueue:
 
     def _close(self) -> None:
         if self._ring is not None:
+            self._put_back()
+            if self._waiting is not None:  # not begun
+                self._ring.put_back()
+                self._waiting.close()
+                self._waiting = None
+            self._notify()
             self.setup.base = self._ring.next_avail
         self._ring = self._task = None
         if self.setup.kick is not None:
             self._loop.remove_reader(self.setup.kick.fileno())
-
-    def _open(self, base: int) -> SplitRing:
-        return SplitRing(
-            self._views(),
-            self._memory,
-            base=base,
-            features=self._features,
-            log_used=self._log_used(),
-        )
-
-    def _views(self) -> RingViews:
-        assert self.setup.address is not None
-        return ring_views(self._memory, self.setup.address, self._num)
-
-    def _log_used(self) -> Callable[[int, int], None] | None:
-        address = self.setup.address
-        if address is None or address.log is None:
-            return None
-        log_address = address.log
-        return lambda offset, length: self._memory.mark_dirty(log_address + offset, length)
 
     def _watch(self, kick: Fd) -> None:
         try:
@@ -269,7 +245,27 @@ class VirtQueue:
         except PeerError as error:
             self._loop.remove_reader(kick.fileno())
             self._failure = error
-        self._kicked.set()
+        quiet = self._waits and self._waiting is None and self._failure is None
+        if quiet and self._ring is not None:
+            self._serve(self._ring)
+        else:
+            self._kicked.set()
+
+    def _serve(self, ring: NativeRing) -> None:
+        """Handles what was kicked for right here, since to wake the task costs as much as a few
+        commands. What is to be waited for, takes long or ends the session is left to the task."""
+        try:
+            try:
+                done = self._turn(ring, perf_counter() + QUANTUM)
+            except (RingError, GuestAddressError) as error:
+                self._check_memory()  # zeros in its place would explain it
+                self._break(error)
+                return
+        except Exception as error:
+            self._failure = error
+            done = False
+        if not done:
+            self._kicked.set()
 
     def _break(self, error: Exception) -> None:
         """Stops a ring that can't be trusted any more; the session and the other rings go on."""
@@ -286,7 +282,7 @@ class VirtQueue:
         if task is not None and task is not asyncio.current_task():
             task.cancel()
 
-    async def _run(self, ring: SplitRing) -> None:
+    async def _run(self, ring: NativeRing) -> None:
         try:
             while True:
                 await self._drain(ring)
@@ -302,54 +298,95 @@ class VirtQueue:
             raise PeerError("the front-end truncated the memory that it shared")
 
     async def _wait(self) -> None:
-        if self.setup.polled:
-            await asyncio.sleep(POLL_INTERVAL)
-        else:
-            await self._kicked.wait()
+        self._waits = True
+        try:
+            if self.setup.polled:
+                await asyncio.sleep(POLL_INTERVAL)
+            else:
+                await self._kicked.wait()
+        finally:
+            self._waits = False
         self._kicked.clear()
         if self._failure is not None:
             raise self._failure
 
-    async def _drain(self, ring: SplitRing) -> None:
-        ring.disable_kicks()
+    async def _drain(self, ring: NativeRing) -> None:
         until = perf_counter() + QUANTUM
         while self._ring is ring:
-            waiting, empty = self._take(ring, until)
-            if waiting is not None and self._memory.faulted:
-                waiting.close()
-            self._check_memory()
+            if self._waiting is None and self._turn(ring, until):
+                return
+            waiting, self._waiting = self._waiting, None
             if waiting is not None:
                 try:
                     await waiting
                 except asyncio.CancelledError:
+                    self._put_back()
                     ring.put_back()  # not answered: whoever starts the ring again takes it up anew
                     raise
-            elif empty:
-                if not ring.enable_kicks():
-                    return
-                ring.disable_kicks()
-            if perf_counter() >= until:
+            if waiting is None or perf_counter() >= until:
                 await asyncio.sleep(0)
                 until = perf_counter() + QUANTUM
 
-    def _take(self, ring: SplitRing, until: float) -> tuple[Coroutine[Any, Any, None] | None, bool]:
-        """Handles chains until one is to be waited for, time is up, or (True) none is left."""
+    def _turn(self, ring: NativeRing, until: float) -> bool:
+        """Handles chains until time is up, one is to be waited for (`_waiting` is that), or none is
+        left and the driver kicks for the next (True)."""
+        ring.disable_kicks()
+        rouse = perf_counter() + NAPPING
+        while True:
+            empty = self._handle_taken(ring, until)
+            if self._memory.faulted and self._waiting is not None:
+                self._waiting.close()
+                self._waiting = None
+            self._check_memory()
+            if not empty:
+                return False
+            if self._stream.may_hold(ring.unpublished, self._num):
+                if perf_counter() >= rouse:
+                    return False
+                more = ring.nap(NAP)
+                self._stream.woke(more=more)
+                if more:
+                    continue
+            self._notify()
+            if not ring.enable_kicks():
+                return True
+            ring.disable_kicks()
+
+    def _handle_taken(self, ring: NativeRing, until: float) -> bool:
+        """Handles chains as `_turn` does; True if none is left."""
+        taken, handler = self._taken, self._handler
+        publish_at = 0.0
         self._draining = True
         try:
             while True:
-                chain = ring.pop()
-                if chain is None:
-                    return None, True
-                waiting = self._handler(chain, self._gather(chain))
-                if waiting is not None or self._ring is not ring or perf_counter() >= until:
-                    return waiting, False
+                if not taken:
+                    taken.extend(ring.take(self._transfers and self._transfers()))
+                    if ring.served:
+                        self._stream.add(ring.served)
+                        if not self._stream.may_hold(ring.unpublished, self._num):
+                            self._notify()
+                    if not taken:
+                        if not ring.served:
+                            return True
+                        if perf_counter() >= until:
+                            return False
+                        continue
+                self._stream.end()
+                self._waiting = handler(*taken.popleft())
+                now = perf_counter()
+                if self._waiting is not None or self._ring is not ring or now >= until:
+                    return False
+                if now >= publish_at:
+                    if publish_at:
+                        self._notify()
+                    publish_at = now + PUBLISH_AFTER
         finally:
             self._draining = False
-            self._notify()
+            if not self._stream.flows:
+                self._notify()
 
-    def _gather(self, chain: Chain) -> bytes:
-        if sum(length for _, length in chain.readable) > REQUEST_LIMIT:
-            raise RingError(f"a request of more than {REQUEST_LIMIT} bytes")
-        if len(chain.readable) == 1:
-            return self._memory.read(*chain.readable[0])
-        return b"".join(self._memory.read(addr, length) for addr, length in chain.readable)
+    def _put_back(self) -> None:
+        """Leaves what was taken and not handled to whoever starts the ring again."""
+        if self._ring is not None:
+            self._ring.put_back(len(self._taken))
+        self._taken.clear()

@@ -17,7 +17,10 @@ from cffi import FFI
 
 # Relative under setup.py, which runs at the root and wants such paths; absolute when run directly.
 HERE = Path(__file__).parent
-SOURCES = ("native.c", "rect.c", "mapping.c")
+SOURCES = (
+    *("native.c", "rect.c", "tiles.c", "ring.c", "transfer.c", "mapping.c"),
+    "bench.c",
+)
 # No -march: built on one machine, run on another. What depends on the CPU is decided at run time.
 CFLAGS = (
     "-std=gnu11",

@@ -15,6 +15,12 @@ void vgpud_flush_lines(const uint8_t *start, size_t length);
  * written, not even with its own value. */
 void vgpud_stream(uint8_t *to, const uint8_t *from, size_t length);
 
+/* memcpy for bytes that are in no cache: in order, so that they are fetched ahead. */
+void vgpud_fetch(uint8_t *to, const uint8_t *from, size_t length);
+
+/* The same, while the `length` bytes from `ahead` on are flushed. */
+void vgpud_fetch_flushing(uint8_t *to, const uint8_t *from, size_t length, const uint8_t *ahead);
+
 /* Fill with a 32-bit little-endian pattern whose byte number `phase` & 3 lands on the first byte.
  * */
 void vgpud_fill_bytes(uint8_t *to, size_t length, uint32_t pattern, unsigned phase);

@@ -53,6 +53,8 @@ __attribute__((constructor)) static void detect_cpu(void)
     }
     if (__builtin_cpu_supports("avx2")) /* asks XCR0 too: the kernel must save the registers */
         cpu_features |= VGPUD_CPU_AVX2;
+    if (__builtin_cpu_supports("avx512f"))
+        cpu_features |= VGPUD_CPU_AVX512;
     detected_features = cpu_features;
 }
 
@@ -188,7 +190,8 @@ static void stream_part(uint8_t *block, unsigned first, unsigned count, const ui
                         _mm_loadu_si128((const __m128i *)mask), (char *)block);
 }
 
-/* to is a multiple of 32; both loops take what they can and say how much. */
+/* `to` is the start of a line for the wide loops, and a multiple of 16 for the narrow one; each takes
+ * what it can and says how much. */
 __attribute__((target("avx2"))) static size_t stream_avx2(uint8_t *to, const uint8_t *from,
                                                           size_t length)
 {
@@ -204,6 +207,27 @@ __attribute__((target("avx2"))) static size_t stream_avx2(uint8_t *to, const uin
         _mm256_stream_si256((__m256i *)(to + done + 32), b);
         _mm256_stream_si256((__m256i *)(to + done + 64), c);
         _mm256_stream_si256((__m256i *)(to + done + 96), d);
+    }
+    return done;
+}
+
+/* The same with a whole line a store: no buffer is ever left half full, whatever else the CPU does
+ * meanwhile. A fifth to a third quicker here than two halves. */
+__attribute__((target("avx512f"))) static size_t stream_avx512(uint8_t *to, const uint8_t *from,
+                                                               size_t length)
+{
+    size_t done = 0;
+
+    for (; length - done >= 256; done += 256) {
+        __m512i a = _mm512_loadu_si512(from + done);
+        __m512i b = _mm512_loadu_si512(from + done + 64);
+        __m512i c = _mm512_loadu_si512(from + done + 128);
+        __m512i d = _mm512_loadu_si512(from + done + 192);
+
+        _mm512_stream_si512((void *)(to + done), a);
+        _mm512_stream_si512((void *)(to + done + 64), b);
+        _mm512_stream_si512((void *)(to + done + 128), c);
+        _mm512_stream_si512((void *)(to + done + 192), d);
     }
     return done;
 }
@@ -230,12 +254,13 @@ void vgpud_stream(uint8_t *to, const uint8_t *from, size_t length)
         stream_part(to - lead, lead, count, bytes);
         to += count, from += count, length -= count;
     }
-    if (cpu_features & VGPUD_CPU_AVX2 && length >= 256) {
-        /* Up to the next line, so that each turn of the loop fills two buffers from their first
-         * byte on. */
+    if (cpu_features & (VGPUD_CPU_AVX2 | VGPUD_CPU_AVX512) && length >= 256) {
+        /* Up to the next line, so that each turn of the loops fills buffers from their first byte
+         * on. */
         done = stream_sse2(to, from, -(uintptr_t)to & 63);
         to += done, from += done, length -= done;
-        done = stream_avx2(to, from, length);
+        done = cpu_features & VGPUD_CPU_AVX512 ? stream_avx512(to, from, length)
+                                               : stream_avx2(to, from, length);
         to += done, from += done, length -= done;
     }
     done = stream_sse2(to, from, length);
@@ -244,6 +269,106 @@ void vgpud_stream(uint8_t *to, const uint8_t *from, size_t length)
         memcpy(bytes, from, length);
         stream_part(to, 0, (unsigned)length, bytes);
     }
+}
+
+/*
+ * Plain copies of bytes that come from memory. From the first byte to the last, without a detour:
+ * libc's memcpy reads the end of a block first, which the CPU's stream prefetcher does not follow,
+ * and where every line comes from memory that is all that counts: a third of the speed.
+ */
+__attribute__((target("avx512f"))) static size_t fetch_avx512(uint8_t *to, const uint8_t *from,
+                                                              size_t length)
+{
+    size_t done = 0;
+
+    for (; length - done >= 64; done += 64)
+        _mm512_storeu_si512(to + done, _mm512_loadu_si512(from + done));
+    return done;
+}
+
+__attribute__((target("avx2"))) static size_t fetch_avx2(uint8_t *to, const uint8_t *from,
+                                                         size_t length)
+{
+    size_t done = 0;
+
+    for (; length - done >= 32; done += 32)
+        _mm256_storeu_si256((__m256i *)(to + done),
+                            _mm256_loadu_si256((const __m256i *)(from + done)));
+    return done;
+}
+
+static size_t fetch_sse2(uint8_t *to, const uint8_t *from, size_t length)
+{
+    size_t done = 0;
+
+    for (; length - done >= 16; done += 16)
+        _mm_storeu_si128((__m128i *)(to + done), _mm_loadu_si128((const __m128i *)(from + done)));
+    return done;
+}
+
+/* In one loop: at the end of an inner one the CPU would guess wrong now and then, and each time have
+ * nothing under way. */
+__attribute__((target("avx512f,clflushopt"))) static size_t
+fetch_flushing_avx512(uint8_t *to, const uint8_t *from, size_t length, uintptr_t ahead)
+{
+    size_t done = 0;
+
+    for (; length - done >= 256; done += 256) {
+        _mm_clflushopt((void *)(ahead + done));
+        _mm_clflushopt((void *)(ahead + done + 64));
+        _mm_clflushopt((void *)(ahead + done + 128));
+        _mm_clflushopt((void *)(ahead + done + 192));
+        _mm512_storeu_si512(to + done, _mm512_loadu_si512(from + done));
+        _mm512_storeu_si512(to + done + 64, _mm512_loadu_si512(from + done + 64));
+        _mm512_storeu_si512(to + done + 128, _mm512_loadu_si512(from + done + 128));
+        _mm512_storeu_si512(to + done + 192, _mm512_loadu_si512(from + done + 192));
+    }
+    return done;
+}
+
+__attribute__((target("avx2,clflushopt"))) static size_t
+fetch_flushing_avx2(uint8_t *to, const uint8_t *from, size_t length, uintptr_t ahead)
+{
+    size_t done = 0;
+
+    for (; length - done >= 64; done += 64) {
+        __m256i a = _mm256_loadu_si256((const __m256i *)(from + done));
+        __m256i b = _mm256_loadu_si256((const __m256i *)(from + done + 32));
+
+        _mm_clflushopt((void *)(ahead + done));
+        _mm256_storeu_si256((__m256i *)(to + done), a);
+        _mm256_storeu_si256((__m256i *)(to + done + 32), b);
+    }
+    return done;
+}
+
+void vgpud_fetch_flushing(uint8_t *to, const uint8_t *from, size_t length, const uint8_t *ahead)
+{
+    uintptr_t line = (uintptr_t)ahead & ~(uintptr_t)63;
+    size_t done = 0;
+
+    if (cpu_features & VGPUD_CPU_CLFLUSHOPT && cache_line == 64) {
+        if (cpu_features & VGPUD_CPU_AVX512)
+            done = fetch_flushing_avx512(to, from, length, line);
+        else if (cpu_features & VGPUD_CPU_AVX2)
+            done = fetch_flushing_avx2(to, from, length, line);
+    }
+    /* With the line that a run which does not begin on one ends in. */
+    vgpud_flush_lines((const uint8_t *)line + done, (size_t)(ahead - (const uint8_t *)line) + length - done);
+    vgpud_fetch(to + done, from + done, length - done);
+}
+
+void vgpud_fetch(uint8_t *to, const uint8_t *from, size_t length)
+{
+    size_t done;
+
+    if (cpu_features & VGPUD_CPU_AVX512)
+        done = fetch_avx512(to, from, length);
+    else if (cpu_features & VGPUD_CPU_AVX2)
+        done = fetch_avx2(to, from, length);
+    else
+        done = fetch_sse2(to, from, length);
+    memcpy(to + done, from + done, length - done);
 }
 
 /* The pattern as it falls on a run whose first byte is the pattern's byte `phase`. */

@@ -28,7 +28,8 @@ enum {
     VGPUD_CPU_CLWB = 2,
     VGPUD_CPU_AVX2 = 4,
     VGPUD_CPU_SELF_SNOOP = 8,
-    VGPUD_CPU_HYPERVISOR = 16
+    VGPUD_CPU_HYPERVISOR = 16,
+    VGPUD_CPU_AVX512 = 32
 };
 
 /* native.c: the CPU */
@@ -59,6 +60,80 @@ int vgpud_fill(const vgpud_span *spans, size_t count, uint64_t offset, uint64_t 
                uint32_t pattern, int flags);
 int vgpud_flush(const vgpud_span *spans, size_t count, uint64_t offset, uint64_t length);
 
+/* tiles.c: which tiles of a picture differ from a copy of it, which is brought up to date. A shadow's
+ * rows have no gaps; `known` is a byte for each tile, `scratch` holds VGPUD_TILE_HEIGHT rows. */
+enum {
+    VGPUD_TILE_WIDTH = 64,
+    VGPUD_TILE_HEIGHT = 16,
+    VGPUD_ORDER_AS_IS = 0x03020100
+};
+typedef struct {
+    uint8_t *pixels, *known, *scratch;
+    uint32_t width, height; /* in pixels of four bytes */
+} vgpud_shadow;
+int64_t vgpud_update_tiles(const vgpud_span *spans, size_t count, uint64_t offset, uint64_t stride,
+                           const vgpud_shadow *shadow, uint32_t x, uint32_t y, uint32_t width,
+                           uint32_t height, uint32_t order, uint8_t *changed, int flags);
+
+/* ring.c: split rings, several chains a call. `descriptors`, `available` and `used` are where a ring's
+ * parts are mapped; the caller has checked that all of them are there. */
+typedef struct {
+    uint64_t descriptors, available, used;
+    uint32_t num;
+    uint32_t event_idx; /* VIRTIO_F_EVENT_IDX is in force */
+    uint32_t indirect;  /* VIRTIO_F_INDIRECT_DESC is in force */
+} vgpud_ring;
+
+typedef struct {
+    uint64_t start, size; /* guest-physical */
+    uint64_t address;
+} vgpud_region;
+
+/* A chain that was taken: the bytes to be read are in the buffer, what is to be written goes to
+ * `room` bytes at a guest-physical address. */
+typedef struct {
+    uint64_t response;
+    uint32_t head;
+    uint32_t room;
+    uint32_t writable; /* buffers to be written: 0 or 1 */
+    uint32_t request, length;
+    uint32_t zero;
+} vgpud_chain;
+
+/* transfer.c: images that small rectangles may be moved to at once. */
+typedef struct {
+    uint32_t resource;
+    uint32_t width, height; /* pixels */
+    uint32_t zero;
+    uint64_t pixels, pixels_count, backing, backing_count; /* vgpud_span lists */
+} vgpud_image;
+
+typedef struct {
+    uint64_t images;
+    uint32_t count;
+    uint32_t fences; /* a fenced command may be answered when it is done */
+    uint32_t served; /* chains, by the last vgpud_ring_take() */
+    uint32_t zero;
+    uint64_t done_2d, done_3d, done_fences; /* commands in all */
+} vgpud_transfers;
+
+enum { VGPUD_OK_BYTES = 24 };
+
+int vgpud_transfer(vgpud_transfers *transfers, const uint8_t *request, uint32_t length,
+                   uint8_t *response);
+
+enum { VGPUD_RING_UNUSUAL = 1 << 16 };
+
+uint32_t vgpud_ring_take(const vgpud_ring *ring, const vgpud_region *regions, size_t count,
+                         uint16_t next, vgpud_chain *chains, uint32_t most, uint8_t *buffer,
+                         uint32_t size, uint16_t next_used, vgpud_transfers *transfers);
+int64_t vgpud_ring_answer(const vgpud_ring *ring, const vgpud_region *regions, size_t count,
+                          uint16_t next, uint32_t head, uint64_t address, uint32_t room,
+                          const uint8_t *response, uint32_t length);
+int vgpud_ring_publish(const vgpud_ring *ring, uint16_t signalled, uint16_t next);
+int vgpud_ring_rest(const vgpud_ring *ring, uint16_t next);
+int vgpud_ring_nap(const vgpud_ring *ring, uint16_t next, uint32_t nanoseconds);
+
 /* mapping.c: shared file mappings that survive a file that shrinks. NULL or -1 with errno set where
  * the system refuses. */
 typedef struct vgpud_mapping vgpud_mapping;
@@ -68,5 +143,18 @@ void vgpud_unmap(vgpud_mapping *mapping);
 uint64_t vgpud_mapping_address(const vgpud_mapping *mapping);
 int vgpud_mapping_faulted(const vgpud_mapping *mapping);
 int vgpud_punch_hole(int fd, uint64_t offset, uint64_t length);
+
+/* bench.c: for `vgpud bench` only */
+enum {
+    VGPUD_BENCH_MEMCPY,       /* and nothing else */
+    VGPUD_BENCH_MEMCPY_CLWB,  /* then write the target's lines back */
+    VGPUD_BENCH_MEMCPY_FLUSH, /* then write them back and drop them */
+    VGPUD_BENCH_FLUSH_MEMCPY, /* drop the source's lines, then copy */
+    VGPUD_BENCH_WRITE,        /* the copy engine's, past the caches */
+    VGPUD_BENCH_READ
+};
+enum { VGPUD_BENCH_FROM_CACHE, VGPUD_BENCH_FROM_MEMORY }; /* where the source is before a copy */
+int64_t vgpud_bench_copies(int way, int source, uint8_t *to, uint64_t to_stride, uint8_t *from,
+                           uint64_t from_stride, uint64_t row_bytes, uint64_t rows, uint32_t times);
 
 #endif

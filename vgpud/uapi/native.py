@@ -1,8 +1,8 @@
 """Typed facade over the native module: shared words, span lists, guarded mappings.
 
 Owns the border where numpy arrays become addresses; `Any` stops here. What the C does and why is
-told in native.c, rect.c and mapping.c. Must not import anything of vgpud but the compiled module.
-Only `host` (and the micro-VM) may import this.
+told in native.c, rect.c, tiles.c and mapping.c. Must not import anything of vgpud but the compiled
+module. Only `host` (and the micro-VM) may import this.
 
 Every call releases the GIL while it runs. Arguments that point outside of their arrays are bugs in
 the caller and raise ValueError or IndexError; what a guest sends is checked before it comes here.
@@ -11,6 +11,7 @@ the caller and raise ValueError or IndexError; what a guest sends is checked bef
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Collection
 from typing import Any, Final
 
@@ -26,12 +27,16 @@ assert SPAN.itemsize == ffi.sizeof("vgpud_span")
 FLUSH_BEFORE_READ: Final[int] = lib.VGPUD_FLUSH_BEFORE_READ
 NON_TEMPORAL_WRITE: Final[int] = lib.VGPUD_NON_TEMPORAL_WRITE
 BACKWARD: Final[int] = lib.VGPUD_BACKWARD
+#: A tile's width and height in pixels.
+TILE: Final[tuple[int, int]] = lib.VGPUD_TILE_WIDTH, lib.VGPUD_TILE_HEIGHT
 #: Bytes in a cache line, as CPUID tells it.
 CACHE_LINE: Final[int] = lib.vgpud_cache_line_size()
 
 _U8 = ffi.typeof("uint8_t *")
 _U16 = ffi.typeof("uint16_t *")
 _SPAN = ffi.typeof("vgpud_span *")
+_NULL = ffi.NULL
+_COPY = lib.vgpud_copy
 
 
 _CPU_FEATURES: Final[dict[str, int]] = {
@@ -144,7 +149,7 @@ class SpanList:
     Immutable. Whoever makes it keeps the memory mapped. Empty spans are left out.
     """
 
-    __slots__ = ("_pointer", "array", "ends", "size")
+    __slots__ = ("_count", "_first", "_pointer", "_sorted", "array", "ends", "size")
 
     array: NDArray[np.void]
     #: Where each span ends in the buffer.
@@ -164,20 +169,28 @@ class SpanList:
         if self.size >= 1 << 63:
             raise ValueError("a buffer of 2**63 bytes or more")
         self.ends = spans["length"].astype(np.int64).cumsum()
+        self._count = len(spans)
+        self._sorted = memoryview(self.ends.data)  # bisect takes a tenth of searchsorted's time
+        self._first = self._sorted[0] if self._count else 0
+
+    @property
+    def address(self) -> int:
+        """Where the list itself is."""
+        return address_of(self.array)
 
     def _from(self, offset: int) -> tuple[Any, int, int]:
         """Return the tail of the list from the span at an offset on, and the offset in that tail.
 
         Keeps the C from counting through thousands of pages for each small access.
         """
-        count = len(self.array)
-        if count > 1:
-            skipped = int(self.ends.searchsorted(offset, "right"))
-            if 0 < skipped < count:
+        count = self._count
+        if offset >= self._first:
+            skipped = bisect_right(self._sorted, offset)
+            if skipped < count:
                 return (
                     self._pointer + skipped,
                     count - skipped,
-                    offset - int(self.ends[skipped - 1]),
+                    offset - self._sorted[skipped - 1],
                 )
         return self._pointer, count, offset
 
@@ -232,7 +245,7 @@ class SpanList:
         to, to_count, to_start = self._from(offset)
         from_, from_count, from_start = source._from(source_offset)
         _check(
-            lib.vgpud_copy(
+            _COPY(
                 to,
                 to_count,
                 to_start,
@@ -243,11 +256,83 @@ class SpanList:
                 source_stride,
                 row_bytes,
                 rows,
-                ffi.NULL if scratch is None else _bytes(scratch, writable=True),
+                _NULL if scratch is None else _bytes(scratch, writable=True),
                 0 if scratch is None else scratch.nbytes,
                 flags,
             )
         )
+
+    def update_tiles(
+        self,
+        offset: int,
+        stride: int,
+        shadow: TileShadow,
+        x: int,
+        y: int,
+        width: int,
+        height: int,
+        *,
+        order: tuple[int, int, int, int],
+        flags: int = 0,
+    ) -> NDArray[np.uint8]:
+        """Bring a rectangle of a shadow up to date with rows of pixels here.
+
+        Byte n of the shadow's pixels is byte `order[n]` of ours. Return which of the tiles that the
+        rectangle touches have changed, or were not known: (rows, columns) of 0 and 1.
+        """
+        across, down = TILE
+        if not (width and height):
+            return np.zeros((0, 0), np.uint8)
+        tiles = (
+            (y + height - 1) // down - y // down + 1,
+            (x + width - 1) // across - x // across + 1,
+        )
+        changed = np.empty(tiles, np.uint8)
+        pointer, count, start = self._from(offset)
+        found = lib.vgpud_update_tiles(
+            pointer,
+            count,
+            start,
+            stride,
+            shadow.pointer,
+            x,
+            y,
+            width,
+            height,
+            int.from_bytes(bytes(order), "little"),
+            _bytes(changed, writable=True),
+            flags,
+        )
+        if found < 0:
+            raise ValueError("a rectangle leaves its buffer or the shadow")
+        return changed
+
+
+class TileShadow:
+    """A copy of a picture, to compare it with: `pixels` is (height, width, 4) of uint8.
+
+    Nothing of it is known at first: a tile is from when all of it was looked at.
+    """
+
+    __slots__ = ("_known", "_scratch", "pixels", "pointer")
+
+    pixels: NDArray[np.uint8]
+
+    def __init__(self, width: int, height: int) -> None:
+        across, down = TILE
+        self.pixels = np.empty((height, width, 4), np.uint8)
+        self._known = np.zeros((-(-height // down), -(-width // across)), np.uint8)
+        self._scratch = np.empty((down, width, 4), np.uint8)
+        self.pointer = ffi.new("vgpud_shadow *")
+        self.pointer.pixels = _bytes(self.pixels, writable=True)
+        self.pointer.known = _bytes(self._known, writable=True)
+        self.pointer.scratch = _bytes(self._scratch, writable=True)
+        self.pointer.width, self.pointer.height = width, height
+
+    @staticmethod
+    def size(width: int, height: int) -> int:
+        """Return about how many bytes one takes."""
+        return (height + TILE[1]) * width * 4
 
 
 def _check(result: int) -> None:

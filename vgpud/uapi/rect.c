@@ -13,6 +13,23 @@
 #include "cache_lines.h"
 #include "native.h"
 
+/* Whether a rectangle that is not empty lies inside its buffer; no sum wraps. */
+static bool inside(const vgpud_span *spans, size_t count, uint64_t offset, uint64_t stride,
+                   uint64_t row_bytes, uint64_t rows)
+{
+    uint64_t end, length = 0;
+
+    if (rows > 1 && stride < row_bytes)
+        return false;
+    if (__builtin_mul_overflow(stride, rows - 1, &end) ||
+        __builtin_add_overflow(end, row_bytes, &end) || __builtin_add_overflow(end, offset, &end))
+        return false;
+    for (; count != 0 && length < end; count--, spans++)
+        if (__builtin_add_overflow(length, spans->length, &length))
+            return false;
+    return length >= end;
+}
+
 /* Where we are in a span list. Rectangles are walked in order, so the next span is nearly always
  * this one or its neighbour. */
 struct cursor {
@@ -98,21 +115,130 @@ static void flush_for_reading(struct cursor *at, uint64_t offset, uint64_t strid
     vgpud_mfence();
 }
 
-/* Whether a rectangle that is not empty lies inside its buffer; no sum wraps. */
-static bool inside(const vgpud_span *spans, size_t count, uint64_t offset, uint64_t stride,
-                   uint64_t row_bytes, uint64_t rows)
+/* Straight from one buffer to the other, which are known not to overlap. */
+static void move_rows(struct cursor *to, uint64_t to_offset, uint64_t to_stride,
+                      struct cursor *from, uint64_t from_offset, uint64_t from_stride,
+                      uint64_t row_bytes, uint64_t rows, enum action action)
 {
-    uint64_t end, length = 0;
+    for (; rows != 0; rows--) {
+        for (uint64_t done = 0; done < row_bytes;) {
+            uint64_t left;
+            uint8_t *bytes = seek(from, from_offset + done, &left);
+            uint64_t count = left < row_bytes - done ? left : row_bytes - done;
 
-    if (rows > 1 && stride < row_bytes)
-        return false;
-    if (__builtin_mul_overflow(stride, rows - 1, &end) ||
-        __builtin_add_overflow(end, row_bytes, &end) || __builtin_add_overflow(end, offset, &end))
-        return false;
-    for (; count != 0 && length < end; count--, spans++)
-        if (__builtin_add_overflow(length, spans->length, &length))
-            return false;
-    return length >= end;
+            run(to, to_offset + done, count, bytes, action);
+            done += count;
+        }
+        to_offset += to_stride;
+        from_offset += from_stride;
+    }
+}
+
+/* A rectangle on its way: `rows` are left, the first of them at `offset`, and that from `column` on. */
+struct walk {
+    struct cursor at;
+    uint64_t offset, stride, row_bytes;
+    uint64_t column, rows;
+};
+
+/* The bytes that come next and lie together, `most` of them; none at the end. */
+static uint8_t *next_run(struct walk *walk, uint64_t most, uint64_t *count)
+{
+    uint8_t *bytes;
+
+    if (walk->rows == 0) {
+        *count = 0;
+        return NULL;
+    }
+    bytes = seek(&walk->at, walk->offset + walk->column, count);
+    if (*count > walk->row_bytes - walk->column)
+        *count = walk->row_bytes - walk->column;
+    if (*count > most)
+        *count = most;
+    return bytes;
+}
+
+static void advance(struct walk *walk, uint64_t count)
+{
+    walk->column += count;
+    if (walk->column == walk->row_bytes) {
+        walk->column = 0;
+        walk->offset += walk->stride;
+        walk->rows--;
+    }
+}
+
+/*
+ * Flush and read a rectangle, the one while the other goes on: a flush waits for the line to reach
+ * memory, a load for one to come from there, and the CPU can have many of both under way. So the
+ * rectangle is read in blocks, and while a block is read the lines of the next one are flushed, by
+ * turns of a piece. The MFENCE between two blocks is what flush_for_reading() says of its second: no
+ * line of a block is read before all of them have gone. That a prefetch brings lines of the next
+ * block back in between does no harm: after the first MFENCE what it finds in memory is what the
+ * device had written when we were called, or newer.
+ *
+ * The sizes: between two blocks is a fence, and both must be small beside the caches that their
+ * lines leave and enter; pieces must be short, for both kinds to be under way at any time. Beside
+ * flushing all and then reading, 8 MiB take four fifths of the time.
+ */
+enum { BLOCK = 128 * 1024, PIECE = 1024 };
+
+static void move_flushing(uint8_t *to, const uint8_t *from, uint64_t length, const uint8_t *ahead,
+                          enum action action)
+{
+    if (action == STORE && ahead != NULL) {
+        vgpud_fetch_flushing(to, from, length, ahead);
+    } else if (action == STORE) {
+        vgpud_fetch(to, from, length);
+    } else {
+        for (uint64_t done = 0; done < length; done += PIECE) {
+            uint64_t piece = length - done < PIECE ? length - done : PIECE;
+
+            if (ahead != NULL)
+                vgpud_flush_lines(ahead + done, piece);
+            vgpud_stream(to + done, from + done, piece);
+        }
+    }
+}
+
+static void read_flushed(struct walk from, struct walk to, enum action action)
+{
+    struct walk ahead = from;
+    uint64_t count, left = BLOCK;
+    uint8_t *next;
+
+    if (from.row_bytes < BLOCK && from.rows > 1) {
+        /* What lies scattered comes no faster for it: then the one after the other. */
+        flush_for_reading(&from.at, from.offset, from.stride, from.row_bytes, from.rows);
+        move_rows(&to.at, to.offset, to.stride, &from.at, from.offset, from.stride, from.row_bytes,
+                  from.rows, action);
+        return;
+    }
+    vgpud_mfence();
+    while (left != 0 && (next = next_run(&ahead, left, &count)) != NULL) {
+        vgpud_flush_lines(next, count);
+        advance(&ahead, count);
+        left -= count;
+    }
+    while (from.rows != 0) {
+        vgpud_mfence();
+        left = BLOCK;
+        while (left != 0 && from.rows != 0) {
+            uint64_t further;
+            uint8_t *source = next_run(&from, left, &count);
+            uint8_t *target = next_run(&to, count, &count);
+
+            next = next_run(&ahead, count, &further);
+            if (next != NULL) {
+                count = further;
+                advance(&ahead, count);
+            }
+            move_flushing(target, source, count, next, action);
+            advance(&from, count);
+            advance(&to, count);
+            left -= count;
+        }
+    }
 }
 
 int vgpud_gather(const vgpud_span *spans, size_t count, uint64_t offset, uint64_t stride,
@@ -125,8 +251,13 @@ int vgpud_gather(const vgpud_span *spans, size_t count, uint64_t offset, uint64_
         return 0;
     if (!inside(spans, count, offset, stride, row_bytes, rows))
         return -1;
-    if (flags & VGPUD_FLUSH_BEFORE_READ)
-        flush_for_reading(&at, offset, stride, row_bytes, rows);
+    if (flags & VGPUD_FLUSH_BEFORE_READ) {
+        vgpud_span out = {(uintptr_t)buffer, buffer_stride * (rows - 1) + row_bytes};
+
+        read_flushed((struct walk){at, offset, stride, row_bytes, 0, rows},
+                     (struct walk){{&out, 0}, 0, buffer_stride, row_bytes, 0, rows}, STORE);
+        return 0;
+    }
     run_rows(&at, offset, stride, buffer, buffer_stride, row_bytes, rows, LOAD);
     return 0;
 }
@@ -154,25 +285,6 @@ int vgpud_scatter(const vgpud_span *spans, size_t count, uint64_t offset, uint64
     return 0;
 }
 
-/* Straight from one buffer to the other, which are known not to overlap. */
-static void move_rows(struct cursor *to, uint64_t to_offset, uint64_t to_stride,
-                      struct cursor *from, uint64_t from_offset, uint64_t from_stride,
-                      uint64_t row_bytes, uint64_t rows, enum action action)
-{
-    for (; rows != 0; rows--) {
-        for (uint64_t done = 0; done < row_bytes;) {
-            uint64_t left;
-            uint8_t *bytes = seek(from, from_offset + done, &left);
-            uint64_t count = left < row_bytes - done ? left : row_bytes - done;
-
-            run(to, to_offset + done, count, bytes, action);
-            done += count;
-        }
-        to_offset += to_stride;
-        from_offset += from_stride;
-    }
-}
-
 /*
  * Rectangle to rectangle, chunk by chunk, so that what was flushed and fetched is still near when
  * it is written. Without a scratch buffer the two must not overlap. With one, a chunk is read whole
@@ -187,19 +299,32 @@ int vgpud_copy(const vgpud_span *to, size_t to_count, uint64_t to_offset, uint64
                uint64_t scratch_size, int flags)
 {
     enum action write = flags & VGPUD_NON_TEMPORAL_WRITE ? STREAM : STORE;
-    uint64_t size = scratch != NULL ? scratch_size : 32768;
     struct cursor reader = {from, 0}, writer = {to, 0};
     uint64_t width, height, pieces, groups;
 
     if (row_bytes == 0 || rows == 0)
         return 0;
-    if (size == 0 || !inside(to, to_count, to_offset, to_stride, row_bytes, rows) ||
+    if ((scratch != NULL && scratch_size == 0) ||
+        !inside(to, to_count, to_offset, to_stride, row_bytes, rows) ||
         !inside(from, from_count, from_offset, from_stride, row_bytes, rows))
         return -1;
+    if (scratch == NULL) {
+        struct walk source = {reader, from_offset, from_stride, row_bytes, 0, rows};
+        struct walk target = {writer, to_offset, to_stride, row_bytes, 0, rows};
+
+        if (flags & VGPUD_FLUSH_BEFORE_READ)
+            read_flushed(source, target, write);
+        else
+            move_rows(&writer, to_offset, to_stride, &reader, from_offset, from_stride, row_bytes,
+                      rows, write);
+        if (write == STREAM)
+            vgpud_sfence();
+        return 0;
+    }
     /* A chunk is either several whole rows or a piece of one row; there are no more chunks than
      * bytes. */
-    width = row_bytes < size ? row_bytes : size;
-    height = row_bytes < size ? size / row_bytes : 1;
+    width = row_bytes < scratch_size ? row_bytes : scratch_size;
+    height = row_bytes < scratch_size ? scratch_size / row_bytes : 1;
     pieces = row_bytes / width + (row_bytes % width != 0);
     groups = rows / height + (rows % height != 0);
 
@@ -213,12 +338,8 @@ int vgpud_copy(const vgpud_span *to, size_t to_count, uint64_t to_offset, uint64
 
         if (flags & VGPUD_FLUSH_BEFORE_READ)
             flush_for_reading(&reader, source, from_stride, wide, high);
-        if (scratch == NULL) {
-            move_rows(&writer, target, to_stride, &reader, source, from_stride, wide, high, write);
-        } else {
-            run_rows(&reader, source, from_stride, scratch, wide, wide, high, LOAD);
-            run_rows(&writer, target, to_stride, scratch, wide, wide, high, write);
-        }
+        run_rows(&reader, source, from_stride, scratch, wide, wide, high, LOAD);
+        run_rows(&writer, target, to_stride, scratch, wide, wide, high, write);
     }
     if (write == STREAM)
         vgpud_sfence();

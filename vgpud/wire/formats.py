@@ -58,6 +58,11 @@ def has_alpha(pixel_format: Format) -> bool:
     return pixel_format in _ALPHA
 
 
+def xrgb_order(pixel_format: Format) -> tuple[int, int, int, int]:
+    """Where B, G, R and the fourth byte are in a pixel of this format."""
+    return _BGRX[pixel_format]
+
+
 def to_xrgb(pixels: NDArray[np.uint8], pixel_format: Format) -> NDArray[np.uint8]:
     """Reorder pixels of a format to B, G, R, X (pixman's x8r8g8b8).
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,8 +79,7 @@ class RingViews:
     fence: Callable[[], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Chain:
+class Chain(NamedTuple):  # one is made for every command: a tuple is the quickest to make
     """A descriptor chain: (guest-physical address, bytes) of the buffers to read, then of those to
     write."""
 
@@ -144,20 +143,30 @@ class SplitRing:
         self._next_avail = (self._next_avail + 1) & 0xFFFF
         return chain
 
-    def put_back(self) -> None:
-        """Gives back the chain popped last: a device that stops before it is done leaves it for the
-        next start."""
-        self._next_avail = (self._next_avail - 1) & 0xFFFF
+    def put_back(self, count: int = 1) -> None:
+        """Gives back the chains popped last: a device that stops before it is done leaves them for
+        the next start."""
+        self._next_avail = (self._next_avail - count) & 0xFFFF
 
-    def push(self, head: int, written: int) -> None:
-        """Publishes a chain as used, with `written` bytes in its writable buffers."""
+    def put(self, head: int, written: int) -> None:
+        """Enters a chain as used, with `written` bytes in its writable buffers; the driver finds it
+        after `publish`."""
         slot = self._next_used % self._num
         self._views.used[slot] = (head, written)
         self._next_used = (self._next_used + 1) & 0xFFFF
-        self._views.used_idx.store(self._next_used)
         if self.log_used is not None:
             self.log_used(4 + slot * USED_ELEM.itemsize, USED_ELEM.itemsize)
-            self.log_used(2, 2)
+
+    def push(self, head: int, written: int) -> None:
+        """Publishes a chain as used, with `written` bytes in its writable buffers."""
+        self.put(head, written)
+        self._store_used()
+
+    def publish(self) -> bool:
+        """Publishes what was put; True if the driver wants an interrupt for it."""
+        if self._next_used != self._signalled_used:
+            self._store_used()
+        return self.should_notify()
 
     def should_notify(self) -> bool:
         """Tells whether the driver wants an interrupt for what has been pushed since this was last
@@ -192,6 +201,11 @@ class SplitRing:
         # A driver that missed the request has its index visible after this fence.
         self._views.fence()
         return self._views.avail_idx.load() != self._next_avail
+
+    def _store_used(self) -> None:
+        self._views.used_idx.store(self._next_used)
+        if self.log_used is not None:
+            self.log_used(2, 2)
 
     def _set_used_flags(self, flags: int) -> None:
         self._views.used_flags.store(flags)

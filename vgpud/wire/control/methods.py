@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final, TypeAlias
+from typing import Final
 
 from pydantic import BaseModel, RootModel
 
@@ -31,12 +31,6 @@ class Method:
     fd: str | None = None
 
 
-# Made here and not in the table: pydantic looks for docstrings in the source from where it is made
-# on, and tokenize, of Python 3.11, takes no half of a bracket.
-_Devices: TypeAlias = models.Page[models.Device]
-_Blobs: TypeAlias = models.Page[models.Blob]
-_Slots: TypeAlias = models.Page[models.Slot]
-
 _METHODS: Final[tuple[Method, ...]] = (
     Method(
         "rpc.discover",
@@ -47,7 +41,7 @@ _METHODS: Final[tuple[Method, ...]] = (
     Method("daemon.info", "The daemon.", params.Nothing, models.DaemonInfo),
     Method("config.reload", "Read the configuration anew.", params.Nothing, models.Reloaded),
     Method("metrics.get", "Counters, as OpenMetrics text.", params.PagedText, models.Metrics),
-    Method("device.list", "All devices.", params.Paged, _Devices),
+    Method("device.list", "All devices.", params.Paged, models.Page[models.Device]),
     Method("device.get", "One device.", params.OfDevice, models.Device),
     Method("device.resize", "Offer the guest another mode.", params.Resize, models.Resized),
     Method(
@@ -57,7 +51,7 @@ _METHODS: Final[tuple[Method, ...]] = (
         models.Screenshot,
         "the picture, a PNG file",
     ),
-    Method("blob.list", "Blob resources.", params.PagedOfDevice, _Blobs),
+    Method("blob.list", "Blob resources.", params.PagedOfDevice, models.Page[models.Blob]),
     Method("blob.create", "Make a blob for the VMM's own use.", params.CreateBlob, models.Blob),
     Method("blob.map", "Show a blob of the VMM's to the guest.", params.MapBlob, models.Blob),
     Method("blob.unmap", "Take it from the guest again.", params.OfBlob, models.Blob),
@@ -69,7 +63,7 @@ _METHODS: Final[tuple[Method, ...]] = (
         models.BlobExport,
         "the file that the blob is in, writable",
     ),
-    Method("slot.list", "Mappings into guests.", params.PagedOfDevice, _Slots),
+    Method("slot.list", "Mappings into guests.", params.PagedOfDevice, models.Page[models.Slot]),
     Method("agent.attach", "Be a device's slot agent.", params.AttachAgent, models.Agent),
     Method("agent.detach", "Be it no longer.", params.OfDevice, models.Detached),
     Method("events.subscribe", "Get event notifications.", params.Subscribe, models.Subscription),

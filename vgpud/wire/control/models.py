@@ -39,7 +39,7 @@ class ErrorKind(StrEnum):
 class Model(BaseModel):
     """What all of them share: they do not change, and have no field but those listed."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Done(Model):

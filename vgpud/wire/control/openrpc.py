@@ -10,12 +10,13 @@ from functools import cache
 from typing import Any, Final
 
 from pydantic import BaseModel
-from pydantic.json_schema import GenerateJsonSchema, models_json_schema
+from pydantic.json_schema import models_json_schema
 
 from vgpud import __version__
 from vgpud.wire import slot_calls
 from vgpud.wire.control import models
 from vgpud.wire.control.methods import METHODS, OpenRpcDocument
+from vgpud.wire.field_docs import WithFieldDocs
 from vgpud.wire.rpc import ErrorCode, Json
 
 _SCHEMAS: Final = "#/components/schemas/"
@@ -44,7 +45,7 @@ class ErrorData(BaseModel):
     kind: models.ErrorKind
 
 
-class _Untitled(GenerateJsonSchema):
+class _Untitled(WithFieldDocs):
     """Without a title for each field, which is its name once more."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:

@@ -26,9 +26,7 @@ ScanoutNumber: TypeAlias = Annotated[int, Field(ge=0, lt=16)]
 class Params(BaseModel):
     """What all of them share. An array of values in the order of the fields is as good."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Nothing(Params):

@@ -189,10 +189,20 @@ def _shaped(kind: CommandType, command: type[Command], shape: type[Rect | Box], 
     def build(header: Header, values: _Fields, _request: Bytes) -> Command:
         return make(header, shape(*values[:count]), *values[count:])
 
+    def build_with_rect(header: Header, values: _Fields, _request: Bytes) -> Command:
+        x, y, width, height, first, second = values  # two slices less
+        return make(header, Rect(x, y, width, height), first, second)
+
+    def build_with_rect_only(header: Header, values: _Fields, _request: Bytes) -> Command:
+        x, y, width, height, only = values
+        return make(header, Rect(x, y, width, height), only)
+
     def flatten(value: object) -> _Fields:
         return (*astuple(getattr(value, name)), *(getattr(value, name) for name in names))
 
-    return _Wire(kind, command, Struct(f"<{count}I{rest}"), build, flatten, _no_tail)
+    quick = {1: build_with_rect_only, 2: build_with_rect} if shape is Rect else {}
+    layout = Struct(f"<{count}I{rest}")
+    return _Wire(kind, command, layout, quick.get(len(names), build), flatten, _no_tail)
 
 
 def _no_tail(_command: Command) -> bytes:

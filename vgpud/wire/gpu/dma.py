@@ -23,13 +23,13 @@ the stream; what ran before it stays done.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, assert_never
 
 from vgpud.errors import GuestError
 from vgpud.wire.gpu.protocol import ResourceId, ResponseType
+from vgpud.wire.value import value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -59,7 +59,7 @@ class Opcode(IntEnum):
     CRC32 = 4
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Capset:
     """The capability set: what a guest may ask of this context; `max_blob_size` in bytes."""
 
@@ -77,12 +77,12 @@ class Capset:
         return cls(*_CAPSET.unpack_from(data))
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Nop:
     """Do nothing."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Fill:
     """Write `pattern`, little-endian, again and again from `offset` on; the last may be cut."""
 
@@ -92,7 +92,7 @@ class Fill:
     pattern: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Copy:
     """Copy `length` bytes."""
 
@@ -103,7 +103,7 @@ class Copy:
     length: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Blit:
     """Copy `height` rows of `width` pixels of `cpp` bytes; rows begin `stride` bytes apart."""
 
@@ -123,7 +123,7 @@ class Blit:
         return self.width * self.cpp
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Crc32:
     """Write the CRC-32 (zlib's) of `length` bytes of `src` as a little-endian u32 into `dst`."""
 

@@ -7,11 +7,11 @@ Specification: virtio 1.3, 5.7.6.7 `struct virtio_gpu_ctrl_hdr`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from struct import Struct
 from typing import Final, TypeAlias
 
 from vgpud.wire.gpu.protocol import NO_CONTEXT, ContextId, Flag
+from vgpud.wire.value import value
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
 """What a decoder reads. A memoryview must be of single bytes and contiguous."""
@@ -26,7 +26,7 @@ _FENCE = int(Flag.FENCE)
 _INFO_RING_IDX = int(Flag.INFO_RING_IDX)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Header:
     """What a command is, and how its completion is to be told apart from others'.
 
@@ -54,7 +54,7 @@ class Header:
         return _LAYOUT.pack(self.type, self.flags, self.fence_id, self.ctx_id, self.ring_idx)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Rect:
     """A rectangle in pixels, exactly as sent: it may be empty, or wrap when added up in u32."""
 
@@ -64,7 +64,7 @@ class Rect:
     height: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Box:
     """A box in texels, exactly as sent. Source: `struct virtio_gpu_box`."""
 
@@ -84,6 +84,16 @@ def decode_header(message: Bytes) -> Header | None:
     if len(message) < HEADER_SIZE:
         return None
     return Header(*_LAYOUT.unpack_from(message))
+
+
+def echoed(header: Header, response_type: int) -> bytes:
+    """Return what `echo` makes as bytes, without making it."""
+    flags = header.flags
+    if not flags & _FENCE:
+        return _LAYOUT.pack(response_type, 0, 0, 0, 0)
+    ring_idx = header.ring_idx if flags & _INFO_RING_IDX else 0
+    kept = flags & (_FENCE | _INFO_RING_IDX)
+    return _LAYOUT.pack(response_type, kept, header.fence_id, header.ctx_id, ring_idx)
 
 
 def echo(header: Header, response_type: int) -> Header:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import TYPE_CHECKING, Final, TypeAlias, assert_never
 
-from vgpud.wire.gpu.header import HEADER_SIZE, Bytes, Header, Rect, decode_header, echo
+from vgpud.wire.gpu.header import HEADER_SIZE, Bytes, Header, Rect, decode_header, echoed
 from vgpud.wire.gpu.protocol import MAX_SCANOUTS, ResponseType
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ Response: TypeAlias = (
     OkNoData | DisplayInfo | CapsetInfo | Capset | Edid | ResourceUuid | MapInfo | Error
 )
 
+_OK_NODATA: Final = int(ResponseType.OK_NODATA)
 _UNPLUGGED = DisplayMode(Rect(0, 0, 0, 0), enabled=False)
 
 
@@ -117,9 +118,11 @@ def encode(response: Response, header: Header) -> bytes:
 
     ValueError if a value does not fit its place: what a guest sends never leads there.
     """
+    if type(response) is OkNoData:  # as nearly all are
+        return echoed(header, _OK_NODATA)
     match response:
         case OkNoData():
-            return _message(header, ResponseType.OK_NODATA, b"")
+            return echoed(header, _OK_NODATA)
         case Error(code):
             return _message(header, code, b"")
         case MapInfo(map_info):
@@ -176,7 +179,7 @@ def config_space(
 
 
 def _message(header: Header, response_type: int, body: bytes) -> bytes:
-    return echo(header, response_type).pack() + body
+    return echoed(header, response_type) + body
 
 
 def _pack_modes(modes: tuple[DisplayMode, ...]) -> bytes:

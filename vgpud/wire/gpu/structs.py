@@ -18,6 +18,7 @@ import numpy as np
 
 from vgpud.wire.gpu.header import Box, Header, Rect
 from vgpud.wire.gpu.protocol import CONTEXT_INIT_CAPSET_ID_MASK, NO_RESOURCE, ResourceId, ScanoutId
+from vgpud.wire.value import value
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,14 +34,14 @@ MemEntries: TypeAlias = "NDArray[np.void]"
 # 5.7.6.8 controlq (2d)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class GetDisplayInfo:
     """Ask for the outputs and their preferred sizes."""
 
     header: Header
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class GetEdid:
     """Ask for the EDID of an output."""
 
@@ -48,7 +49,7 @@ class GetEdid:
     scanout: ScanoutId
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ResourceCreate2D:
     """Create an image on the host; sizes in pixels, `format` a `protocol.Format` if it is valid."""
 
@@ -59,7 +60,7 @@ class ResourceCreate2D:
     height: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ResourceUnref:
     """Destroy a resource."""
 
@@ -67,7 +68,7 @@ class ResourceUnref:
     resource_id: ResourceId
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SetScanout:
     """Show a rectangle of a resource on an output; resource 0 turns the output off."""
 
@@ -77,7 +78,7 @@ class SetScanout:
     resource_id: ResourceId
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ResourceFlush:
     """Bring a rectangle of a resource to the outputs that show it."""
 
@@ -86,7 +87,7 @@ class ResourceFlush:
     resource_id: ResourceId
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class TransferToHost2D:
     """Copy a rectangle from the backing, `offset` bytes in, to the host's image."""
 
@@ -117,7 +118,7 @@ class ResourceAttachBacking:
         return hash((self.header, self.resource_id, self.entries.tobytes()))
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ResourceDetachBacking:
     """Take a resource's guest memory from it."""
 
@@ -125,7 +126,7 @@ class ResourceDetachBacking:
     resource_id: ResourceId
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class GetCapsetInfo:
     """Ask for the id, version and size of the capability set at an index."""
 
@@ -133,7 +134,7 @@ class GetCapsetInfo:
     capset_index: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class GetCapset:
     """Ask for a capability set itself."""
 
@@ -142,7 +143,7 @@ class GetCapset:
     capset_version: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ResourceAssignUuid:
     """Ask for a name by which other devices of the guest can share a resource."""
 
@@ -183,7 +184,7 @@ class ResourceCreateBlob:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SetScanoutBlob:
     """Show a rectangle of a blob, laid out as said here, on an output; strides in bytes."""
 
@@ -201,7 +202,7 @@ class SetScanoutBlob:
 # 5.7.6.9 controlq (3d)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CtxCreate:
     """Create the context that the header names; `debug_name` is at most 64 bytes of any kind."""
 
@@ -215,14 +216,14 @@ class CtxCreate:
         return self.context_init & CONTEXT_INIT_CAPSET_ID_MASK
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CtxDestroy:
     """Destroy the context that the header names."""
 
     header: Header
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CtxAttachResource:
     """Let the context that the header names use a resource."""
 
@@ -230,7 +231,7 @@ class CtxAttachResource:
     resource_id: ResourceId
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CtxDetachResource:
     """Undo a CtxAttachResource."""
 
@@ -238,7 +239,7 @@ class CtxDetachResource:
     resource_id: ResourceId
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ResourceCreate3D:
     """Create a renderer's resource."""
 
@@ -256,7 +257,7 @@ class ResourceCreate3D:
     flags: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class TransferToHost3D:
     """Copy a box from the backing to a renderer's resource; offset and strides in bytes."""
 
@@ -269,7 +270,7 @@ class TransferToHost3D:
     layer_stride: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class TransferFromHost3D:
     """Copy a box from a renderer's resource to the backing; offset and strides in bytes."""
 
@@ -282,7 +283,7 @@ class TransferFromHost3D:
     layer_stride: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Submit3D:
     """Run a command stream, in the language of the context that the header names."""
 
@@ -290,7 +291,7 @@ class Submit3D:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ResourceMapBlob:
     """Map a blob into the host-visible window, `offset` bytes in."""
 
@@ -299,7 +300,7 @@ class ResourceMapBlob:
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ResourceUnmapBlob:
     """Undo a ResourceMapBlob."""
 
@@ -310,7 +311,7 @@ class ResourceUnmapBlob:
 # 5.7.6.10 cursorq
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class UpdateCursor:
     """Set a cursor's image and place; resource 0 hides it.
 
@@ -326,7 +327,7 @@ class UpdateCursor:
     hot_y: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class MoveCursor:
     """Set a cursor's place. The fields after `y` are on the wire and mean nothing."""
 

@@ -1,0 +1,226 @@
+/*
+ * Split rings: many chains in one call, each checked as wire/ring.py checks it.
+ *
+ * Only what is usual is done here: a chain of few descriptors, direct or indirect, each buffer of it
+ * in one region of guest memory, a short request, and at most one buffer for the response. A chain
+ * that is anything else (malformed, long, across regions) ends the batch before it and is left to
+ * wire/ring.py, which so stays the one place that knows what is an error and which.
+ *
+ * Source: virtio 1.3, 2.7 "Split Virtqueues".
+ */
+#include "native.h"
+
+#include <stdatomic.h>
+#include <string.h>
+#include <time.h>
+
+enum { DESC_F_NEXT = 1, DESC_F_WRITE = 2, DESC_F_INDIRECT = 4 };
+enum { AVAIL_F_NO_INTERRUPT = 1 };
+enum { FLAGS = 0, IDX = 2, RING = 4 }; /* bytes into both the available and the used ring */
+enum { MAX_INDIRECT = 4096 };          /* as in wire/ring.py */
+/* A command of a driver has two descriptors, or a few more where its data is not contiguous. */
+enum { FEW = 32, SHORT = 4096 };
+
+struct desc {
+    uint64_t addr;
+    uint32_t len;
+    uint16_t flags, next;
+};
+
+_Static_assert(sizeof(struct desc) == 16, "virtio 1.3, 2.7.5");
+
+/*
+ * The driver may write to a descriptor at any time: it is copied once, and the barrier keeps the
+ * compiler from reading the original again in the place of the copy.
+ */
+static struct desc fetch(const uint8_t *table, uint32_t index)
+{
+    struct desc copy;
+
+    memcpy(&copy, table + (size_t)index * sizeof(copy), sizeof(copy));
+    __asm__ volatile("" : : "r"(&copy) : "memory");
+    return copy;
+}
+
+/* Where a range of guest memory is mapped; NULL if it is empty or not wholly in one region. */
+static uint8_t *inside(const vgpud_region *regions, size_t count, uint64_t gpa, uint64_t length)
+{
+    for (size_t i = 0; i < count; i++) {
+        uint64_t offset = gpa - regions[i].start;
+
+        if (gpa >= regions[i].start && offset < regions[i].size)
+            return length != 0 && length <= regions[i].size - offset
+                       ? (uint8_t *)(uintptr_t)(regions[i].address + offset)
+                       : NULL;
+    }
+    return NULL;
+}
+
+static uint16_t *word(uint64_t part, uint64_t offset)
+{
+    return (uint16_t *)(uintptr_t)(part + offset);
+}
+
+static uint16_t load(uint64_t part, uint64_t offset)
+{
+    return __atomic_load_n(word(part, offset), __ATOMIC_ACQUIRE);
+}
+
+static void store(uint64_t part, uint64_t offset, uint16_t value)
+{
+    __atomic_store_n(word(part, offset), value, __ATOMIC_RELEASE);
+}
+
+/* One chain and its request, of `size` bytes at most; 0 if it is not a usual one. */
+static int take_one(const vgpud_ring *ring, const vgpud_region *regions, size_t count,
+                    uint32_t head, vgpud_chain *chain, uint8_t *buffer, uint32_t size)
+{
+    const uint8_t *table = (const uint8_t *)(uintptr_t)ring->descriptors;
+    uint32_t entries = ring->num, index = head;
+    int indirect = 0;
+
+    memset(chain, 0, sizeof(*chain));
+    chain->head = head;
+    if (head >= ring->num)
+        return 0;
+    for (int visited = 0; visited < FEW; visited++) {
+        struct desc desc = fetch(table, index);
+        const uint8_t *bytes;
+
+        if (desc.flags & DESC_F_INDIRECT) {
+            if (!ring->indirect || indirect || desc.flags & DESC_F_NEXT ||
+                desc.len % sizeof(desc) != 0 || desc.len > MAX_INDIRECT * sizeof(desc))
+                return 0;
+            table = inside(regions, count, desc.addr, desc.len);
+            if (table == NULL)
+                return 0;
+            entries = desc.len / sizeof(desc);
+            index = 0;
+            indirect = 1;
+            continue;
+        }
+        bytes = inside(regions, count, desc.addr, desc.len);
+        if (bytes == NULL || chain->writable)
+            return 0; /* also what is to be read, after what is to be written */
+        if (desc.flags & DESC_F_WRITE) {
+            chain->writable = 1;
+            chain->response = desc.addr;
+            chain->room = desc.len;
+        } else {
+            if (desc.len > size - chain->length)
+                return 0;
+            memcpy(buffer + chain->length, bytes, desc.len);
+            chain->length += desc.len;
+        }
+        if (!(desc.flags & DESC_F_NEXT))
+            return 1;
+        if (desc.next >= entries)
+            return 0;
+        index = desc.next;
+    }
+    return 0; /* long, or a loop */
+}
+
+/*
+ * Write a response, as much of it as there is room for, and the used element at index `next`, which
+ * nobody looks at before vgpud_ring_publish(). Returns the bytes written; -1 if the response's place
+ * is not in one region, with nothing written.
+ */
+int64_t vgpud_ring_answer(const vgpud_ring *ring, const vgpud_region *regions, size_t count,
+                          uint16_t next, uint32_t head, uint64_t address, uint32_t room,
+                          const uint8_t *response, uint32_t length)
+{
+    uint32_t written = length < room ? length : room;
+    uint32_t element[2] = {head, written};
+    uint8_t *used = (uint8_t *)(uintptr_t)ring->used;
+
+    if (written != 0) {
+        uint8_t *to = inside(regions, count, address, written);
+
+        if (to == NULL)
+            return -1;
+        memcpy(to, response, written);
+    }
+    memcpy(used + RING + 8u * (next & (ring->num - 1)), element, sizeof(element));
+    return written;
+}
+
+/*
+ * Take up to `most` chains from `next` on, their requests one after the other into the buffer.
+ * Returns their number, with VGPUD_RING_UNUSUAL if the one after them is to be looked at by other
+ * means.
+ *
+ * With `transfers`, the first up to `most` that are done by transfer.c are done and answered instead,
+ * from the used index `next_used` on; their number goes to transfers->served. Only the first ones:
+ * none is done before a chain that was made available before it.
+ */
+uint32_t vgpud_ring_take(const vgpud_ring *ring, const vgpud_region *regions, size_t count,
+                         uint16_t next, vgpud_chain *chains, uint32_t most, uint8_t *buffer,
+                         uint32_t size, uint16_t next_used, vgpud_transfers *transfers)
+{
+    uint16_t waiting = load(ring->available, IDX) - next;
+    uint32_t taken = 0, served = 0, at = 0;
+
+    if (transfers != NULL)
+        transfers->served = 0;
+    if (waiting > ring->num)
+        return VGPUD_RING_UNUSUAL;
+    while (served + taken < waiting && served < most && taken < most && size - at >= SHORT) {
+        uint32_t slot = (next + served + taken) & (ring->num - 1);
+        uint16_t head = __atomic_load_n(word(ring->available, RING + 2u * slot), __ATOMIC_RELAXED);
+        vgpud_chain *chain = &chains[taken];
+        uint8_t response[VGPUD_OK_BYTES];
+
+        if (!take_one(ring, regions, count, head, chain, buffer + at, SHORT))
+            return taken | VGPUD_RING_UNUSUAL;
+        if (transfers != NULL && taken == 0 && chain->writable &&
+            vgpud_transfer(transfers, buffer, chain->length, response)) {
+            /* Its place has been looked up by take_one(). */
+            vgpud_ring_answer(ring, regions, count, (uint16_t)(next_used + served), head,
+                              chain->response, chain->room, response, sizeof(response));
+            transfers->served = ++served;
+            continue;
+        }
+        chain->request = at;
+        at += chain->length;
+        taken++;
+    }
+    return taken;
+}
+
+/* Publish what was answered before `next`; whether the driver wants an interrupt for what came
+ * since `signalled`. */
+int vgpud_ring_publish(const vgpud_ring *ring, uint16_t signalled, uint16_t next)
+{
+    store(ring->used, IDX, next);
+    /* The index must be visible before the driver's wish is read, or both sides could wait. */
+    atomic_thread_fence(memory_order_seq_cst);
+    if (signalled == next)
+        return 0;
+    if (!ring->event_idx)
+        return !(load(ring->available, FLAGS) & AVAIL_F_NO_INTERRUPT);
+    return (uint16_t)(next - load(ring->available, RING + 2u * ring->num) - 1) <
+           (uint16_t)(next - signalled);
+}
+
+/* Ask for kicks; whether chains came meanwhile. */
+int vgpud_ring_rest(const vgpud_ring *ring, uint16_t next)
+{
+    if (ring->event_idx)
+        store(ring->used, RING + 8u * ring->num, next);
+    else
+        store(ring->used, FLAGS, 0);
+    /* A driver that missed the request has its index visible after this fence. */
+    atomic_thread_fence(memory_order_seq_cst);
+    return load(ring->available, IDX) != next;
+}
+
+/* Sleep for a while, unless a chain is there already; whether one is there then. */
+int vgpud_ring_nap(const vgpud_ring *ring, uint16_t next, uint32_t nanoseconds)
+{
+    struct timespec nap = {0, nanoseconds};
+
+    if (load(ring->available, IDX) == next)
+        nanosleep(&nap, NULL);
+    return load(ring->available, IDX) != next;
+}
