@@ -68,10 +68,10 @@ def test_beside_the_c_back_end(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(list(costs.charts())) == len(guest.PICTURES) + 2
     ratios = {row.figure: row.ratio for row in costs.pictures if row.contender == guest.OURS}
     for figure, least in (  # aimed for: 1.2, 3, 1.1, 2
-        ("transfers", 0.3),
-        ("flips_area", 0.8),
-        ("flips", 0.5),
-        ("dirtyfb", 0.25),
+        ("transfers", 0.5),
+        ("flips_area", 1.5),
+        ("flips", 1.1),
+        ("dirtyfb", 1.1),
     ):
         assert ratios[guest.PICTURES[figure]] > least, figure
     assert costs.fence_ratio < 4  # aimed for: 0.8

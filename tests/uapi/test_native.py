@@ -115,6 +115,7 @@ def test_cpu_features_agree_with_the_kernel() -> None:
         "clflushopt": "clflushopt",
         "clwb": "clwb",
         "avx2": "avx2",
+        "avx512f": "avx512f",
         "self-snoop": "ss",
         "hypervisor": "hypervisor",
     }

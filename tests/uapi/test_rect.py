@@ -16,7 +16,12 @@ from vgpud.uapi.native import BACKWARD, FLUSH_BEFORE_READ, NON_TEMPORAL_WRITE, S
 
 ALL_FEATURES = native.cpu_features()
 # What this CPU has, and what older ones have not.
-CPUS = sorted({ALL_FEATURES, ALL_FEATURES - {"avx2"}, ALL_FEATURES - {"clflushopt"}}, key=len)
+CPUS = sorted(
+    {ALL_FEATURES - set(lacking) for lacking in ((), ("avx512f",), ("avx512f", "avx2"))}
+    | {ALL_FEATURES - {"clflushopt"}},
+    key=len,
+)
+LONG = Buffer(((3, 100_001), (150_000, 1), (160_007, 262_221), (500_001, 190_000)))
 
 
 @pytest.fixture(params=CPUS, ids=lambda features: "+".join(sorted(features)) or "none")
@@ -54,6 +59,41 @@ def test_scatter(flags: int, data: st.DataObject, buffer: Buffer) -> None:
 
     expected = random_bytes(SIZE)
     expected[buffer.index[rect.index]] = piece
+    assert np.array_equal(arena, expected)
+
+
+@pytest.mark.parametrize(
+    "rect",
+    [Rect(5, 0, 550_000, 1), Rect(17, 250_000, 200_003, 2), Rect(1, 6000, 4099, 90)],
+    ids=["one run", "long rows", "short rows"],
+)
+@pytest.mark.parametrize("flags", range(4))
+def test_what_is_long_is_flushed_ahead_of_the_read(
+    cpu: frozenset[str], flags: int, rect: Rect
+) -> None:
+    arena, other = random_bytes(700_000), random_bytes(700_000, 2)
+    source = SpanList(LONG.spans(other))
+    frame = np.zeros((rect.rows, rect.row_bytes + 5), np.uint8)
+    source.gather(rect.offset, rect.stride, frame[:, 2 : 2 + rect.row_bytes], flags)
+    wanted = other[LONG.index[rect.index]]
+    assert np.array_equal(frame[:, 2 : 2 + rect.row_bytes], wanted)
+    assert not frame[:, :2].any()
+    assert not frame[:, 2 + rect.row_bytes :].any()
+
+    to = Rect(1, rect.row_bytes + 1, rect.row_bytes, rect.rows)
+    mirrored = Buffer(LONG.pieces[::-1])
+    SpanList(mirrored.spans(arena)).copy_from(
+        to.offset,
+        to.stride,
+        source,
+        rect.offset,
+        rect.stride,
+        row_bytes=rect.row_bytes,
+        rows=rect.rows,
+        flags=flags,
+    )
+    expected = random_bytes(700_000)
+    expected[mirrored.index[to.index]] = wanted
     assert np.array_equal(arena, expected)
 
 

@@ -120,6 +120,8 @@ class WindowBlob:
         self._flush = flushed_at_hand_over(plan)
         self._charge = charge
         self._private: NDArray[np.uint8] | None = None
+        self._contents: Extents | None = None  # as it was last asked for
+        self._contents_at: int | None = None  # its offset in the window; None for private memory
 
     @property
     def mapped(self) -> bool:
@@ -143,13 +145,18 @@ class WindowBlob:
 
     def contents(self) -> Extents:
         place = self._layout.map.place(self._blob)
-        if place is not None:
-            return Extents.from_array(
-                self._layout.window.view(place.offset, place.size), access=self._access
-            )
+        at = None if place is None else place.offset
+        if self._contents is None or self._contents_at != at:
+            self._contents = Extents.from_array(self._bytes_at(at), access=self._access)
+            self._contents_at = at
+        return self._contents
+
+    def _bytes_at(self, offset: int | None) -> NDArray[np.uint8]:
+        if offset is not None:
+            return self._layout.window.view(offset, self._size)
         if self._private is None:
             self._private = zeroed(self._size)
-        return Extents.from_array(self._private, access=self._access)
+        return self._private
 
     async def map(self, offset: int) -> None:
         layout = self._layout
@@ -176,7 +183,7 @@ class WindowBlob:
     def forget(self) -> None:
         """Lets go of everything that is outside the window."""
         del self._layout.blobs[self._blob]
-        self._private = None
+        self._private = self._contents = None
         self._charge.release()
 
     async def move_out(self) -> None:
@@ -191,6 +198,7 @@ class WindowBlob:
         place = self._layout.map.remove(self._blob)
         self._layout.window.clear(place.offset, place.size)
         self._private, self._charge = private, charge
+        self._contents = None
 
     async def _copy_out(self, out: Extents) -> None:
         """Copies the bytes as they are in the end: the guest, if it is not the one that has us
@@ -211,7 +219,7 @@ class WindowBlob:
         if self._private is not None or self._flush:
             view = Extents.from_array(window.view(offset, self._size), access=self._access)
             await self._do(lambda: self._fill(view))
-        self._private = None
+        self._private = self._contents = None
         self._charge.release()
 
     def _fill(self, view: Extents) -> None:

@@ -1,6 +1,6 @@
 /*
- * For `vgpud bench` only: the copies that the copy engine is compared with, and a clock around all of
- * them. Nothing of the device calls this.
+ * For `vgpud bench` only: the copies that the copy engine is compared with, and a clock around all
+ * of them. Nothing of the device calls this.
  *
  * The clock is here because a Python call costs more than a copy of a page does.
  */

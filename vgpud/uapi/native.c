@@ -190,8 +190,8 @@ static void stream_part(uint8_t *block, unsigned first, unsigned count, const ui
                         _mm_loadu_si128((const __m128i *)mask), (char *)block);
 }
 
-/* `to` is the start of a line for the wide loops, and a multiple of 16 for the narrow one; each takes
- * what it can and says how much. */
+/* `to` is the start of a line for the wide loops, and a multiple of 16 for the narrow one; each
+ * takes what it can and says how much. */
 __attribute__((target("avx2"))) static size_t stream_avx2(uint8_t *to, const uint8_t *from,
                                                           size_t length)
 {
@@ -306,8 +306,8 @@ static size_t fetch_sse2(uint8_t *to, const uint8_t *from, size_t length)
     return done;
 }
 
-/* In one loop: at the end of an inner one the CPU would guess wrong now and then, and each time have
- * nothing under way. */
+/* In one loop: at the end of an inner one the CPU would guess wrong now and then, and each time
+ * have nothing under way. */
 __attribute__((target("avx512f,clflushopt"))) static size_t
 fetch_flushing_avx512(uint8_t *to, const uint8_t *from, size_t length, uintptr_t ahead)
 {
@@ -354,7 +354,8 @@ void vgpud_fetch_flushing(uint8_t *to, const uint8_t *from, size_t length, const
             done = fetch_flushing_avx2(to, from, length, line);
     }
     /* With the line that a run which does not begin on one ends in. */
-    vgpud_flush_lines((const uint8_t *)line + done, (size_t)(ahead - (const uint8_t *)line) + length - done);
+    vgpud_flush_lines((const uint8_t *)line + done,
+                      (size_t)(ahead - (const uint8_t *)line) + length - done);
     vgpud_fetch(to + done, from + done, length - done);
 }
 

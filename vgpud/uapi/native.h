@@ -60,8 +60,9 @@ int vgpud_fill(const vgpud_span *spans, size_t count, uint64_t offset, uint64_t 
                uint32_t pattern, int flags);
 int vgpud_flush(const vgpud_span *spans, size_t count, uint64_t offset, uint64_t length);
 
-/* tiles.c: which tiles of a picture differ from a copy of it, which is brought up to date. A shadow's
- * rows have no gaps; `known` is a byte for each tile, `scratch` holds VGPUD_TILE_HEIGHT rows. */
+/* tiles.c: which tiles of a picture differ from a copy of it, which is brought up to date. A
+ * shadow's rows have no gaps; `known` is a byte for each tile, `scratch` holds VGPUD_TILE_HEIGHT
+ * rows. */
 enum {
     VGPUD_TILE_WIDTH = 64,
     VGPUD_TILE_HEIGHT = 16,
@@ -75,8 +76,8 @@ int64_t vgpud_update_tiles(const vgpud_span *spans, size_t count, uint64_t offse
                            const vgpud_shadow *shadow, uint32_t x, uint32_t y, uint32_t width,
                            uint32_t height, uint32_t order, uint8_t *changed, int flags);
 
-/* ring.c: split rings, several chains a call. `descriptors`, `available` and `used` are where a ring's
- * parts are mapped; the caller has checked that all of them are there. */
+/* ring.c: split rings, several chains a call. `descriptors`, `available` and `used` are where a
+ * ring's parts are mapped; the caller has checked that all of them are there. */
 typedef struct {
     uint64_t descriptors, available, used;
     uint32_t num;

@@ -43,13 +43,14 @@ _CPU_FEATURES: Final[dict[str, int]] = {
     "clflushopt": lib.VGPUD_CPU_CLFLUSHOPT,
     "clwb": lib.VGPUD_CPU_CLWB,
     "avx2": lib.VGPUD_CPU_AVX2,
+    "avx512f": lib.VGPUD_CPU_AVX512,
     "self-snoop": lib.VGPUD_CPU_SELF_SNOOP,
     "hypervisor": lib.VGPUD_CPU_HYPERVISOR,
 }
 
 
 def cpu_features() -> frozenset[str]:
-    """Return which of clflushopt, clwb, avx2, self-snoop, hypervisor this CPU has, by CPUID."""
+    """Return which of clflushopt, clwb, avx2, avx512f, self-snoop, hypervisor this CPU has."""
     bits = lib.vgpud_cpu_features()
     return frozenset(name for name, bit in _CPU_FEATURES.items() if bits & bit)
 

@@ -134,7 +134,8 @@ static void move_rows(struct cursor *to, uint64_t to_offset, uint64_t to_stride,
     }
 }
 
-/* A rectangle on its way: `rows` are left, the first of them at `offset`, and that from `column` on. */
+/* A rectangle on its way: `rows` are left, the first of them at `offset`, and that from `column`
+ * on. */
 struct walk {
     struct cursor at;
     uint64_t offset, stride, row_bytes;
@@ -171,15 +172,15 @@ static void advance(struct walk *walk, uint64_t count)
 /*
  * Flush and read a rectangle, the one while the other goes on: a flush waits for the line to reach
  * memory, a load for one to come from there, and the CPU can have many of both under way. So the
- * rectangle is read in blocks, and while a block is read the lines of the next one are flushed, by
- * turns of a piece. The MFENCE between two blocks is what flush_for_reading() says of its second: no
- * line of a block is read before all of them have gone. That a prefetch brings lines of the next
- * block back in between does no harm: after the first MFENCE what it finds in memory is what the
- * device had written when we were called, or newer.
+ * rectangle is read in blocks, and while a block is read the lines of the next one are flushed in
+ * between. The MFENCE between two blocks is what flush_for_reading() says of its second:
+ * no line of a block is read before all of them have gone. That a prefetch brings lines of the
+ * next block back in between does no harm: after the first MFENCE what it finds in memory is what
+ * the device had written when we were called, or newer.
  *
  * The sizes: between two blocks is a fence, and both must be small beside the caches that their
- * lines leave and enter; pieces must be short, for both kinds to be under way at any time. Beside
- * flushing all and then reading, 8 MiB take four fifths of the time.
+ * lines leave and enter. Beside flushing all and then reading, 8 MiB take four fifths of the time.
+ * Streaming stores at the other end take their turns with the flushes by pieces.
  */
 enum { BLOCK = 128 * 1024, PIECE = 1024 };
 

@@ -1,10 +1,10 @@
 /*
  * Split rings: many chains in one call, each checked as wire/ring.py checks it.
  *
- * Only what is usual is done here: a chain of few descriptors, direct or indirect, each buffer of it
- * in one region of guest memory, a short request, and at most one buffer for the response. A chain
- * that is anything else (malformed, long, across regions) ends the batch before it and is left to
- * wire/ring.py, which so stays the one place that knows what is an error and which.
+ * Only what is usual is done here: a chain of few descriptors, direct or indirect, each buffer of
+ * it in one region of guest memory, a short request, and at most one buffer for the response. A
+ * chain that is anything else (malformed, long, across regions) ends the batch before it and is
+ * left to wire/ring.py, which so stays the one place that knows what is an error and which.
  *
  * Source: virtio 1.3, 2.7 "Split Virtqueues".
  */
@@ -122,9 +122,9 @@ static int take_one(const vgpud_ring *ring, const vgpud_region *regions, size_t 
 }
 
 /*
- * Write a response, as much of it as there is room for, and the used element at index `next`, which
- * nobody looks at before vgpud_ring_publish(). Returns the bytes written; -1 if the response's place
- * is not in one region, with nothing written.
+ * Write a response, as much of it as there is room for, and the used element at index `next`,
+ * which nobody looks at before vgpud_ring_publish(). Returns the bytes written; -1 if the
+ * response's place is not in one region, with nothing written.
  */
 int64_t vgpud_ring_answer(const vgpud_ring *ring, const vgpud_region *regions, size_t count,
                           uint16_t next, uint32_t head, uint64_t address, uint32_t room,
@@ -150,9 +150,9 @@ int64_t vgpud_ring_answer(const vgpud_ring *ring, const vgpud_region *regions, s
  * Returns their number, with VGPUD_RING_UNUSUAL if the one after them is to be looked at by other
  * means.
  *
- * With `transfers`, the first up to `most` that are done by transfer.c are done and answered instead,
- * from the used index `next_used` on; their number goes to transfers->served. Only the first ones:
- * none is done before a chain that was made available before it.
+ * With `transfers`, the first up to `most` that are done by transfer.c are done and answered
+ * instead, from the used index `next_used` on; their number goes to transfers->served. Only the
+ * first ones: none is done before a chain that was made available before it.
  */
 uint32_t vgpud_ring_take(const vgpud_ring *ring, const vgpud_region *regions, size_t count,
                          uint16_t next, vgpud_chain *chains, uint32_t most, uint8_t *buffer,

@@ -17,7 +17,8 @@ struct strip {
     uint32_t x, width, columns;
 };
 
-/* Where a tile's pixels begin in the strip, in bytes; for the one behind the last, where they end. */
+/* Where a tile's pixels begin in the strip, in bytes; for the one behind the last, where they
+ * end. */
 static size_t edge(const struct strip *strip, uint32_t column)
 {
     uint32_t first = strip->x / VGPUD_TILE_WIDTH;
@@ -181,7 +182,8 @@ int64_t vgpud_update_tiles(const vgpud_span *spans, size_t count, uint64_t offse
             offset += rows * stride;
         }
         /* All that was looked at now equals the shadow; a tile is known if that is all of it. */
-        if (top % VGPUD_TILE_HEIGHT == 0 && (rows == VGPUD_TILE_HEIGHT || top + rows == shadow->height))
+        if (top % VGPUD_TILE_HEIGHT == 0 &&
+            (rows == VGPUD_TILE_HEIGHT || top + rows == shadow->height))
             for (uint32_t column = 0; column < strip.columns; column++) {
                 uint32_t left = (first + column) * VGPUD_TILE_WIDTH;
                 uint32_t right = least(left + VGPUD_TILE_WIDTH, shadow->width);

@@ -1,11 +1,11 @@
 /*
  * TRANSFER_TO_HOST_2D and _3D of small rectangles, where a guest sends thousands a second of them.
  *
- * Which images there are, where their bytes and their backing pages are mapped, and whether now is a
- * time to touch them, is decided in device/images.py, which is also where every command goes that is
- * not the plain case: another command, an image that is not in the table, a rectangle that is empty,
- * large or does not fit, a fence that may have to wait. Here is only what follows from a command that
- * holds: one copy, one answer.
+ * Which images there are, where their bytes and their backing pages are mapped, and whether now is
+ * a time to touch them, is decided in device/images.py, which is also where every command goes
+ * that is not the plain case: another command, an image that is not in the table, a rectangle that
+ * is empty, large or does not fit, a fence that may have to wait. Here is only what follows from a
+ * command that holds: one copy, one answer.
  *
  * Source: virtio 1.3, 5.7.6.7 "struct virtio_gpu_ctrl_hdr", 5.7.6.8 and 5.7.6.9.
  */
@@ -16,7 +16,8 @@
 enum { TRANSFER_TO_HOST_2D = 0x0105, TRANSFER_TO_HOST_3D = 0x0205, OK_NODATA = 0x1100 };
 enum { FLAG_FENCE = 1, FLAG_INFO_RING_IDX = 2 };
 enum { BYTES_PER_PIXEL = 4 };
-/* What a call does is not to be felt by anybody who waits: 64 of these take a millisecond or less. */
+/* What a call does is not to be felt by anybody who waits: 64 of these take a millisecond or
+ * less. */
 enum { SMALL = 64 * 1024 };
 
 struct header {
