@@ -16,6 +16,7 @@ import socket
 import stat
 import struct
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -82,7 +83,7 @@ def _stat_stderr() -> os.stat_result | None:
         return None
 
 
-class _DatagramHandler(logging.Handler):
+class _DatagramHandler(logging.Handler, ABC):
     """Sends each record as a datagram to a path, at once or never."""
 
     def __init__(self, program: str, path: Path) -> None:
@@ -100,9 +101,9 @@ class _DatagramHandler(logging.Handler):
         except Exception:  # whoever logs has other things to do
             self.handleError(record)
 
+    @abstractmethod
     def encode(self, record: logging.LogRecord) -> bytes:
         """What is sent for a record."""
-        raise NotImplementedError
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """Nothing: there is nowhere to complain to."""

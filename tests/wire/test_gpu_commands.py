@@ -206,7 +206,7 @@ def test_a_cursor_move_needs_no_more_than_its_place() -> None:
     ],
 )
 def test_a_fence_is_echoed(request_header: Header, response_header: Header) -> None:
-    assert echo(request_header, ResponseType.OK_NODATA) == response_header
+    assert echo(request_header, ResponseType.OK_NODATA) == response_header.pack()
 
 
 def test_what_a_header_says() -> None:

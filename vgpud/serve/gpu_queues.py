@@ -62,10 +62,9 @@ class GpuQueue:
         except GuestError as error:
             self._answer(chain, header, self._refusal(header, error, command))
             return None
-        if type(outcome) is responses.OkNoData:  # nearly all; the cases below take their time
-            self._answer(chain, header, outcome)
-            return None
         match outcome:
+            case responses.OkNoData():  # first: nearly all, and to look for a coroutine takes time
+                self._answer(chain, header, outcome)
             case Work():
                 done = partial(self._finish, chain, header, outcome)
                 self._timelines.submit(header.ring, outcome, done)
@@ -111,12 +110,10 @@ class GpuQueue:
         self._complete(chain, header, response)
 
     def _answer(self, chain: Chain, header: Header, response: responses.Response) -> None:
-        if not header.fenced:
-            self._complete(chain, header, response)
-        elif self._timelines.idle(header.ring):
-            self._fence(chain, header, response)
-        else:
+        if header.fenced:
             self._timelines.after(header.ring, lambda _: self._fence(chain, header, response))
+        else:
+            self._complete(chain, header, response)
 
     def _fence(self, chain: Chain, header: Header, response: responses.Response) -> None:
         self._counters.fences += 1

@@ -124,10 +124,6 @@ class Timelines:
         else:
             done(None)
 
-    def idle(self, key: Timeline) -> bool:
-        """Tells whether nothing is on the timeline: whatever comes is done at once."""
-        return key not in self._lines
-
     @property
     def empty(self) -> bool:
         """Whether nothing is on any timeline."""

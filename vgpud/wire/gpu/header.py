@@ -86,25 +86,15 @@ def decode_header(message: Bytes) -> Header | None:
     return Header(*_LAYOUT.unpack_from(message))
 
 
-def echoed(header: Header, response_type: int) -> bytes:
-    """Return what `echo` makes as bytes, without making it."""
-    flags = header.flags
-    if not flags & _FENCE:
-        return _LAYOUT.pack(response_type, 0, 0, 0, 0)
-    ring_idx = header.ring_idx if flags & _INFO_RING_IDX else 0
-    kept = flags & (_FENCE | _INFO_RING_IDX)
-    return _LAYOUT.pack(response_type, kept, header.fence_id, header.ctx_id, ring_idx)
-
-
-def echo(header: Header, response_type: int) -> Header:
-    """Make the header of the response to the command that came with `header`.
+def echo(header: Header, response_type: int) -> bytes:
+    """Make the header of the response to the command that came with `header`, as its 24 bytes.
 
     A fence is echoed with its context and, if the command named one, its ring; a response to an
     unfenced command carries nothing but its type. Source: 5.7.6.7, on VIRTIO_GPU_FLAG_FENCE.
     """
     flags = header.flags
     if not flags & _FENCE:
-        return Header(response_type)
+        return _LAYOUT.pack(response_type, 0, 0, 0, 0)
     ring_idx = header.ring_idx if flags & _INFO_RING_IDX else 0
     kept = flags & (_FENCE | _INFO_RING_IDX)
-    return Header(response_type, kept, header.fence_id, header.ctx_id, ring_idx)
+    return _LAYOUT.pack(response_type, kept, header.fence_id, header.ctx_id, ring_idx)

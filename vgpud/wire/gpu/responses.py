@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import TYPE_CHECKING, Final, TypeAlias, assert_never
 
-from vgpud.wire.gpu.header import HEADER_SIZE, Bytes, Header, Rect, decode_header, echoed
+from vgpud.wire.gpu.header import HEADER_SIZE, Bytes, Header, Rect, decode_header, echo
 from vgpud.wire.gpu.protocol import MAX_SCANOUTS, ResponseType
 
 if TYPE_CHECKING:
@@ -118,11 +118,9 @@ def encode(response: Response, header: Header) -> bytes:
 
     ValueError if a value does not fit its place: what a guest sends never leads there.
     """
-    if type(response) is OkNoData:  # as nearly all are
-        return echoed(header, _OK_NODATA)
     match response:
-        case OkNoData():
-            return echoed(header, _OK_NODATA)
+        case OkNoData():  # first, as nearly all are
+            return echo(header, _OK_NODATA)
         case Error(code):
             return _message(header, code, b"")
         case MapInfo(map_info):
@@ -179,7 +177,7 @@ def config_space(
 
 
 def _message(header: Header, response_type: int, body: bytes) -> bytes:
-    return echoed(header, response_type) + body
+    return echo(header, response_type) + body
 
 
 def _pack_modes(modes: tuple[DisplayMode, ...]) -> bytes:
