@@ -29,7 +29,7 @@ def test_a_daemon_has_a_socket_for_each_layout_and_leaves_nothing() -> None:
     with ServeProcess(list(Layout)) as daemon:
         directory = daemon.directory
         for layout in Layout:
-            assert daemon.socket(layout).is_socket()
+            assert daemon.socket_of(layout).is_socket()
         before = daemon.cpu_s()
         assert 0 < before < 60
         assert Path(f"/proc/{daemon.pid}").exists()
@@ -38,7 +38,7 @@ def test_a_daemon_has_a_socket_for_each_layout_and_leaves_nothing() -> None:
 
 
 def test_a_daemon_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.ServeProcess, "_toml", lambda _: "nonsense = 1\n")
+    monkeypatch.setattr(module, "_devices", lambda *_: ["nonsense = 1\n"])
     with pytest.raises(VgpudError, match=r"(?s)ended at once:.*nonsense"), ServeProcess():
         pass
 

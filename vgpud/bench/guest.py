@@ -155,7 +155,7 @@ def measure(
                 samples.append(_pictures(rig, contender, daemon, seconds))
             for layout, figures in contexts.items():
                 progress(f"layout {layout}, round {turn + 1} of {rounds}")
-                figures.append(_context(rig, daemon.socket(layout), layout, seconds))
+                figures.append(_context(rig, daemon.socket_of(layout), layout, seconds))
     return _costs(pictures, contexts)
 
 
@@ -164,7 +164,9 @@ def _pictures(rig: Rig, contender: str, daemon: ServeProcess, seconds: float) ->
         device = ["-device", "virtio-gpu-pci"]
         if contender != INSIDE:
             socket = (
-                daemon.socket() if contender == OURS else cleanup.enter_context(c_back_end(rig))
+                daemon.socket_of(Layout.WINDOW)
+                if contender == OURS
+                else cleanup.enter_context(c_back_end(rig))
             )
             device = ["-chardev", f"socket,id=c,path={socket}", "-device", _DISPLAY]
         guest = cleanup.enter_context(Guest(rig, *device))

@@ -9,7 +9,6 @@ shows which of the two is the limit.
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -31,9 +30,10 @@ from vgpud.bench.ring_commands import (
     prepare,
 )
 from vgpud.bench.ring_guest import QUEUES, Driver, Guest
-from vgpud.errors import HostError, VgpudError
+from vgpud.errors import VgpudError
 from vgpud.host.fds import Fd
 from vgpud.microvm.front_end import GUEST_FEATURES, FrontEnd
+from vgpud.policy.slot_policy import Layout
 from vgpud.wire.gpu.commands import Command
 from vgpud.wire.gpu.protocol import CONTROL_QUEUE, ResponseType
 from vgpud.wire.ring import F_EVENT_IDX, F_INDIRECT_DESC
@@ -188,12 +188,7 @@ class _NoVm:
 def _connected(daemon: ServeProcess) -> Iterator[_Stand]:
     with ExitStack() as cleanup:
         guest = cleanup.enter_context(Guest(IMAGE_BYTES))
-        connection = socket.socket(socket.AF_UNIX)
-        try:
-            connection.connect(str(daemon.socket()))
-        except OSError as error:
-            connection.close()
-            raise HostError("connecting to the daemon", error) from error
+        connection = daemon.connect(Layout.WINDOW)
         features = GUEST_FEATURES | F_INDIRECT_DESC | F_EVENT_IDX
         front_end = cleanup.enter_context(FrontEnd(connection, guest, features=features))
         front_end.window = _NoVm()

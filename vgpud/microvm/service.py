@@ -1,21 +1,25 @@
-"""The daemon as a service: a process of its own that micro-VMs connect to, and leave again.
+"""The daemon as a service: a process of its own that front-ends connect to, and leave again.
 
-Owns the process, its configuration and runtime directory, and what it logs.
+Owns the process, its configuration and runtime directory, and what it logs. Must not import the
+daemon.
 """
 
 from __future__ import annotations
 
+import errno
+import os
+import select
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from vgpud.client import Client
 from vgpud.errors import HostError, VgpudError
 from vgpud.policy.slot_policy import GuestPat, Layout, SlotOwner
 
@@ -30,7 +34,7 @@ END_S: Final = 20.0
 START_S: Final = 30.0
 """Seconds that it may take to listen, on a host that is itself emulated."""
 
-_LOOK_S: Final = 0.02
+_LOG_LINES: Final = 10
 
 
 def configuration(
@@ -46,18 +50,30 @@ def configuration(
 class Service:
     """A running `vgpud serve`; a context manager. `control` is its control socket's path.
 
-    `config` has the devices, among them `DEVICE`, and no `[daemon]`. Raises `HostError` if it can't
-    be started, and `VgpudError` with its log if it does not listen.
+    `config` has the devices, and no `[daemon]`. `parent` is where its `directory` is made, by
+    default as tempfile has it; `environment` is ours unless given. It listens when this returns,
+    `started_s` seconds after its start. Raises `HostError` if it can't be started or takes too
+    long, and `VgpudError` with its log if it ends at once.
     """
 
-    def __init__(self, config: str) -> None:
+    def __init__(
+        self,
+        config: str,
+        *,
+        parent: str | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         with ExitStack() as cleanup:
+            directory = tempfile.TemporaryDirectory(prefix="vgpud-", dir=parent)
+            self.directory = Path(cleanup.enter_context(directory))
+            start = time.perf_counter()
             try:
-                self._start(config, cleanup)
+                self._start(config, environment, cleanup)
             except OSError as error:
                 raise HostError(f"starting {' '.join(PROGRAM)}", error) from error
             cleanup.callback(self.end)
             self._wait()
+            self.started_s = time.perf_counter() - start
             self._cleanup = cleanup.pop_all()
 
     def __enter__(self) -> Self:
@@ -82,14 +98,23 @@ class Service:
         self._log.seek(0)
         return self._log.read().splitlines()
 
-    def connect(self) -> socket.socket:
-        """A front-end's connection to `DEVICE`."""
+    @property
+    def control(self) -> Path:
+        """The control socket."""
+        return self.directory / "control.sock"
+
+    def socket_of(self, device: str) -> Path:
+        """A device's vhost-user socket."""
+        return self.directory / f"{device}.sock"
+
+    def connect(self, device: str = DEVICE) -> socket.socket:
+        """A front-end's connection to a device; raises `HostError`."""
         connection = socket.socket(socket.AF_UNIX)
         try:
-            connection.connect(str(self.control.with_name(f"{DEVICE}.sock")))
+            connection.connect(str(self.socket_of(device)))
         except OSError as error:
             connection.close()
-            raise HostError(f"connecting to {DEVICE}", error) from error
+            raise HostError(f"connecting to {device}", error) from error
         return connection
 
     def end(self) -> int:
@@ -101,34 +126,30 @@ class Service:
             self._process.kill()
             return self._process.wait()
 
-    def _start(self, config: str, cleanup: ExitStack) -> None:
-        directory = Path(
-            cleanup.enter_context(tempfile.TemporaryDirectory(prefix="vgpud-microvm-"))
-        )
-        self.control = directory / "control.sock"
-        path = directory / "vgpud.toml"
-        path.write_text(f'[daemon]\nruntime_dir = "{directory}"\n{config}', encoding="utf-8")
+    def _start(
+        self, config: str, environment: Mapping[str, str] | None, cleanup: ExitStack
+    ) -> None:
+        path = self.directory / "vgpud.toml"
+        path.write_text(f'[daemon]\nruntime_dir = "{self.directory}"\n{config}', encoding="utf-8")
         # Appending: it has the same file position as we, who read it meanwhile.
-        log = (directory / "log").open("a+", encoding="utf-8")
+        log = (self.directory / "log").open("a+", encoding="utf-8")
         self._log = cleanup.enter_context(log)
         self._process = subprocess.Popen(  # noqa: S603 - ourselves, no shell
             [*PROGRAM, f"--config={path}"],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=self._log,
             cwd=PACKAGE,
+            env=environment,
         )
+        assert self._process.stdout is not None
+        self._said = cleanup.enter_context(self._process.stdout)
 
     def _wait(self) -> None:
-        until = time.monotonic() + START_S
-        while True:
-            try:
-                # It answers once all its sockets are there.
-                with Client(self.control) as client:
-                    client.call("daemon.info")
-                return
-            except HostError as error:
-                if self._process.poll() is not None or time.monotonic() > until:
-                    said = "\n".join(self.log[-10:])
-                    raise VgpudError(f"{error}\nthe daemon's log:\n{said}") from error
-                time.sleep(_LOOK_S)
+        """It says so on its standard output, once every socket is listening."""
+        ready, _, _ = select.select([self._said], [], [], START_S)
+        if not ready:
+            raise HostError("waiting for vgpud serve to listen", OSError(errno.ETIMEDOUT, ""))
+        if not os.read(self._said.fileno(), 1):
+            lines = self.log[-_LOG_LINES:]
+            raise VgpudError("\n".join(["vgpud serve ended at once:", *lines]))
