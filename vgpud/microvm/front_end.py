@@ -16,8 +16,9 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from types import TracebackType
-from typing import Final, Protocol, Self, TypeVar
+from typing import Final, NoReturn, Protocol, Self, TypeVar
 
 from vgpud.client import Client
 from vgpud.errors import HostError, PeerError
@@ -150,6 +151,7 @@ class FrontEnd:
         self._channel_fds: list[Fd] = []
         self._watched: dict[int, Callable[[], bool]] = {}
         self._poller: select.poll | None = None
+        self._sources: dict[int, Callable[[], bool]] = {}
         self.window: Window | None = None
         self.window_size = 0
         self.requests: list[BackendMessage] = []
@@ -239,39 +241,42 @@ class FrontEnd:
     def wait(self) -> None:
         """Returns once the device has signalled a queue; serves the back-end's requests until
         then."""
-        assert self._back_end is not None
-        deadline = time.monotonic() + self._patience
-        calls = {call.fileno(): call for call in self._calls}
-        errors = {error.fileno(): index for index, error in enumerate(self._errors)}
-        main, back_end = self._socket.fileno(), self._back_end.fileno()
         if self._poller is None:
+            self._sources = self._all_sources()
             self._poller = select.poll()
-            for source in (main, back_end, *calls, *errors, *self._watched):
+            for source in self._sources:
                 self._poller.register(source, select.POLLIN)
+        deadline = time.monotonic() + self._patience
         while True:
             left = max(deadline - time.monotonic(), 0)
             ready = self._poller.poll(1000 * left)
             if not ready:
                 error = OSError(errno.ETIMEDOUT, "")
                 raise HostError(f"waiting for the device for {self._patience:g} s", error)
-            signalled = False
-            for source, _ in ready:
-                if source == main:
-                    raise PeerError("the back-end has hung up")
-                if source == back_end:
-                    self._serve_back_end(self._back_end)
-                elif source in errors:
-                    raise PeerError(f"the back-end has given up queue {errors[source]}")
-                elif source in calls:
-                    signalled |= eventfd.drain(calls[source]) > 0
-                elif not self._watched[source]():
-                    raise PeerError("the back-end has closed its agent's socket")
-            if signalled:
+            signals = [self._sources[source]() for source, _ in ready]
+            if any(signals):
                 return
+
+    def _all_sources(self) -> dict[int, Callable[[], bool]]:
+        """What is waited for, and what is then to be done; true if the device has signalled."""
+        assert self._back_end is not None
+        sources: dict[int, Callable[[], bool]] = {
+            self._socket.fileno(): partial(_give_up, "the back-end has hung up"),
+            self._back_end.fileno(): partial(self._serve_back_end, self._back_end),
+        }
+        for index, error in enumerate(self._errors):
+            what = f"the back-end has given up queue {index}"
+            sources[error.fileno()] = partial(_give_up, what)
+        for call in self._calls:
+            sources[call.fileno()] = partial(_signalled, call)
+        for source, serve in self._watched.items():
+            sources[source] = partial(_served, serve)
+        return sources
 
     # The back-end's channel
 
-    def _serve_back_end(self, back_end: socket.socket) -> None:
+    def _serve_back_end(self, back_end: socket.socket) -> bool:
+        """Serves a request, if all of one is there; that is no signal."""
         data, fds = _receive(back_end, self._channel.bytes_wanted)
         self._channel_fds += fds
         if not data:
@@ -279,7 +284,7 @@ class FrontEnd:
         self._channel.receive_data(data)
         received = self._channel.next_request()
         if received is None:
-            return
+            return False
         self.requests.append(received.message)
         try:
             self._execute(received.message)
@@ -290,6 +295,7 @@ class FrontEnd:
         finally:
             self._close_fds()
         _send(back_end, self._channel.reply(received, status))
+        return False
 
     def _execute(self, message: BackendMessage) -> None:
         fds, window = self._channel_fds, self.window
@@ -347,6 +353,20 @@ class FrontEnd:
                 raise PeerError("the back-end has hung up")
             data += more
         return data
+
+
+def _give_up(what: str) -> NoReturn:
+    raise PeerError(what)
+
+
+def _signalled(call: Fd) -> bool:
+    return eventfd.drain(call) > 0
+
+
+def _served(serve: Callable[[], bool]) -> bool:
+    if not serve():
+        raise PeerError("the back-end has closed its agent's socket")
+    return False
 
 
 def _send(connection: socket.socket, data: bytes, fds: Sequence[int] = ()) -> None:
