@@ -1,11 +1,14 @@
-"""The daemons that the hostile tests of this package lay siege to."""
+"""What tests of this package share: the daemons that the hostile ones lay siege to, a front-end."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.daemon_thread import DaemonThread
+from tests.front_end import FrontEnd
 from tests.serve.hostile import Siege
 
 
@@ -35,3 +38,10 @@ def siege_per_blob() -> Iterator[Siege]:
         siege.end()
     finally:
         siege.close()
+
+
+@pytest.fixture
+def fe(daemon: DaemonThread, short_directory: Path) -> Iterator[FrontEnd]:
+    """A front-end of gpu0, with a driver at work."""
+    with FrontEnd.connect(short_directory / "gpu0.sock").handshake() as fe:
+        yield fe

@@ -43,12 +43,6 @@ def counters(daemon: DaemonThread) -> Counters:
     return daemon.daemon.devices["gpu0"].counters
 
 
-@pytest.fixture
-def fe(daemon: DaemonThread, short_directory: Path) -> Iterator[FrontEnd]:
-    with FrontEnd.connect(short_directory / "gpu0.sock").handshake() as fe:
-        yield fe
-
-
 def submit(fe: FrontEnd, *packets: dma.Packet) -> int:
     """Have packets run in context 1, fenced."""
     stream = c.encode(command(c.Submit3D, dma.encode([*packets]), ctx_id=1, flags=1, fence_id=5))

@@ -50,17 +50,6 @@ def daemon(
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
-@pytest.fixture
-def methods(daemon: DaemonThread) -> Methods:
-    return Methods(daemon)
-
-
-@pytest.fixture
-def fe(daemon: DaemonThread, short_directory: Path) -> Iterator[FrontEnd]:
-    with FrontEnd.connect(short_directory / "gpu0.sock").handshake() as fe:
-        yield fe
-
-
 def create(methods: Methods, size: int = SIZE) -> Blob:
     blob = methods.call("blob.create", device="gpu0", size=size)
     assert isinstance(blob, Blob)

@@ -52,17 +52,6 @@ def daemon(short_directory: Path, caplog: pytest.LogCaptureFixture) -> Iterator[
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
-@pytest.fixture
-def methods(daemon: DaemonThread) -> Methods:
-    return Methods(daemon)
-
-
-@pytest.fixture
-def fe(daemon: DaemonThread, short_directory: Path) -> Iterator[FrontEnd]:
-    with FrontEnd.connect(short_directory / "gpu0.sock").handshake() as fe:
-        yield fe
-
-
 def events_read(fe: FrontEnd) -> int:
     return int.from_bytes(fe.get_config(0, 4), "little")
 
