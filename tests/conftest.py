@@ -22,6 +22,8 @@ from tests.rig.chroot import RigUnavailableError
 settings.register_profile("vgpud", deadline=None)
 settings.load_profile("vgpud")
 
+NOBODY = 65534
+
 _REPORT = pytest.StashKey[list[str]]()
 
 
@@ -42,6 +44,22 @@ def short_directory() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="vgpud-", dir="/tmp"))
     yield path
     shutil.rmtree(path)
+
+
+@pytest.fixture
+def other_user() -> Iterator[Path]:
+    """A directory of a user who is not root, and who we are until the test ends."""
+    path = Path(tempfile.mkdtemp(prefix="vgpud-"))
+    root = os.geteuid() == 0
+    try:
+        if root:
+            os.chown(path, NOBODY, NOBODY)
+            os.seteuid(NOBODY)
+        yield path
+    finally:
+        if root:
+            os.seteuid(0)
+        shutil.rmtree(path)
 
 
 @pytest.fixture(scope="session")

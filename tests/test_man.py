@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from vgpud import backend_program, cli
-from vgpud.config import Config
-from vgpud.config_tables import DaemonTable, DeviceTable, MatchTable, SlotPolicyTable
-from vgpud.wire.control.methods import METHODS
-from vgpud.wire.control.models import ErrorKind
+from vgpud.cli import backend_program
+from vgpud.cli import main as cli
+from vgpud.control.methods import METHODS
+from vgpud.control.models import ErrorKind
+from vgpud.daemon.config import Config
+from vgpud.daemon.config_tables import DaemonTable, DeviceTable, MatchTable, SlotPolicyTable
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "man").iterdir())

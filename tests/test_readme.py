@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon_thread import DaemonThread
-from tests.kvm_host import open_kvm
-from vgpud import cli
-from vgpud.config import Config
+from tests.support.daemon_thread import DaemonThread
+from tests.support.kvm_host import open_kvm
+from vgpud.cli import main as cli
+from vgpud.daemon.config import Config
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from vgpud.cli import main
+from vgpud.cli.main import main
 
 sys.exit(main())

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.device import driver as gpu
-from tests.front_end import FrontEnd
-from vgpud.wire.control.methods import METHODS
-from vgpud.wire.gpu import commands
-from vgpud.wire.gpu.header import Rect
-from vgpud.wire.gpu.protocol import ResponseType
+from tests.gpu import driver as gpu
+from tests.support.front_end import FrontEnd
+from vgpud.control.methods import METHODS
+from vgpud.gpu.wire import commands
+from vgpud.gpu.wire.header import Rect
+from vgpud.gpu.wire.protocol import ResponseType
 
 SCRIPT = Path(__file__).with_name("plain_client.py")
 CONFIG = """

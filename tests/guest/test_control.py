@@ -25,7 +25,7 @@ from tests.microvm.test_png import decode
 from tests.rig.build import Rig
 from tests.rig.qemu import Guest
 from vgpud.client import Client
-from vgpud.wire.rpc import RpcError
+from vgpud.control.rpc import RpcError
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 

@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.daemon_thread import DaemonThread
 from tests.guest.checks import SCENES, driver_errors, scenes
 from tests.guest.daemon_process import DaemonProcess, config_toml
 from tests.guest.pictures import Picture, difference, picture, settled_difference
 from tests.rig.build import Rig
 from tests.rig.qemu import Guest
-from vgpud.config import Config
-from vgpud.wire import edid
+from tests.support.daemon_thread import DaemonThread
+from vgpud.daemon.config import Config
+from vgpud.gpu.wire import edid
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 

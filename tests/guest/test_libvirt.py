@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[2]
 DESCRIPTION = ROOT / "config" / "40-vgpud.json"
-PROGRAM = ("env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "vgpud.backend_program")
+PROGRAM = ("env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "vgpud.cli.backend_program")
 END_S = 10.0
 
 PICTURES = {
@@ -78,7 +78,7 @@ def test_the_guest_draws_and_destroying_the_domain_ends_the_back_end(domain: Dom
     assert capabilities == ["--print-capabilities"]
     assert [word.split("=")[0] for word in service] == ["--fd"]
     back_end, qemu = domain.back_end_pid, domain.pid
-    assert "vgpud.backend_program" in Path(f"/proc/{back_end}/cmdline").read_text()
+    assert "vgpud.cli.backend_program" in Path(f"/proc/{back_end}/cmdline").read_text()
     domain.start("kms loop")
     domain.wait_line(r"^ROUND 0")
     assert domain.destroy() == 0

@@ -177,7 +177,7 @@ def test_the_back_end_program_serves_a_guest(rig: Rig, short_directory: Path) ->
     """`vhost-user-vgpu --socket-path`, in the C back-end's place; SIGTERM ends it at once."""
     socket = short_directory / "program.sock"
     program = subprocess.Popen(
-        [sys.executable, "-m", "vgpud.backend_program", f"--socket-path={socket}"],
+        [sys.executable, "-m", "vgpud.cli.backend_program", f"--socket-path={socket}"],
         cwd=Path(__file__).parents[2],
         stderr=subprocess.PIPE,
         text=True,

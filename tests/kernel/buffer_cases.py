@@ -16,27 +16,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.kvm_host import Poker, open_kvm
 from tests.microvm.back_end import BackEnd
+from tests.support.kvm_host import Poker, open_kvm
+from vgpud.coherency.slot_policy import GuestPat, Layout
+from vgpud.control.events import Events
+from vgpud.control.models import Event
+from vgpud.daemon.gpu_watch import GpuWatch
 from vgpud.errors import HostError
-from vgpud.host.buffers import Buffer, BufferSource
-from vgpud.host.fds import Fd
-from vgpud.host.gem import GemSource
-from vgpud.host.mapping import map_shared, name
-from vgpud.host.memslots import Memslots
-from vgpud.host.render_nodes import Gpu, RenderNodes
-from vgpud.host.udmabuf import UdmabufSource
+from vgpud.memory.buffers import Buffer, BufferSource
+from vgpud.memory.gem import GemSource
+from vgpud.memory.mapping import map_shared, name
+from vgpud.memory.render_nodes import Gpu, RenderNodes
+from vgpud.memory.udmabuf import UdmabufSource
 from vgpud.microvm.boot import WINDOW_GPA
 from vgpud.microvm.service import configuration
 from vgpud.microvm.vmm import run_front_end
-from vgpud.policy.slot_policy import GuestPat, Layout
-from vgpud.policy.slots import SlotTable
-from vgpud.serve.events import Events
-from vgpud.serve.gpu_watch import GpuWatch
-from vgpud.serve.local_slots import LocalSlots
-from vgpud.uapi import native
-from vgpud.wire.control.models import Event
-from vgpud.wire.vhost_user.protocol import Gpa
+from vgpud.native import core as native
+from vgpud.slots.local import LocalSlots
+from vgpud.slots.memslots import Memslots
+from vgpud.slots.table import SlotTable
+from vgpud.unix.fd import Fd
+from vgpud.vhost.wire.protocol import Gpa
 
 PAGE = 4096
 MIB = 1 << 20

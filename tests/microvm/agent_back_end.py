@@ -9,22 +9,22 @@ import os
 import socket
 from pathlib import Path
 
-from vgpud.config import Config
-from vgpud.device.gpu import Gpu
-from vgpud.device.spec import DeviceSpec
-from vgpud.host.fds import Fd
+from vgpud.control.agent_link import SocketLink
+from vgpud.control.events import Events
+from vgpud.daemon.config import Config
+from vgpud.gpu.device import Gpu
+from vgpud.gpu.spec import DeviceSpec
 from vgpud.microvm import boot
 from vgpud.microvm.slots import NUMBERS
-from vgpud.serve.agent_link import SocketLink
-from vgpud.serve.agent_slots import AgentSlots, Grant
-from vgpud.serve.events import Events
-from vgpud.serve.fd_socket import FdSocket
-from vgpud.serve.front_end import FrontEndSession
-from vgpud.wire.vhost_user.protocol import Gpa
+from vgpud.slots.agent import AgentSlots, Grant
+from vgpud.unix.fd import Fd
+from vgpud.unix.stream_socket import FdSocket
+from vgpud.vhost.session import FrontEndSession
+from vgpud.vhost.wire.protocol import Gpa
 
 
 class FlaggedSlots:
-    """A `device.ports.BarSlots` that asks for flags whatever the device says."""
+    """A `gpu.ports.BarSlots` that asks for flags whatever the device says."""
 
     def __init__(self, slots: AgentSlots, flags: int) -> None:
         self._slots = slots

@@ -18,7 +18,7 @@ from vgpud.microvm.boot import WINDOW_GPA
 from vgpud.microvm.service import END_S, PACKAGE
 from vgpud.microvm.slots import NUMBERS
 
-PROGRAM: Final = (sys.executable, "-m", "vgpud.backend_program")
+PROGRAM: Final = (sys.executable, "-m", "vgpud.cli.backend_program")
 
 
 class BackEnd:

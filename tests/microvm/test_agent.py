@@ -11,13 +11,13 @@ import pytest
 from tests.microvm.back_end import PROGRAM as PRODUCT
 from tests.microvm.back_end import BackEnd
 from tests.microvm.kvm import needs_kvm
-from vgpud.host import probe_kvm
+from vgpud.coherency.probes import kvm as probe_kvm
+from vgpud.coherency.slot_policy import GuestPat, Layout
 from vgpud.microvm.boot import WINDOW_GPA
 from vgpud.microvm.guest_code import GuestFailedError
 from vgpud.microvm.service import configuration
 from vgpud.microvm.vmm import run_front_end
-from vgpud.policy.slot_entries import SlotFlag
-from vgpud.policy.slot_policy import GuestPat, Layout
+from vgpud.slots.entries import SlotFlag
 
 pytestmark = needs_kvm
 

@@ -14,13 +14,13 @@ import pytest
 
 from tests.microvm.kvm import needs_kvm
 from vgpud.client import Client, SlotAgent
+from vgpud.coherency.probes import kvm as probe_kvm
+from vgpud.coherency.slot_policy import GuestPat, Layout, SlotOwner
 from vgpud.errors import VgpudError
-from vgpud.host import probe_kvm
 from vgpud.microvm.boot import WINDOW_GPA
 from vgpud.microvm.service import DEVICE, Service, configuration
 from vgpud.microvm.slots import NUMBERS
 from vgpud.microvm.vmm import Attach, Outcome, run_front_end
-from vgpud.policy.slot_policy import GuestPat, Layout, SlotOwner
 from vgpud.uapi.kvm import Kvm
 
 pytestmark = needs_kvm

@@ -12,20 +12,20 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from tests.backend_requests import receive
 from tests.microvm.back_end import BackEnd
 from tests.microvm.kvm import needs_kvm
+from tests.support.back_end_requests import receive
+from vgpud.coherency.slot_policy import GuestPat, Layout
 from vgpud.errors import HostError, PeerError
+from vgpud.gpu.wire.protocol import MapInfo
 from vgpud.microvm.front_end import GUEST_FEATURES, PROTOCOL_FEATURES, FrontEnd
 from vgpud.microvm.guest_code import GuestFailedError
 from vgpud.microvm.machine import Machine
 from vgpud.microvm.service import configuration
 from vgpud.microvm.vmm import Outcome, run_front_end
-from vgpud.policy.slot_policy import GuestPat, Layout
-from vgpud.wire.gpu.protocol import MapInfo
-from vgpud.wire.vhost_user import messages as m
-from vgpud.wire.vhost_user.protocol import F_PROTOCOL_FEATURES, FrontendRequest
-from vgpud.wire.vhost_user.replies import encode_reply
+from vgpud.vhost.wire import messages as m
+from vgpud.vhost.wire.protocol import F_PROTOCOL_FEATURES, FrontendRequest
+from vgpud.vhost.wire.replies import encode_reply
 
 pytestmark = needs_kvm
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vgpud.microvm import boot, build_guest, guest_code
+from vgpud.microvm import boot, guest_code
 from vgpud.microvm.guest_code import (
     Boot,
     Done,
@@ -23,6 +23,7 @@ from vgpud.microvm.guest_code import (
     RecordReader,
     Samples,
 )
+from vgpud.native import build
 
 SECTION = "vgpud_guest"
 
@@ -33,14 +34,14 @@ def block(**changes: int) -> Boot:
     return boot.boot_block(Program.FRONT_END, **{**values, "rounds": 1, **changes})
 
 
-@pytest.mark.parametrize("source", build_guest.SOURCES)
+@pytest.mark.parametrize("source", build.GUEST_SOURCES)
 def test_nothing_in_the_guests_section_refers_to_what_is_outside_of_it(
     source: str, tmp_path: Path
 ) -> None:
     if not shutil.which("gcc") or not shutil.which("readelf"):
         pytest.skip("needs gcc and readelf")
     built = tmp_path / "guest.o"
-    command = ["gcc", *build_guest.CFLAGS, "-c", str(build_guest.HERE / source), "-o", str(built)]
+    command = ["gcc", *build.GUEST_CFLAGS, "-c", str(build.MICROVM / source), "-o", str(built)]
     subprocess.run(command, check=True)
     listed = subprocess.run(
         ["readelf", "--wide", "--relocs", "--symbols", "--sections", str(built)],

@@ -10,13 +10,13 @@ import pytest
 
 from tests.microvm.kvm import needs_kvm
 from vgpud.errors import HostError
-from vgpud.host import memfd
-from vgpud.host.fds import Fd
-from vgpud.host.mapping import map_shared
+from vgpud.memory import memfd
+from vgpud.memory.mapping import map_shared
 from vgpud.microvm import boot
 from vgpud.microvm.guest_code import CHASE_LINES, LINUX_PAT, GuestFailedError, Pat, Program, Samples
 from vgpud.microvm.machine import Machine
 from vgpud.microvm.slots import NUMBERS, SlotBook, Window
+from vgpud.unix.fd import Fd
 
 pytestmark = needs_kvm
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.microvm.kvm import needs_kvm
-from vgpud.host import probe_kvm
+from vgpud.coherency.probes import kvm as probe_kvm
 from vgpud.microvm.guest_code import Samples
 from vgpud.microvm.measure import Setup, Verdict, judge, measure
 

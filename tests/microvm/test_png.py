@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from vgpud.wire import png
+from vgpud.gpu.display import png
 
 
 def decode(data: bytes) -> np.ndarray:

@@ -42,7 +42,7 @@ from tests.systemd.host import (
     show,
     until,
 )
-from vgpud.wire.rpc import RpcError
+from vgpud.control.rpc import RpcError
 
 UNITS = (SERVICE, *SOCKETS, "vgpud@vm1.service", "vgpud@vm1.socket")
 WATCHDOG_S = 6
@@ -79,7 +79,7 @@ def install() -> str:
     """`vgpud install-units` puts everything in place, once."""
     (PREFIX / "bin").mkdir(parents=True)
     shutil.copytree("/job/package", PREFIX / "lib")
-    for name, module in (("vgpud", "vgpud"), ("vhost-user-vgpu", "vgpud.backend_program")):
+    for name, module in (("vgpud", "vgpud"), ("vhost-user-vgpu", "vgpud.cli.backend_program")):
         program = PREFIX / "bin" / name
         program.write_text(f'#!/bin/sh\nPYTHONPATH={PREFIX}/lib exec python3 -m {module} "$@"\n')
         program.chmod(0o755)
@@ -226,7 +226,7 @@ def buffers() -> str:
 def announcements() -> str:
     """The kernel's announcements of GPUs get through to the daemon's network namespace."""
     program = (
-        "from vgpud.serve.gpu_watch import kernel_monitor\n"
+        "from vgpud.daemon.gpu_watch import kernel_monitor\n"
         "print(kernel_monitor().poll(timeout=60).sys_name)\n"
     )
     announce = ("udevadm", "trigger", "--action=change", "/sys/class/drm/card0")
@@ -238,7 +238,7 @@ def announcements() -> str:
 def peers() -> str:
     """Of VMMs of its own user and group the daemon sees what they do with KVM, of others
     nothing."""
-    program = "from vgpud.host.peer import look; print(look({}))"
+    program = "from vgpud.coherency.probes.front_end import look; print(look({}))"
     said = {}
     for user in ("vgpud", "vmm"):
         as_it = (f"--reuid={user}", "--regid=kvm", "--clear-groups")

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.kvm_host import Poker, has_flag, open_kvm
+from tests.support.kvm_host import Poker, has_flag, open_kvm
 from vgpud.errors import HostError
-from vgpud.host import eventfd
+from vgpud.native.core import address_of
 from vgpud.uapi.exits import MmioExit
 from vgpud.uapi.kvm import Cap, DeviceType, Kvm, MemFlag, Quirk, Vm
-from vgpud.uapi.native import address_of
+from vgpud.unix import eventfd
 
 GPA = 0x1_0000
 SIZE = 0x4000
@@ -215,7 +215,7 @@ import io, mmap, sys, numpy as np
 from vgpud.errors import HostError
 from vgpud.uapi.exits import MmioExit
 from vgpud.uapi.kvm import Cap, Vm
-from vgpud.uapi.native import address_of
+from vgpud.native.core import address_of
 memory = np.frombuffer(mmap.mmap(-1, 4096), np.uint8)
 with Vm.from_fd(io.FileIO(int(sys.argv[1]), "r+")) as vm:
     for call in (

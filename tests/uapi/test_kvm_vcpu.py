@@ -10,8 +10,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.kvm_host import open_kvm
+from tests.support.kvm_host import open_kvm
 from vgpud.errors import HostError
+from vgpud.native.core import address_of
 from vgpud.uapi.exits import (
     Direction,
     Exit,
@@ -23,7 +24,6 @@ from vgpud.uapi.exits import (
     ShutdownExit,
 )
 from vgpud.uapi.kvm import Kvm, Vm
-from vgpud.uapi.native import address_of
 from vgpud.uapi.registers import CpuidEntry, DescriptorTable, Registers
 from vgpud.uapi.vcpu import Vcpu
 

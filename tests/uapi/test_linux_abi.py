@@ -8,7 +8,7 @@ import pytest
 from vgpud.uapi._linux import ffi, lib
 
 from vgpud.errors import HostError
-from vgpud.policy.slot_entries import SlotFlag
+from vgpud.slots.entries import SlotFlag
 from vgpud.uapi import address_space, drm, udmabuf
 from vgpud.uapi.ioctl import ioctl
 from vgpud.uapi.kvm import MemFlag

@@ -4,7 +4,7 @@ Knows the guest as memory, queues and doorbells, whoever works them. Owns the co
 back-end's channel and the rings' eventfds; speaks in the order in which QEMU does. Waiting for the
 device is where the back-end's requests are served, all in one thread: the guest stands still
 meanwhile. Source: the vhost-user specification, "Message Specification" and "Starting and stopping
-rings"; the messages are `wire.vhost_user`.
+rings"; the messages are `vhost.wire`.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from typing import Final, NoReturn, Protocol, Self, TypeVar
 
 from vgpud.client import Client
 from vgpud.errors import HostError, PeerError
-from vgpud.host import eventfd
-from vgpud.host.fds import Fd
-from vgpud.wire.gpu.protocol import Feature, ShmId
-from vgpud.wire.vhost_user import messages
-from vgpud.wire.vhost_user.backend_channel import (
+from vgpud.gpu.wire.protocol import Feature, ShmId
+from vgpud.unix import eventfd
+from vgpud.unix.fd import Fd
+from vgpud.vhost.wire import messages
+from vgpud.vhost.wire.back_end_channel import (
     BackendMessage,
     ConfigChange,
     FrontEndChannel,
     ShmemMap,
     ShmemUnmap,
 )
-from vgpud.wire.vhost_user.header import decode_header
-from vgpud.wire.vhost_user.protocol import (
+from vgpud.vhost.wire.header import decode_header
+from vgpud.vhost.wire.protocol import (
     F_PROTOCOL_FEATURES,
     HEADER,
     Gpa,
@@ -42,8 +42,8 @@ from vgpud.wire.vhost_user.protocol import (
     ProtocolFeature,
     Uva,
 )
-from vgpud.wire.vhost_user.replies import REPLY_TYPES, decode_reply
-from vgpud.wire.vhost_user.requests import encode_request, request_of
+from vgpud.vhost.wire.replies import REPLY_TYPES, decode_reply
+from vgpud.vhost.wire.requests import encode_request, request_of
 
 PATIENCE: Final = 30.0
 """Seconds that the back-end may take for anything: it may still be starting, and that takes a while

@@ -1,8 +1,7 @@
 """The guest's code as bytes, its boot block, and the records that it reports.
 
 Owns the border where the compiled module's structs become values; `Any` stops here. What the guest
-does is told in guest.c and the files beside it, what it agrees on with the VMM in guest.h. Must not
-import anything of vgpud but `errors` and the compiled module.
+does is told in guest.c and the files beside it, what it agrees on with the VMM in guest.h.
 """
 
 from __future__ import annotations

@@ -14,14 +14,15 @@ from typing import Final, Self, TypeAlias
 
 import numpy as np
 
-from vgpud.host import eventfd, memfd
-from vgpud.host.fds import Fd
-from vgpud.host.mapping import map_shared
+from vgpud.memory import memfd
+from vgpud.memory.mapping import map_shared
 from vgpud.microvm import boot, guest_code
 from vgpud.microvm.guest_code import Boot, Done, Failed, GuestFailedError, Record, RecordReader
+from vgpud.native.core import address_of
 from vgpud.uapi.exits import Direction, HltExit, InterruptedExit, IoExit
 from vgpud.uapi.kvm import Kvm, Quirk
-from vgpud.uapi.native import address_of
+from vgpud.unix import eventfd
+from vgpud.unix.fd import Fd
 
 RAM_SLOT: Final = 0
 _DOORBELL_BYTES: Final = 2

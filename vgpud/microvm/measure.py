@@ -19,12 +19,12 @@ from statistics import median, quantiles
 from typing import Final
 
 from vgpud.errors import HostError
-from vgpud.host import memfd
+from vgpud.memory import memfd
 from vgpud.microvm import boot
 from vgpud.microvm.guest_code import CHASE_LINES, GuestFailedError, Program, Samples
 from vgpud.microvm.machine import Machine
 from vgpud.microvm.slots import Window
-from vgpud.policy.slot_entries import SlotFlag
+from vgpud.slots.entries import SlotFlag
 
 MARGIN: Final = 2.0
 """Two kinds of load differ if the slower half of one's middle is still so many times quicker than

@@ -1,7 +1,6 @@
 """The daemon as a service: a process of its own that front-ends connect to, and leave again.
 
-Owns the process, its configuration and runtime directory, and what it logs. Must not import the
-daemon.
+Owns the process, its configuration and runtime directory, and what it logs.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from vgpud.coherency.slot_policy import GuestPat, Layout, SlotOwner
 from vgpud.errors import HostError, VgpudError
-from vgpud.policy.slot_policy import GuestPat, Layout, SlotOwner
 
 PROGRAM: Final = (sys.executable, "-m", "vgpud", "serve")
 DEVICE: Final = "microvm"

@@ -2,7 +2,7 @@
 
 Owns the VMM's side of SHMEM_MAP, and the book of what KVM has taken, whoever asked for it: that is
 us (`Window`) or an agent that does as the daemon tells it. Which slot has which number and may lie
-where is `policy.slots`, doing it is `host.memslots`.
+where is `slots.table`, doing it is `slots.memslots`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Final
 import numpy as np
 
 from vgpud.errors import HostError
-from vgpud.host.extents import NON_COHERENT, Extents
-from vgpud.host.fds import Fd
-from vgpud.host.memslots import Memslots, SlotVm
-from vgpud.host.slot_mapping import identify
-from vgpud.policy.slot_entries import Backing
-from vgpud.policy.slots import Change, DeleteSlot, Operation, SetSlot, SlotTable
-from vgpud.uapi.native import SPAN
-from vgpud.wire.vhost_user.protocol import Gpa
+from vgpud.memory.extents import NON_COHERENT, Extents
+from vgpud.native.core import SPAN
+from vgpud.slots.entries import Backing
+from vgpud.slots.memslots import Memslots, SlotVm
+from vgpud.slots.slot_mapping import identify
+from vgpud.slots.table import Change, DeleteSlot, Operation, SetSlot, SlotTable
+from vgpud.unix.fd import Fd
+from vgpud.vhost.wire.protocol import Gpa
 
 NUMBERS: Final = range(1, 32)
 """The slots that the window may have; 0 is RAM."""

@@ -19,15 +19,7 @@ from numpy.typing import NDArray
 from vgpud.client import Client, SlotAgent
 from vgpud.microvm import boot
 from vgpud.microvm.front_end import FrontEnd
-from vgpud.microvm.guest_code import (
-    Dma,
-    GuestFailedError,
-    Image,
-    Mapped,
-    Pat,
-    Program,
-    Written,
-)
+from vgpud.microvm.guest_code import Dma, GuestFailedError, Image, Mapped, Pat, Program, Written
 from vgpud.microvm.machine import Halted, Machine
 from vgpud.microvm.slots import NUMBERS, Accepted, SlotBook, Window
 

@@ -2,8 +2,7 @@
 
 Owns the border to mmap(2), which Python's own cannot be told an address. Nobody here reads or
 writes what is mapped, so nothing needs a guard against files that shrink: KVM answers a guest's
-access there with EFAULT. Must not import anything of vgpud but `errors` and the compiled module;
-only `host` and the micro-VM may import this. Source: mmap(2).
+access there with EFAULT. Source: mmap(2).
 """
 
 from __future__ import annotations

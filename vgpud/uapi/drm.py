@@ -1,6 +1,5 @@
 """GEM buffers of a GPU's driver: plain ("dumb") ones, and how they become dma-bufs.
 
-Must not import anything of vgpud but its own package; only `host` and the micro-VM may import this.
 Source: include/uapi/drm/drm.h and drm_mode.h of the kernel, drivers/gpu/drm/drm_dumb_buffers.c and
 drm_prime.c.
 """

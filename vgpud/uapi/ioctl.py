@@ -1,8 +1,7 @@
 """The one ioctl() of vgpud.
 
 Owns the call and the way from errno to a typed error; what a request means, and what helps when it
-fails, is told by the module that makes it. Must not import anything of vgpud but `errors` and the
-compiled module. Source: ioctl(2).
+fails, is told by the module that makes it. Source: ioctl(2).
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """KVM for Python: the system, its VMs, and what is asked of them. vCPUs are in vcpu.py.
 
 Owns the border where typed arguments become the kernel's structures, and what to do about each
-errno. `Any` stops here. Who maps which memory where is for `host` and `policy` to say. Must not
-import anything of vgpud but `errors` and its own package; only `host` and the micro-VM may import
-this. Source: Documentation/virt/kvm/api.rst of the kernel.
+errno. `Any` stops here. Who maps which memory where is for `host` and `policy` to say. Source:
+Documentation/virt/kvm/api.rst of the kernel.
 
 Everything raises HostError where the kernel refuses. Addresses and sizes are in bytes.
 """

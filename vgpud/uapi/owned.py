@@ -1,8 +1,4 @@
-"""What is a file descriptor at bottom, and goes when that is closed.
-
-`uapi` makes descriptors but must not import the owner that `host` has for them: whoever has
-`fileno` and `close` will do.
-"""
+"""What is a file descriptor at bottom, and goes when that is closed."""
 
 from __future__ import annotations
 
@@ -12,7 +8,7 @@ from typing import Protocol, Self
 
 
 class FdOwner(Protocol):
-    """Who owns a descriptor: a `host.fds.Fd`, or a file of Python's own."""
+    """Who owns a descriptor: a `unix.fd.Fd`, or a file of Python's own."""
 
     def fileno(self) -> int:
         """Return the descriptor, which stays the owner's."""

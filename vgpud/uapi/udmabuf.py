@@ -1,6 +1,5 @@
 """udmabuf: a dma-buf of the pages of a sealed memfd.
 
-Must not import anything of vgpud but its own package; only `host` and the micro-VM may import this.
 Source: include/uapi/linux/udmabuf.h and drivers/dma-buf/udmabuf.c of the kernel.
 """
 

@@ -1,8 +1,7 @@
 """A KVM vCPU: its registers (see registers.py), and running it (what comes of it: exits.py).
 
-Owns the mapping of kvm_run. `Any` stops here. Must not import anything of vgpud but its own
-package; only `host` and the micro-VM may import this. Source: Documentation/virt/kvm/api.rst of
-the kernel, "KVM_RUN" and section 5 "The kvm_run structure".
+Owns the mapping of kvm_run. `Any` stops here. Source: Documentation/virt/kvm/api.rst of the kernel,
+"KVM_RUN" and section 5 "The kvm_run structure".
 """
 
 from __future__ import annotations
@@ -31,13 +30,7 @@ from vgpud.uapi.exits import (
 )
 from vgpud.uapi.ioctl import Remedies, ioctl
 from vgpud.uapi.owned import FdOwner, Owned
-from vgpud.uapi.registers import (
-    CpuidEntry,
-    DescriptorTable,
-    Registers,
-    Segment,
-    SpecialRegisters,
-)
+from vgpud.uapi.registers import CpuidEntry, DescriptorTable, Registers, Segment, SpecialRegisters
 
 _REMEDIES: Final[Remedies] = MappingProxyType(
     {

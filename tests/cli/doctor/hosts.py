@@ -1,0 +1,136 @@
+"""Hosts of every kind that doctor is to be of use on, as their facts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vgpud.coherency.probes.drm import NON_SNOOPING, Gpu, GpuNode
+from vgpud.coherency.probes.host import HostFacts
+from vgpud.coherency.probes.kvm import KvmFacts
+from vgpud.coherency.probes.qemu import QemuFacts
+from vgpud.coherency.probes.system import (
+    CpuFacts,
+    HugePages,
+    MemoryFacts,
+    SystemFacts,
+    UdmabufFacts,
+)
+
+TRIXIE = "Debian GNU/Linux 13 (trixie)"
+
+
+def gpu(driver: str, *, accessible: bool = True) -> Gpu:
+    """A GPU with two nodes."""
+    nodes = tuple(GpuNode(f"/dev/dri/{name}", accessible) for name in ("card0", "renderD128"))
+    return Gpu("0000:00:02.0", driver, nodes, NON_SNOOPING.get(driver))
+
+
+INTEL = HostFacts(
+    system=SystemFacts("6.18.2-amd64", TRIXIE, "trixie"),
+    cpu=CpuFacts(
+        vendor="GenuineIntel",
+        model="Intel(R) Core(TM) Ultra 7 155H",
+        self_snoop=True,
+        hypervisor=False,
+        flush=("clflushopt", "clwb"),
+    ),
+    kvm=KvmFacts(
+        path="/dev/kvm",
+        state="usable",
+        vendor="vmx",
+        module="kvm_intel",
+        tdp=True,
+        tdp_mmu=True,
+        api_version=12,
+        memslots=32764,
+        user_memory2=True,
+        quirks=0x7FF,
+        ignore_guest_pat_quirk=True,
+        non_coherent_dma_flag=False,
+        flag_trial="a slot with it is refused (EINVAL)",
+        vfio=True,
+    ),
+    memory=MemoryFacts(
+        locked_limit=None,
+        huge_pages=(HugePages(2 << 20, 0, 0), HugePages(1 << 30, 0, 0)),
+        udmabuf=UdmabufFacts("usable"),
+    ),
+    gpus=(gpu("xe"),),
+    qemu=QemuFacts("/usr/bin/qemu-system-x86_64", "11.1.3", True, "auto"),
+)
+"""A new machine with a new kernel."""
+
+OLD_KVM = replace(INTEL.kvm, quirks=0x1FF, ignore_guest_pat_quirk=False)
+OLD_QEMU = QemuFacts("/usr/bin/qemu-system-x86_64", "10.0.2", False)
+INTEL_OLD = replace(
+    INTEL,
+    system=SystemFacts("6.12.43+deb13-amd64", TRIXIE, "trixie"),
+    kvm=OLD_KVM,
+    gpus=(gpu("i915"),),
+    qemu=OLD_QEMU,
+)
+INTEL_NO_SELF_SNOOP = replace(INTEL, cpu=replace(INTEL.cpu, self_snoop=False), kvm=OLD_KVM)
+INTEL_NO_EPT = replace(INTEL, kvm=replace(OLD_KVM, tdp=False, tdp_mmu=False))
+FLAGGED = replace(
+    INTEL,
+    system=SystemFacts("7.3.4", TRIXIE, "trixie"),
+    kvm=replace(
+        OLD_KVM,
+        non_coherent_dma_flag=True,
+        flag_trial="by a slot that was made with it, kept it, and was deleted",
+    ),
+    gpus=(),
+)
+AMD = replace(
+    INTEL,
+    cpu=replace(INTEL.cpu, vendor="AuthenticAMD", model="AMD Ryzen 9 9950X 16-Core Processor"),
+    kvm=replace(OLD_KVM, vendor="svm", module="kvm_amd"),
+    gpus=(gpu("amdgpu"),),
+)
+AMD_NO_NPT = replace(AMD, kvm=replace(AMD.kvm, tdp=False, tdp_mmu=False))
+OTHER = replace(
+    AMD,
+    cpu=replace(AMD.cpu, hypervisor=True, self_snoop=False),
+    kvm=replace(OLD_KVM, vendor="other", module="kvm_pvm", tdp=None, tdp_mmu=False),
+    gpus=(),
+)
+DENIED = replace(
+    INTEL,
+    kvm=KvmFacts(
+        path="/dev/kvm",
+        state="denied",
+        problem="open /dev/kvm: Permission denied",
+        advice="no permission",
+        vendor="vmx",
+        module="kvm_intel",
+        tdp=True,
+        tdp_mmu=True,
+    ),
+    memory=MemoryFacts(8 << 20, (), UdmabufFacts("denied", "open /dev/udmabuf: Permission denied")),
+    gpus=(gpu("xe", accessible=False),),
+)
+FAILED = replace(
+    INTEL,
+    kvm=replace(
+        DENIED.kvm, state="failed", problem="KVM_CREATE_VM: Device or resource busy", advice=""
+    ),
+)
+ABSENT = replace(
+    INTEL,
+    kvm=KvmFacts("/dev/kvm", "absent", "open /dev/kvm: No such file or directory", "load it"),
+    memory=replace(INTEL.memory, udmabuf=UdmabufFacts("absent", "open: No such file")),
+    gpus=(),
+    qemu=None,
+)
+ABSENT_IN_VM = replace(ABSENT, cpu=replace(AMD.cpu, hypervisor=True))
+NODE_ABSENT = replace(ABSENT, kvm=replace(ABSENT.kvm, vendor="vmx", module="kvm_intel", tdp=True))
+BROKEN = replace(
+    FLAGGED,
+    cpu=CpuFacts("", "", False, False, ()),
+    memory=replace(INTEL.memory, huge_pages=(), udmabuf=UdmabufFacts("failed", "UDMABUF_CREATE")),
+    qemu=QemuFacts("/usr/bin/qemu-system-x86_64", problem="no answer in 5 seconds"),
+)
+
+HOSTS = {
+    name.lower(): value for name, value in list(globals().items()) if isinstance(value, HostFacts)
+}

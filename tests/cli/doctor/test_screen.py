@@ -1,0 +1,141 @@
+"""The screen: on every kind of host it fits, and says the plans and nothing that is not so."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from tests.cli.doctor import hosts
+from vgpud.cli.doctor import Report, examine, render, render_table
+from vgpud.cli.doctor.report import VmKind
+from vgpud.cli.doctor.screen import WIDTH
+from vgpud.coherency.planner import HostBacking, table
+from vgpud.coherency.probes.host import HostFacts
+from vgpud.gpu.wire.protocol import MapInfo
+
+EVERY = pytest.mark.parametrize("facts", hosts.HOSTS.values(), ids=hosts.HOSTS)
+LINES = 66
+"""What a tall window shows."""
+
+
+def verdict(facts: HostFacts) -> str:
+    """The second paragraph, in one line."""
+    return render(examine(facts)).split("\n\n")[1].replace("\n", " ")
+
+
+@EVERY
+def test_it_fits(facts: HostFacts) -> None:
+    lines = render(examine(facts)).splitlines()
+    assert max(map(len, lines)) <= WIDTH
+    assert len(lines) <= LINES
+    assert all(line == line.rstrip() for line in lines)
+    assert "None" not in " ".join(lines)
+
+
+@EVERY
+def test_screen_and_json_agree(facts: HostFacts) -> None:
+    report = examine(facts)
+    screen, found = render(report), json.loads(json.dumps(report.to_json()))
+    words = {"honored": "honoured"}
+    for vm in found["vms"]:
+        assert f"guest PAT {words.get(vm['guest_pat'], vm['guest_pat'])}" in screen
+    for remedy in found["remedies"]:
+        assert all(command in screen for command in remedy["commands"])
+    assert ("Nothing to remedy." in screen) == (not found["remedies"])
+
+
+@EVERY
+def test_no_guest_is_told_what_kvm_would_not_let_it_have(facts: HostFacts) -> None:
+    for vm in examine(facts).vms:
+        plan = vm.plans[HostBacking.RAM_WB].plan
+        assert plan is not None
+        if vm.guest_pat in {"ignored", "unknown"}:
+            assert plan.map_info is MapInfo.CACHED
+        else:
+            assert plan.map_info is MapInfo.WC
+
+
+@pytest.mark.parametrize(
+    ("facts", "guest_pat", "words"),
+    [
+        (hosts.INTEL, "honored", "can map blobs write-combined here"),
+        (hosts.INTEL_OLD, "ignored", "can't have write-combined blobs here"),
+        (hosts.FLAGGED, "honored", "KVM_MEM_NON_COHERENT_DMA"),
+        (hosts.AMD, "honored", "AMD's KVM always honours"),
+        (hosts.AMD_NO_NPT, "ignored", "can't have write-combined blobs here"),
+        (hosts.OTHER, "unknown", "is not known"),
+        (hosts.DENIED, "unknown", "could not be tried"),
+        (hosts.ABSENT, "emulated", "There is no KVM here"),
+    ],
+)
+def test_the_verdict(facts: HostFacts, guest_pat: str, words: str) -> None:
+    assert examine(facts).guest_pat == guest_pat
+    assert words in verdict(facts)
+
+
+@pytest.mark.parametrize(
+    ("facts", "kinds"),
+    [
+        (hosts.INTEL, list(VmKind)),
+        (hosts.DENIED, list(VmKind)),
+        # There QEMU would not start, with a KVM that can't be told or a QEMU that can't tell it.
+        (hosts.INTEL_NO_SELF_SNOOP, [VmKind.OWN, VmKind.QEMU_KVM, VmKind.QEMU_TCG]),
+        (hosts.INTEL_OLD, [VmKind.OWN, VmKind.QEMU_KVM, VmKind.QEMU_TCG]),
+        (hosts.AMD, [VmKind.OWN, VmKind.QEMU_KVM, VmKind.QEMU_TCG]),
+        (hosts.ABSENT, [VmKind.QEMU_TCG]),
+    ],
+)
+def test_which_vms_there_can_be(facts: HostFacts, kinds: list[VmKind]) -> None:
+    assert [vm.kind for vm in examine(facts).vms] == kinds
+
+
+def test_a_flagged_slot_is_shown_for_our_own_vm_only() -> None:
+    report = examine(hosts.FLAGGED)
+    own, qemu = report.vms[0].plans[HostBacking.RAM_WB], report.vms[1].plans[HostBacking.RAM_WB]
+    assert own.plan is not None
+    assert qemu.plan is not None
+    assert (own.plan.slot_flags, qemu.plan.slot_flags) == (8, 0)
+    assert render(report).count("slot flags 0x8") == 1
+
+
+def test_gpus_and_their_blobs_are_shown_where_there_are_any() -> None:
+    screen = render(examine(hosts.DENIED))
+    assert re.search(r"GPU +xe 0000:00:02.0: card0 \(denied\), renderD128 \(denied\)", screen)
+    assert "GPU buffer" in screen
+    screen = render(examine(hosts.OTHER))
+    assert re.search(r"GPU +none", screen)
+    assert "GPU buffer" not in screen
+
+
+def test_json_has_the_plan_for_each_vm_and_each_kind_of_blob() -> None:
+    report: Report = examine(hosts.INTEL)
+    plans = report.to_json()["plans"]
+    assert [(plan["vm"], plan["backing"]) for plan in plans] == [
+        (vm.value, backing.value) for vm in VmKind for backing in HostBacking
+    ]
+    assert plans[0] == plans[0] | {
+        "kvm_mode": "quirk-disabled",
+        "memory_type": "wc",
+        "map_info": "wc",
+        "slot_flags": 0,
+        "vm_setup": ["disable-ignore-guest-pat"],
+        "device_snoops": False,
+    }
+
+
+def test_the_whole_table() -> None:
+    rows = list(table())
+    text = render_table(rows)
+    assert max(map(len, text.splitlines())) <= WIDTH
+    body, reasons = text.split("\nWhy\n")
+    printed = re.findall(
+        r"^  (wc|uc|wb), (flush|snoop|refuse) +(\w+)\b.* (\d+)$", body, re.MULTILINE
+    )
+    assert len(printed) == len(rows)
+    numbered = dict(re.findall(r"^ *(\d+)  (.+)$", re.sub(r"\n {6}", " ", reasons), re.MULTILINE))
+    for row, (memory_type, fallback, told, number) in zip(rows, printed, strict=True):
+        assert (row.rule.memory_type, row.rule.fallback) == (memory_type, fallback)
+        assert told == ("refused" if row.plan is None else row.plan.map_info.name.lower())
+        assert numbered[number] == row.reason

@@ -1,0 +1,77 @@
+"""Who is let in, by the names that this system has."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+
+import pytest
+
+from vgpud.control.access import Access
+from vgpud.control.call import Caller
+
+NOBODY = pwd.getpwnam("nobody")
+UNKNOWN = 3_999_999_999
+
+
+def caller(uid: int, gid: int = UNKNOWN) -> Caller:
+    return Caller("/run/me", 1, uid, gid)
+
+
+def test_the_own_user_always() -> None:
+    assert Access().allows(caller(os.geteuid()))
+    assert not Access().allows(caller(UNKNOWN))
+    assert not Access().allows(caller(0xFFFFFFFF, 0xFFFFFFFF))
+
+
+def test_users_by_name() -> None:
+    access = Access(["nobody"])
+    assert access.allows(caller(NOBODY.pw_uid))
+    assert not access.allows(caller(UNKNOWN, NOBODY.pw_gid))
+
+
+def test_groups_by_the_callers_own_and_by_membership() -> None:
+    group = grp.getgrgid(NOBODY.pw_gid).gr_name
+    access = Access(allow_groups=[group])
+    assert access.allows(caller(UNKNOWN, NOBODY.pw_gid))
+    # By the database, whatever group it runs with.
+    assert access.allows(caller(NOBODY.pw_uid, UNKNOWN))
+    assert not access.allows(caller(UNKNOWN, UNKNOWN))
+
+
+def test_a_member_by_the_group_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def groups(name: str, gid: int) -> list[int]:
+        asked.append(name)
+        return [gid, 77]
+
+    monkeypatch.setattr(os, "getgrouplist", groups)
+    monkeypatch.setattr(grp, "getgrnam", lambda name: grp.struct_group((name, "", 77, [])))
+    access = Access(allow_groups=["video"])
+    for _ in range(3):
+        assert access.allows(caller(NOBODY.pw_uid))
+    assert asked == ["nobody"]  # it may take a while
+    assert not access.allows(caller(UNKNOWN))
+
+
+def test_an_unknown_name_is_told_and_allows_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    access = Access(["no-such-user"], ["no-such-group", "\0"])
+    assert "daemon.allow_users name='no-such-user'" in caplog.text
+    assert "daemon.allow_groups name='no-such-group'" in caplog.text
+    assert not access.allows(caller(UNKNOWN))
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    access = Access()
+    for uid in range(UNKNOWN - 5000, UNKNOWN):
+        assert not access.allows(caller(uid))
+    assert len(access._known) <= 1024
+
+
+def test_a_refusal_says_who_and_what_to_change() -> None:
+    error = Access().refusal(caller(12, 34))
+    assert error.data == {"kind": "not-allowed", "uid": 12, "gid": 34}
+    for text in ("uid 12", "gid 34", "allow_users", "allow_groups"):
+        assert text in error.message

@@ -1,0 +1,69 @@
+"""The link to an agent over the control socket, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.control.control_stand import client, serving
+from vgpud.control.access import Access
+from vgpud.control.agent_link import ControlLink
+from vgpud.control.call import Address, Caller
+from vgpud.unix.fd import Fd
+
+CALLER = Caller("/agent", 0, 1000, 1000)
+
+
+class Port:
+    """A control socket of which only the sink is of interest."""
+
+    def __init__(self) -> None:
+        self.sink: Callable[[bytes], None] | None = None
+
+    def send(self, address: Address, data: bytes, fd: Fd | None) -> None:
+        raise AssertionError("nothing is sent")
+
+    def replies_from(self, caller: Caller, sink: Callable[[bytes], None] | None) -> None:
+        self.sink = sink
+
+
+class Nobody(Access):
+    """Nobody may call."""
+
+    def allows(self, caller: Caller) -> bool:
+        return False
+
+
+def test_an_agent_that_may_call_no_more_is_gone() -> None:
+    """Or what it answers would not be heard, and everything that it is asked would be late."""
+
+    async def main() -> None:
+        port, reasons = Port(), list[str]()
+        link = ControlLink(port, CALLER, reasons.append)
+        waiting = asyncio.create_task(link.recv())
+        await asyncio.sleep(0)
+        assert port.sink is not None
+        port.sink(b"")
+        assert await waiting == b""
+        assert reasons == ["it may not use the control socket any more"]
+        assert port.sink is None
+
+    asyncio.run(main())
+
+
+def test_answers_of_those_who_may_call_no_more_end(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    taken: list[bytes] = []
+
+    def change() -> None:
+        running.server.replies_from(CALLER, taken.append)
+        running.server.access = Access(["1000"])
+        assert taken == []
+        running.server.access = Nobody()
+        assert taken == [b""]
+        running.server.access = Nobody()
+
+    with serving(path) as running, client(tmp_path / "agent", path):
+        running.do(change)
+    assert taken == [b""]

@@ -1,0 +1,124 @@
+"""A VMM's end of the display socket that reads and answers when it is told to, for tests."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vgpud.gpu.display import messages as display
+from vgpud.gpu.display.channel import DisplayLink
+from vgpud.gpu.display.shadow import Shadow
+from vgpud.gpu.quota import Quota
+from vgpud.gpu.wire.header import Rect
+from vgpud.gpu.wire.protocol import ScanoutId
+from vgpud.memory.extents import Extents
+from vgpud.unix.stream_socket import FdSocket
+
+PATIENCE = 5.0
+EDID = display.ProtocolFeature.EDID
+S0, S1 = ScanoutId(0), ScanoutId(1)
+
+
+class Screen:
+    """The device's side: what the scanouts hold, and what was read of them."""
+
+    def __init__(self) -> None:
+        self.pictures: dict[int, NDArray[np.uint8]] = {}
+        self.reads: list[tuple[int, Rect]] = []
+
+    def show(self, scanout_id: int, width: int, height: int) -> None:
+        self.pictures[scanout_id] = np.zeros((height, width, 4), np.uint8)
+
+    def fill(self, scanout_id: int, value: int) -> None:
+        self.pictures[scanout_id][:] = value
+
+    def update(self, scanout_id: int, rect: Rect, shadow: Shadow) -> NDArray[np.uint8] | None:
+        picture = self.pictures.get(scanout_id)
+        self.reads.append((scanout_id, rect))
+        if picture is None or picture.shape[:2] != (shadow.height, shadow.width):
+            return None
+        stride = 4 * picture.shape[1]
+        contents = Extents.from_array(picture)
+        return shadow.take(rect, contents, rect.y * stride + 4 * rect.x, stride, (0, 1, 2, 3))
+
+    def xrgb(self, scanout_id: int, rect: Rect) -> NDArray[np.uint8] | None:
+        self.reads.append((scanout_id, rect))
+        picture = self.pictures.get(scanout_id)
+        if picture is None:
+            return None
+        part = picture[rect.y : rect.y + rect.height, rect.x : rect.x + rect.width]
+        return part if part.shape[:2] == (rect.height, rect.width) else None
+
+
+class Vmm:
+    """The other end of the socket, which reads only when it is told to."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = FdSocket(sock)
+        self.reader = display.RequestReader()
+
+    async def next(self, patience: float | None = None) -> tuple[display.Request, bytes]:
+        """The next request; TimeoutError if for `patience` seconds not even a part of it comes."""
+        while (found := self.reader.next_request()) is None:
+            async with asyncio.timeout(patience):
+                data, _ = await self.socket.recv(1 << 20)
+            assert data, "the display was closed"
+            self.reader.receive_data(data)
+            patience = None
+        return found
+
+    async def greet(self, features: int = EDID) -> None:
+        assert await self.next() == (display.GetProtocolFeatures(), b"")
+        await self.answer(display.ProtocolFeatures(features))
+        assert await self.next() == (display.SetProtocolFeatures(features & EDID), b"")
+
+    async def answer(self, reply: display.Reply) -> None:
+        await self.socket.send(display.encode_reply(reply))
+
+    async def all(self) -> list[tuple[display.Request, bytes]]:
+        """Everything that comes until nothing does any more."""
+        found = []
+        with suppress(TimeoutError):
+            while True:
+                found.append(await self.next(0.05))
+        return found
+
+    async def ended(self) -> None:
+        """Reads on until the link closes the socket."""
+        while (await self.socket.recv(1 << 20))[0]:
+            pass
+
+
+@asynccontextmanager
+async def linked(
+    *, greet: bool = True, quota: Quota | None = None
+) -> AsyncIterator[tuple[DisplayLink, Vmm, Screen]]:
+    """A link that runs until its VMM closes the socket."""
+    ours, theirs = socket.socketpair()
+    screen = Screen()
+    vmm = Vmm(theirs)
+    link = DisplayLink("gpu0", FdSocket(ours), screen, quota or Quota(1 << 30))
+    running = asyncio.create_task(link.run())
+    try:
+        async with asyncio.timeout(PATIENCE):
+            if greet:
+                await vmm.greet()
+            yield link, vmm, screen
+            vmm.socket.close()
+            await running
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+        vmm.socket.close()
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    async def whole() -> None:
+        await test()
+
+    asyncio.run(whole())

@@ -1,0 +1,222 @@
+"""The display link: what a VMM gets to see, when it reads and when it does not."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from tests.gpu.display.display_vmm import S0, S1, linked, run
+from vgpud.gpu.display import messages as display
+from vgpud.gpu.display.messages import CursorPos, CursorPosHide, CursorUpdate, Scanout, Update
+from vgpud.gpu.wire.header import Rect
+
+
+def painted(messages: list[tuple[display.Request, bytes]], width: int, height: int) -> bytes:
+    """What a VMM shows after the updates among the messages."""
+    picture = np.zeros((height, width, 4), np.uint8)
+    for message, data in messages:
+        if isinstance(message, Update):
+            part = np.frombuffer(data, np.uint8).reshape(message.height, message.width, 4)
+            x, y = message.x, message.y
+            picture[y : y + message.height, x : x + message.width] = part
+    return picture.tobytes()
+
+
+def test_a_size_then_the_pixels() -> None:
+    async def test() -> None:
+        async with linked() as (link, vmm, screen):
+            screen.show(0, 4, 2)
+            screen.pictures[0][:] = np.arange(32, dtype=np.uint8).reshape(2, 4, 4)
+            link.damage(0, Rect(0, 0, 4, 2))  # a device says both in one go, in any order
+            link.scanout(0, 4, 2)
+            link.damage(0, Rect(1, 0, 2, 2))
+            assert await vmm.next() == (Scanout(S0, 4, 2), b"")
+            pixels = bytes([*range(4, 12), *range(20, 28)])
+            # A new size makes all of the old damage void.
+            assert await vmm.next() == (Update(S0, 1, 0, 2, 2), pixels)
+            assert await vmm.all() == []
+
+    run(test)
+
+
+def test_only_what_is_damaged_is_sent() -> None:
+    async def test() -> None:
+        async with linked() as (link, vmm, screen):
+            screen.show(0, 1280, 800)
+            link.scanout(0, 1280, 800)
+            await vmm.all()
+            screen.fill(0, 7)
+            rects = [Rect(10, 20, 30, 40), Rect(1270, 790, 10, 10)]
+            for rect in rects:
+                link.damage(0, rect)
+            messages = await vmm.all()
+            assert [message for message, _ in messages] == [
+                Update(S0, rect.x, rect.y, rect.width, rect.height) for rect in rects
+            ]
+            assert [data for _, data in messages] == [b"\x07" * 4800, b"\x07" * 400]
+            assert await vmm.all() == []
+
+    run(test)
+
+
+def test_the_newest_frame_wins_and_nothing_waits_for_a_vmm_that_does_not_read() -> None:
+    async def test() -> None:
+        async with linked() as (link, vmm, screen):
+            screen.show(0, 1024, 1024)  # 4 MiB, more than the socket takes
+            link.scanout(0, 1024, 1024)
+            for frame in range(1, 200):
+                screen.fill(0, frame)
+                link.damage(0, Rect(0, 0, 1024, 1024))
+                await asyncio.sleep(0)
+            # The first, which the socket is stuck with, and at most one that was read behind it.
+            assert len(screen.reads) <= 2
+            messages = await vmm.all()
+            updates = [data for message, data in messages if isinstance(message, Update)]
+            assert len(updates) <= 3
+            assert updates[-1] == bytes([199]) * (4 << 20)
+
+    run(test)
+
+
+def test_a_slow_vmm_ends_up_with_the_right_picture() -> None:
+    async def test() -> None:
+        async with linked() as (link, vmm, screen):
+            random = np.random.default_rng(1)
+            screen.show(0, 512, 512)
+            link.scanout(0, 512, 512)
+            link.damage(0, Rect(0, 0, 512, 512))
+            messages = []
+            for _ in range(150):
+                x, y = (int(at) for at in random.integers(0, 500, 2))
+                rect = Rect(x, y, 12, 12)
+                screen.pictures[0][y : y + 12, x : x + 12] = random.integers(0, 256, 4, np.uint8)
+                link.damage(0, rect)
+                if random.random() < 0.05:
+                    messages.append(await vmm.next())
+                else:
+                    await asyncio.sleep(0)
+            messages += await vmm.all()
+            assert painted(messages, 512, 512) == screen.pictures[0].tobytes()
+
+    run(test)
+
+
+def test_a_new_size_comes_before_updates_of_it() -> None:
+    async def test() -> None:
+        async with linked() as (link, vmm, screen):
+            screen.show(0, 1024, 1024)
+            link.scanout(0, 1024, 1024)
+            link.damage(0, Rect(0, 0, 1024, 1024))
+            await asyncio.sleep(0.02)  # the socket is full of pixels
+            link.damage(0, Rect(512, 512, 512, 512))
+            screen.show(0, 64, 48)
+            link.scanout(0, 64, 48)
+            link.damage(0, Rect(0, 0, 64, 48))
+            requests = [message for message, _ in await vmm.all()]
+            assert requests == [
+                Scanout(S0, 1024, 1024),
+                Update(S0, 0, 0, 1024, 1024),
+                Scanout(S0, 64, 48),
+                Update(S0, 0, 0, 64, 48),
+            ]
+
+    run(test)
+
+
+def test_an_output_that_is_turned_off_gets_no_updates() -> None:
+    async def test() -> None:
+        async with linked() as (link, vmm, screen):
+            screen.show(0, 8, 8)
+            link.scanout(0, 8, 8)
+            link.damage(0, Rect(0, 0, 8, 8))
+            link.scanout(0, 0, 0)
+            assert await vmm.all() == [(Scanout(S0, 0, 0), b"")]
+            # Nor is anything sent of one whose pages have gone.
+            link.damage(1, Rect(0, 0, 8, 8))
+            assert await vmm.all() == []
+            assert screen.reads == [(1, Rect(0, 0, 8, 8))]
+            screen.show(1, 1, 1)
+            link.scanout(1, 1, 1)
+            link.damage(1, Rect(0, 0, 1, 1))
+            assert await vmm.all() == [(Scanout(S1, 1, 1), b""), (Update(S1, 0, 0, 1, 1), bytes(4))]
+
+    run(test)
+
+
+def test_nothing_starves_while_an_output_changes_all_the_time() -> None:
+    async def test() -> None:
+        async with linked() as (link, vmm, screen):
+            for scanout_id in (0, 1):
+                screen.show(scanout_id, 1024, 512)
+                link.scanout(scanout_id, 1024, 512)
+            # Far enough apart that they are not joined: there is always one of them to be sent.
+            rects = [Rect(0, 0, 1024, 200), Rect(0, 300, 1024, 200)]
+            seen = []
+            for turn in range(30):
+                screen.fill(0, turn)
+                for rect in rects:
+                    link.damage(0, rect)
+                if turn == 3:
+                    link.damage(1, rects[0])
+                    link.cursor_move(0, 5, 6, visible=True)
+                seen.append((await vmm.next())[0])
+            assert any(isinstance(one, Update) and one.scanout_id == S1 for one in seen)
+            assert CursorPos(S0, 5, 6) in seen
+            await vmm.all()
+
+    run(test)
+
+
+IMAGE = np.arange(64 * 64 * 4, dtype=np.uint32).astype(np.uint8).reshape(64, 64, 4)
+
+
+def test_cursors() -> None:
+    async def test() -> None:
+        async with linked() as (link, vmm, _):
+            link.cursor_update(1, 10, 20, 3, 4, IMAGE)
+            assert await vmm.next() == (CursorUpdate(S1, 10, 20, 3, 4, IMAGE.tobytes()), b"")
+            link.cursor_move(1, 11, 21, visible=True)
+            assert await vmm.next() == (CursorPos(S1, 11, 21), b"")
+            link.cursor_move(1, 12, 22, visible=False)
+            assert await vmm.next() == (CursorPosHide(S1, 12, 22), b"")
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("moves", "expected"),
+    [
+        ([(1, 1, True), (2, 2, True), (3, 3, True)], CursorPos(S0, 3, 3)),
+        ([(1, 1, True), (2, 2, False)], CursorPosHide(S0, 2, 2)),
+        ([(1, 1, False), (2, 2, True)], CursorPos(S0, 2, 2)),
+        (["image", (7, 8, True)], CursorUpdate(S0, 7, 8, 3, 4, IMAGE.tobytes())),
+        ([(7, 8, True), "image"], CursorUpdate(S0, 0, 0, 3, 4, IMAGE.tobytes())),
+        (["image", (7, 8, False)], CursorPosHide(S0, 7, 8)),
+    ],
+)
+def test_the_newest_of_a_cursor_is_sent(
+    moves: list[str | tuple[int, int, bool]], expected: display.Request
+) -> None:
+    async def test() -> None:
+        async with linked() as (link, vmm, _):
+            for move in moves:
+                if isinstance(move, str):
+                    link.cursor_update(0, 0, 0, 3, 4, IMAGE)
+                else:
+                    link.cursor_move(0, move[0], move[1], visible=move[2])
+            assert await vmm.all() == [(expected, b"")]
+
+    run(test)
+
+
+def test_an_image_is_copied_when_it_is_given() -> None:
+    async def test() -> None:
+        async with linked() as (link, vmm, _):
+            image = IMAGE.copy()
+            link.cursor_update(0, 0, 0, 0, 0, image)
+            image[:] = 0
+            assert await vmm.next() == (CursorUpdate(S0, 0, 0, 0, 0, IMAGE.tobytes()), b"")
+
+    run(test)

@@ -1,0 +1,246 @@
+"""The display link's questions: greeting, modes and EDID, and answers that are none."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from tests.gpu.display.display_vmm import EDID, PATIENCE, S1, Screen, Vmm, linked, run
+from vgpud.errors import GuestError, PeerError
+from vgpud.gpu.display import channel as serve_display
+from vgpud.gpu.display import messages as display
+from vgpud.gpu.display.channel import DisplayLink
+from vgpud.gpu.quota import Quota
+from vgpud.gpu.wire.header import Rect
+from vgpud.gpu.wire.protocol import ResponseType
+from vgpud.gpu.wire.responses import DisplayInfo, DisplayMode, Edid
+from vgpud.unix.stream_socket import FdSocket
+
+MODES = tuple(DisplayMode(Rect(at, 0, 640 + at, 480), enabled=at < 2) for at in range(16))
+
+
+def test_of_the_features_only_edid_is_taken() -> None:
+    async def test() -> None:
+        async with linked(greet=False) as (_, vmm, __):
+            await vmm.greet(int(EDID | display.ProtocolFeature.DMABUF2 | 1 << 63))
+            assert await vmm.all() == []
+
+    run(test)
+
+
+def test_modes_come_from_the_vmm() -> None:
+    async def test() -> None:
+        async with linked() as (link, vmm, _):
+            asking = asyncio.create_task(link.modes())
+            assert await vmm.next() == (display.GetDisplayInfo(), b"")
+            assert not asking.done()
+            await vmm.answer(DisplayInfo(MODES))
+            assert await asking == MODES
+
+    run(test)
+
+
+def test_edid_comes_from_the_vmm() -> None:
+    async def test() -> None:
+        async with linked() as (link, vmm, _):
+            asking = asyncio.create_task(link.edid(1))
+            assert await vmm.next() == (display.GetEdid(S1), b"")
+            await vmm.answer(Edid(bytes(range(256))))
+            assert await asking == bytes(range(256))
+
+    run(test)
+
+
+def test_a_guest_that_asks_before_the_vmm_has_said_whether_it_has_edid() -> None:
+    async def test() -> None:
+        async with linked(greet=False) as (link, vmm, _):
+            asking = asyncio.create_task(link.edid(1))
+            await asyncio.sleep(0.01)
+            assert not asking.done()
+            await vmm.greet()
+            assert await vmm.next() == (display.GetEdid(S1), b"")
+            await vmm.answer(Edid(b"\1" * 128))
+            assert await asking == b"\1" * 128
+
+    run(test)
+
+
+def test_a_vmm_without_edid_is_not_asked() -> None:
+    async def test() -> None:
+        async with linked(greet=False) as (link, vmm, _):
+            await vmm.greet(0)
+            with pytest.raises(GuestError, match="no EDID") as caught:
+                await link.edid(0)
+            assert caught.value.code == ResponseType.ERR_UNSPEC
+            assert await vmm.all() == []
+
+    run(test)
+
+
+def test_questions_are_answered_in_order_behind_a_full_socket() -> None:
+    async def test() -> None:
+        async with linked() as (link, vmm, screen):
+            screen.show(0, 1024, 1024)
+            link.scanout(0, 1024, 1024)
+            for frame in (1, 2, 3):
+                screen.fill(0, frame)
+                link.damage(0, Rect(0, 0, 1024, 1024))
+                await asyncio.sleep(0.01)
+            asking = [asyncio.create_task(link.modes()), asyncio.create_task(link.edid(1))]
+            await asyncio.sleep(0)
+            kinds = [type((await vmm.next())[0])]
+            while kinds[-1] is not display.GetEdid:
+                kinds.append(type((await vmm.next())[0]))
+            # No more than what the socket holds and the frame that is on its way comes before them.
+            frames = kinds.count(display.Update)
+            assert frames in (1, 2)
+            assert kinds == [
+                display.Scanout,
+                *[display.Update] * frames,
+                display.GetDisplayInfo,
+                display.GetEdid,
+            ]
+            await vmm.answer(DisplayInfo(MODES))
+            await vmm.answer(Edid(b"\2" * 128))
+            assert await asking[0] == MODES
+            assert await asking[1] == b"\2" * 128
+            assert [type(message) for message, _ in await vmm.all()] == [display.Update]
+
+    run(test)
+
+
+def test_who_gives_up_asking_does_not_take_the_next_ones_answer() -> None:
+    async def test() -> None:
+        async with linked() as (link, vmm, _):
+            first = asyncio.create_task(link.modes())
+            await vmm.next()
+            first.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await first
+            second = asyncio.create_task(link.modes())
+            await vmm.next()
+            await vmm.answer(DisplayInfo(MODES[:1] * 16))
+            await vmm.answer(DisplayInfo(MODES))
+            assert await second == MODES
+
+    run(test)
+
+
+def test_the_end_of_the_socket_answers_who_waits() -> None:
+    async def test() -> None:
+        async with linked() as (link, vmm, _):
+            asking = asyncio.create_task(link.modes())
+            await vmm.next()
+            vmm.socket.close()
+            with pytest.raises(GuestError, match="did not answer GetDisplayInfo") as caught:
+                await asking
+            assert caught.value.code == ResponseType.ERR_UNSPEC
+
+    run(test)
+
+
+def test_a_vmm_that_goes_before_it_greets_ends_the_link_quietly() -> None:
+    async def test() -> None:
+        async with linked(greet=False) as (_, vmm, __):
+            await vmm.next()
+
+    run(test)
+
+
+def test_after_the_end_nobody_waits() -> None:
+    """A guest's command must not take seconds to fail because the VMM has closed its display."""
+
+    async def test() -> None:
+        async with linked() as (link, vmm, _):
+            vmm.socket.close()
+            await asyncio.sleep(0.01)
+            async with asyncio.timeout(1):
+                with pytest.raises(GuestError):
+                    await link.modes()
+
+    run(test)
+
+
+def test_patience_is_shorter_than_the_guests() -> None:
+    assert serve_display.PATIENCE < 5  # Linux, virtio_gpu_get_edids and virtio_gpu_probe
+
+
+def late(reply: display.Reply) -> bytes:
+    return display.encode_reply(reply)
+
+
+NONSENSE = {
+    "not asked for": late(DisplayInfo(MODES)),
+    "asked for before": late(display.ProtocolFeatures(1)),
+    "another's answer": late(Edid(b"\0" * 128)),
+    "a dma-buf's": late(display.DmabufUpdated()),
+    "a request": display.encode(display.GetDisplayInfo()),
+    "too short": b"\3\0\0\0\4\0\0\0\1\0\0\0\0",
+    "too long": b"\3\0\0\0\4\0\0\0\xff\xff\xff\xff",
+    "noise": b"\xff" * 40,
+}
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE.values(), ids=NONSENSE)
+def test_nonsense_closes_it(nonsense: bytes) -> None:
+    async def test() -> None:
+        ours, theirs = socket.socketpair()
+        vmm = Vmm(theirs)
+        link = DisplayLink("gpu0", FdSocket(ours), Screen(), Quota(1 << 30))
+        running = asyncio.create_task(link.run())
+        async with asyncio.timeout(PATIENCE):
+            await vmm.greet()
+            asking = None
+            if nonsense != NONSENSE["not asked for"]:
+                asking = asyncio.create_task(link.modes())
+                await vmm.next()
+            await vmm.socket.send(nonsense)
+            with pytest.raises(ExceptionGroup) as caught:
+                await running
+            assert caught.group_contains(PeerError)
+            await vmm.ended()
+            if asking is not None:
+                with pytest.raises(GuestError):
+                    await asking
+        vmm.socket.close()
+
+    run(test)
+
+
+def test_answers_bytewise_and_with_descriptors_that_nobody_wants() -> None:
+    async def test() -> None:
+        async with linked() as (link, vmm, _):
+            asking = asyncio.create_task(link.modes())
+            await vmm.next()
+            reply = display.encode_reply(DisplayInfo(MODES))
+            for at in range(len(reply)):
+                await vmm.socket.send(reply[at : at + 1], [0] if at % 100 == 0 else [])
+            assert await asking == MODES
+
+    run(test)
+
+
+def test_close_in_mid_frame() -> None:
+    async def test() -> None:
+        ours, theirs = socket.socketpair()
+        screen = Screen()
+        vmm = Vmm(theirs)
+        link = DisplayLink("gpu0", FdSocket(ours), screen, Quota(1 << 30))
+        running = asyncio.create_task(link.run())
+        async with asyncio.timeout(PATIENCE):
+            await vmm.greet()
+            screen.show(0, 1024, 1024)
+            link.scanout(0, 1024, 1024)
+            link.damage(0, Rect(0, 0, 1024, 1024))
+            await asyncio.sleep(0.01)
+            running.cancel()  # as a second GPU_SET_SOCKET does
+            with pytest.raises(asyncio.CancelledError):
+                await running
+            await vmm.ended()
+            link.damage(0, Rect(0, 0, 1, 1))  # the device may not know yet
+            link.cursor_move(0, 1, 1, visible=True)
+        vmm.socket.close()
+
+    run(test)

@@ -1,0 +1,415 @@
+"""A device with nothing behind it: the ports as fakes, guest memory on memfds, and a driver.
+
+Nothing here needs an event loop: a coroutine of the device is stepped by hand, so that a test says
+where it stands still and where it is cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections import Counter
+from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from vgpud.coherency.planner import KvmMode
+from vgpud.coherency.slot_policy import Buffers, GuestPat, Layout, Rule
+from vgpud.control.rpc import Json
+from vgpud.errors import GuestError, HostError
+from vgpud.gpu.device import Gpu
+from vgpud.gpu.spec import DeviceSpec, Output
+from vgpud.gpu.wire.header import Rect
+from vgpud.gpu.wire.protocol import ResourceId, ResponseType
+from vgpud.gpu.wire.responses import DisplayMode, OkNoData, Response
+from vgpud.gpu.wire.structs import Command
+from vgpud.gpu.work import Work
+from vgpud.memory import memfd
+from vgpud.unix.fd import Fd
+from vgpud.vhost.guest_memory import GuestMemory
+
+KIB = 1 << 10
+MIB = 1 << 20
+PAGE = 4096
+WINDOW = MIB
+LIMIT = 64 * MIB
+
+
+class Pause:
+    """Where a fake stands still, if it was asked to."""
+
+    def __await__(self) -> Generator[Pause, None, None]:
+        yield self
+
+
+class Patience:
+    """Whether what is waited for comes at once, or only when the test goes on."""
+
+    def __init__(self) -> None:
+        self.pausing = False
+
+    async def wait(self) -> None:
+        if self.pausing:
+            await Pause()
+
+
+class Bar:
+    """The VMM's side of the window, as strict as QEMU's: no overlap, no unmapping by halves."""
+
+    def __init__(self, patience: Patience, size: int) -> None:
+        self.refusing = False
+        self.flags: int | None = None  # of the last map
+        self.size = size
+        self._patience = patience
+        self._given_up: set[tuple[int, int]] = set()
+        self.mappings: dict[int, tuple[int, Fd]] = {}
+
+    async def map(
+        self, fd: Fd, fd_offset: int, bar_offset: int, length: int, *, flags: int = 0
+    ) -> None:
+        self.flags = flags
+        taken = any(
+            start < bar_offset + length and bar_offset < start + size
+            for start, (size, _) in self.mappings.items()
+        )
+        if self.refusing or taken or fd_offset or bar_offset + length > self.size:
+            raise HostError("map", OSError(errno.EREMOTEIO, ""))
+        self.mappings[bar_offset] = (length, fd.dup())
+        try:
+            await self._patience.wait()
+        except asyncio.CancelledError:
+            self._drop(bar_offset)  # given up in mid-flight, it is taken back
+            raise
+
+    async def unmap(self, bar_offset: int, length: int) -> None:
+        if (bar_offset, length) in self._given_up:  # asked again, it has been done meanwhile
+            self._given_up.remove((bar_offset, length))
+            return
+        if self.refusing or self.mappings.get(bar_offset, (0, None))[0] != length:
+            raise HostError("unmap", OSError(errno.EREMOTEIO, ""))
+        self._drop(bar_offset)
+        try:
+            await self._patience.wait()
+        except asyncio.CancelledError:
+            self._given_up.add((bar_offset, length))
+            raise
+
+    def read(self, offset: int, length: int) -> bytes:
+        """What the guest reads from its window."""
+        fd, at = self._at(offset, length)
+        return os.pread(fd.fileno(), length, at)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """What the guest writes into its window."""
+        fd, at = self._at(offset, len(data))
+        os.pwrite(fd.fileno(), data, at)
+
+    def allocated(self) -> int:
+        """Bytes of the host's memory in the files that are mapped."""
+        return sum(memfd.allocated_bytes(fd) for _, fd in self.mappings.values())
+
+    def holds(self, offset: int) -> bool:
+        return any(start <= offset < start + size for start, (size, _) in self.mappings.items())
+
+    def clear(self) -> None:
+        """Drops all mappings, as a VMM does when its device is reset."""
+        for offset in list(self.mappings):
+            self._drop(offset)
+        self._given_up.clear()
+
+    def _drop(self, offset: int) -> None:
+        self.mappings.pop(offset)[1].close()
+
+    def _at(self, offset: int, length: int) -> tuple[Fd, int]:
+        for start, (size, fd) in self.mappings.items():
+            if start <= offset and offset + length <= start + size:
+                return fd, offset - start
+        raise AssertionError(f"nothing is mapped at {offset:#x}")
+
+
+class Bench:
+    """Work under way: a `Works` whose work is done when the test says so."""
+
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
+        self._touched: Counter[ResourceId] = Counter()
+        self.waited_for: list[ResourceId] = []
+        self.submitted = 0
+
+    def hold(self, work: Work) -> Callable[[], None]:
+        """Leaves work undone; returns what does it."""
+        self.submitted += 1
+        self._touched.update(work.resources)
+
+        def finish() -> None:
+            try:
+                run(work)
+            finally:
+                self._touched.subtract(work.resources)
+
+        return finish
+
+    def busy(self, resource: ResourceId) -> bool:
+        return self._touched[resource] > 0
+
+    async def drained(self, resource: ResourceId) -> None:
+        self.waited_for.append(resource)
+        while self.busy(resource):
+            await Pause()
+        await self._patience.wait()
+
+    async def aside(self, copy: Callable[[], None]) -> None:
+        try:
+            await self._patience.wait()
+        finally:
+            copy()  # once begun it is waited for
+
+
+class Screen:
+    """A `Display` that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Any, ...]] = []
+        self.images: list[NDArray[np.uint8]] = []
+        self.silent = False
+
+    def scanout(self, scanout_id: int, width: int, height: int) -> None:
+        self.told.append(("scanout", scanout_id, width, height))
+
+    def damage(self, scanout_id: int, rect: Rect) -> None:
+        self.told.append(("damage", scanout_id, rect))
+
+    def cursor_update(
+        self, scanout_id: int, x: int, y: int, hot_x: int, hot_y: int, image: NDArray[np.uint8]
+    ) -> None:
+        self.told.append(("cursor", scanout_id, x, y, hot_x, hot_y))
+        self.images.append(image)
+
+    def cursor_move(self, scanout_id: int, x: int, y: int, *, visible: bool) -> None:
+        self.told.append(("move", scanout_id, x, y, visible))
+
+    async def modes(self) -> Sequence[DisplayMode]:
+        self._check()
+        return [DisplayMode(Rect(0, 0, 111, 222), enabled=True)] * 16
+
+    async def edid(self, scanout_id: int) -> bytes:
+        self._check()
+        return bytes([scanout_id]) * 128
+
+    def take(self) -> list[tuple[Any, ...]]:
+        """What it was told since it was last asked."""
+        told, self.told = self.told, []
+        return told
+
+    def _check(self) -> None:
+        if self.silent:
+            raise GuestError(ResponseType.ERR_UNSPEC, "the display does not answer")
+
+
+@dataclass(frozen=True)
+class Region:
+    guest_phys_addr: int
+    memory_size: int
+    userspace_addr: int
+    mmap_offset: int
+
+
+REGION = 256 * KIB
+LOW, NEXT, HIGH = 0x10000, 0x10000 + REGION, 1 << 32
+"""Guest-physical starts of the three regions; the second follows the first, in another file."""
+
+
+class Ram:
+    """Guest memory of three regions, filled with bytes that repeat nowhere."""
+
+    def __init__(self) -> None:
+        self.memory = GuestMemory()
+        self._files = []
+        for seed in range(3):
+            fd = Fd(os.memfd_create("ram", os.MFD_CLOEXEC))
+            os.write(fd.fileno(), random_bytes(REGION, seed))
+            self._files.append(fd)
+        self.share()
+
+    def share(self, starts: Sequence[int] = (LOW, NEXT, HIGH)) -> None:
+        """Sends a memory table with these starts; a region left out is gone."""
+        self.memory.replace(
+            [
+                (Region(start, REGION, 0x7F0000000000 + start, 0), fd.dup())
+                for start, fd in zip(starts, self._files, strict=False)
+            ]
+        )
+
+    def read(self, *pieces: tuple[int, int]) -> NDArray[np.uint8]:
+        """The bytes of a list of pages."""
+        parts = [np.frombuffer(self.memory.read(addr, length), np.uint8) for addr, length in pieces]
+        return np.concatenate([np.empty(0, np.uint8), *parts])
+
+    def snapshot(self) -> bytes:
+        return b"".join(os.pread(fd.fileno(), REGION, 0) for fd in self._files)
+
+    def close(self) -> None:
+        self.memory.replace([])
+        for fd in self._files:
+            fd.close()
+
+
+class Machine:
+    """A guest and its device; use it as a context manager."""
+
+    def __init__(
+        self,
+        layout: Layout = Layout.WINDOW,
+        *,
+        window: int = WINDOW,
+        limit: int = LIMIT,
+        outputs: Sequence[tuple[int, int]] = ((640, 480),),
+        guest_pat: GuestPat = GuestPat.HONORED,
+        rule: Rule | None = None,
+        kvm: KvmMode = KvmMode.UNKNOWN,
+        buffers: Buffers = Buffers.AUTO,
+        render_node: str | None = None,
+    ) -> None:
+        self.spec = DeviceSpec(
+            name="gpu0",
+            window=window,
+            memory_limit=limit,
+            outputs=tuple(Output(*size) for size in outputs),
+            guest_pat=guest_pat,
+            rules=(rule or Rule(layout=layout),),
+            layout=layout,
+            buffers=buffers,
+            render_node=render_node,
+        )
+        self.patience = Patience()
+        self.ram = Ram()
+        self.bar = Bar(self.patience, window)
+        self.works = Bench(self.patience)
+        self.kvm = kvm
+        self.events: list[tuple[str, int | None, dict[str, Json]]] = []
+        self.gpu = Gpu(
+            self.spec,
+            self.ram.memory,
+            self.bar,
+            self.works,
+            lambda: self.kvm,
+            publish=self._publish,
+        )
+        self.empty = self.used
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.gpu.close()
+        self.bar.clear()
+        self.ram.close()
+
+    def _publish(
+        self, kind: str, message: str, *, resource: int | None = None, **data: Json
+    ) -> None:
+        self.events.append((kind, resource, data))
+
+    @property
+    def used(self) -> int:
+        return self.gpu.quota.used
+
+    def do(self, command: Command) -> Response:
+        """Executes a command and all that comes of it; raises its `GuestError`."""
+        outcome: object = self.gpu.execute(command)
+        if isinstance(outcome, Coroutine):
+            outcome = finish(outcome)
+        if isinstance(outcome, Work):
+            self.works.submitted += 1
+            run(outcome)
+            outcome = OkNoData()
+        return outcome  # type: ignore[return-value]
+
+    def all(self, *some: Command) -> None:
+        """Executes commands of which each must succeed."""
+        for command in some:
+            self.do(command)
+
+    def hold(self, command: Command) -> Callable[[], None]:
+        """Executes a command that makes work, and leaves that undone; returns what does it."""
+        outcome = self.gpu.execute(command)
+        assert isinstance(outcome, Work)
+        return self.works.hold(outcome)
+
+    def start(self, command: Command) -> Coroutine[Any, Any, Response]:
+        """Executes a command whose answer has to be waited for."""
+        outcome = self.gpu.execute(command)
+        assert isinstance(outcome, Coroutine)
+        return outcome
+
+    def bytes_of(self, resource_id: int) -> bytes:
+        """A resource's bytes, wherever they are."""
+        contents = self.gpu.resources.get(ResourceId(resource_id)).contents()
+        return contents.read(0, contents.size).tobytes()
+
+    def reset(self) -> None:
+        """Resets the device and the VMM's mappings with it."""
+        self.bar.clear()
+        self.gpu.reset()
+
+
+def run(work: Work) -> None:
+    """Does work; raises what the command is refused with."""
+    try:
+        for _ in work.steps:
+            pass
+    finally:
+        if work.charge is not None:
+            work.charge.release()
+    if work.refusal is not None:
+        raise work.refusal
+
+
+def stop_at(coroutine: Coroutine[Any, Any, Any]) -> bool:
+    """Goes on to the next pause; False if the end came first."""
+    try:
+        coroutine.send(None)
+    except StopIteration:
+        return False
+    return True
+
+
+def finish(coroutine: Coroutine[Any, Any, Any], pauses: int = 100) -> Any:
+    """Goes on to the end; returns the result."""
+    for _ in range(pauses):
+        try:
+            coroutine.send(None)
+        except StopIteration as end:
+            return end.value
+    raise AssertionError("the command waits forever")
+
+
+def cancel(coroutine: Coroutine[Any, Any, Any]) -> None:
+    """Cancels a coroutine where it stands."""
+    with pytest.raises(asyncio.CancelledError):
+        coroutine.throw(asyncio.CancelledError())
+
+
+@contextmanager
+def refused(code: ResponseType) -> Iterator[None]:
+    """Expects a `GuestError` of this code."""
+    with pytest.raises(GuestError) as caught:
+        yield
+    assert ResponseType(caught.value.code) is code
+
+
+def random_bytes(size: int, seed: int = 1) -> bytes:
+    """Bytes that repeat nowhere, the same in each run."""
+    return np.random.default_rng(seed).bytes(size)

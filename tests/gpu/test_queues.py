@@ -1,0 +1,93 @@
+"""What becomes of a command on its way through a queue: counted, answered, and told if refused."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from tests.gpu import driver as d
+from tests.gpu.machine import PAGE, Machine
+from vgpud.gpu.queues import GpuQueue
+from vgpud.gpu.timelines import Timelines
+from vgpud.gpu.wire import commands
+from vgpud.gpu.wire.commands import Command
+from vgpud.gpu.wire.protocol import ResponseType
+from vgpud.vhost.split_ring import Chain
+from vgpud.vhost.virtqueue import VirtQueue
+
+
+class Answers(VirtQueue):
+    """The answers of a queue without a ring."""
+
+    def __init__(self) -> None:
+        self.types: list[int] = []
+
+    def complete(self, chain: Chain, response: bytes) -> None:
+        self.types.append(int.from_bytes(response[:4], "little"))
+
+
+class Stand:
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.answers = Answers()
+
+    def handle(self, *requests: Command | bytes, cursor: bool = False) -> list[int]:
+        """The types of the answers."""
+
+        async def whole() -> None:
+            timelines = Timelines("gpu0")
+            queue = GpuQueue(self.machine.gpu, timelines, cursor=cursor)
+            queue.queue = self.answers
+            for request in requests:
+                data = request if isinstance(request, bytes) else commands.encode(request)
+                waiting = queue.handle(Chain(0, (), ()), data)
+                if waiting is not None:
+                    await waiting
+            timelines.close()
+
+        asyncio.run(whole())
+        return self.answers.types
+
+
+@pytest.fixture
+def stand() -> Iterator[Stand]:
+    with Machine() as machine:
+        yield Stand(machine)
+
+
+def test_a_refusal_names_the_device_and_the_resource(
+    stand: Stand, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = ResponseType.ERR_INVALID_RESOURCE_ID
+    # At once, and after some waiting.
+    assert stand.handle(d.unref(7), d.ctx_create(), d.create_blob(8, PAGE), d.unmap_blob(8)) == [
+        bad,
+        ResponseType.OK_NODATA,
+        ResponseType.OK_NODATA,
+        ResponseType.ERR_INVALID_PARAMETER,
+    ]
+    name = stand.machine.spec.name
+    heads = [record.getMessage().partition(" type=")[0] for record in caplog.records]
+    assert f"command refused device={name} resource=7" in heads
+    assert f"command refused device={name} resource=8" in heads
+    assert stand.machine.gpu.counters.refused == 2
+
+
+def test_a_refusal_of_no_resource_names_none(
+    stand: Stand, caplog: pytest.LogCaptureFixture
+) -> None:
+    stand.handle(b"short", d.ctx_create(0))
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2
+    assert not any("resource=" in line for line in lines)
+
+
+def test_commands_are_counted_by_kind_whatever_becomes_of_them(stand: Stand) -> None:
+    stand.handle(d.unref(7), d.ctx_create(), d.unref(7))
+    stand.handle(d.unref(7), cursor=True)  # there is no such thing on that queue
+    assert stand.machine.gpu.counters.commands == {
+        commands.ResourceUnref: 2,
+        commands.CtxCreate: 1,
+    }

@@ -1,0 +1,170 @@
+"""Timelines: what a copy, a charge and the threads come to in the end."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+
+import pytest
+
+from tests.gpu.timeline_stand import LONG, PATIENCE, A, Answers, Gate, run, work
+from vgpud.errors import GuestError
+from vgpud.gpu.quota import Quota
+from vgpud.gpu.timelines import Timelines
+
+
+@pytest.mark.parametrize("cost", [0, LONG])
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_work_was_charged_for_is_given_back_when_it_is_done(cost: int, fails: bool) -> None:
+    async def main(timelines: Timelines) -> None:
+        quota = Quota(100)
+        held: list[int] = []
+
+        def step() -> None:
+            held.append(quota.used)
+            if fails:
+                raise GuestError(0x1205, "no")
+
+        answers = Answers()
+        timelines.submit(A, work(step, cost=cost, charge=quota.charge(70)), answers.named("done"))
+        await answers.number(1)
+        assert held == [70]
+        assert quota.used == 0
+
+    run(main)
+
+
+def test_what_dropped_work_was_charged_for_is_given_back() -> None:
+    async def main(timelines: Timelines) -> None:
+        quota = Quota(100)
+        answers = Answers()
+        gate = Gate()
+        timelines.submit(A, work(gate, gate, charge=quota.charge(30)), answers.named("begun"))
+        timelines.submit(A, work(gate, charge=quota.charge(20)), answers.named("waits"))
+        timelines.after(A, answers.named("fence"))
+        await gate.reached()
+        pausing = asyncio.create_task(timelines.pause())
+        await asyncio.sleep(0)
+        gate.open.set()
+        await pausing
+        assert quota.used == 50
+        timelines.drop()
+        assert quota.used == 0
+        assert answers.names == []
+
+    run(main)
+
+
+def complaints() -> list[object]:
+    """Collects what asyncio has to say of exceptions that nobody took."""
+    found: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: found.append(context))
+    return found
+
+
+def test_a_copy_aside_leaves_the_loop_free_and_raises_what_it_raises() -> None:
+    async def main(timelines: Timelines) -> None:
+        gate = Gate()
+        copying = asyncio.create_task(timelines.aside(gate))
+        await gate.reached()
+        assert not copying.done()
+        gate.open.set()
+        await copying
+
+        def fail() -> None:
+            raise GuestError(0x1205, "no")
+
+        with pytest.raises(GuestError, match="no"):
+            await timelines.aside(fail)
+
+    run(main)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_cancelled_copy_is_waited_for(fails: bool) -> None:
+    async def main(timelines: Timelines) -> None:
+        gate = Gate()
+        ended = threading.Event()
+
+        def copy() -> None:
+            gate()
+            ended.set()
+            if fails:
+                raise GuestError(0x1205, "no")
+
+        found = complaints()
+        copying = asyncio.create_task(timelines.aside(copy))
+        await gate.reached()
+        copying.cancel()
+        await asyncio.sleep(0.02)
+        assert not copying.done()
+        gate.open.set()
+        with pytest.raises(asyncio.CancelledError):
+            await copying
+        assert ended.is_set()
+        del copying
+        await asyncio.sleep(0)
+        gc.collect()
+        assert found == []
+
+    run(main)
+
+
+def test_a_copy_is_waited_for_however_often_it_is_cancelled() -> None:
+    async def main(timelines: Timelines) -> None:
+        gate = Gate()
+        copying = asyncio.create_task(timelines.aside(gate))
+        await gate.reached()
+        for _ in range(3):
+            copying.cancel()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert not copying.done()
+        gate.open.set()
+        await asyncio.wait([copying])
+        assert copying.cancelled()
+
+    run(main)
+
+
+def test_a_bug_in_a_cancelled_copy_surfaces_through_failed() -> None:
+    async def main(timelines: Timelines) -> None:
+        gate = Gate()
+
+        def copy() -> None:
+            gate()
+            raise ZeroDivisionError("a bug")
+
+        failed = asyncio.create_task(timelines.failed())
+        copying = asyncio.create_task(timelines.aside(copy))
+        await gate.reached()
+        copying.cancel()
+        gate.open.set()
+        with pytest.raises(ZeroDivisionError):
+            await failed
+
+    run(main)
+
+
+def test_close_does_not_wait_and_tells_nobody() -> None:
+    answers: list[object] = []
+    gate = Gate()
+
+    async def main() -> None:
+        timelines = Timelines("test")
+        found = complaints()
+        timelines.submit(A, work(gate, lambda: answers.append("next step")), answers.append)
+        timelines.submit(A, work(lambda: answers.append("next work")), answers.append)
+        await gate.reached()
+        timelines.close()
+        await asyncio.sleep(0.02)
+        assert found == []
+
+    asyncio.run(main())
+    gate.open.set()  # the loop is gone by now; its thread ends all the same
+    for thread in threading.enumerate():
+        if thread.name.startswith("test-dma"):
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+    assert answers == []

@@ -1,0 +1,366 @@
+"""What the hostile tests share: a guest that writes its ring as it likes, and eyes on the daemon.
+
+The daemon under attack is a process of its own, so that what it takes and how long it keeps others
+waiting can be measured from outside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import socket
+import struct
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.guest.daemon_process import DaemonProcess, config_toml
+from tests.support.front_end import FrontEnd
+from tests.support.ring_driver import DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, GuestRam
+from vgpud.gpu.wire import commands as c
+from vgpud.gpu.wire import dma
+from vgpud.gpu.wire.header import HEADER_SIZE, Header
+from vgpud.gpu.wire.protocol import BlobFlag, BlobMem, CapsetId, ResponseType
+
+MIB: Final = 1 << 20
+ROOMY: Final = ((0, 96 * MIB),)
+PATIENCE: Final = 20.0
+
+MADE: Final = int(ResponseType.OK_NODATA)
+NO_ENTRIES: Final = np.zeros(0, c.MEM_ENTRY)
+
+_DESC = struct.Struct("<QIHH")
+_TYPES: Final = {kind: c.command_type(kind) for kind in c.Command.__args__}  # type: ignore[attr-defined]
+
+
+def command(kind: type[Any], *fields: Any, **header: int) -> c.Command:
+    """A command of this class, with the header that belongs to it."""
+    return kind(Header(_TYPES[kind], **header), *fields)  # type: ignore[no-any-return]
+
+
+def entries(addresses: Any, lengths: Any) -> NDArray[np.void]:
+    """A list of backing pages; either argument may be one number for all."""
+    addresses, lengths = np.broadcast_arrays(addresses, lengths)
+    array = np.zeros(addresses.size, c.MEM_ENTRY)
+    array["addr"], array["length"] = addresses.ravel(), lengths.ravel()
+    return array
+
+
+def connected(path: Path) -> socket.socket:
+    """Connect, and wait for a place in the queue of those who wait to be served."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(None)
+    sock.connect(str(path))
+    return sock
+
+
+def rogue_front_end(
+    path: Path, *, size: int = 64, layout: Sequence[tuple[int, int]] = ROOMY
+) -> FrontEnd:
+    """A front-end with much memory, plain notifications and a running device."""
+    ram = GuestRam(layout)
+    try:
+        return FrontEnd(connected(path), ram).handshake(size=size, event_idx=False)
+    except BaseException:
+        ram.close()
+        raise
+
+
+class RogueRing:
+    """A ring that a guest fills without any regard for what the device has given back."""
+
+    no_pages = NO_ENTRIES
+
+    def __init__(self, fe: FrontEnd, queue: int = 0) -> None:
+        self.fe = fe
+        self.driver = fe.drivers[queue]
+        self.ram = fe.ram
+        self._slot = 0
+        self._avail = self.driver.last_used
+        self._answers: dict[int, int] = {}
+        self._requests: dict[int, int] = {}
+
+    def table(self, buffers: Sequence[tuple[int, int, int]]) -> int:
+        """Write an indirect table of (gpa, length, flags), return the slot that leads to it."""
+        last = len(buffers) - 1
+        entries = b"".join(
+            _DESC.pack(gpa, length, flags | (DESC_F_NEXT if at < last else 0), at + 1)
+            for at, (gpa, length, flags) in enumerate(buffers)
+        )
+        return self.table_of(entries)
+
+    def table_of(self, entries: bytes) -> int:
+        """The same with descriptors as they are to lie in memory."""
+        slot, self._slot = self._slot, self._slot + 1
+        gpa = self.ram.alloc(len(entries))
+        self.ram.write(gpa, entries)
+        self.ram.write(
+            self.driver.desc + 16 * slot, _DESC.pack(gpa, len(entries), DESC_F_INDIRECT, 0)
+        )
+        return slot
+
+    def request(self, data: bytes, response_size: int = 512) -> int:
+        """Lay a request out in memory, return its slot."""
+        gpa, answer = self.ram.alloc(len(data)), self.ram.alloc(response_size)
+        self.ram.write(gpa, data)
+        slot = self.table([(gpa, len(data), 0), (answer, response_size, DESC_F_WRITE)])
+        self._answers[slot], self._requests[slot] = answer, gpa
+        return slot
+
+    def command(self, kind: type[Any], *fields: Any, **header: int) -> int:
+        """The same for a command."""
+        return self.request(c.encode(command(kind, *fields, **header)))
+
+    def renumber(self, slot: int, resource_id: int) -> None:
+        """Have a command that was laid out speak of another resource."""
+        self.ram.write(self._requests[slot] + HEADER_SIZE, resource_id.to_bytes(4, "little"))
+
+    def offer(self, slot: int, count: int = 1, *, kick: bool = True) -> None:
+        """Make a slot available, again and again."""
+        for _ in range(count):
+            self._store(self.driver.avail + 4 + 2 * (self._avail % self.driver.size), slot)
+            self._avail = (self._avail + 1) & 0xFFFF
+        self._store(self.driver.avail + 2, self._avail)
+        if kick:
+            self.kick()
+
+    def _store(self, gpa: int, value: int) -> None:
+        # In one store, which struct.pack_into is not: it zeroes its target first.
+        region = self.ram.regions[0]
+        with memoryview(region.map) as view, view.cast("H") as words:
+            words[(region.offset + gpa - region.gpa) // 2] = value
+
+    def kick(self) -> None:
+        """Kick."""
+        os.eventfd_write(self.driver.kick, 1)
+
+    @property
+    def used(self) -> int:
+        """The device's index."""
+        return self.ram.load_u16(self.driver.used + 2)
+
+    @property
+    def broken(self) -> bool:
+        """Whether the device has said that the ring can't be used."""
+        return bool(select.select([self.driver.err], [], [], 0)[0])
+
+    @property
+    def unanswered(self) -> int:
+        """How many chains the device has not given back."""
+        return (self._avail - self.used) & 0xFFFF
+
+    def response(self, slot: int) -> int:
+        """The type of the response that lies in a slot's memory."""
+        return int.from_bytes(self.ram.read(self._answers[slot], 4), "little")
+
+    def wait_idle(self, timeout: float = PATIENCE) -> None:
+        """Wait until everything was given back."""
+        wait_for(lambda: self.unanswered == 0, timeout, f"{self.unanswered} chains unanswered")
+
+    def run(self, kind: type[Any], *fields: Any, timeout: float = PATIENCE, **header: int) -> int:
+        """Have one command done, return the type of its response."""
+        slot = self.command(kind, *fields, **header)
+        self.offer(slot)
+        self.wait_idle(timeout)
+        return self.response(slot)
+
+    # -- What attacks are made of ------------------------------------------------------------------
+
+    def context(self) -> None:
+        """Make context 1."""
+        assert self.run(c.CtxCreate, CapsetId.DMA, b"rogue", ctx_id=1) == MADE
+
+    def host_blob(self, blob: int, size: int) -> None:
+        """Make a host blob and attach it to context 1."""
+        kind, flags = BlobMem.HOST3D, BlobFlag.USE_MAPPABLE
+        made = self.run(c.ResourceCreateBlob, blob, kind, flags, 0, size, NO_ENTRIES, ctx_id=1)
+        assert made == MADE
+        assert self.run(c.CtxAttachResource, blob, ctx_id=1) == MADE
+
+    def guest_blob(self, blob: int, pages: NDArray[np.void]) -> None:
+        """Make a blob of guest memory and attach it to context 1."""
+        size = int(pages["length"].sum(dtype=np.uint64))
+        assert self.run(c.ResourceCreateBlob, blob, BlobMem.GUEST, 0, 0, size, pages) == MADE
+        assert self.run(c.CtxAttachResource, blob, ctx_id=1) == MADE
+
+    def submit(self, packets: Sequence[dma.Packet], **header: int) -> int:
+        """Lay out a SUBMIT_3D in context 1, return its slot."""
+        return self.command(c.Submit3D, dma.encode(packets), ctx_id=1, **header)
+
+
+def assert_hung_up(fe: FrontEnd) -> None:
+    """See the session end."""
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        while fe.sock.recv(4096):
+            pass
+
+
+def wait_for(condition: Callable[[], bool], timeout: float, complaint: str = "") -> None:
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, complaint or f"not within {timeout} s"
+        time.sleep(0.002)
+
+
+class Bystander:
+    """A well-behaved guest on another device: how long was it kept waiting at worst?"""
+
+    def __init__(self, path: Path) -> None:
+        self._fe = FrontEnd(connected(path)).handshake()
+        self._request = c.encode(command(c.GetDisplayInfo))
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.worst = 0.0
+        self.error: BaseException | None = None
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        with contextlib.suppress(OSError):
+            self._fe.close()
+        if kind is None and self.error is not None:
+            raise self.error
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                begin = time.perf_counter()
+                try:
+                    self._fe.command(self._request, response_size=408)
+                finally:
+                    self.worst = max(self.worst, time.perf_counter() - begin)
+                time.sleep(0.001)
+        except BaseException as error:  # handed on by __exit__
+            self.error = error
+
+
+class Siege:
+    """A daemon with devices `a`, `b` (1 GiB each) and `poor` (8 MiB), which tests share.
+
+    One that an attack has left hung or dead is put in the place of by a fresh one.
+    """
+
+    DEVICES = ("a", "b", "poor")
+    WINDOW = 256 * MIB
+    LIMIT = 1024 * MIB
+    POOR_WINDOW = 4 * MIB
+    POOR_LIMIT = 8 * MIB
+
+    def __init__(self, layout: str = "window") -> None:
+        self._directory = Path(tempfile.mkdtemp(prefix="vgpud-siege-", dir="/tmp"))
+        config = config_toml(self._directory, ("a", "b", "poor"), layout=layout)
+        first, poor = config.split('name = "poor"')
+        poor = poor.replace("256MiB", "4MiB").replace("1GiB", "8MiB")
+        self._config = f'{first}name = "poor"{poor}'
+        self._lines = 0
+        self._peak = 0
+        self.daemon = self._start()
+
+    def _start(self) -> DaemonProcess:
+        self.daemon = DaemonProcess(self._directory, self._config, devices=self.DEVICES)
+        self.daemon.__enter__()
+        self._idle = self.daemon.open_files()
+        return self.daemon
+
+    def close(self) -> None:
+        """End the daemon."""
+        try:
+            self.daemon.__exit__(None, None, None)
+        finally:
+            shutil.rmtree(self._directory)
+
+    def kill(self) -> None:
+        """End the daemon whatever it does, or did."""
+        self.daemon._kill()
+        shutil.rmtree(self._directory)
+
+    def socket(self, device: str = "a") -> Path:
+        """The vhost-user socket of a device."""
+        return self.daemon.socket(device)
+
+    # -- What the daemon does meanwhile ------------------------------------------------------------
+
+    def begin(self) -> None:
+        """A test starts: what it causes is told from what was before."""
+        self._lines = len(self.daemon._stderr)
+        Path(f"/proc/{self.daemon._process.pid}/clear_refs").write_text("5")
+        self._peak = self.status("VmHWM")
+
+    def end(self) -> None:
+        """A test ends: nobody else has suffered, nothing is left over. Replaces a broken daemon."""
+        try:
+            self.assert_serving()
+            with contextlib.suppress(AssertionError):
+                wait_for(lambda: self.daemon.open_files() == self._idle, 5)
+            assert self.daemon.open_files() == self._idle
+            assert "Traceback" not in "".join(self.log), "".join(self.log)
+        except BaseException:
+            self.daemon._kill()
+            self._start()
+            raise
+
+    @property
+    def log(self) -> list[str]:
+        """What the daemon has logged in this test."""
+        return self.daemon._stderr[self._lines :]
+
+    @property
+    def warnings(self) -> list[str]:
+        """The same without what is mere information."""
+        return [line for line in self.log if " INFO " not in line]
+
+    @property
+    def peak(self) -> int:
+        """How far resident memory has ever risen in this test, in bytes."""
+        return self.status("VmHWM") - self._peak
+
+    def assert_serving(self) -> None:
+        """See every device answer."""
+        for device in self.DEVICES:
+            with FrontEnd(connected(self.socket(device))).handshake() as fe:
+                assert fe.command(c.encode(command(c.GetDisplayInfo)), response_size=408)
+
+    def status(self, field: str) -> int:
+        """A number of /proc/PID/status, memory in bytes."""
+        text = Path(f"/proc/{self.daemon._process.pid}/status").read_text()
+        [line] = [line for line in text.splitlines() if line.startswith(field + ":")]
+        words = line.split()
+        return int(words[1]) * (1024 if words[2:] == ["kB"] else 1)
+
+
+@contextmanager
+def front_end(siege: Siege, device: str = "a") -> Iterator[RogueRing]:
+    """A front-end that may be hung up on, and its guest."""
+    fe = rogue_front_end(siege.socket(device))
+    try:
+        yield RogueRing(fe)
+    finally:
+        with contextlib.suppress(OSError, AssertionError):
+            fe.close()
+
+
+@contextmanager
+def rogue(siege: Siege, device: str = "a", size: int = 64) -> Iterator[RogueRing]:
+    """A guest on a device, ready to misbehave."""
+    with rogue_front_end(siege.socket(device), size=size) as fe:
+        yield RogueRing(fe)

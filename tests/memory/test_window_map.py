@@ -1,0 +1,182 @@
+"""Places in a window, against a model that knows of every page whose it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from vgpud.errors import GuestError
+from vgpud.gpu.wire.protocol import ResourceId, ResponseType
+from vgpud.memory.window_map import BLOB_ALIGNMENT, Place, WindowMap, check_placement
+
+PAGES = 16
+WINDOW = PAGES * BLOB_ALIGNMENT
+BLOBS = st.integers(1, 6).map(ResourceId)
+
+
+@dataclass
+class Model:
+    page: int
+    pages: int
+    mapped: bool
+
+    @property
+    def range(self) -> range:
+        return range(self.page, self.page + self.pages)
+
+
+class Windows(RuleBasedStateMachine):
+    """Blobs come, move, are parked and go, as a guest asks; page by page the model knows where."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = WindowMap(WINDOW)
+        self.model: dict[ResourceId, Model] = {}
+
+    @rule(blob=BLOBS, page=st.integers(0, PAGES), pages=st.integers(0, 6))
+    def ask(self, blob: ResourceId, page: int, pages: int) -> None:
+        """Wherever it is put, everyone in the way is told of, or it can't be put there."""
+        own = self.model.get(blob)
+        if own is not None:
+            pages = own.pages  # a blob's size never changes
+        asked = set(range(page, page + pages))
+        in_the_way = {
+            other: place
+            for other, place in self.model.items()
+            if other != blob and asked & set(place.range)
+        }
+        fits = asked and page + pages <= PAGES
+        taken = any(place.mapped for place in in_the_way.values()) or (own and own.mapped)
+        offset, size = page * BLOB_ALIGNMENT, pages * BLOB_ALIGNMENT
+        if not fits or taken:
+            with pytest.raises(GuestError) as caught:
+                self.map.displaced_by(blob, offset, size)
+            assert caught.value.code == ResponseType.ERR_INVALID_PARAMETER
+            return
+        displaced = self.map.displaced_by(blob, offset, size)
+        moves = own is not None and own.page != page
+        assert len(displaced) == len(set(displaced))
+        assert set(displaced) == {*in_the_way, *([blob] if moves else [])}
+        for other in displaced:
+            place = self.map.remove(other)
+            was = self.model.pop(other)
+            assert (place.offset, place.size) == (
+                was.page * BLOB_ALIGNMENT,
+                was.pages * BLOB_ALIGNMENT,
+            )
+        assert self.map.put(blob, offset, size) == Place(offset, size, mapped=True)
+        self.model[blob] = Model(page, pages, mapped=True)
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data())
+    def ask_again_for_the_same_place(self, data: st.DataObject) -> None:
+        """A parked blob comes back to where it was without anyone moving, unless it was taken."""
+        blob = data.draw(st.sampled_from(sorted(self.model)))
+        self.ask(blob, self.model[blob].page, 0)
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data())
+    def park(self, data: st.DataObject) -> None:
+        blob = data.draw(st.sampled_from(sorted(self.model)))
+        self.map.park(blob)
+        self.model[blob].mapped = False
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data())
+    def remove(self, data: st.DataObject) -> None:
+        blob = data.draw(st.sampled_from(sorted(self.model)))
+        self.map.remove(blob)
+        del self.model[blob]
+
+    @invariant()
+    def everyone_is_where_the_model_says(self) -> None:
+        assert len(self.map) == len(self.model)
+        for number in range(1, 7):
+            blob = ResourceId(number)
+            place, model = self.map.place(blob), self.model.get(blob)
+            if model is None:
+                assert place is None
+                continue
+            assert place == Place(
+                model.page * BLOB_ALIGNMENT, model.pages * BLOB_ALIGNMENT, model.mapped
+            )
+            assert place.end == place.offset + place.size
+
+    @invariant()
+    def no_two_overlap(self) -> None:
+        pages = [page for place in self.model.values() for page in place.range]
+        assert len(pages) == len(set(pages))
+
+
+TestWindows = Windows.TestCase
+TestWindows.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+
+PAGE = BLOB_ALIGNMENT
+
+
+@pytest.mark.parametrize(
+    ("offset", "size"),
+    [(0, PAGE), (0, WINDOW), (WINDOW - PAGE, PAGE), (PAGE, WINDOW - PAGE)],
+)
+def test_placements_that_are_inside(offset: int, size: int) -> None:
+    check_placement(offset, size, WINDOW)
+    assert WindowMap(WINDOW).displaced_by(ResourceId(1), offset, size) == []
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "reason"),
+    [
+        (1, PAGE, "aligned"),
+        (PAGE // 2, PAGE, "aligned"),
+        (0, PAGE + 1, "aligned"),
+        (0, PAGE - 1, "aligned"),
+        ((1 << 64) - 1, PAGE, "aligned"),
+        (0, 0, "inside"),
+        (WINDOW, 0, "inside"),
+        (WINDOW, PAGE, "inside"),
+        (WINDOW - PAGE, 2 * PAGE, "inside"),
+        (0, WINDOW + PAGE, "inside"),
+        ((1 << 64) - PAGE, PAGE, "inside"),
+        ((1 << 64) - PAGE, 2 * PAGE, "inside"),
+        (PAGE, (1 << 64) - PAGE, "inside"),
+    ],
+)
+def test_placements_that_are_not(offset: int, size: int, reason: str) -> None:
+    with pytest.raises(GuestError, match=reason) as caught:
+        check_placement(offset, size, WINDOW)
+    assert caught.value.code == ResponseType.ERR_INVALID_PARAMETER
+    with pytest.raises(GuestError, match=reason):
+        WindowMap(WINDOW).displaced_by(ResourceId(1), offset, size)
+
+
+def test_asking_changes_nothing() -> None:
+    window = WindowMap(WINDOW)
+    for number in (1, 2):
+        window.put(ResourceId(number), number * PAGE, PAGE)
+        window.park(ResourceId(number))
+    for _ in range(2):
+        displaced = window.displaced_by(ResourceId(3), 0, 3 * PAGE)
+        assert displaced == [ResourceId(1), ResourceId(2)]
+    assert window.place(ResourceId(1)) == Place(PAGE, PAGE, mapped=False)
+    assert window.place(ResourceId(3)) is None
+
+
+def test_free_places_are_found_from_the_end_down() -> None:
+    window = WindowMap(16 * PAGE)
+    assert window.free_from_end(PAGE) == 15 * PAGE
+    assert window.free_from_end(16 * PAGE) == 0
+    assert window.free_from_end(17 * PAGE) is None
+    window.put(ResourceId(1), 12 * PAGE, 2 * PAGE)
+    assert window.free_from_end(2 * PAGE) == 14 * PAGE
+    assert window.free_from_end(3 * PAGE) == 9 * PAGE
+    window.put(ResourceId(2), 0, PAGE)
+    assert window.free_from_end(11 * PAGE) == PAGE
+    assert window.free_from_end(12 * PAGE) is None
+    window.park(ResourceId(1))
+    # Where nobody would have to move comes first.
+    assert window.free_from_end(3 * PAGE) == 9 * PAGE
+    assert window.free_from_end(12 * PAGE) == 4 * PAGE

@@ -1,0 +1,153 @@
+"""Mappings whose file shrinks under them, and SIGBUS that is not ours."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from vgpud.memory.mapping import Mapping, map_file
+from vgpud.native import core as native
+from vgpud.unix.fd import Fd
+
+PAGE = mmap.PAGESIZE
+
+
+def _file(size: int) -> Fd:
+    fd = Fd(os.memfd_create("shrinks", os.MFD_CLOEXEC))
+    os.truncate(fd.fileno(), size)
+    return fd
+
+
+def _mapped(fd: Fd, pages: int) -> tuple[Mapping, NDArray[np.uint8]]:
+    mapping = map_file(fd, pages * PAGE)
+    mapping.array[:] = 1
+    return mapping, mapping.array
+
+
+def test_lost_pages_read_as_zeros_and_are_told_of() -> None:
+    with _file(8 * PAGE) as fd, _file(2 * PAGE) as other_fd:
+        (mapping, array), (other, other_array) = _mapped(fd, 8), _mapped(other_fd, 2)
+        os.truncate(fd.fileno(), 3 * PAGE)
+        assert array[: 3 * PAGE].all()
+        assert not mapping.faulted
+        assert array[5 * PAGE + 7] == 0
+        assert mapping.faulted
+        assert array[4 * PAGE] == 0
+        assert array[: 3 * PAGE].all()
+        array[3 * PAGE :] = 5
+        assert (array[3 * PAGE :] == 5).all()
+        assert other_array.all()
+        assert not other.faulted
+
+
+def test_native_loops_survive_too() -> None:
+    with _file(64 * PAGE) as fd:
+        mapping, array = _mapped(fd, 64)
+        spans = np.array([(native.address_of(array), array.size)], native.SPAN)
+        os.truncate(fd.fileno(), 0)
+        out = np.ones((1, array.size), np.uint8)
+        native.SpanList(spans).gather(0, array.size, out, native.FLUSH_BEFORE_READ)
+        assert not out.any()
+        assert mapping.faulted
+
+
+def test_many_threads_may_fault_at_once() -> None:
+    with _file(256 * PAGE) as fd:
+        mapping, array = _mapped(fd, 256)
+        os.truncate(fd.fileno(), 0)
+        sums: list[int] = []
+        threads = [
+            threading.Thread(target=lambda part=part: sums.append(int(part.sum())))
+            for part in np.split(array, 8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sums == [0] * 8
+        assert mapping.faulted
+
+
+def test_an_entry_that_is_used_again_starts_clean() -> None:
+    with _file(PAGE) as fd:
+        mapping, array = _mapped(fd, 1)
+        os.truncate(fd.fileno(), 0)
+        assert array[0] == 0
+        assert mapping.faulted
+        del mapping, array
+        os.truncate(fd.fileno(), PAGE)
+        for _ in range(70):  # more than a block of entries, one after the other
+            mapping, array = _mapped(fd, 1)
+            assert array.all()
+            assert not mapping.faulted
+
+
+def test_more_mappings_than_one_block_of_entries() -> None:
+    with _file(200 * PAGE) as fd:
+        mappings = [map_file(fd, PAGE, index * PAGE) for index in range(200)]
+        os.truncate(fd.fileno(), 100 * PAGE)
+        assert not any(int(mapping.array[0]) for mapping in mappings)
+        assert [mapping.faulted for mapping in mappings] == [False] * 100 + [True] * 100
+
+
+def test_unmapping_twice_and_errors() -> None:
+    with _file(PAGE) as fd:
+        mapping = native.GuardedMapping(fd.fileno(), 0, PAGE, PAGE, writable=True)
+        mapping.unmap()
+        mapping.unmap()
+        assert not mapping.faulted
+        with pytest.raises(OSError) as caught:
+            native.GuardedMapping(fd.fileno(), 1, PAGE, PAGE, writable=True)
+        assert caught.value.errno == errno.EINVAL
+        with pytest.raises(OSError):
+            native.punch_hole(fd.fileno(), 1 << 63, 1)
+    with pytest.raises(OSError) as caught:
+        native.GuardedMapping(-1, 0, PAGE, PAGE, writable=True)
+    assert caught.value.errno == errno.EBADF
+
+
+# A mapping of ours that is whole, and an access of someone else's to a page that is gone.
+NOT_OURS = """
+import faulthandler, mmap, os, sys
+from vgpud.unix.fd import Fd
+from vgpud.memory.mapping import map_shared
+fd = Fd(os.memfd_create("x", 0))
+os.truncate(fd.fileno(), 8192)
+when = sys.argv[1]
+faulthandler.disable()
+if when == "before":
+    faulthandler.enable()
+array = map_shared(fd, 8192)
+if when in ("after", "between"):
+    faulthandler.enable()
+if when == "between":
+    second = map_shared(fd, 8192)
+theirs = mmap.mmap(fd.fileno(), 8192)
+os.truncate(fd.fileno(), 0)
+if when == "raised":
+    os.kill(os.getpid(), 7)
+elif when == "between":
+    assert second[0] == 0, "the guard has to work again"
+theirs[0]
+print("survived")
+"""
+
+
+@pytest.mark.parametrize("when", ["never", "before", "after", "between", "raised"])
+def test_a_fault_that_is_not_ours_ends_the_process_as_ever(when: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", NOT_OURS, when], capture_output=True, text=True, check=False,
+        timeout=20,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGBUS, done.stderr
+    assert not done.stdout
+    assert ("Fatal Python error" in done.stderr) == (when in {"before", "after", "between"})

@@ -1,0 +1,72 @@
+"""A front-end for the session's tests that is nothing but bytes."""
+
+from __future__ import annotations
+
+import pytest
+
+from vgpud.errors import PeerError
+from vgpud.vhost.wire import messages as m
+from vgpud.vhost.wire.connection import SUPPORTED, BackendSession, NeedData, Received
+from vgpud.vhost.wire.protocol import F_PROTOCOL_FEATURES, HEADER, FrontendRequest, ProtocolFeature
+from vgpud.vhost.wire.requests import encode_request
+
+DEVICE = 1 << 32 | 0b11111
+
+REPLIES: dict[FrontendRequest, m.Reply] = {
+    FrontendRequest.GET_FEATURES: m.U64Reply(DEVICE),
+    FrontendRequest.GET_PROTOCOL_FEATURES: m.U64Reply(8),
+    FrontendRequest.GET_QUEUE_NUM: m.U64Reply(2),
+    FrontendRequest.SET_LOG_BASE: m.EmptyReply(),
+    FrontendRequest.GET_VRING_BASE: m.VringState(1, 7),
+    FrontendRequest.GET_CONFIG: m.ConfigReply(8, 0, bytes(4)),
+    FrontendRequest.GET_SHMEM_CONFIG: m.ShmemConfig((0, 4096)),
+}
+
+
+class Peer:
+    """A session and the bytes it is given, read as a pump reads a socket."""
+
+    def __init__(self, offered: ProtocolFeature = SUPPORTED, features: int = DEVICE) -> None:
+        self.session = BackendSession(features, offered)
+
+    def feed(self, data: bytes, fds: tuple[int, ...] = (), step: int = 1 << 16) -> list[Received]:
+        """All requests in `data`; the fds come with its first bytes."""
+        received: list[Received] = []
+        while data:
+            wanted = min(self.session.bytes_wanted, step)
+            assert wanted > 0
+            self.session.receive_data(data[:wanted], fds)
+            data, fds = data[wanted:], ()
+            event = self.session.next_event()
+            if isinstance(event, Received):
+                received.append(event)
+        if not (received and received[-1].need_reply):
+            assert isinstance(self.session.next_event(), NeedData)
+        return received
+
+    def ask(
+        self, message: m.Request, fds: tuple[int, ...] = (), *, need_reply: bool = False
+    ) -> Received:
+        (received,) = self.feed(encode_request(message, need_reply=need_reply), fds)
+        return received
+
+    def negotiate(self, features: ProtocolFeature = SUPPORTED) -> Peer:
+        self.ask(m.SetProtocolFeatures(features))
+        self.ask(m.SetFeatures(DEVICE | F_PROTOCOL_FEATURES))
+        return self
+
+
+def broken(peer: Peer, complaint: str, data: bytes, fds: tuple[int, ...] = ()) -> None:
+    """`data` ends the session for good, and the fds that came with it are not lost."""
+    with pytest.raises(PeerError, match=complaint):
+        peer.feed(data, fds)
+    with pytest.raises(PeerError, match=complaint):
+        peer.session.next_event()
+    with pytest.raises(PeerError, match=complaint):
+        peer.session.receive_data(b"\1", [99])
+    assert peer.session.close() == (*fds, 99)
+    assert peer.session.close() == ()
+
+
+def raw(request: int, flags: int = 1, payload: bytes = b"", size: int | None = None) -> bytes:
+    return HEADER.pack(request, flags, len(payload) if size is None else size) + payload

@@ -1,0 +1,1 @@
+"""The programs: `vgpud` with one module for each verb, and `vhost-user-vgpu`."""

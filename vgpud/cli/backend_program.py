@@ -1,0 +1,169 @@
+"""`vhost-user-vgpu`: one device, started by a VMM or libvirt for one guest.
+
+Owns that convention's options. What serves is imported when something is to be served: libvirt
+asks for the capabilities, and waits for them, whenever it starts a guest. Source: QEMU's
+docs/interop/vhost-user.rst, "Backend program conventions", and docs/interop/vhost-user.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from socket import SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM, SocketKind
+from typing import TYPE_CHECKING, Final
+
+from vgpud.cli.main import exit_status
+from vgpud.cli.stdout import say
+from vgpud.errors import ConfigError, VgpudError
+from vgpud.vhost.wire.protocol import Gpa
+
+if TYPE_CHECKING:
+    from vgpud.daemon.config import Config
+    from vgpud.daemon.daemon import Agent
+
+PAGE: Final = 4096
+
+_KINDS: Final = {
+    SOCK_STREAM: "stream",
+    SOCK_DGRAM: "datagram",
+    SOCK_SEQPACKET: "sequenced-packet",
+}
+
+CAPABILITIES: Final[dict[str, object]] = {"type": "gpu", "features": []}
+"""Neither `render-node` nor `virgl`: offering one would make libvirt ask for it."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The `vhost-user-vgpu` program; returns its exit status."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if "--print-capabilities" in arguments:
+        # The convention: then nothing else counts, not even what is wrong.
+        return exit_status("vhost-user-vgpu", lambda: say(json.dumps(CAPABILITIES, indent=2)))
+    args = _parser().parse_args(arguments)
+    return exit_status("vhost-user-vgpu", lambda: _serve(args))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vhost-user-vgpu",
+        description="vhost-user back-end program of a virtio-GPU, for one guest.",
+        allow_abbrev=False,
+    )
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--socket-path", type=Path, metavar="PATH", help="listen at PATH")
+    where.add_argument("--fd", type=int, metavar="N", help="serve the connected socket N")
+    parser.add_argument("--print-capabilities", action="store_true", help="print them as JSON")
+    parser.add_argument("--render-node", metavar="PATH", help="not available in this version")
+    parser.add_argument("--virgl", action="store_true", help="not available in this version")
+    agent = parser.add_argument_group(
+        "memory slots by an agent of the VMM's (vgpud.client.slot_agent)"
+    )
+    agent.add_argument("--agent-fd", type=int, metavar="N", help="the connected socket N to it")
+    agent.add_argument("--agent-window", type=_address, metavar="GPA", help="where the BAR is")
+    agent.add_argument(
+        "--agent-slots", type=_slots, metavar="FIRST:COUNT", help="the slots that it grants"
+    )
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="take the first device of this file"
+    )
+    return parser
+
+
+def _serve(args: argparse.Namespace) -> None:
+    gc.disable()  # as in cli.py
+    from vgpud.cli.foreground import run_daemon
+    from vgpud.coherency.slot_policy import SlotOwner
+    from vgpud.daemon import logs
+    from vgpud.daemon.config import Config
+    from vgpud.daemon.daemon import Daemon
+
+    for option, given in (("--render-node", args.render_node), ("--virgl", args.virgl)):
+        if given:
+            raise VgpudError(f"{option} is not available in this version: it has no 3D renderer")
+    config = Config.load(args.config)
+    logs.start("info", "vhost-user-vgpu")
+    with ExitStack() as inherited:
+        connection, path = None, Path("/")
+        if args.fd is not None:
+            connection = inherited.enter_context(_inherited("--fd", args.fd, {SOCK_STREAM}))
+        else:
+            path = args.socket_path.absolute()
+        agent = _agent(args, inherited)
+        if agent is None and config.device[0].slots is SlotOwner.AGENT:
+            # Without a control socket nobody could attach.
+            raise ConfigError('slots = "agent" takes --agent-fd, --agent-window and --agent-slots')
+        daemon = Daemon(_alone(config, path), connection=connection, agent=agent)
+        run_daemon(daemon, lambda: None)
+
+
+def _agent(args: argparse.Namespace, inherited: ExitStack) -> Agent | None:
+    from vgpud.daemon.daemon import Agent
+
+    given = (args.agent_fd, args.agent_window, args.agent_slots)
+    if given == (None, None, None):
+        return None
+    if None in given:
+        raise ConfigError("--agent-fd, --agent-window and --agent-slots go together")
+    kinds = {SOCK_DGRAM, SOCK_SEQPACKET}
+    sock = inherited.enter_context(_inherited("--agent-fd", args.agent_fd, kinds))
+    return Agent(sock, args.agent_window, args.agent_slots)
+
+
+def _address(text: str) -> Gpa:
+    address = int(text, 0)
+    if address < 0 or address % PAGE:
+        raise argparse.ArgumentTypeError(f"{text} is no guest-physical address of a page")
+    return Gpa(address)
+
+
+def _slots(text: str) -> range:
+    first, _, count = text.partition(":")
+    numbers = range(int(first), int(first) + int(count))
+    if numbers.start < 0 or not numbers:
+        raise argparse.ArgumentTypeError(f"{text} is no range of slots, such as 8:16")
+    return numbers
+
+
+def _alone(config: Config, socket_path: Path) -> Config:
+    """The first device by itself, at `socket_path`, and no control socket for guests to share."""
+    from vgpud.daemon.config import Config
+    from vgpud.daemon.config_tables import DaemonTable
+
+    daemon = DaemonTable(runtime_dir=str(socket_path.parent), control_socket="")
+    device = config.device[0].model_copy(update={"socket": str(socket_path)})
+    return Config(daemon=daemon, device=(device,), slot_policy=config.slot_policy)
+
+
+def _inherited(option: str, number: int, kinds: set[SocketKind]) -> socket.socket:
+    """The unix socket that our parent connected and left to us as descriptor `number`."""
+    try:
+        connection = socket.socket(fileno=number)
+    except (OSError, ValueError, OverflowError) as error:
+        raise ConfigError(f"{option} {number}: not a socket: {error}") from error
+    try:
+        os.set_inheritable(number, False)
+        if connection.family != socket.AF_UNIX or connection.type not in kinds:
+            raise ConfigError(f"{option} {number}: not a unix {_names(kinds)} socket")
+        connection.getpeername()
+    except OSError as error:
+        connection.close()
+        raise ConfigError(f"{option} {number}: not connected") from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _names(kinds: set[SocketKind]) -> str:
+    return " or ".join(name for kind, name in _KINDS.items() if kind in kinds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""`vgpud serve` as those benches want it that measure the whole.
+
+Owns its configuration and environment; the process is `microvm.service`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from vgpud.coherency.slot_policy import Layout
+from vgpud.microvm.service import Service
+
+_ENVIRONMENT: Final = {
+    name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
+}
+"""With bytecode kept, as that of an installed package is."""
+_SHARED: Final = "/tmp"  # noqa: S108 - a directory of our own is made in it
+
+
+class ServeProcess(Service):
+    """A daemon with a device for each of `layouts`, called by its name.
+
+    Its directory is right below /tmp: the guest rig's chroot shares that.
+    """
+
+    def __init__(
+        self, layouts: Sequence[Layout] = (Layout.WINDOW,), *, guest_pat: str = "honored"
+    ) -> None:
+        config = "".join(_devices(layouts, guest_pat))
+        super().__init__(config, parent=_SHARED, environment=_ENVIRONMENT)
+
+    def cpu_s(self) -> float:
+        """Seconds of processor time that it has used in all."""
+        # As clock_getcpuclockid(3) makes it: the kernel's CPUCLOCK_SCHED of the whole process.
+        return time.clock_gettime(~self.pid << 3 | 2)
+
+
+def _devices(layouts: Sequence[Layout], guest_pat: str) -> Iterator[str]:
+    for layout in layouts:
+        yield (
+            f'\n[[device]]\nname = "{layout}"\nguest_pat = "{guest_pat}"\n'
+            f'\n[[slot_policy]]\nmatch = {{ device = "{layout}" }}\nlayout = "{layout}"\n'
+        )

@@ -1,0 +1,85 @@
+"""Charts as a picture, for `vgpud bench --plot`.
+
+Owns the drawing; matplotlib is the optional extra `plot`, and imported only when a picture is asked
+for.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from vgpud.cli.bench.figures import Chart, Measured
+from vgpud.errors import ConfigError, HostError
+
+SUFFIXES: Final = (".png", ".svg", ".pdf")
+_COLUMNS: Final = 2
+_WIDTH: Final = 8.0  # inches, of a chart
+_BAR: Final = 0.32
+_AROUND: Final = 1.1
+_COLOUR: Final = "lightsteelblue"
+_FAR: Final = 50
+"""How many times the least a chart may reach before its scale becomes logarithmic."""
+
+
+def check(path: Path) -> None:
+    """Raise ConfigError unless `draw` can draw there: sooner than after minutes of measuring."""
+    if path.suffix not in SUFFIXES:
+        raise ConfigError(f"--plot {path}: the name must end in {', '.join(SUFFIXES)}")
+    if not os.access(path.parent, os.W_OK) or path.is_dir():
+        raise ConfigError(f"--plot {path}: no file can be made there")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("--plot needs matplotlib: pip install 'vgpud[plot]'")
+
+
+def draw(path: Path, heading: str, found: Mapping[str, Measured]) -> None:
+    """Draw all charts of these benches into one picture. Raises HostError if it can't be."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - optional
+
+    charts = [(name, chart) for name, measured in found.items() for chart in measured.charts()]
+    rows = [charts[at : at + _COLUMNS] for at in range(0, len(charts), _COLUMNS)]
+    heights = [_AROUND + _BAR * max(len(chart.bars) for _, chart in row) for row in rows]
+    figure = Figure(figsize=(_WIDTH * _COLUMNS, sum(heights) + 1), layout="constrained")
+    figure.suptitle(heading)
+    if charts:
+        grid = figure.subplots(len(rows), _COLUMNS, height_ratios=heights, squeeze=False)
+        for axes in grid.flat:
+            axes.set_visible(False)
+        for index, (name, chart) in enumerate(charts):
+            axes = grid[index // _COLUMNS][index % _COLUMNS]
+            axes.set_visible(True)
+            _draw_chart(axes, name, chart)
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise HostError(f"writing {path}", error) from error
+
+
+def _draw_chart(axes: object, name: str, chart: Chart) -> None:
+    from matplotlib.axes import Axes  # noqa: PLC0415 - optional
+
+    assert isinstance(axes, Axes)
+    medians = [bar.spread.median for bar in chart.bars]
+    below = [bar.spread.median - bar.spread.lower for bar in chart.bars]
+    above = [bar.spread.upper - bar.spread.median for bar in chart.bars]
+    labels = [bar.label for bar in chart.bars]
+    places = range(len(medians))
+    axes.barh(places, medians, xerr=(below, above), capsize=3, color=_COLOUR)
+    for place, median in zip(places, medians, strict=True):
+        beside = axes.get_yaxis_transform()
+        axes.text(1.01, place, _number(median), transform=beside, verticalalignment="center")
+    axes.set_yticks(places, labels)
+    axes.invert_yaxis()
+    if max(bar.spread.upper for bar in chart.bars) > _FAR * min(medians) > 0:
+        axes.set_xscale("log")
+    else:
+        axes.set_xlim(left=0)
+    axes.set_title(f"{name}: {chart.title}", loc="left", fontsize="medium")
+    axes.set_xlabel(chart.unit)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,0 +1,223 @@
+"""What doctor has found: the facts, the plans that follow, and the remedies.
+
+Owns the examination and its form for machines. Each kind of VM gets the plan for each kind of blob,
+by the default policy.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+from vgpud import __version__
+from vgpud.cli.doctor.remedies import Owner, Remedy, Who, remedies
+from vgpud.coherency import kvm_mode
+from vgpud.coherency import planner as coherency
+from vgpud.coherency.kvm_mode import Finding, HonorGuestPat
+from vgpud.coherency.plan import Plan
+from vgpud.coherency.planner import Facts, GuestMtrr, HostBacking, KvmMode, Row
+from vgpud.coherency.probes.front_end import Peer
+from vgpud.coherency.probes.host import HostFacts
+from vgpud.coherency.slot_policy import DEFAULT_RULE
+from vgpud.errors import GuestError
+
+
+class GuestPat(StrEnum):
+    """Whether the guest's page attributes decide."""
+
+    HONORED = "honored"
+    IGNORED = "ignored"
+    EMULATED = "emulated"
+    UNKNOWN = "unknown"
+
+
+class VmKind(StrEnum):
+    """Who runs the guest, and so makes the slots."""
+
+    OWN = "own"
+    QEMU_TOLD = "qemu-kvm-honor-guest-pat"
+    QEMU_KVM = "qemu-kvm"
+    QEMU_TCG = "qemu-tcg"
+
+
+_STATES: Final = {
+    KvmMode.FLAG: GuestPat.HONORED,
+    KvmMode.QUIRK_DISABLED: GuestPat.HONORED,
+    KvmMode.VFIO: GuestPat.HONORED,
+    KvmMode.SVM: GuestPat.HONORED,
+    KvmMode.FORCED_WB: GuestPat.IGNORED,
+    KvmMode.EMULATED: GuestPat.EMULATED,
+    KvmMode.UNKNOWN: GuestPat.UNKNOWN,
+}
+
+_QEMU: Final = "qemu-system-x86_64"
+
+
+@dataclass(frozen=True, slots=True)
+class VmPlans:
+    """One kind of VM on this host, what its KVM makes of guest PAT, and the plan by backing."""
+
+    kind: VmKind
+    finding: Finding
+    plans: dict[HostBacking, Row]
+
+    @property
+    def guest_pat(self) -> GuestPat:
+        """Whether the guest's page attributes decide in such a VM."""
+        return _STATES[self.finding.mode]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """An examined host."""
+
+    facts: HostFacts
+    vms: tuple[VmPlans, ...]
+    remedies: tuple[Remedy, ...]
+
+    @property
+    def guest_pat(self) -> GuestPat:
+        """The best that can be had here: in a VM of vgpud's own or of an agent, if there is KVM."""
+        return self.vms[0].guest_pat
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as objects, arrays, strings, numbers, truth values and nulls."""
+        return {
+            "version": __version__,
+            **self.facts.to_json(),
+            "guest_pat": self.guest_pat.value,
+            "vms": [
+                {
+                    "vm": vm.kind.value,
+                    "kvm_mode": vm.finding.mode.value,
+                    "guest_pat": vm.guest_pat.value,
+                    "reason": vm.finding.reason,
+                }
+                for vm in self.vms
+            ],
+            "plans": [
+                {"vm": vm.kind.value, **row_json(row)}
+                for vm in self.vms
+                for row in vm.plans.values()
+            ],
+            "remedies": [
+                {
+                    "for": remedy.gain.value,
+                    "problem": remedy.problem,
+                    "remedy": remedy.remedy,
+                    "commands": list(remedy.commands),
+                }
+                for remedy in self.remedies
+            ],
+        }
+
+
+def examine(facts: HostFacts, root: Path = Path("/")) -> Report:
+    """Draw the conclusions from the facts of the host at `root`."""
+    vms = tuple(
+        VmPlans(kind, finding, {backing: _row(finding.mode, backing) for backing in HostBacking})
+        for kind, finding in _vms(facts)
+    )
+    pins = any(row.plan is not None and row.plan.pinned for vm in vms for row in vm.plans.values())
+    return Report(facts, vms, remedies(facts, _who(facts, root), pins=pins))
+
+
+def _vms(facts: HostFacts) -> Iterator[tuple[VmKind, Finding]]:
+    """The kinds of VM that can run here; the one that we know most of comes first."""
+    kvm, qemu = facts.kvm, facts.qemu
+    if kvm.state != "absent":
+        yield VmKind.OWN, kvm_mode.of_own_vm(kvm)
+        # Elsewhere QEMU would refuse to start with it.
+        knows = qemu is None or qemu.honor_guest_pat is not False
+        if kvm.vendor == "vmx" and kvm.ignore_guest_pat_quirk is not False and knows:
+            told = Peer(0, _QEMU, 1, HonorGuestPat.ON)
+            yield VmKind.QEMU_TOLD, kvm_mode.of_front_end(kvm, told)
+        yield VmKind.QEMU_KVM, kvm_mode.of_front_end(kvm, Peer(0, _QEMU, 1))
+    yield VmKind.QEMU_TCG, kvm_mode.of_front_end(kvm, Peer(0, _QEMU, 0))
+
+
+def _row(mode: KvmMode, backing: HostBacking) -> Row:
+    # SeaBIOS and OVMF leave the BARs uncached; where a guest's MTRRs count for nothing, that is the
+    # cautious thing to assume.
+    facts = Facts(mode, backing, GuestMtrr.UC, device_snoops=False)
+    try:
+        plan = coherency.plan(facts, DEFAULT_RULE)
+    except GuestError as error:
+        return Row(facts, DEFAULT_RULE, None, str(error))
+    return Row(facts, DEFAULT_RULE, plan, plan.reason)
+
+
+def row_json(row: Row) -> dict[str, Any]:
+    """A row of the planner's table; what the plan says is null where the policy is to refuse."""
+    return {
+        "kvm_mode": row.facts.kvm.value,
+        "backing": row.facts.backing.value,
+        "guest_mtrr": row.facts.mtrr.value,
+        "snooping_device": row.facts.device_snoops,
+        "memory_type": row.rule.memory_type.value,
+        "fallback": row.rule.fallback.value,
+        **(dict.fromkeys(_PLAN_KEYS) if row.plan is None else _plan_json(row.plan)),
+        "reason": row.reason,
+    }
+
+
+_PLAN_KEYS: Final = (
+    *("map_info", "slot_flags", "vm_setup", "before_hand_over", "host_read", "host_write"),
+    *("device_snoops", "sync_to_device", "sync_from_device", "pinned"),
+)
+
+
+def _plan_json(plan: Plan) -> dict[str, Any]:
+    values = (
+        plan.map_info.name.lower(),
+        plan.slot_flags,
+        [step.value for step in plan.vm_setup],
+        plan.before_hand_over.value,
+        plan.host_read.value,
+        plan.host_write.value,
+        plan.device_snoops,
+        plan.sync.to_device.value,
+        plan.sync.from_device.value,
+        plan.pinned,
+    )
+    return dict(zip(_PLAN_KEYS, values, strict=True))
+
+
+def _who(facts: HostFacts, root: Path) -> Who:
+    paths = [facts.kvm.path, "/dev/udmabuf"]
+    paths += [node.path for gpu in facts.gpus for node in gpu.nodes]
+    owners = {path: _owner(root, path) for path in paths}
+    return Who(_user(), {path: owner for path, owner in owners.items() if owner is not None})
+
+
+def _owner(root: Path, path: str) -> Owner | None:
+    try:
+        found = (root / path.lstrip("/")).stat()
+    except OSError:
+        return None
+    group = _group(found.st_gid) if found.st_gid else None
+    return Owner(group, found.st_mode & _GROUP_RW == _GROUP_RW)
+
+
+_GROUP_RW: Final = stat.S_IRGRP | stat.S_IWGRP
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)

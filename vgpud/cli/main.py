@@ -1,0 +1,266 @@
+"""`vgpud`: arguments in, exit status out (0 done, 1 failed, 2 bad usage or configuration).
+
+Owns argv and what is printed; everything else is the daemon's or the configuration's. A verb's
+modules are imported where it is described or done, and not at the top: all of them take longer to
+load than most verbs do to run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from vgpud import __version__
+from vgpud.cli import completion
+from vgpud.cli.ctl.verb_parser import VerbParser
+from vgpud.cli.stdout import say
+from vgpud.errors import ConfigError, VgpudError
+
+if TYPE_CHECKING:
+    from vgpud.daemon.config import Config
+
+DONE: Final = 0
+FAILED: Final = 1
+BAD_USAGE: Final = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The `vgpud` program; returns its exit status."""
+    words = sys.argv[1:] if argv is None else argv
+    # All that may come before the verb are options without a value.
+    verb = next((word for word in words if not word.startswith("-")), "")
+    args = parser(verb).parse_args(words)
+    return exit_status("vgpud", lambda: args.action(args))
+
+
+def exit_status(program: str, action: Callable[[], None]) -> int:
+    """Run `action`; what it raises on purpose goes to stderr and becomes an exit status."""
+    status = DONE
+    try:
+        action()
+    except* ConfigError as errors:
+        status = BAD_USAGE
+        _complain(program, errors)
+    except* VgpudError as errors:
+        status = max(status, FAILED)
+        _complain(program, errors)
+    except* KeyboardInterrupt:
+        status = FAILED
+        print(f"{program}: interrupted", file=sys.stderr)
+    return status
+
+
+def parser(verb: str | None = None) -> argparse.ArgumentParser:
+    """The options of `vgpud`; what the chosen verb does is in `action`.
+
+    With `verb`, all verbs are named, but only that one has its options: what others would have to
+    import for theirs is left alone.
+    """
+    parser = argparse.ArgumentParser(
+        prog="vgpud", description="Host back-end of a virtio-GPU over vhost-user."
+    )
+    parser.add_argument("--version", action="version", version=f"vgpud {__version__}")
+    verbs = parser.add_subparsers(required=True, metavar="VERB", parser_class=VerbParser)
+    for name, (about, add_options) in _VERBS.items():
+        child = verbs.add_parser(name, help=about)
+        if verb in (None, name):
+            add_options(child)
+    return parser
+
+
+def _add_serve(parser: VerbParser) -> None:
+    parser.set_defaults(action=_serve)
+    parser.add_argument("--config", type=Path, metavar="FILE", help="default: built-in defaults")
+    parser.add_argument(
+        "--log-level",
+        choices=["debug", "info", "warning", "error"],
+        help="default: as configured",
+    )
+
+
+def _add_doctor(parser: VerbParser) -> None:
+    parser.set_defaults(action=_doctor)
+    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument(
+        "--measure", action="store_true", help="also time loads in a guest, by memory type"
+    )
+    parser.add_argument(
+        "--plans", action="store_true", help="the planner's whole table, for any host"
+    )
+
+
+def _add_demo(parser: VerbParser) -> None:
+    parser.set_defaults(action=_demo)
+    parser.add_argument("--json", action="store_true", help="print the steps as JSON")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="put the picture there, as a PNG")
+
+
+def _add_bench(parser: VerbParser) -> None:
+    from vgpud.cli import bench
+
+    parser.set_defaults(action=_bench)
+    parser.add_argument(
+        "name",
+        nargs="?",
+        choices=bench.NAMES,
+        metavar="NAME",
+        help=f"one of {', '.join(bench.NAMES)} (default: all that this host has the means for)",
+    )
+    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="also draw it, as .png, .svg or .pdf says"
+    )
+
+
+def _add_config(parser: VerbParser) -> None:
+    nouns = parser.add_subparsers(required=True, metavar="WHAT")
+    check = nouns.add_parser("check", help="name every fault of a file")
+    check.set_defaults(action=_config_check)
+    check.add_argument("file", type=Path, metavar="FILE")
+    default = nouns.add_parser("default", help="print the defaults as a commented file")
+    default.set_defaults(action=_config_default)
+    schema = nouns.add_parser("schema", help="print the JSON schema")
+    schema.set_defaults(action=_config_schema)
+
+
+def _add_ctl(parser: VerbParser) -> None:
+    from vgpud.cli.ctl.arguments import add_verbs
+
+    add_verbs(parser)
+
+
+def _add_install_units(parser: VerbParser) -> None:
+    parser.set_defaults(action=_install_units)
+    parser.add_argument(
+        "--prefix", type=Path, metavar="DIR", help="has bin/vgpud in it (default: this program's)"
+    )
+    parser.add_argument(
+        "--root", type=Path, metavar="DIR", help="what will be / on another system (default: /)"
+    )
+    parser.add_argument(
+        "--uninstall", action="store_true", help="remove those files that nobody has changed"
+    )
+
+
+def _add_completion(parser: VerbParser) -> None:
+    parser.set_defaults(action=_completion)
+    parser.add_argument("shell", choices=completion.SHELLS, metavar="SHELL", help="bash, zsh, fish")
+
+
+_VERBS: Final[dict[str, tuple[str, Callable[[VerbParser], None]]]] = {
+    "serve": ("serve the configured devices until SIGTERM", _add_serve),
+    "doctor": ("say what this host can do, and what would help", _add_doctor),
+    "demo": ("show non-coherent DMA at work on this machine", _add_demo),
+    "bench": ("measure what parts of vgpud cost on this machine", _add_bench),
+    "config": ("check a configuration, or show what there is to set", _add_config),
+    "ctl": ("look at a running daemon, or call any of its methods", _add_ctl),
+    "install-units": ("put the system service's files in place", _add_install_units),
+    "completion": ("print a script that completes these words", _add_completion),
+}
+"""What `--help` says of each, and what gives it its options."""
+
+
+def _serve(args: argparse.Namespace) -> None:
+    gc.disable()  # imports leave no garbage, and looking for some takes a tenth of the start
+    from vgpud.cli.foreground import run_daemon
+    from vgpud.daemon import logs
+    from vgpud.daemon.config import Config
+    from vgpud.daemon.daemon import Daemon
+    from vgpud.daemon.notify import Notifier
+    from vgpud.unix.activation import Activated
+
+    config = Config.load(args.config)
+    logs.start(args.log_level or config.daemon.log_level, "vgpud")
+    notifier = Notifier.from_environment(os.environ)
+    daemon = Daemon(
+        config,
+        notifier=notifier,
+        activated=Activated.from_environment(os.environ),
+        log_level=args.log_level,
+    )
+    run_daemon(daemon, lambda: say("\n".join(_announcement(config, notifier.wanted))))
+
+
+def _announcement(config: Config, short: bool) -> Iterator[str]:
+    from vgpud.cli import qemu_lines
+
+    yield f"vgpud {__version__} is listening; control socket: {config.control_path or 'none'}"
+    if short:  # for a journal that nobody pastes from
+        return
+    for spec in config.device_specs():
+        socket = config.socket_path(spec.name)
+        yield f"\n# {spec.name}, all features (guest.qcow2 stands for a disk image of yours):"
+        yield qemu_lines.all_features(socket)
+        yield f"\n# {spec.name}, 2D on QEMU's display:"
+        yield qemu_lines.display(socket)
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    from vgpud.cli import doctor
+
+    say(doctor.text(as_json=args.json, plans=args.plans, measure=args.measure))
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from vgpud.cli import demo
+
+    result = demo.run(args.out)
+    say(json.dumps(result.to_json(), indent=2) if args.json else result.text())
+    if not result.ok:
+        raise VgpudError("not every step held")
+
+
+def _bench(args: argparse.Namespace) -> None:
+    from vgpud.cli.bench import suite
+
+    say(suite.text(args.name, _tell, as_json=args.json, picture=args.plot))
+
+
+def _tell(what: str) -> None:
+    print(f"vgpud: measuring {what}", file=sys.stderr, flush=True)
+
+
+def _config_check(args: argparse.Namespace) -> None:
+    from vgpud.daemon.config import Config
+
+    Config.load(args.file)
+    say(f"{args.file}: no fault found")
+
+
+def _config_default(_: argparse.Namespace) -> None:
+    from vgpud.daemon.config import default_toml
+
+    say(default_toml().rstrip())
+
+
+def _config_schema(_: argparse.Namespace) -> None:
+    from vgpud.daemon.config import schema
+
+    say(json.dumps(schema(), indent=2))
+
+
+def _install_units(args: argparse.Namespace) -> None:
+    from vgpud.cli import units
+
+    act = units.uninstall if args.uninstall else units.install
+    for line in act(args.prefix, args.root):
+        say(line)
+
+
+def _completion(args: argparse.Namespace) -> None:
+    say(completion.script(parser(), args.shell))
+
+
+def _complain(program: str, errors: BaseExceptionGroup[VgpudError]) -> None:
+    for error in errors.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            _complain(program, error)
+        else:
+            for line in str(error).splitlines():
+                print(f"{program}: {line}", file=sys.stderr)

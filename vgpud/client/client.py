@@ -1,0 +1,379 @@
+"""A client of the control socket, on a plain blocking socket.
+
+Owns its socket and that socket's name, and tells apart what comes through it: answers, events, and
+what a daemon asks a slot agent. Source: unix(7), and `control.rpc`. `SlotAgent`, which a VMM makes
+on a `Client`, is `vgpud.client.slot_agent`'s.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import os
+import secrets
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self, TypeAlias
+
+from vgpud.client.slot_agent import Answer, SlotAgent, descriptors
+from vgpud.control.rpc import (
+    Call,
+    ErrorCode,
+    Failure,
+    Json,
+    Result,
+    RpcError,
+    decode,
+    decode_reply,
+    encode,
+    encode_call,
+)
+from vgpud.errors import HostError, PeerError
+from vgpud.unix.fd import Fd
+
+__all__ = ["Client", "SlotAgent"]
+
+MAX_MESSAGE: Final = 1 << 20
+"""Bytes. More than a datagram can be with the kernel's default buffers."""
+MAX_EVENTS: Final = 4096
+"""Events kept while an answer is waited for; then the oldest go, which their numbers show."""
+MAX_FDS: Final = 4
+"""One is right, others are to be seen and closed."""
+HEARTBEAT: Final = 2.0
+"""Seconds of silence after which a waiting client asks whether the daemon is still there: no
+datagram socket tells by itself."""
+CLIENTS: Final = "clients"
+"""The directory beside the daemon's socket where a client makes its own, if it may."""
+
+_DENIED: Final = "this user may not go there: ask for the directory's permissions, or use sudo"
+_ADVICE: Final = {errno.EACCES: _DENIED, errno.EPERM: _DENIED}
+_FD_SIZE: Final = array.array("i").itemsize
+_ROOM: Final = socket.CMSG_SPACE(MAX_FDS * _FD_SIZE)
+
+_Received: TypeAlias = tuple[Result | Failure, list[Fd]]
+
+
+class Client:
+    """One caller, on any number of threads. Raises HostError if no daemon answers.
+
+    `timeout` is how many seconds an answer may take. What a daemon asks of a slot agent, and the
+    events that are subscribed to, are dealt with whenever any thread waits for something.
+    """
+
+    def __init__(self, path: Path | str, *, timeout: float = 5.0) -> None:
+        self._path = Path(path).absolute()
+        self._timeout = timeout
+        self._calls = 0
+        self._waiting: dict[int, _Received | None] = {}
+        self._events: deque[Json] = deque(maxlen=MAX_EVENTS)
+        self._answer: Answer | None = None
+        self._reading = False
+        self._stopped = False
+        self._turn = threading.Condition()
+        self._own_path: Path | None = None
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            # Connected, and so before it has a name: the kernel then takes in datagrams of the
+            # daemon's socket only, whoever else knows the name.
+            self._sock.connect(os.fspath(self._path))
+            self._own_path = _bind(self._sock, self._path)
+        except OSError as error:
+            self._sock.close()
+            raise self._host_error(error) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def fileno(self) -> int:
+        """Return the descriptor to poll: `serve_one` has something to do when it is readable."""
+        return self._sock.fileno()
+
+    def close(self) -> None:
+        """Close the socket and remove its file; not while another thread uses it."""
+        self._sock.close()
+        if self._own_path is not None:
+            self._own_path.unlink(missing_ok=True)
+            self._own_path = None
+
+    def call(
+        self,
+        method: str,
+        params: dict[str, Json] | list[Json] | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> Json:
+        """The result of a method, to be validated by the caller.
+
+        Raises RpcError if the daemon answers with an error, PeerError if with anything else but an
+        answer, and HostError if it does not answer in time. A descriptor that comes along is
+        closed.
+        """
+        value, fds = self._call(method, params, timeout)
+        _close(fds)
+        return value
+
+    def call_with_fd(
+        self,
+        method: str,
+        params: dict[str, Json] | list[Json] | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> tuple[Json, Fd]:
+        """The result of a method with the descriptor that comes along, which is the caller's then.
+
+        Raises as `call`, and PeerError if there is none or more than one.
+        """
+        value, fds = self._call(method, params, timeout)
+        if len(fds) != 1:
+            text = f"{method}: {len(fds)} descriptors came with the answer, not one"
+            _close(fds)
+            raise PeerError(text)
+        return value, fds[0]
+
+    def notify(self, method: str, params: dict[str, Json]) -> None:
+        """Have a method done, and not answered. Raises HostError as `call`."""
+        self._send(encode_call(Call(method, params, notification=True)), self._deadline(None))
+
+    def pages(self, method: str, params: dict[str, Json] | None = None) -> Iterator[Json]:
+        """All items of a listing, page by page. Raises as `call`."""
+        offset = 0
+        while True:
+            page = self.call(method, {**(params or {}), "offset": offset})
+            match page:
+                case {"items": list(items), "total": int(total)}:
+                    yield from items
+                    offset += len(items)
+                    if not items or offset >= total:
+                        return
+                case _:
+                    raise PeerError(f"{method}: the answer is no page of a listing")
+
+    def events(self, kinds: Sequence[str] = ("*",), device: str | None = None) -> Generator[Json]:
+        """Subscribe, and return the events from now on, each as the fields of
+        `control.models.Event`; `kinds` are shell-style patterns.
+
+        The iterator waits for ever, or until the daemon is gone: then it raises HostError. `close`
+        it to end the subscription. Raises as `call`.
+        """
+        params: dict[str, Json] = {"kinds": list(kinds), "device": device}
+        self.call("events.subscribe", params)
+        return self._events_from(params)
+
+    def serve(self, answer: Answer | None) -> None:
+        """Have `answer` reply to what the daemon calls here; None is nobody."""
+        self._answer = answer
+
+    def serve_one(self, timeout: float | None = None) -> bool:
+        """Wait for a datagram and deal with it; False once `stop` was called.
+
+        Raises TimeoutError if nothing comes, and PeerError for what no daemon should send.
+        """
+        if not self._step(None, None if timeout is None else time.monotonic() + timeout):
+            raise TimeoutError
+        return not self._stopped
+
+    def serve_until_gone(self) -> None:
+        """Serve until `stop`; raises HostError once the daemon is gone, or another is in its
+        place."""
+        pid = self._daemon()
+        while not self._stopped:
+            try:
+                self.serve_one(HEARTBEAT)
+            except TimeoutError:
+                if self._daemon() != pid:
+                    error = ConnectionResetError(errno.ECONNRESET, "")
+                    raise self._host_error(error, "the daemon was started anew") from None
+
+    def stop(self) -> None:
+        """Make all that waits return, from any thread; the client can only be closed then."""
+        self._stopped = True
+        self._sock.shutdown(socket.SHUT_RD)
+
+    def _daemon(self) -> Json:
+        match self.call("daemon.info"):
+            case {"pid": pid}:
+                return pid
+        raise PeerError("daemon.info: the answer has no pid")
+
+    def _events_from(self, params: dict[str, Json]) -> Generator[Json]:
+        try:
+            while True:
+                while self._events:
+                    yield self._events.popleft()
+                if not self._step(None, time.monotonic() + HEARTBEAT):
+                    # Also gets back what we lost by not reading for too long.
+                    self.call("events.subscribe", params)
+                elif self._stopped:
+                    return
+        finally:
+            if self._sock.fileno() != -1:
+                with suppress(HostError):  # nobody is left to unsubscribe from
+                    self.notify("events.unsubscribe", {})
+
+    def _call(
+        self, method: str, params: dict[str, Json] | list[Json] | None, timeout: float | None
+    ) -> tuple[Json, list[Fd]]:
+        deadline = self._deadline(timeout)
+        with self._turn:
+            self._calls += 1
+            number = self._calls
+            self._waiting[number] = None
+        received: _Received | None = None
+        try:
+            self._send(encode_call(Call(method, params or {}, number)), deadline)
+            while (received := self._waiting[number]) is None:
+                if not self._step(number, deadline):
+                    raise self._host_error(TimeoutError("timed out"))
+                if self._stopped and self._waiting[number] is None:
+                    raise self._host_error(ConnectionAbortedError(errno.ECONNABORTED, ""))
+        finally:
+            with self._turn:
+                late = self._waiting.pop(number)
+                if received is None and late is not None:
+                    _close(late[1])
+        reply, fds = received
+        if isinstance(reply, Failure):
+            _close(fds)
+            raise reply.error
+        return reply.value, fds
+
+    def _deadline(self, timeout: float | None) -> float:
+        return time.monotonic() + (self._timeout if timeout is None else timeout)
+
+    def _send(self, data: bytes, deadline: float) -> None:
+        while True:
+            try:
+                self._sock.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                if not self._ready(select.POLLOUT, deadline):
+                    raise self._host_error(TimeoutError("timed out")) from None
+            except OSError as error:
+                raise self._host_error(error) from error
+            else:
+                return
+
+    def _step(self, number: int | None, deadline: float | None) -> bool:
+        """Read one datagram, or wait while another thread does; False if nothing came in time.
+
+        Returns at once where the answer to call `number` has come meanwhile.
+        """
+        with self._turn:
+            if number is not None and self._waiting[number] is not None:
+                return True
+            if self._reading:
+                return self._turn.wait(None if deadline is None else deadline - time.monotonic())
+            self._reading = True
+        try:
+            return self._read(deadline)
+        finally:
+            with self._turn:
+                self._reading = False
+                self._turn.notify_all()
+
+    def _read(self, deadline: float | None) -> bool:
+        while True:
+            try:
+                message, ancillary, flags, _ = self._sock.recvmsg(
+                    MAX_MESSAGE, _ROOM, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+                )
+                break
+            except BlockingIOError:
+                if self._stopped:  # what a datagram socket's end looks like
+                    return True
+                if not self._ready(select.POLLIN, deadline):
+                    return False
+            except OSError as error:
+                raise self._host_error(error) from error
+        fds = descriptors(ancillary)
+        try:
+            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+                raise PeerError("the daemon's datagram, or what came with it, is too large")
+            if message:
+                self._dispatch(message, fds)
+        finally:
+            _close(fds)  # those that nobody took
+        return True
+
+    def _dispatch(self, message: bytes, fds: list[Fd]) -> None:
+        incoming = decode(message)
+        match incoming.calls:
+            case (Call(method="event", params=params, notification=True),):
+                self._events.append(params)
+            case (Call() as call,):
+                reply = self._reply(call, message, fds)
+                if reply:
+                    self._send(reply, self._deadline(None))
+            case _:
+                self._take(decode_reply(message), fds)
+
+    def _reply(self, call: Call, message: bytes, fds: list[Fd]) -> bytes:
+        if self._answer is not None:
+            return self._answer(message, fds)
+        if call.notification:
+            return b""
+        error = RpcError(ErrorCode.METHOD_NOT_FOUND, f"a client has no method {call.method}")
+        return encode([Failure(call.id, error)])
+
+    def _take(self, reply: Result | Failure, fds: list[Fd]) -> None:
+        with self._turn:
+            number = reply.id
+            if number is None and self._waiting:  # of a call that could not be read
+                number = min(self._waiting)
+            # Another one is of a call that was given up.
+            if isinstance(number, int) and self._waiting.get(number, reply) is None:
+                self._waiting[number] = reply, fds[:]
+                fds.clear()
+
+    def _ready(self, event: int, deadline: float | None) -> bool:
+        poller = select.poll()
+        poller.register(self._sock, event)
+        left = None if deadline is None else max(1000 * (deadline - time.monotonic()), 0)
+        return bool(poller.poll(left))
+
+    def _host_error(self, error: OSError, advice: str = "") -> HostError:
+        advice = advice or _ADVICE.get(error.errno or 0, "is the daemon running there?")
+        return HostError(f"control socket {self._path}", error, advice)
+
+
+def _bind(sock: socket.socket, path: Path) -> Path | None:
+    """Give a socket a name that the daemon can answer to; its file, if it has one.
+
+    A daemon in a network namespace of its own, as a service has it, can't reach abstract names,
+    and of the filesystem it may see little else than where its own socket is. Elsewhere, a user
+    who may not make a file there is answered all the same by an abstract name.
+    """
+    name = f".{os.getpid()}-{secrets.token_hex(4)}"
+    for directory in (path.parent / CLIENTS, path.parent):
+        own = directory / name
+        try:
+            sock.bind(os.fspath(own))
+        except OSError:
+            continue
+        try:
+            own.chmod(0o666)  # the daemon may be another user; others' datagrams are not taken in
+        except OSError:
+            own.unlink()
+            raise
+        return own
+    sock.bind("")
+    return None
+
+
+def _close(fds: list[Fd]) -> None:
+    while fds:
+        fds.pop().close()

@@ -1,0 +1,360 @@
+"""A slot agent: sets memory slots in a VM for a vgpud that runs in another process.
+
+For VMM authors: blocking, no asyncio. Owns the slots that it was asked for, and what a daemon may
+ask for: only slots of the numbers, places and flags that the VMM grants. The calls come by a
+`Channel`: the control socket, as a `client.Client` has it, or a socket of the agent's own. Source:
+`control.slot_calls`.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Final, Protocol, Self, TypeAlias, cast
+
+from pydantic import ValidationError
+
+from vgpud.control.rpc import Call, ErrorCode, Failure, Json, Result, RpcError, decode, encode
+from vgpud.control.slot_calls import (
+    AGENT_ATTACH,
+    AGENT_DETACH,
+    PROT_READ,
+    PROT_WRITE,
+    SLOT_DELETE,
+    SLOT_SET,
+    SlotDelete,
+    SlotSet,
+    error_data,
+)
+from vgpud.errors import HostError, PeerError
+from vgpud.slots.memslots import Memslots, SlotVm
+from vgpud.unix.fd import Fd
+
+NON_COHERENT_DMA: Final = 8
+"""KVM_MEM_NON_COHERENT_DMA: the flag that a daemon asks for where a guest shall map a blob WC."""
+ATTACH_PATIENCE: Final = 30.0
+"""Seconds. The daemon asks for slots before it answers, and waits for those itself."""
+
+_MAX_CALL: Final = 64 << 10
+_FD_SIZE: Final = array.array("i").itemsize
+_MAX_FDS: Final = 4  # one is right, others are to be seen and closed
+
+Answer: TypeAlias = Callable[[bytes, list[Fd]], bytes]
+"""What replies to a datagram with calls; empty if nothing is to be said."""
+
+
+class Channel(Protocol):
+    """A way to a daemon, such as a `client.Client`."""
+
+    def call(self, method: str, params: dict[str, Json], *, timeout: float | None = None) -> Json:
+        """Have the daemon do something; what it calls meanwhile is answered."""
+
+    def notify(self, method: str, params: dict[str, Json]) -> None:
+        """Have the daemon do something, and don't wait for it."""
+
+    def serve(self, answer: Answer | None) -> None:
+        """Have `answer` reply to the daemon's calls."""
+
+    def serve_one(self) -> bool:
+        """Wait for a datagram and deal with it; False when there will be none any more."""
+
+    def serve_until_gone(self) -> None:
+        """The same until `stop`; raises HostError or PeerError if the daemon is gone."""
+
+    def stop(self) -> None:
+        """End all waiting, from any thread."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
+class RawVm(Protocol):
+    """A VM as its descriptor, made by this process with KVM_CREATE_VM."""
+
+    def fileno(self) -> int:
+        """Return the descriptor, which stays the owner's."""
+
+
+class SlotAgent:
+    """Serves slot.set and slot.delete in `vm`, a VM of this process: anything that has
+    set_user_memory_region, or a VM's descriptor.
+
+    `numbers` are the slot numbers that the daemon may use, `window` the guest-physical addresses of
+    the BAR that it may fill (empty while the BAR is nowhere; None is anywhere), `ram` others that
+    it may, `flags` the flags that it may set. A socket instead of a channel is one whose other end
+    has been told all that (`vhost-user-vgpu --agent-fd`). Close it before the VM; what is still set
+    is deleted then.
+    """
+
+    def __init__(
+        self,
+        channel: Channel | socket.socket,
+        vm: SlotVm | RawVm | int,
+        *,
+        numbers: range,
+        window: range | None = None,
+        ram: Sequence[range] = (),
+        flags: int = NON_COHERENT_DMA,
+    ) -> None:
+        self._channel = _Connected(channel) if isinstance(channel, socket.socket) else channel
+        self._slots = Memslots(_slot_vm(vm))
+        self._numbers = numbers
+        self.window = window
+        self._ram = tuple(ram)
+        self._flags = flags
+        self._device: str | None = None
+        self._vm_setup: tuple[str, ...] = ()
+        self.live: dict[int, SlotSet] = {}
+        """The slots that are set, as they were asked for and as KVM took them."""
+        self._channel.serve(self._answer)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Detach if it was attached, delete all slots and close the channel; not while `run`
+        runs."""
+        if self._device is not None:
+            with suppress(HostError):  # a daemon that is gone has no agent either
+                self._channel.notify(AGENT_DETACH, {"device": self._device})
+            self._device = None
+        self._delete_all()
+        self._channel.close()
+
+    def attach(self, device: str, *, vm_setup: Sequence[str] = ()) -> Json:
+        """Offer all this to a device that has `slots = "agent"`; the daemon's answer, as the fields
+        of `control.models.Agent`.
+
+        `vm_setup` says what was done to the VM before its guest ran: "disable-ignore-guest-pat",
+        "non-coherent-vfio". Slots are set before this returns: the guest must stand still, or not
+        have the BAR yet. Raises RpcError if the daemon refuses, and HostError if there is none.
+        """
+        self._vm_setup = tuple(vm_setup)
+        try:
+            state = self._attach(device)
+        except BaseException:
+            self._delete_all()
+            raise
+        self._device = device
+        return state
+
+    def move(self, window: range | None) -> Json:
+        """Tell the daemon that the guest has put the BAR elsewhere, or with None nowhere; the slots
+        have followed when this returns. The guest must stand still. Raises as `attach`, and
+        everything is where it was then."""
+        if self._device is None:
+            raise ValueError("the agent is not attached to a device")
+        former, self.window = self.window, window or range(0)
+        self._ram = (*self._ram, former or range(0))  # for as long as it may be put back
+        try:
+            return self._attach(self._device)
+        except BaseException:
+            self.window = former
+            raise
+        finally:
+            self._ram = self._ram[:-1]
+
+    def detach(self) -> None:
+        """Have the daemon ask for nothing any more, and delete all slots. Raises as `attach`."""
+        if self._device is not None:
+            self._channel.call(AGENT_DETACH, {"device": self._device}, timeout=ATTACH_PATIENCE)
+            self._device = None
+        self._delete_all()
+
+    def run(self) -> None:
+        """Serve until `stop` is called, or the daemon is gone (which one that was given a datagram
+        socket can't tell). Then it is to be closed."""
+        try:
+            self._channel.serve_until_gone()
+        except (HostError, PeerError):
+            self._device = None
+
+    def stop(self) -> None:
+        """Make `run` return, from any thread."""
+        self._channel.stop()
+
+    def serve_one(self) -> bool:
+        """Wait for one datagram and answer it; False when there will be none any more.
+
+        For VMMs with a loop of their own: the channel has a `fileno` to poll.
+        """
+        return self._channel.serve_one()
+
+    def _attach(self, device: str) -> Json:
+        params: dict[str, Json] = {
+            "device": device,
+            "guest_phys_addr": self.window.start if self.window else None,
+            "first_slot": self._numbers.start,
+            "slot_count": len(self._numbers),
+            "flags": self._flags,
+            "vm_setup": list(self._vm_setup),
+        }
+        return self._channel.call(AGENT_ATTACH, params, timeout=ATTACH_PATIENCE)
+
+    def _delete_all(self) -> None:
+        self._slots.close()
+        self.live.clear()
+
+    def _answer(self, message: bytes, fds: list[Fd]) -> bytes:
+        incoming = decode(message)
+        if incoming.batch:
+            # The descriptor would be anyone's.
+            error = RpcError(ErrorCode.INVALID_REQUEST, "slot calls come one a datagram")
+            return encode([Failure(None, error)])
+        replies: list[Result | Failure] = []
+        for call in incoming.calls:
+            match call:
+                case Failure():
+                    replies.append(call)
+                case Call(notification=notification):
+                    reply = self._reply(call, fds)
+                    if not notification:
+                        replies.append(reply)
+        return encode(replies)
+
+    def _reply(self, call: Call, fds: list[Fd]) -> Result | Failure:
+        try:
+            return Result(call.id, self._call(call, fds))
+        except RpcError as error:
+            return Failure(call.id, error)
+        except ValidationError as error:
+            text = "; ".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors() if e["loc"])
+            return Failure(call.id, RpcError(ErrorCode.INVALID_PARAMS, text or str(error)))
+        except HostError as error:
+            data = error_data(error.errno or errno.EIO)
+            return Failure(call.id, RpcError(ErrorCode.VGPUD, str(error), data))
+
+    def _call(self, call: Call, fds: list[Fd]) -> Json:
+        if call.method == SLOT_SET:
+            self._set(SlotSet.model_validate(call.params), fds)
+        elif call.method == SLOT_DELETE:
+            self._delete(SlotDelete.model_validate(call.params))
+        else:
+            text = f"a slot agent has no method {call.method}"
+            raise RpcError(ErrorCode.METHOD_NOT_FOUND, text)
+        return {}
+
+    def _set(self, params: SlotSet, fds: list[Fd]) -> None:
+        slot, start = params.slot, params.guest_phys_addr
+        if len(fds) != 1:
+            raise RpcError(ErrorCode.INVALID_PARAMS, f"{len(fds)} descriptors instead of one")
+        if params.prot != PROT_READ | PROT_WRITE:
+            raise _refused(errno.EPERM, "prot: only memory that is read and written")
+        if slot not in self._numbers:
+            raise _refused(errno.EPERM, f"slot {slot} is not one of the daemon's {self._numbers}")
+        if params.flags & ~self._flags:
+            raise _refused(errno.EPERM, f"flags {params.flags:#x} are not all granted")
+        if not self._grants(start, params.memory_size):
+            raise _refused(errno.EPERM, f"{start:#x} size {params.memory_size:#x} leaves the BAR")
+        if slot in self._slots:
+            raise _refused(errno.EEXIST, f"slot {slot} is there already")
+        self._slots.attach(slot, fds[0], params.fd_offset, params.memory_size)
+        try:
+            self._slots.set(slot, params.flags, start)
+        except BaseException:
+            self._slots.release(slot)
+            raise
+        self.live[slot] = params
+
+    def _grants(self, start: int, size: int) -> bool:
+        return self.window is None or any(
+            granted.start <= start <= granted.stop - size for granted in (self.window, *self._ram)
+        )
+
+    def _delete(self, params: SlotDelete) -> None:
+        if params.slot not in self._slots:
+            raise _refused(errno.ENOENT, f"slot {params.slot} is not there")
+        self._slots.delete(params.slot)
+        self._slots.release(params.slot)
+        del self.live[params.slot]
+
+
+class _Connected:
+    """A `Channel` by a connected socket (SOCK_DGRAM or SOCK_SEQPACKET) to a daemon that knows what
+    it may ask for."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._answer: Answer = lambda message, fds: b""
+
+    def call(self, method: str, params: dict[str, Json], *, timeout: float | None = None) -> Json:
+        raise ValueError("an agent with a socket of its own is attached from the start")
+
+    def notify(self, method: str, params: dict[str, Json]) -> None:
+        self.call(method, params)
+
+    def serve(self, answer: Answer | None) -> None:
+        if answer is not None:
+            self._answer = answer
+
+    def serve_until_gone(self) -> None:
+        while self.serve_one():
+            pass
+
+    def serve_one(self) -> bool:
+        # Never raises for what a daemon sends, or for one that is gone.
+        try:
+            message, ancillary, message_flags, _ = self._sock.recvmsg(
+                _MAX_CALL, socket.CMSG_SPACE(_MAX_FDS * _FD_SIZE), socket.MSG_CMSG_CLOEXEC
+            )
+        except ConnectionResetError:
+            return True  # a datagram socket: the other end may be connected anew
+        fds = descriptors(ancillary)
+        try:
+            if not message:
+                return False
+            if message_flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+                cut = RpcError(ErrorCode.INVALID_REQUEST, "the datagram was cut off")
+                answer = encode([Failure(None, cut)])
+            else:
+                answer = self._answer(message, fds)
+        finally:
+            for fd in fds:
+                fd.close()
+        if answer:
+            try:
+                self._sock.send(answer, socket.MSG_NOSIGNAL)
+            except OSError:
+                # It is gone, or does not read: then it has no answer, and undoes what it asked for.
+                return True
+        return True
+
+    def stop(self) -> None:
+        self._sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+def _slot_vm(vm: SlotVm | RawVm | int) -> SlotVm:
+    if not isinstance(vm, int) and hasattr(vm, "set_user_memory_region"):
+        return cast("SlotVm", vm)
+    # With the kernel's whole ABI comes numpy, which most VMMs have no need of.
+    from vgpud.slots.vm import borrowed_vm  # noqa: PLC0415
+
+    return borrowed_vm(vm if isinstance(vm, int) else vm.fileno())
+
+
+def _refused(number: int, text: str) -> RpcError:
+    return RpcError(ErrorCode.VGPUD, text, error_data(number))
+
+
+def descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[Fd]:
+    """What came with a datagram, wrapped at once."""
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % _FD_SIZE])
+    return [Fd(fd) for fd in fds]

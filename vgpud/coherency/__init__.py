@@ -1,0 +1,1 @@
+"""Memory types: what the host and the VM do with them, and the plan of each buffer."""

@@ -1,0 +1,209 @@
+"""What KVM makes of a guest's page attributes: the planner's `KvmMode`, from what can be seen.
+
+Two questions: of a VM that this process, or an agent of ours, sets up and puts slots into; and of a
+VMM that is only our vhost-user front-end. What can't be seen is UNKNOWN, which is planned for as
+ignored. Pure: `host` finds the facts, and knows nothing of this module. Source: Linux, arch/x86/kvm
+(vmx_get_mt_mask, KVM_X86_QUIRK_IGNORE_GUEST_PAT); QEMU, accel/kvm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal, Protocol, TypeAlias
+
+from vgpud.coherency.planner import KvmMode
+
+Vendor: TypeAlias = Literal["vmx", "svm", "other"]
+"""Which of KVM's processor modules is at work."""
+
+
+class HonorGuestPat(StrEnum):
+    """What a QEMU was told of honor-guest-pat; the default is not the same in every version."""
+
+    ON = "on"
+    OFF = "off"
+    AUTO = "auto"
+    UNSAID = "unsaid"
+
+
+class HostKvm(Protocol):
+    """What is known of the host's KVM; None is what could not be tried."""
+
+    @property
+    def vendor(self) -> Vendor | None:
+        """The processor module; None if none is loaded."""
+
+    @property
+    def tdp(self) -> bool | None:
+        """Whether the processor walks the guest's page tables itself (EPT, NPT)."""
+
+    @property
+    def non_coherent_dma_flag(self) -> bool | None:
+        """Whether a slot may have KVM_MEM_NON_COHERENT_DMA."""
+
+    @property
+    def ignore_guest_pat_quirk(self) -> bool | None:
+        """Whether the quirk by which Intel's KVM ignores the guest's PAT can be disabled."""
+
+
+class FrontEnd(Protocol):
+    """What is known of the process at the other end of a vhost-user socket."""
+
+    @property
+    def program(self) -> str | None:
+        """The file name of its executable."""
+
+    @property
+    def is_qemu(self) -> bool:
+        """Whether that is QEMU's system emulator."""
+
+    @property
+    def kvm_vms(self) -> int | None:
+        """How many KVM VMs it has open."""
+
+    @property
+    def honor_guest_pat(self) -> str:
+        """What it was told, one of `HonorGuestPat`."""
+
+    @property
+    def problem(self) -> str:
+        """Why something of this is not known; empty if all is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A mode, and in a sentence why it is that one."""
+
+    mode: KvmMode
+    reason: str
+
+
+def of_own_vm(host: HostKvm) -> Finding:
+    """The best mode for a VM whose set-up and slots are in our hands, or in an agent's."""
+    if host.vendor is None:
+        return Finding(KvmMode.UNKNOWN, "there is no KVM here")
+    if host.vendor == "other":
+        return _other()
+    if host.tdp is False:
+        return _shadow()
+    if host.non_coherent_dma_flag:
+        return Finding(KvmMode.FLAG, "this kernel takes KVM_MEM_NON_COHERENT_DMA on a slot")
+    if host.vendor == "svm":
+        return _svm(host.tdp)
+    if host.ignore_guest_pat_quirk:
+        return Finding(
+            KvmMode.QUIRK_DISABLED, "Intel's KVM ignores guest PAT, but can be told not to"
+        )
+    if host.ignore_guest_pat_quirk is None or host.non_coherent_dma_flag is None:
+        return Finding(KvmMode.UNKNOWN, "Intel's KVM, but what it can do could not be tried")
+    return _forced()
+
+
+@dataclass(frozen=True, slots=True)
+class _AgentsKvm:
+    """The host's KVM, as far as an agent has tried it."""
+
+    vendor: Vendor | None
+    tdp: bool | None
+    non_coherent_dma_flag: bool | None
+    ignore_guest_pat_quirk: bool | None
+
+
+def of_agent(
+    host: HostKvm, *, flag_accepted: bool | None = None, vm_setup: Collection[str] = ()
+) -> Finding:
+    """The mode of a VM whose slots an agent sets for us; its set-up is the VMM's.
+
+    `flag_accepted` is what came of a flagged slot in that very VM, None if none was tried;
+    `vm_setup` is what the agent says was done to it, of the words of `agent.attach`.
+    """
+    flag = host.non_coherent_dma_flag if flag_accepted is None else flag_accepted
+    seen = _AgentsKvm(host.vendor, host.tdp, flag, host.ignore_guest_pat_quirk)
+    if host.vendor == "other" or host.tdp is False:
+        return of_own_vm(seen)  # whatever the agent says
+    if flag_accepted:
+        return Finding(
+            KvmMode.FLAG, "the agent's VM has taken a slot with KVM_MEM_NON_COHERENT_DMA"
+        )
+    if host.vendor != "svm":
+        if "disable-ignore-guest-pat" in vm_setup and host.ignore_guest_pat_quirk is not False:
+            return Finding(
+                KvmMode.QUIRK_DISABLED, "the agent says that KVM was told to honour guest PAT"
+            )
+        if "non-coherent-vfio" in vm_setup:
+            return Finding(
+                KvmMode.VFIO, "the agent says that a device with non-coherent DMA is assigned"
+            )
+    found = of_own_vm(seen)
+    if found.mode is KvmMode.QUIRK_DISABLED:
+        return Finding(
+            KvmMode.UNKNOWN,
+            "Intel's KVM can be told to honour guest PAT, but who told it is unseen",
+        )
+    return found
+
+
+def of_front_end(host: HostKvm, peer: FrontEnd) -> Finding:
+    """The mode of the VM that a vhost-user front-end runs.
+
+    To be asked when the guest runs: QEMU connects its sockets before it opens KVM.
+    """
+    if peer.kvm_vms is None:
+        return Finding(KvmMode.UNKNOWN, f"the VMM can't be looked into: {peer.problem}")
+    if peer.kvm_vms == 0:
+        if peer.is_qemu:
+            return Finding(KvmMode.EMULATED, "without KVM nothing overrides guest PAT")
+        # Such as libvirt, which connects a socket and hands it to QEMU.
+        return Finding(
+            KvmMode.UNKNOWN,
+            f"{peer.program} has no KVM VM open, but may have connected for a VMM that has",
+        )
+    if host.vendor == "svm":
+        return _svm(host.tdp)
+    if host.vendor != "vmx":
+        return _other()
+    if host.tdp is False:
+        return _shadow()
+    # First, as a QEMU that was told so and could not would not have started.
+    if peer.is_qemu and peer.honor_guest_pat == HonorGuestPat.ON:
+        return Finding(KvmMode.QUIRK_DISABLED, "QEMU was started with honor-guest-pat=on")
+    if peer.is_qemu and peer.honor_guest_pat == HonorGuestPat.OFF:
+        return Finding(KvmMode.FORCED_WB, "QEMU was started with honor-guest-pat=off")
+    if host.ignore_guest_pat_quirk is False and (
+        peer.is_qemu or host.non_coherent_dma_flag is False
+    ):
+        return _forced()
+    if not peer.is_qemu:
+        return Finding(KvmMode.UNKNOWN, f"how {peer.program} sets up its VM can't be seen")
+    if peer.honor_guest_pat == HonorGuestPat.AUTO and host.ignore_guest_pat_quirk:
+        return Finding(KvmMode.QUIRK_DISABLED, "QEMU was started with honor-guest-pat=auto")
+    return Finding(
+        KvmMode.UNKNOWN,
+        "QEMU was not started with honor-guest-pat=on, and its default depends on its version",
+    )
+
+
+def _other() -> Finding:
+    return Finding(
+        KvmMode.UNKNOWN, "this KVM is neither Intel's nor AMD's, and nothing tells what it does"
+    )
+
+
+def _forced() -> Finding:
+    return Finding(
+        KvmMode.FORCED_WB, "Intel's KVM forces guest memory to write-back, and can't be told not to"
+    )
+
+
+def _svm(tdp: bool | None) -> Finding:
+    if tdp:
+        return Finding(KvmMode.SVM, "AMD's KVM always honours the guest's PAT")
+    if tdp is None:
+        return Finding(KvmMode.UNKNOWN, "AMD's KVM, but whether with nested paging can't be seen")
+    return _shadow()
+
+
+def _shadow() -> Finding:
+    return Finding(KvmMode.FORCED_WB, "without two-dimensional paging KVM maps all memory as WB")

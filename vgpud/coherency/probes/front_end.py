@@ -1,0 +1,106 @@
+"""Who is at the other end of a vhost-user socket, and what its /proc entry tells of its VM.
+
+Owns looking; `coherency.kvm_mode` says what it means. Source: unix(7) SO_PEERCRED, proc(5); QEMU's
+documentation of -accel. Other people's processes can be looked into by their own user and by root
+only, and not from another PID namespace: what can't be seen is None, with the reason.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Final
+
+_UCRED: Final = struct.Struct("=iII")
+_KVM_VM: Final = "anon_inode:kvm-vm"
+_DELETED: Final = " (deleted)"  # an executable that was replaced, as by an upgrade
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A front-end's process.
+
+    `program` is the file name of its executable, `kvm_vms` the KVM VMs that it has open, and
+    `honor_guest_pat` what its command line says of that option of QEMU's: on, off, auto or unsaid.
+    """
+
+    pid: int
+    program: str | None = None
+    kvm_vms: int | None = None
+    honor_guest_pat: str = "unsaid"
+    problem: str = ""
+
+    @property
+    def is_qemu(self) -> bool:
+        """Whether it is QEMU's system emulator, by its executable's name."""
+        name = self.program or ""
+        return name.startswith("qemu-system-") or name == "qemu-kvm"
+
+
+def peer_pid(connection: socket.socket) -> int:
+    """The process that connected a unix socket, or made the pair; 0 if it is not in our namespace.
+
+    That need not be who uses it now: libvirt connects and hands the socket on.
+    """
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    pid: int = _UCRED.unpack(credentials)[0]
+    return pid
+
+
+def look(pid: int, proc: Path = Path("/proc")) -> Peer:
+    """What there is to be seen of a process now. Raises nothing.
+
+    QEMU connects its sockets before it opens KVM: look when the guest runs.
+    """
+    if pid <= 0:
+        return Peer(pid, problem="its process is in another PID namespace")
+    entry = proc / str(pid)
+    try:
+        program = (entry / "exe").readlink().name.removesuffix(_DELETED)
+        vms = sum(_is_vm(fd) for fd in (entry / "fd").iterdir())
+        arguments = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError as error:
+        reason = error.strerror
+        if error.errno == errno.ENOENT:
+            reason = "there is no such process, or it is hidden (ProtectProc=, hidepid=)"
+        return Peer(pid, problem=f"{error.filename}: {reason}")
+    return Peer(pid, program, vms, _honor_guest_pat(arguments))
+
+
+def _is_vm(fd: Path) -> bool:
+    try:
+        return str(fd.readlink()) == _KVM_VM
+    except FileNotFoundError:  # Closed since it was listed.
+        return False
+
+
+def _honor_guest_pat(arguments: Sequence[str]) -> str:
+    """What every -accel kvm on a command line agrees on.
+
+    QEMU takes the first that works: of two that differ, that may be either.
+    """
+    told = set()
+    for option, value in pairwise(arguments):
+        match option:
+            case "-accel" | "--accel":
+                properties = dict(_properties(value))
+                if properties.get("accel") == "kvm":
+                    told.add(properties.get("honor-guest-pat", "unsaid"))
+            case "-readconfig" | "--readconfig":
+                return "unsaid"  # There may be another in that file.
+    [answer] = told if len(told) == 1 else {"unsaid"}
+    return answer if answer in {"on", "off", "auto"} else "unsaid"
+
+
+def _properties(value: str) -> Iterator[tuple[str, str]]:
+    """`kvm,a=b` as pairs, the first one's name being understood; two commas are one in a value."""
+    for place, part in enumerate(value.replace(",,", "\0").split(",")):
+        name, separator, said = part.partition("=")
+        if not separator:
+            name, said = ("accel" if place == 0 else part), ("on" if place else part)
+        yield name, said.replace("\0", ",")

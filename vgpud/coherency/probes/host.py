@@ -1,0 +1,55 @@
+"""What this host can do for us: every fact that the plans and `vgpud doctor` rest on.
+
+Owns putting the facts together; each kind has a module of its own beside this one. A fact that
+could not be found is None, and whatever needs it is planned for as if it were not so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vgpud.coherency.probes import drm as probe_drm
+from vgpud.coherency.probes import kvm as probe_kvm
+from vgpud.coherency.probes import qemu as probe_qemu
+from vgpud.coherency.probes import system as probe_system
+from vgpud.coherency.probes.drm import Gpu
+from vgpud.coherency.probes.kvm import KvmFacts
+from vgpud.coherency.probes.qemu import QemuFacts
+from vgpud.coherency.probes.system import CpuFacts, MemoryFacts, SystemFacts
+from vgpud.uapi import kernel_files as probe_files
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """This host. `qemu` is None where there is none."""
+
+    system: SystemFacts
+    cpu: CpuFacts
+    kvm: KvmFacts
+    memory: MemoryFacts
+    gpus: tuple[Gpu, ...]
+    qemu: QemuFacts | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The facts as objects, arrays, strings, numbers, truth values and nulls."""
+        return asdict(self)
+
+
+def probe(
+    root: Path = probe_files.ROOT, qemu_programs: Sequence[str] = probe_qemu.PROGRAMS
+) -> HostFacts:
+    """Find all of them; files and devices are looked for below `root`. Raises nothing.
+
+    Takes a few milliseconds, and tens of them where there is a QEMU to ask.
+    """
+    return HostFacts(
+        system=probe_system.system(root),
+        cpu=probe_system.cpu(root),
+        kvm=probe_kvm.probe(root),
+        memory=probe_system.memory(root),
+        gpus=probe_drm.probe(root),
+        qemu=probe_qemu.probe(qemu_programs),
+    )

@@ -1,0 +1,140 @@
+"""The kernel, the processor and the memory of this host, as far as blobs depend on them.
+
+Source: proc(5), sysfs(5), getrlimit(2); the kernel's Documentation/admin-guide/mm/hugetlbpage.rst.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import re
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, TypeAlias
+
+from vgpud.errors import HostError
+from vgpud.memory import memfd
+from vgpud.uapi import kernel_files as files
+from vgpud.uapi import udmabuf
+from vgpud.unix.fd import Fd
+
+_CAP_IPC_LOCK: Final = 14  # capabilities(7)
+
+Udmabuf: TypeAlias = Literal["usable", "absent", "denied", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class SystemFacts:
+    """The kernel's release, the distribution's name, and its suite's where it is Debian."""
+
+    kernel: str
+    name: str
+    debian: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CpuFacts:
+    """The first processor. `self_snoop` is after the kernel's own list of errata; `flush` are the
+    instructions beyond clflush that it has for cache lines."""
+
+    vendor: str
+    model: str
+    self_snoop: bool
+    hypervisor: bool
+    flush: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HugePages:
+    """A pool of huge pages: `size` in bytes, the others in pages."""
+
+    size: int
+    total: int
+    free: int
+
+
+@dataclass(frozen=True, slots=True)
+class UdmabufFacts:
+    """Whether a memfd can be made a dma-buf, by making one; `problem` says why not."""
+
+    state: Udmabuf
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryFacts:
+    """`locked_limit` is how much this process may lock, in bytes; None if there is no limit, or not
+    for us."""
+
+    locked_limit: int | None
+    huge_pages: tuple[HugePages, ...]
+    udmabuf: UdmabufFacts
+
+
+def system(root: Path = files.ROOT) -> SystemFacts:
+    """What `uname -r` and /etc/os-release say."""
+    lines = (files.text(root / "etc/os-release") or "").splitlines()
+    said = {key: value.strip("\"'") for key, _, value in (line.partition("=") for line in lines)}
+    return SystemFacts(
+        kernel=files.text(root / "proc/sys/kernel/osrelease") or os.uname().release,
+        name=said.get("PRETTY_NAME", "Linux"),
+        debian=said.get("VERSION_CODENAME") if said.get("ID") == "debian" else None,
+    )
+
+
+def cpu(root: Path = files.ROOT) -> CpuFacts:
+    """The processor by /proc/cpuinfo below `root`."""
+    flags = files.cpu_flags(root)
+    return CpuFacts(
+        vendor=files.cpu(root, "vendor_id"),
+        model=files.cpu(root, "model name"),
+        self_snoop="ss" in flags,
+        hypervisor="hypervisor" in flags,
+        flush=tuple(name for name in ("clflushopt", "clwb") if name in flags),
+    )
+
+
+def memory(root: Path = files.ROOT) -> MemoryFacts:
+    """Limits, pools, and whether dma-bufs can be made of memory."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    unlimited = soft == resource.RLIM_INFINITY or _may_lock_all(root)
+    return MemoryFacts(
+        locked_limit=None if unlimited else soft,
+        huge_pages=_huge_pages(root / "sys/kernel/mm/hugepages"),
+        udmabuf=_udmabuf(root / "dev/udmabuf"),
+    )
+
+
+def _may_lock_all(root: Path) -> bool:
+    """Whether we have CAP_IPC_LOCK, as root does: mlock(2) then asks for no limit."""
+    status = files.text(root / "proc/self/status") or ""
+    effective = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return bool(effective and int(effective[1], 16) & 1 << _CAP_IPC_LOCK)
+
+
+def _huge_pages(directory: Path) -> tuple[HugePages, ...]:
+    pools = []
+    for path in directory.glob("hugepages-*kB"):
+        size = int(path.name.removeprefix("hugepages-").removesuffix("kB")) * 1024
+        total, free = (files.number(path / f"{kind}_hugepages") or 0 for kind in ("nr", "free"))
+        pools.append(HugePages(size, total, free))
+    return tuple(sorted(pools, key=lambda pool: pool.size))
+
+
+def _udmabuf(path: Path) -> UdmabufFacts:
+    try:
+        device = Fd(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno in {errno.EACCES, errno.EPERM}:
+            return UdmabufFacts("denied", f"open {path}: {error.strerror}")
+        state: Udmabuf = "absent" if error.errno in {errno.ENOENT, errno.ENODEV} else "failed"
+        return UdmabufFacts(state, f"open {path}: {error.strerror}")
+    try:
+        with device, memfd.create("vgpud-probe", mmap.PAGESIZE) as pages:
+            size = mmap.PAGESIZE
+            Fd(udmabuf.create(device.fileno(), pages.fileno(), 0, size)).close()
+    except HostError as error:
+        return UdmabufFacts("failed", str(error))
+    return UdmabufFacts("usable")

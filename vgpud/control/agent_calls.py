@@ -1,0 +1,222 @@
+"""What a slot agent is asked, in order, and what it answers.
+
+Owns the order: nothing new is asked before everything asked before has been answered. What must be
+undone is sent without waiting, ahead of anything new: an agent that was only slow ends up with what
+our table has. Source: `control.rpc`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from vgpud.control.agent_link import AgentLink
+from vgpud.control.rpc import Call, Failure, Json, Result, decode_reply, encode_call
+from vgpud.control.slot_calls import (
+    PROT_READ,
+    PROT_WRITE,
+    SLOT_DELETE,
+    SLOT_SET,
+    SlotDelete,
+    SlotSet,
+    words_of,
+)
+from vgpud.errors import HostError, PeerError
+from vgpud.slots.owner import InDoubtError
+from vgpud.slots.table import DeleteSlot, Operation, PutInlay, RemoveInlay, SetSlot
+from vgpud.unix.fd import Fd
+
+_log = logging.getLogger(__name__)
+
+PATIENCE: Final = 10.0
+"""Seconds that an agent may take to answer: far more than any slot takes, and less than a guest's
+driver waits before it calls its device dead."""
+
+_GONE: Final = {errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN, errno.ENOENT}
+
+
+class AgentGoneError(HostError):
+    """There is nobody any more who could do or answer anything."""
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A call to be made; `name` is for people, `fd` goes with it."""
+
+    method: str
+    params: dict[str, Json]
+    name: str
+    fd: Fd | None = None
+    id: int = 0
+    sent: bool = False
+
+    def close(self) -> None:
+        if self.fd is not None:
+            self.fd.close()
+
+
+class AgentCalls:
+    """The calls to the agent at the other end of `link`, which is closed with it; `ids` are theirs.
+
+    While an answer is overdue nothing new is asked, and everything fails at once.
+    """
+
+    def __init__(self, link: AgentLink, ids: Iterator[int], *, patience: float = PATIENCE) -> None:
+        self.link = link
+        self._patience = patience
+        self._ids = ids
+        self._outbox: deque[Request] = deque()
+        self._unanswered: dict[int, Request] = {}
+        self._overdue = False
+
+    def close(self) -> None:
+        """Forget all that was to be asked, and end what waits for an answer."""
+        for request in self._outbox:
+            request.close()
+        self._outbox.clear()
+        self._unanswered.clear()
+        self.link.close()
+
+    async def ask(self, request: Request) -> Result | Failure:
+        """Make one call, and wait for its answer.
+
+        Raises AgentGoneError, HostError if it was not made, and InDoubtError if nobody knows what
+        became of it.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(0 if self._overdue else self._patience) as limit:
+                await self._settle()
+                self._overdue = False
+                limit.reschedule(loop.time() + self._patience)
+                self._outbox.append(request)
+                answer = await self._settle(request)
+        except TimeoutError:
+            self._overdue = True
+            late = "" if request.sent else " what it was asked before"
+            advice = f"the VMM's slot agent has not answered{late}; is it still running?"
+            raise _error(request, errno.ETIMEDOUT, advice) from None
+        except PeerError as error:
+            raise _error(request, errno.EPROTO, f"the VMM's slot agent: {error}") from error
+        except OSError as error:
+            number = error.errno or errno.EIO
+            if number in _GONE:
+                advice = "the VMM's slot agent is gone"
+                raise AgentGoneError(request.name, OSError(number, ""), advice) from error
+            raise _error(request, number, "") from error
+        finally:
+            if not request.sent:
+                self._withdraw(request)
+        assert answer is not None
+        return answer
+
+    def post(self, requests: Iterable[Request]) -> None:
+        """Make calls without waiting, in order; raises AgentGoneError."""
+        self._outbox.extend(requests)
+        while self._outbox:
+            request = self._outbox[0]
+            try:
+                self._send_first()
+            except BlockingIOError:
+                return  # the next call sends the rest
+            except OSError as error:
+                if error.errno in _GONE:
+                    advice = "the VMM's slot agent is gone"
+                    raise AgentGoneError(request.name, error, advice) from error
+                _log.warning("not sent to the agent call=%s error=%s", request.name, error)
+
+    def check(self) -> None:
+        """Raises AgentGoneError if the agent's socket is not there any more; asks for nothing."""
+        try:
+            self.link.send(encode_call(Call("agent.check", {}, notification=True)), None)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            raise AgentGoneError("looking for the agent", error) from error
+
+    async def _settle(self, last: Request | None = None) -> Result | Failure | None:
+        """Send all that is to be sent, and wait until all is answered; the answer to `last`."""
+        answer = None
+        while self._outbox:
+            try:
+                self._send_first()
+            except BlockingIOError:
+                await self.link.writable()
+        while self._unanswered:
+            data = await self.link.recv()
+            if not data:
+                raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+            reply = decode_reply(data)
+            request = self._unanswered.pop(reply.id, None) if isinstance(reply.id, int) else None
+            if request is not None and request is last:
+                answer = reply
+            elif request is not None and isinstance(reply, Failure):
+                words = words_of(reply.error)
+                _log.info("late answer of the agent call=%s error=%s", request.name, words)
+        return answer
+
+    def _send_first(self) -> None:
+        """Send the first of the outbox."""
+        request = self._outbox[0]
+        request.id = next(self._ids)
+        data = encode_call(Call(request.method, request.params, request.id))
+        try:
+            self.link.send(data, request.fd)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            if error.errno not in _GONE:  # this one can't be sent; others may
+                self._withdraw(request)
+            raise
+        request.sent = True
+        self._outbox.popleft().close()
+        self._unanswered[request.id] = request
+
+    def _withdraw(self, request: Request) -> None:
+        request.close()
+        if request in self._outbox:
+            self._outbox.remove(request)
+
+
+def _error(request: Request, number: int, advice: str) -> HostError:
+    kind = InDoubtError if request.sent else HostError
+    return kind(request.name, OSError(number, ""), advice)
+
+
+def slot_request(operation: Operation, file: Fd | None) -> Request:
+    """One operation on slots as a call; `file` has what is to be set. Raises HostError."""
+    entry = operation.entry
+    fd: Fd | None = None
+    match operation:
+        case SetSlot(_, address):
+            assert file is not None
+            params: SlotSet | SlotDelete = SlotSet(
+                slot=entry.slot,
+                flags=int(entry.flags),
+                guest_phys_addr=address,
+                memory_size=entry.size,
+                fd_offset=entry.backing.offset,
+                prot=PROT_READ | PROT_WRITE,
+            )
+            method, fd = SLOT_SET, dup(file)
+        case DeleteSlot(_, address):
+            params, method = SlotDelete(slot=entry.slot), SLOT_DELETE
+        case PutInlay() | RemoveInlay():
+            raise AssertionError("a table without inlays")
+    where = f"addr={address:#x} size={entry.size:#x} flags={entry.flags:#x}"
+    return Request(method, params.model_dump(), f"{method} slot={entry.slot} {where}", fd)
+
+
+def dup(fd: Fd) -> Fd:
+    """Another owner of a slot's file; raises HostError."""
+    try:
+        return fd.dup()
+    except OSError as error:
+        advice = "raise the limit of open files (LimitNOFILE= of the service, ulimit -n)"
+        raise HostError("dup of a slot's file", error, advice) from error

@@ -1,0 +1,192 @@
+"""The ways to a VMM's slot agent: a socket that was connected for it, or the control socket.
+
+Owns what differs between them, and nothing of what is said. Source: unix(7); pidfd_open(2).
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import errno
+import logging
+import os
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from vgpud.control.call import Address, Caller
+from vgpud.unix.fd import Fd
+
+_log = logging.getLogger(__name__)
+
+MAX_REPLY: Final = 64 << 10
+"""Bytes. An answer is some fifty."""
+MAX_UNREAD: Final = 1 << 20
+"""Bytes of answers kept until they are looked at; an agent that sends more than it was asked for
+loses them."""
+RETRY: Final = 0.01
+"""Seconds. A full queue of a peer can't be polled for on an unconnected socket, hence this."""
+
+
+class AgentLink(Protocol):
+    """Datagrams to an agent, and its answers."""
+
+    def send(self, data: bytes, fd: Fd | None) -> None:
+        """Send a datagram now; raises BlockingIOError where there is no room, OSError."""
+
+    async def recv(self) -> bytes:
+        """The next answer; empty once the agent is gone or the link is closed."""
+
+    async def writable(self) -> None:
+        """Returns when there may be room again."""
+
+    def close(self) -> None:
+        """Let go of it, and end what waits for it; a second call does nothing."""
+
+
+class SocketLink:
+    """A link by a connected AF_UNIX socket with message boundaries, SOCK_DGRAM or
+    SOCK_SEQPACKET."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._waiting: set[asyncio.Future[None]] = set()
+
+    def send(self, data: bytes, fd: Fd | None) -> None:
+        ancillary = []
+        if fd is not None:
+            rights = array.array("i", [fd.fileno()])
+            ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, rights))
+        self._sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+
+    async def recv(self) -> bytes:
+        loop = asyncio.get_running_loop()
+        while self._sock.fileno() != -1:
+            try:
+                return self._sock.recv(MAX_REPLY)
+            except BlockingIOError:
+                await self._ready(loop.add_reader, loop.remove_reader)
+        return b""
+
+    async def writable(self) -> None:
+        loop = asyncio.get_running_loop()
+        await self._ready(loop.add_writer, loop.remove_writer)
+
+    def close(self) -> None:
+        waiting, number = list(self._waiting), self._sock.fileno()
+        for ready in waiting:
+            ready.get_loop().remove_reader(number)
+            ready.get_loop().remove_writer(number)
+            _wake(ready)
+        self._sock.close()
+
+    async def _ready(self, add: Callable[..., object], remove: Callable[[int], object]) -> None:
+        number = self._sock.fileno()
+        ready = asyncio.get_running_loop().create_future()
+        self._waiting.add(ready)
+        add(number, _wake, ready)
+        try:
+            await ready
+        finally:
+            self._waiting.remove(ready)
+            if self._sock.fileno() != -1:
+                remove(number)
+
+
+class ControlPort(Protocol):
+    """What is needed of the control server."""
+
+    def send(self, address: Address, data: bytes, fd: Fd | None) -> None:
+        """Send a datagram now; raises BlockingIOError where there is no room, OSError."""
+
+    def replies_from(self, caller: Caller, sink: Callable[[bytes], None] | None) -> None:
+        """Have the caller's answers handed to `sink`, or with None to nobody any more. An empty one
+        is the last: the caller may not use the socket any more."""
+
+
+class ControlLink:
+    """A link to a client of the control socket. `gone` is called once, with the reason, when it may
+    not use that any more, or its process has ended. Who is in another PID namespace can't be
+    watched for the latter."""
+
+    def __init__(self, port: ControlPort, caller: Caller, gone: Callable[[str], None]) -> None:
+        self.caller = caller
+        self._port = port
+        self._gone = gone
+        self._answers: deque[bytes] = deque()
+        self._size = 0
+        self._waiting: asyncio.Future[None] | None = None
+        self._closed = False
+        self._process = _watch(caller.pid)
+        if self._process is not None:
+            asyncio.get_running_loop().add_reader(self._process.fileno(), self._ended)
+        port.replies_from(caller, self._take)
+
+    def send(self, data: bytes, fd: Fd | None) -> None:
+        if self._closed:
+            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+        self._port.send(self.caller.address, data, fd)
+
+    async def recv(self) -> bytes:
+        while not self._closed:
+            if self._answers:
+                answer = self._answers.popleft()
+                self._size -= len(answer)
+                return answer
+            self._waiting = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiting
+            finally:
+                self._waiting = None
+        return b""
+
+    async def writable(self) -> None:
+        if not self._closed:
+            await asyncio.sleep(RETRY)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._port.replies_from(self.caller, None)
+        self._answers.clear()
+        if self._process is not None:
+            asyncio.get_running_loop().remove_reader(self._process.fileno())
+            self._process.close()
+        self._notice()
+
+    def _take(self, answer: bytes) -> None:
+        if not answer:
+            self._end("it may not use the control socket any more")
+        elif self._size + len(answer) <= MAX_UNREAD:
+            self._answers.append(answer)
+            self._size += len(answer)
+            self._notice()
+
+    def _ended(self) -> None:
+        self._end("its process has ended")
+
+    def _end(self, reason: str) -> None:
+        self.close()
+        self._gone(reason)
+
+    def _notice(self) -> None:
+        if self._waiting is not None:
+            _wake(self._waiting)
+
+
+def _watch(pid: int) -> Fd | None:
+    if pid <= 0:
+        return None
+    try:
+        return Fd(os.pidfd_open(pid))  # close-on-exec by itself
+    except OSError as error:
+        _log.debug("agent not watched pid=%d: %s", pid, error.strerror)
+        return None
+
+
+def _wake(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)

@@ -1,0 +1,178 @@
+"""From calls to answers: parameters checked, methods called, errors said in JSON-RPC's terms.
+
+Owns what may go wrong in between, and that the answer fits into a datagram. Knows no sockets.
+Source: the JSON-RPC 2.0 specification, sections 4 to 6.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import logging
+from typing import Final
+
+from pydantic import BaseModel, ValidationError
+
+from vgpud.control.call import Caller, Handler, Handlers, Reply, refused
+from vgpud.control.fitting import INTERNAL_ERROR, Answer, Outgoing, fit
+from vgpud.control.methods import METHODS
+from vgpud.control.models import ErrorKind
+from vgpud.control.params import Params
+from vgpud.control.rpc import Call, ErrorCode, Failure, Incoming, Json, RpcError
+from vgpud.errors import ConfigError, GuestError, HostError, PeerError, RingError, VgpudError
+from vgpud.rate_limit import RateLimit
+
+_log = logging.getLogger(__name__)
+
+MAX_BATCH: Final = 64
+"""Calls. Keeps the answers to a batch below what one datagram can hold, if they are short."""
+
+_MAX_SHOWN: Final = 60
+"""Characters of a caller's value in a message."""
+_MAX_FAULTS: Final = 8
+"""Faults of one call that are told."""
+
+
+class Dispatcher:
+    """Answers calls with the handlers that were added; raises ValueError for one of no method."""
+
+    def __init__(self, handlers: Handlers) -> None:
+        self._handlers: dict[str, Handler] = {}
+        self._bugs = RateLimit()
+        self.add(handlers)
+
+    def add(self, handlers: Handlers) -> None:
+        """Serve these methods too."""
+        if unknown := handlers.keys() - METHODS.keys():
+            raise ValueError(f"not in METHODS: {sorted(unknown)}")
+        self._handlers.update(handlers)
+
+    async def answer(self, incoming: Incoming, caller: Caller) -> Outgoing | None:
+        """Call what was asked for; None if there is nothing to say."""
+        if len(incoming.calls) > MAX_BATCH:
+            text = f"a batch is at most {MAX_BATCH} calls"
+            return fit([Answer(None, RpcError(ErrorCode.INVALID_REQUEST, text))], batch=False)
+        if incoming.batch:
+            answers = await self._answer_batch(incoming, caller)
+        else:
+            answers = [await self._answer(call, caller) for call in incoming.calls]
+        answers = [answer for answer in answers if not answer.unsaid]
+        return fit(answers, batch=incoming.batch) if answers else None
+
+    async def _answer_batch(self, incoming: Incoming, caller: Caller) -> list[Answer]:
+        async with asyncio.TaskGroup() as group:
+            tasks = []
+            for call in incoming.calls:
+                tasks.append(group.create_task(self._answer(call, caller, alone=False)))
+                # One call at a time, in their order: a batch is not to hold up the daemon.
+                await asyncio.sleep(0)
+        return [task.result() for task in tasks]
+
+    async def _answer(self, call: Call | Failure, caller: Caller, *, alone: bool = True) -> Answer:
+        if isinstance(call, Failure):
+            return Answer(call.id, call.error)
+        try:
+            value = await self._value(call, caller, alone=alone)
+        except VgpudError as error:
+            return Answer(call.id, as_rpc_error(error), unsaid=call.notification)
+        except Exception:
+            if self._bugs.allows():
+                suffix = self._bugs.suffix()
+                _log.exception("control method failed method=%s%s", call.method, suffix)
+            return Answer(call.id, INTERNAL_ERROR, unsaid=call.notification)
+        if isinstance(value, Reply):
+            if call.notification:  # METHODS says which have one, so it is not in a batch
+                value.fd.close()
+                return Answer(call.id, value.value, unsaid=True)
+            return Answer(call.id, value.value, value.fd)
+        return Answer(call.id, value, unsaid=call.notification)
+
+    async def _value(self, call: Call, caller: Caller, *, alone: bool) -> BaseModel | Reply:
+        handler = self._handlers.get(call.method)
+        if handler is None:
+            text = f"no method {_shown(call.method)}; rpc.discover describes those that are there"
+            raise RpcError(ErrorCode.METHOD_NOT_FOUND, text)
+        method = METHODS[call.method]
+        params = _params(method.params, call)
+        if method.fd is not None and not alone:
+            text = f"{method.name} answers with a descriptor: call it alone, not in a batch"
+            raise refused(ErrorKind.NOT_POSSIBLE, text)
+        value = handler(params, caller)
+        if inspect.isawaitable(value):
+            value = await value
+        return value
+
+
+def as_rpc_error(error: VgpudError) -> RpcError:
+    """An error of ours as a caller gets to see it."""
+    match error:
+        case RpcError():
+            return error
+        case HostError():
+            return refused(ErrorKind.HOST, str(error), errno=error.errno)
+        case GuestError():
+            return refused(ErrorKind.GUEST, str(error), code=error.code)
+        case RingError():
+            return refused(ErrorKind.GUEST, str(error))
+        case ConfigError():
+            return refused(ErrorKind.CONFIG, str(error))
+        case PeerError():
+            return refused(ErrorKind.PEER, str(error))
+        case _:
+            return refused(ErrorKind.HOST, str(error))
+
+
+def _params(model: type[Params], call: Call) -> Params:
+    names = list(model.model_fields)
+    given = call.params
+    if isinstance(given, list):
+        if len(given) > len(names):
+            text = f"{call.method} takes {_listed(names)}, not {len(given)} values"
+            raise RpcError(ErrorCode.INVALID_PARAMS, text)
+        given = dict(zip(names, given, strict=False))
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_context=False)
+        texts = [_fault(fault, names) for fault in faults[:_MAX_FAULTS]]
+        if len(faults) > _MAX_FAULTS:
+            texts.append(f"and {len(faults) - _MAX_FAULTS} more")
+        text = f"{call.method}: {'; '.join(texts)}"
+        raise RpcError(ErrorCode.INVALID_PARAMS, text) from None
+
+
+def _fault(fault: Json, names: list[str]) -> str:
+    first, *rest = fault["loc"] or ("params",)
+    field = f"{first}"[:_MAX_SHOWN] + "".join(f"[{index}]"[:_MAX_SHOWN] for index in rest)
+    match fault["type"]:
+        case "missing":
+            return f"{field} is missing"
+        case "extra_forbidden":
+            return f"{field} is unknown: it takes {_listed(names)}"
+    text = fault["msg"].replace("tuple", "array").replace(" after validation", "")
+    return f"{field} is {_shown(fault['input'])}: {text[:1].lower()}{text[1:]}"
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names) or "no parameters"
+
+
+def _shown(value: Json) -> str:
+    match value:
+        case dict():
+            return "an object"
+        case list() | tuple():
+            return "an array"
+        case bool():
+            return json.dumps(value)
+        case float():
+            return str(value)  # may be infinite, which JSON has no word for
+        case int():
+            # Also one of thousands of digits, which takes its time to be written out.
+            return str(value) if abs(value) < 1 << 70 else "a huge number"
+        case str():
+            text = json.dumps(value[: _MAX_SHOWN + 1])
+            return text if len(value) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+        case _:
+            return json.dumps(value)

@@ -1,0 +1,119 @@
+"""Answers cut to what a datagram holds: listings to fewer items, what can't be cut to an error.
+
+Owns the limit of a reply. No I/O, except that a descriptor that can't go out is closed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from pydantic import BaseModel
+
+from vgpud.control.call import refused
+from vgpud.control.models import ErrorKind, Model, Page
+from vgpud.control.rpc import CallId, ErrorCode, Failure, Json, Result, RpcError, encode
+from vgpud.rate_limit import RateLimit
+from vgpud.unix.fd import Fd
+
+_log = logging.getLogger(__name__)
+
+MAX_REPLY: Final = 64 << 10
+"""Bytes of a datagram to a client, so that it knows how much to read at once. It fits into any send
+buffer that a system may have."""
+
+_TOO_LARGE: Final = refused(
+    ErrorKind.TOO_LARGE,
+    f"the answer does not fit into a datagram of {MAX_REPLY} bytes; ask for less at once",
+)
+INTERNAL_ERROR: Final = RpcError(
+    ErrorCode.INTERNAL_ERROR, "internal error; the daemon's log has more"
+)
+_bugs = RateLimit()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of a call; `unsaid` if it was a notification."""
+
+    id: CallId
+    value: BaseModel | RpcError
+    fd: Fd | None = None
+    unsaid: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A datagram to a client, with the descriptor that belongs to it."""
+
+    data: bytes
+    fd: Fd | None = None
+
+
+def fit(answers: Sequence[Answer], *, batch: bool) -> Outgoing:
+    """One datagram of at most MAX_REPLY bytes; what comes first in a batch has the first choice.
+
+    Takes the descriptor of an answer that is alone: only that one has any.
+    """
+    needs = [len(_error(answer.id, _TOO_LARGE)) for answer in answers]
+    room = MAX_REPLY - sum(needs) - len(needs) - 1  # commas and brackets
+    if room < 0:
+        # Their ids alone are too long.
+        answers, needs, batch = [Answer(None, _TOO_LARGE, answers[0].fd)], [0], False
+        room = MAX_REPLY
+    texts = []
+    fd = None
+    for answer, need in zip(answers, needs, strict=True):
+        said = _said(answer, room + need)
+        text = _error(answer.id, said) if isinstance(said, RpcError) else said
+        if answer.fd is None or not isinstance(said, RpcError):
+            fd = answer.fd
+        else:
+            answer.fd.close()
+        room -= len(text) - need
+        texts.append(text)
+    return Outgoing(b"[" + b",".join(texts) + b"]" if batch else texts[0], fd)
+
+
+def _said(answer: Answer, room: int) -> bytes | RpcError:
+    """The answer in at most `room` bytes, or what has to be said instead."""
+    if isinstance(answer.value, RpcError):
+        fits = len(_error(answer.id, answer.value)) <= room
+        return answer.value if fits else _TOO_LARGE
+    try:
+        if isinstance(answer.value, Page):
+            text = _page(answer.id, answer.value, room)
+        else:
+            text = encode([Result(answer.id, answer.value.model_dump(mode="json"))])
+    except Exception:
+        # JSON has no words for it.
+        if _bugs.allows():
+            _log.exception("control result not encoded%s", _bugs.suffix())
+        return INTERNAL_ERROR
+    return text if len(text) <= room else _TOO_LARGE
+
+
+def _page(call_id: CallId, page: Page[Model], room: int) -> bytes:
+    """The first of its items that fit, and one at least.
+
+    What does not fit is not even looked at: a batch of long listings is no more work than one.
+    """
+    around = page.model_copy(update={"items": ()}).model_dump(mode="json")
+    room -= len(encode([Result(call_id, around)]))
+    items: list[Json] = []
+    for item in page.items:
+        value = item.model_dump(mode="json")
+        room -= len(encode([Result(None, value)])) - _ENVELOPE + 1  # and a comma
+        if room < -1 and items:
+            break
+        items.append(value)
+    return encode([Result(call_id, around | {"items": items})])
+
+
+def _error(call_id: CallId, error: RpcError) -> bytes:
+    return encode([Failure(call_id, error)])
+
+
+_ENVELOPE: Final = len(encode([Result(None, "")])) - len('""')

@@ -1,0 +1,204 @@
+"""JSON-RPC 2.0: datagrams to calls, and results to datagrams. Both ends, sans-IO.
+
+Owns the envelope only: what a method takes and gives is its server's business. Source: the JSON-RPC
+2.0 specification, sections 4 to 6.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, NoReturn, TypeAlias
+
+from vgpud.errors import PeerError, VgpudError
+
+Json: TypeAlias = Any
+"""Whatever json can say. Values of this type are to be validated before they are used."""
+
+CallId: TypeAlias = str | int | float | None
+"""What links a reply to its call; None, JSON's null, also for an id that could not be read."""
+
+
+class ErrorCode(IntEnum):
+    """Section 5.1; VGPUD is ours, of the range that is left to servers."""
+
+    PARSE_ERROR = -32700
+    INVALID_REQUEST = -32600
+    METHOD_NOT_FOUND = -32601
+    INVALID_PARAMS = -32602
+    INTERNAL_ERROR = -32603
+    VGPUD = -32000
+
+
+class RpcError(VgpudError):
+    """A call that can't be served: what the caller is answered with."""
+
+    def __init__(self, code: int, message: str, data: Json = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.data = data
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request, or a notification: that one is not answered, whatever becomes of it."""
+
+    method: str
+    params: dict[str, Json] | list[Json]
+    id: CallId = None
+    notification: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The answer to a call that was served."""
+
+    id: CallId
+    value: Json
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The answer to a call that was not."""
+
+    id: CallId
+    error: RpcError
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A message: calls in order, and in place of what is none, the failure to answer it with.
+
+    Answers are none of them: `answer` says that the message is one, for `decode_reply`, and in a
+    batch they are left out. To answer them with errors could go on forever.
+    """
+
+    calls: tuple[Call | Failure, ...]
+    batch: bool = False
+    answer: bool = False
+
+
+def decode(message: bytes) -> Incoming:
+    """What a server received. Never raises: what is wrong with it is in the result."""
+    try:
+        value = _json(message)
+    except ValueError as error:
+        return Incoming((_failure(ErrorCode.PARSE_ERROR, f"not JSON: {error}"),))
+    if _is_answer(value):
+        return Incoming((), answer=True)
+    if not isinstance(value, list):
+        return Incoming((_call(value),))
+    if not value:
+        return Incoming((_failure(ErrorCode.INVALID_REQUEST, "a batch must not be empty"),))
+    return Incoming(tuple(_call(item) for item in value if not _is_answer(item)), batch=True)
+
+
+def encode(replies: Iterable[Result | Failure], *, batch: bool = False) -> bytes:
+    """What a server answers; nothing at all if there is nothing to say."""
+    values = [_reply(reply) for reply in replies]
+    if not values:
+        return b""
+    return _bytes(values if batch else values[0])
+
+
+def encode_call(call: Call) -> bytes:
+    """What a client sends."""
+    value: dict[str, Json] = {"jsonrpc": "2.0", "method": call.method}
+    if call.params:
+        value["params"] = call.params
+    if not call.notification:
+        value["id"] = call.id
+    return _bytes(value)
+
+
+def decode_reply(message: bytes) -> Result | Failure:
+    """What a client received in answer to one call; raises PeerError if it is no such thing."""
+    try:
+        value = _json(message)
+    except ValueError as error:
+        raise PeerError(f"the reply is not JSON: {error}") from error
+    match value:
+        case {"jsonrpc": "2.0", "id": reply_id, "result": result, **rest} if not rest:
+            return Result(reply_id, result)
+        case {
+            "jsonrpc": "2.0",
+            "id": reply_id,
+            "error": {"code": int(code), "message": str(text), **more},
+            **rest,
+        } if not rest:
+            return Failure(reply_id, RpcError(code, text, more.get("data")))
+    raise PeerError(f"the reply is not one of JSON-RPC 2.0: {message[:80]!r}")
+
+
+def _call(value: Json) -> Call | Failure:
+    if not isinstance(value, dict):
+        return _failure(ErrorCode.INVALID_REQUEST, "a request is an object")
+    call_id = value.get("id")
+    if not _is_id(call_id):
+        return _failure(ErrorCode.INVALID_REQUEST, "id must be a string, a number or null")
+    if value.get("jsonrpc") != "2.0":
+        return _failure(ErrorCode.INVALID_REQUEST, 'jsonrpc must be "2.0"', call_id)
+    method, params = value.get("method"), value.get("params", {})
+    if not isinstance(method, str):
+        return _failure(ErrorCode.INVALID_REQUEST, "method must be a string", call_id)
+    if not isinstance(params, dict | list):
+        return _failure(ErrorCode.INVALID_REQUEST, "params must be an object or an array", call_id)
+    return Call(method, params, call_id, notification="id" not in value)
+
+
+def _is_answer(value: Json) -> bool:
+    return (
+        isinstance(value, dict)
+        and "method" not in value
+        and ("result" in value or "error" in value)
+    )
+
+
+def _is_id(value: Json) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)  # 1e999 is JSON, but what it reads as can't be sent back.
+    return value is None or (isinstance(value, str | int) and not isinstance(value, bool))
+
+
+def _failure(code: ErrorCode, message: str, call_id: CallId = None) -> Failure:
+    return Failure(call_id, RpcError(code, message))
+
+
+def _reply(reply: Result | Failure) -> dict[str, Json]:
+    value: dict[str, Json] = {"jsonrpc": "2.0", "id": reply.id}
+    if isinstance(reply, Result):
+        return value | {"result": reply.value}
+    error: dict[str, Json] = {"code": int(reply.error.code), "message": reply.error.message}
+    if reply.error.data is not None:
+        error["data"] = reply.error.data
+    return value | {"error": error}
+
+
+def _json(message: bytes) -> Json:
+    try:
+        return json.loads(
+            message.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_object
+        )
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _object(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        # RFC 8259 leaves open which one counts: two readers could see two calls.
+        raise ValueError("an object has a key twice")
+    return value
+
+
+def _no_constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is not JSON")
+
+
+def _bytes(value: Json) -> bytes:
+    # ASCII, since a string that came as a lone surrogate has no UTF-8 to go back as.
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii")

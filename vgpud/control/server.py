@@ -1,0 +1,246 @@
+"""The control socket: JSON-RPC 2.0, one message a datagram, on an AF_UNIX SOCK_DGRAM socket.
+
+Owns the socket, its file, and who is answered; the daemon provides the methods. Source: unix(7),
+and the JSON-RPC 2.0 specification by way of `control.rpc`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self, TypeAlias
+
+import asyncio_dgram
+
+from vgpud.control.access import Access
+from vgpud.control.call import Address, Caller, Handlers, refused
+from vgpud.control.dispatch import Dispatcher
+from vgpud.control.events import Events
+from vgpud.control.methods import OpenRpcDocument
+from vgpud.control.models import ErrorKind
+from vgpud.control.openrpc import document
+from vgpud.control.outbox import Outbox
+from vgpud.control.params import Nothing
+from vgpud.control.rpc import ErrorCode, Failure, Incoming, RpcError, decode, encode
+from vgpud.control.sockets import MAX_MESSAGE, ControlSocket, Sender
+from vgpud.control.subscriptions import Subscriptions
+from vgpud.rate_limit import RateLimit
+from vgpud.unix.fd import Fd
+
+_log = logging.getLogger(__name__)
+
+MAX_ANSWERING: Final = 256
+"""Datagrams that are being answered, of all clients: some calls have to wait for something."""
+MAX_ANSWERING_EACH: Final = 32
+"""The same, of one client."""
+MAX_READ: Final = 4 << 10
+"""Bytes of a message that is read for the id in it, though its sender may not call anything."""
+
+ReplySink: TypeAlias = Callable[[bytes], None]
+
+
+class ControlServer:
+    """The server's end of the control socket, bound from the start; answers while `run` runs.
+
+    With a path, it makes the socket, and raises ConfigError if something is there that must not be
+    replaced, another server's socket or a file of another kind, and HostError if there can be no
+    socket for other reasons. A socket that is bound already is taken over, and its file left.
+    """
+
+    def __init__(
+        self, where: Path | socket.socket, handlers: Handlers, *, access: Access, events: Events
+    ) -> None:
+        self._access = access
+        self._dispatcher = Dispatcher(handlers)
+        self._answering: Counter[Address] = Counter()
+        self._sinks: dict[Address, tuple[Caller, ReplySink]] = {}
+        self._limit = RateLimit()
+        self._path = None
+        if isinstance(where, Path):
+            self._path = where
+            self._sock = ControlSocket.bound(where)
+            self._inode = where.stat().st_ino
+        else:
+            self._sock = ControlSocket.of(where)
+        self._subscriptions = Subscriptions(events, self._sock)
+        self._outbox = Outbox(self._sock, self._subscriptions.drop)
+        self.add({"rpc.discover": _discover, **self._subscriptions.handlers()})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def access(self) -> Access:
+        """Who may call; another one also ends the subscriptions of those who no longer may, and
+        takes no more answers from them."""
+        return self._access
+
+    @access.setter
+    def access(self, access: Access) -> None:
+        self._access = access
+        self._subscriptions.keep(access.allows)
+        for caller, sink in [*self._sinks.values()]:
+            if not access.allows(caller):
+                self.replies_from(caller, None)
+                sink(b"")
+
+    @property
+    def subscribers(self) -> int:
+        """How many clients get events."""
+        return len(self._subscriptions)
+
+    def close(self) -> None:
+        """Close the socket and remove its file, unless that is another server's by now."""
+        if self._sock.fileno() == -1:
+            return
+        self._outbox.close()
+        self._sock.close()
+        if self._path is None:
+            return
+        try:
+            if self._path.stat().st_ino == self._inode:
+                self._path.unlink()
+        except OSError as error:
+            _log.debug("control socket not removed path=%s error=%s", self._path, error)
+
+    def add(self, handlers: Handlers) -> None:
+        """Serve these methods too; raises ValueError for one that METHODS does not have."""
+        self._dispatcher.add(handlers)
+
+    def send(self, address: Address, data: bytes, fd: Fd | None = None) -> None:
+        """Send a datagram at once, and keep the descriptor.
+
+        Raises BlockingIOError if the client has no room now, and OSError if it is gone.
+        """
+        self._outbox.send_now(address, data, fd)
+
+    def replies_from(self, caller: Caller, sink: ReplySink | None) -> None:
+        """Hand answers that come from this client's address, user and process to `sink`; None ends
+        that. Those of anybody else, and of clients without a sink, are ignored. An empty one is the
+        last: the client may not use the socket any more."""
+        if sink is None:
+            owner, _ = self._sinks.get(caller.address, (None, None))
+            if owner == caller:  # else somebody else has that address by now
+                del self._sinks[caller.address]
+        else:
+            self._sinks[caller.address] = caller, sink
+
+    async def run(self) -> None:
+        """Answer until cancelled."""
+        # asyncio_dgram's queue has no end of its own. It need not have one: the loop puts a
+        # datagram at a time there, and nothing here waits between two recv.
+        stream = await asyncio_dgram.from_socket(self._sock.dup())
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._outbox.run())
+                group.create_task(self._subscriptions.run(self._outbox))
+                while True:
+                    try:
+                        message, sender = await stream.recv()
+                    except OSError as error:
+                        if self._limit.allows():
+                            text = "control socket receiving error=%s%s"
+                            _log.warning(text, error, self._limit.suffix())
+                        continue
+                    assert isinstance(sender, Sender)
+                    self._receive(message, sender, group)
+        finally:
+            stream.close()
+
+    def _receive(self, message: bytes, sender: Sender, group: asyncio.TaskGroup) -> None:
+        caller = Caller(sender.address, sender.pid, sender.uid, sender.gid)
+        if not self._access.allows(caller):
+            self._refuse(message, caller)
+            return
+        if sender.cut:
+            text = f"a message is at most {MAX_MESSAGE} bytes"
+            self._fail(None, caller, RpcError(ErrorCode.INVALID_REQUEST, text))
+            return
+        incoming = decode(message)
+        if incoming.answer:
+            self._pass_on(message, caller)
+        elif (
+            self._answering[caller.address] >= MAX_ANSWERING_EACH
+            or self._answering.total() >= MAX_ANSWERING
+        ):
+            error = refused(ErrorKind.BUSY, "too many calls are waiting for their answers")
+            self._fail(incoming, caller, error)
+        else:
+            self._answering[caller.address] += 1
+            group.create_task(self._answer(incoming, caller))
+
+    def _refuse(self, message: bytes, caller: Caller) -> None:
+        if self._limit.allows():
+            _log.warning(
+                "control caller refused pid=%d uid=%d gid=%d%s",
+                caller.pid,
+                caller.uid,
+                caller.gid,
+                self._limit.suffix(),
+            )
+        incoming = decode(message) if len(message) <= MAX_READ else None
+        if caller.address and (incoming is None or not incoming.answer):
+            data = _refusal(incoming, self._access.refusal(caller))
+            if data:
+                self._outbox.send_spare(caller.address, data)
+
+    def _fail(self, incoming: Incoming | None, caller: Caller, error: RpcError) -> None:
+        data = _refusal(incoming, error)
+        if caller.address and data:
+            self._outbox.send(caller.address, data)
+
+    def _pass_on(self, message: bytes, caller: Caller) -> None:
+        owner, sink = self._sinks.get(caller.address, (None, None))
+        if sink is None or owner != caller:
+            return
+        try:
+            sink(message)
+        except Exception:
+            if self._limit.allows():
+                _log.exception("answer not taken client=%r%s", caller, self._limit.suffix())
+
+    async def _answer(self, incoming: Incoming, caller: Caller) -> None:
+        try:
+            outgoing = await self._dispatcher.answer(incoming, caller)
+        finally:
+            self._answering[caller.address] -= 1
+            if not self._answering[caller.address]:
+                del self._answering[caller.address]
+        if outgoing is None:
+            return
+        # A sender that is bound to no address can't be answered: it has no name.
+        if caller.address and self._outbox.has_room(caller.address, len(outgoing.data)):
+            self._outbox.send(caller.address, outgoing.data, outgoing.fd)
+            return
+        if outgoing.fd is not None:
+            outgoing.fd.close()
+        text = "the answer has no room behind those that were not read yet: ask for less at once"
+        self._fail(incoming, caller, refused(ErrorKind.BUSY, text))
+
+
+def _discover(params: Nothing, caller: Caller) -> OpenRpcDocument:
+    return document()
+
+
+def _refusal(incoming: Incoming | None, error: RpcError) -> bytes:
+    """What answers a message with an error as a whole; nothing for notifications."""
+    if incoming is None or incoming.batch:
+        return encode([Failure(None, error)])
+    return encode(
+        Failure(call.id, error)
+        for call in incoming.calls
+        if isinstance(call, Failure) or not call.notification
+    )

@@ -1,0 +1,270 @@
+"""The tables of the operator's TOML file as frozen pydantic models, one class a table.
+
+Owns the keys, their units, limits and defaults, and what is said about a bad value. A table is
+checked by itself here; `vgpud.daemon.config` checks them together.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
+
+from vgpud.coherency.slot_policy import (
+    DEFAULT_RULE,
+    BlobKind,
+    Buffers,
+    Fallback,
+    GuestPat,
+    Layout,
+    Match,
+    MemoryType,
+    Rule,
+    SlotOwner,
+)
+from vgpud.gpu.spec import Output
+
+LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
+
+SIZE_UNITS: Final = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+MAX_SIZE: Final = (1 << 63) - 1
+"""Bytes. The largest file offset that the kernel has."""
+MIN_WINDOW: Final = 64 << 10
+"""Bytes. Below this a window does not hold one small picture, 128x128 pixels of 4 bytes."""
+MAX_OUTPUTS: Final = 16
+"""VIRTIO_GPU_MAX_SCANOUTS, virtio 1.3, 5.7.6.8."""
+OUTPUT_SIDE: Final = range(32, 8192 + 1)
+"""Pixels. Linux's virtio_gpu driver takes no mode outside of it."""
+
+_NAME: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}"
+_ACCOUNT: Final = r"[A-Za-z0-9_][A-Za-z0-9_.@\\-]{0,254}\$?"
+
+
+def default_runtime_dir(environment: Mapping[str, str]) -> str:
+    """Where sockets go by default: where systemd says, else the user's place, else /run/vgpud."""
+    if granted := environment.get("RUNTIME_DIRECTORY"):
+        return granted.split(":", maxsplit=1)[0]  # systemd lists all of them, separated by colons
+    if session := environment.get("XDG_RUNTIME_DIR"):
+        return f"{session}/vgpud"
+    return "/run/vgpud"
+
+
+def size_text(size: int) -> str:
+    """A number of bytes as the file spells it, in the largest unit that divides it."""
+    for unit, factor in reversed(SIZE_UNITS.items()):
+        if size and size % factor == 0:
+            return f"{size // factor}{unit}"
+    return f"{size >> 10}KiB"
+
+
+def _size(value: object) -> int:
+    match = re.fullmatch(r"([0-9]{1,19})(KiB|MiB|GiB)", value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError('a size is a whole number and a unit, KiB, MiB or GiB, as in "256MiB"')
+    size = int(match[1]) * SIZE_UNITS[match[2]]
+    if size > MAX_SIZE:
+        raise ValueError("must be less than 8589934592GiB, where file offsets end")
+    return size
+
+
+def _window(size: int) -> int:
+    if size < MIN_WINDOW or size & (size - 1):
+        raise ValueError("must be a power of two and 64KiB or more, as it is the size of a PCI BAR")
+    return size
+
+
+def _limit(size: int) -> int:
+    if size == 0:
+        raise ValueError("must be more than zero")
+    return size
+
+
+def _output(value: object) -> Output:
+    match = re.fullmatch(r"([0-9]{1,9})x([0-9]{1,9})", value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError('an output is its preferred mode in pixels, as in "1280x800"')
+    output = Output(int(match[1]), int(match[2]))
+    if output.width not in OUTPUT_SIDE or output.height not in OUTPUT_SIDE:
+        raise ValueError("width and height must be 32 to 8192 pixels, as guests take no other")
+    return output
+
+
+def _path(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("a path must not contain control characters")
+    return value
+
+
+def _absolute(value: str) -> str:
+    if not Path(value).is_absolute():
+        raise ValueError("must be an absolute path")
+    return value
+
+
+def _account(value: str) -> str:
+    """A user's or group's name, or its number. Whether there is one is for the host to say."""
+    if not re.fullmatch(_ACCOUNT, value):
+        raise ValueError('a user or group is a name, as in "kvm", or a number, as in "107"')
+    return value
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(_NAME, value):
+        raise ValueError(
+            "a name is 1 to 63 of A-Z a-z 0-9 _ . - and starts with none of the last two"
+        )
+    return value
+
+
+def _count(outputs: tuple[Output, ...]) -> tuple[Output, ...]:
+    if not 1 <= len(outputs) <= MAX_OUTPUTS:
+        raise ValueError(f"must be 1 to {MAX_OUTPUTS} outputs")
+    return outputs
+
+
+def _spelled(default: Any, **schema: int) -> Any:
+    """A default as the operator would spell it, which becomes a value by being validated.
+
+    `schema` is what the JSON schema has besides.
+    """
+    return Field(default=default, json_schema_extra={**schema})
+
+
+Size = Annotated[
+    int,
+    BeforeValidator(_size),
+    WithJsonSchema({"type": "string", "pattern": "^[0-9]+(KiB|MiB|GiB)$"}),
+]
+OutputMode = Annotated[
+    Output,
+    BeforeValidator(_output),
+    WithJsonSchema({"type": "string", "pattern": "^[0-9]+x[0-9]+$"}),
+]
+Account = Annotated[
+    str, AfterValidator(_account), WithJsonSchema({"type": "string", "pattern": f"^{_ACCOUNT}$"})
+]
+AbsolutePath = Annotated[
+    str,
+    AfterValidator(_absolute),
+    AfterValidator(_path),
+    WithJsonSchema({"type": "string", "pattern": "^/"}),
+]
+
+
+class Table(BaseModel):
+    """What all tables share: they do not change, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class DaemonTable(Table):
+    """The daemon itself."""
+
+    runtime_dir: AbsolutePath = Field(
+        default_factory=lambda: default_runtime_dir(os.environ), examples=["/run/vgpud"]
+    )
+    """Where sockets are; by default $RUNTIME_DIRECTORY, $XDG_RUNTIME_DIR/vgpud, or /run/vgpud."""
+    control_socket: Annotated[str, AfterValidator(_path)] = "control.sock"
+    """Relative to runtime_dir; "" for none."""
+    allow_users: tuple[Account, ...] = ("root",)
+    """Users who may use the control socket, besides the daemon's own: names or numbers."""
+    allow_groups: tuple[Account, ...] = ("kvm",)
+    """Groups whose members may use the control socket: names or numbers."""
+    log_level: LogLevel = "info"
+    """What is logged: "debug", "info", "warning" or "error" and above; --log-level overrides it."""
+
+
+class DeviceTable(Table):
+    """A virtio-GPU device."""
+
+    name: Annotated[str, AfterValidator(_name)] = Field(json_schema_extra={"pattern": f"^{_NAME}$"})
+    """What slot policies and the control socket call it."""
+    socket: Annotated[str, Field(min_length=1), AfterValidator(_path)] | None = Field(
+        default=None, examples=["gpu0.sock"]
+    )
+    """Its vhost-user socket, relative to runtime_dir; by default NAME.sock."""
+    window: Annotated[Size, AfterValidator(_window)] = _spelled("256MiB")
+    """The host-visible BAR window: a power of two, 64KiB or more."""
+    memory_limit: Annotated[Size, AfterValidator(_limit)] = _spelled("1GiB")
+    """All that this guest can make the daemon allocate."""
+    outputs: Annotated[tuple[OutputMode, ...], AfterValidator(_count)] = _spelled(
+        ("1280x800",), minItems=1, maxItems=MAX_OUTPUTS
+    )
+    """Preferred modes, 1 to 16 of them: one scanout each."""
+    buffers: Buffers = Buffers.AUTO
+    """What host blobs are made of: "memfd", "udmabuf" or "gem", of which the last two need the
+    per-blob layout, or "auto", the best that there is."""
+    render_node: AbsolutePath | None = Field(default=None, examples=["/dev/dri/renderD128"])
+    """The GPU whose buffers are used, with "gem" or "auto"; by default the first that is fit."""
+    slots: SlotOwner = SlotOwner.FRONTEND
+    """Who maps blobs into the guest: "frontend", the VMM at the other end of the socket; "agent", a
+    VMM that sets memory slots as it is told over the control socket; "local", this process, in a
+    VMM that has vgpud as a library."""
+    guest_pat: GuestPat = GuestPat.AUTO
+    """Whether the guest's memory types count: "honored", "ignored", or "auto", as the VMM shows."""
+
+    @property
+    def socket_name(self) -> str:
+        """The socket as given, else as it follows from the name."""
+        return self.socket or f"{self.name}.sock"
+
+
+class MatchTable(Table):
+    """The host blobs that a slot policy is for; without any key, all of them."""
+
+    device: str = "*"
+    """A shell-style pattern of device names."""
+    blob: BlobKind | None = None
+    """One kind of blob, "host3d" or "host3d_guest"; by default both."""
+    min_size: Size = _spelled("0KiB")
+    """The smallest blob that matches."""
+    max_size: Size | None = None
+    """The largest blob that matches; by default no limit."""
+
+    @model_validator(mode="after")
+    def _some_size(self) -> Self:
+        if self.max_size is not None and self.max_size < self.min_size:
+            raise ValueError("max_size is less than min_size, so that nothing can match")
+        return self
+
+
+class SlotPolicyTable(Table):
+    """What is wanted of blobs in host memory. The first policy that matches a blob wins."""
+
+    match: MatchTable = Field(
+        default_factory=MatchTable,
+        examples=[{"device": "gpu*", "blob": "host3d", "min_size": "4KiB"}],
+    )
+    """Which blobs this is for; the last policy may do without it."""
+    memory_type: MemoryType = DEFAULT_RULE.memory_type
+    """How guest and host shall map them: "wc", "uc" or "wb"."""
+    fallback: Fallback = DEFAULT_RULE.fallback
+    """Where that can't be had: "flush" (cached, flushed at sync points), "snoop" or "refuse"."""
+    layout: Layout = DEFAULT_RULE.layout
+    """One mapping for all blobs, "window", or one for each, "per-blob"; one choice a device."""
+    allow_guest_ram: bool = Field(default=DEFAULT_RULE.allow_guest_ram, strict=True)
+    """Whether blobs of the VMM's may go outside of the BAR window, with the flag for
+    non-coherent DMA: for "per-blob", and slots of an agent or local. Beware of page aliasing."""
+
+    def rule(self) -> Rule:
+        """The same in the terms of `vgpud.coherency.slot_policy`."""
+        match = self.match
+        return Rule(
+            Match(match.device, match.blob, match.min_size, match.max_size),
+            self.memory_type,
+            self.fallback,
+            self.layout,
+            self.allow_guest_ram,
+        )

@@ -1,0 +1,401 @@
+"""The daemon: devices, the control socket, one task group, reloads, and an orderly end.
+
+The composition root. Owns what lives as long as the daemon does; what lives as long as a front-end
+is in `serve`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+import socket
+import time
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vgpud import __version__
+from vgpud.coherency.slot_policy import SlotOwner
+from vgpud.control.access import Access
+from vgpud.control.agent_link import SocketLink
+from vgpud.control.call import Caller, Handler
+from vgpud.control.events import Events
+from vgpud.control.models import DaemonInfo, DeviceSummary, Event, Reloaded
+from vgpud.control.params import Nothing
+from vgpud.control.server import ControlServer
+from vgpud.daemon import logs
+from vgpud.daemon.config import Config
+from vgpud.daemon.device_server import DeviceServer
+from vgpud.daemon.device_set import DeviceSet
+from vgpud.daemon.gpu_watch import GpuWatch
+from vgpud.daemon.methods.agents import AgentMethods
+from vgpud.daemon.methods.blobs import BlobMethods
+from vgpud.daemon.methods.devices import DeviceMethods, describe
+from vgpud.daemon.methods.metrics import MetricsMethods
+from vgpud.daemon.methods.slots import SlotMethods, slots_of
+from vgpud.daemon.notify import Notifier
+from vgpud.daemon.openmetrics import DeviceFigures
+from vgpud.daemon.reload import Changes, difference
+from vgpud.daemon.watchdog import Watchdog
+from vgpud.errors import ConfigError, VgpudError
+from vgpud.gpu.blobs.buffers import gpu_of
+from vgpud.gpu.spec import DeviceSpec
+from vgpud.memory.render_nodes import Gpu, RenderNodes
+from vgpud.slots.agent import Grant
+from vgpud.slots.owner import TableSlots
+from vgpud.unix.activation import CONTROL, Activated
+from vgpud.unix.listener import make_directory
+from vgpud.vhost.wire.protocol import Gpa
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """A VMM's slot agent: its socket, the guest-physical address of the device's window, and the
+    numbers of the memory slots that are granted."""
+
+    sock: socket.socket
+    window: Gpa
+    numbers: range
+
+
+class Daemon:
+    """Serves the devices of a configuration; with `connection`, its first device on a socket
+    already connected.
+
+    `agent` sets the first device's memory slots, `slots` those of the devices that it names, in a
+    VM of this process: `slots = "local"`. `notifier` and `activated` are what the service manager
+    gave us, `log_level` overrides the configuration's. Raises ConfigError for `slots = "local"`
+    where `slots` has none.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        connection: socket.socket | None = None,
+        agent: Agent | None = None,
+        slots: Mapping[str, TableSlots] | None = None,
+        notifier: Notifier | None = None,
+        activated: Activated | None = None,
+        log_level: str | None = None,
+    ) -> None:
+        self._config = config
+        self._connection = connection
+        self._agent = agent
+        self._slots = slots or {}
+        self._notifier = notifier or Notifier(None)
+        self._activated = activated or Activated()
+        self._log_level = log_level
+        self.events, self._nodes = Events(), RenderNodes()
+        first, *rest = config.device_specs()
+        if agent is not None:
+            first = replace(first, slots=SlotOwner.AGENT)
+        self._check_slots([first, *rest], config)
+        self.devices = DeviceSet(map(self._device, [first, *rest]), self._activated)
+        self._watchdog = Watchdog(self._notifier, self.devices.served)
+        self._control: ControlServer | None = None
+        self._started = time.monotonic()
+        self._listening = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._hangup = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._reloading = asyncio.Lock()
+        self._rejected = False
+        self._told = ""
+
+    async def run(self) -> None:
+        """Serves until `stop`, or until the one connection that was given ends.
+
+        Raises `ConfigError` or `HostError` where a socket can't be had; whatever was opened is
+        closed and removed.
+        """
+        _raise_fd_limit()
+        with ExitStack() as cleanup:
+            cleanup.callback(self._notifier.close)
+            cleanup.callback(self._activated.close)
+            cleanup.callback(self.devices.close)
+            self._connect_agent()
+            self._control = self._open_control(cleanup)
+            paths = {} if self._connection is not None else self._paths(self.devices)
+            listeners = self.devices.open(paths)
+            self._activated.complain(self._wanted())
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                for name, listener in listeners.items():
+                    self.devices.start(self.devices[name], listener, group)
+                tasks = [group.create_task(task) for task in self._background()]
+                await asyncio.sleep(0)  # each of them has begun: what they open is open
+                self._listening.set()
+                await self._tell_ready()
+                await self._stopping.wait()
+                await self._notifier.stopping()
+                self.devices.stop()
+                for task in tasks:
+                    task.cancel()
+        log.info("stopped")
+
+    def stop(self) -> None:
+        """Ends `run`; front-ends see their connections close."""
+        self._stopping.set()
+
+    def request_reload(self) -> None:
+        """Have the configuration read anew, as `reload` does; what comes of it is logged."""
+        self._hangup.set()
+
+    async def wait_listening(self) -> None:
+        """Returns once front-ends can connect to every device."""
+        await self._listening.wait()
+
+    async def reload(self) -> Reloaded:
+        """Reads the configuration's file anew, and applies what can change while we run.
+
+        Raises ConfigError with every fault, or HostError for a socket that can't be had; all is as
+        it was then.
+        """
+        async with self._reloading:
+            await self._notifier.reloading()
+            try:
+                changes = await self._read()
+                await self._apply(changes)
+                self._rejected = False
+            except VgpudError as error:
+                self._rejected = True
+                self._tell_rejected(str(error))
+                raise
+            finally:
+                if not self._stopping.is_set():
+                    await self._tell_ready()
+        return Reloaded(
+            applied=changes.applied,
+            next_connection=changes.next_connection,
+            restart=changes.restart,
+        )
+
+    # What runs
+
+    def _background(self) -> Iterator[Coroutine[None, None, None]]:
+        if self._control is not None:
+            yield self._control.run()
+        if self._connection is not None:
+            yield self._serve_connection(self._connection)
+        yield GpuWatch(self.events, nodes=self._nodes, users=self._users_of).run()
+        yield self._reload_on_hangup()
+        if self._notifier.wanted:
+            self.events.listen(self._note)
+            yield self._watchdog.run(self._changed.set)
+            yield self._tell_status()
+
+    async def _serve_connection(self, connection: socket.socket) -> None:
+        device = next(iter(self.devices.values()))
+        await device.serve_connection(connection)
+        self.stop()
+
+    async def _reload_on_hangup(self) -> None:
+        while True:
+            await self._hangup.wait()
+            self._hangup.clear()
+            try:
+                await self.reload()
+            except VgpudError:
+                continue  # which is logged
+            except Exception:
+                log.exception("reload failed")  # a bug of ours ends nothing that is served
+
+    async def _tell_status(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            if self._status() != self._told:
+                self._told = self._status()
+                await self._notifier.status(self._told)
+
+    async def _tell_ready(self) -> None:
+        self._told = self._status()
+        await self._notifier.ready(self._told)
+
+    def _note(self, event: Event) -> None:
+        if event.kind.startswith("device."):
+            self._changed.set()
+
+    def _status(self) -> str:
+        connected = sum(device.connected for device in self.devices.values())
+        count = len(self.devices)
+        text = f"{count} {'device' if count == 1 else 'devices'}, {connected} connected"
+        if silent := sorted(self._watchdog.silent):
+            text = f"{', '.join(silent)} does not answer; {text}"
+        return f"{text}; the last reload was rejected" if self._rejected else text
+
+    # What there is
+
+    def _device(self, spec: DeviceSpec) -> DeviceServer:
+        return DeviceServer(
+            spec, events=self.events, slots=self._slots.get(spec.name), nodes=self._nodes
+        )
+
+    def _check_slots(self, specs: Sequence[DeviceSpec], config: Config) -> None:
+        where = config.path or "configuration"
+        faults = [
+            f'{where}: device {spec.name}: slots = "local": this process has no VM; it is for VMMs'
+            " that have vgpud as a library, Daemon(config, slots={...}). Use"
+            ' "frontend" or "agent"'
+            for spec in specs
+            if spec.slots is SlotOwner.LOCAL and spec.name not in self._slots
+        ]
+        if faults:
+            raise ConfigError("\n".join(faults))
+
+    def _connect_agent(self) -> None:
+        if self._agent is None:
+            return
+        slots = next(iter(self.devices.values())).agent
+        assert slots is not None, "a device whose slots are an agent's"
+        slots.connect(SocketLink(self._agent.sock), Grant(self._agent.numbers, self._agent.window))
+
+    def _open_control(self, cleanup: ExitStack) -> ControlServer | None:
+        if (path := self._config.control_path) is None:
+            return None
+        passed = self._activated.find(path, CONTROL, socket.SOCK_DGRAM)
+        if passed is None:
+            make_directory(path.parent)
+        handlers: dict[str, Handler] = {
+            "daemon.info": self._info,
+            "config.reload": self._reload,
+            **DeviceMethods(self.devices).handlers(),
+            **BlobMethods(self.devices).handlers(),
+            **SlotMethods(self.devices).handlers(),
+        }
+        where = path if passed is None else passed
+        server = ControlServer(where, handlers, access=_access(self._config), events=self.events)
+        cleanup.enter_context(server)
+        server.add(AgentMethods(self.devices, server).handlers())
+        metrics = MetricsMethods(self._figures, self.events, lambda: server.subscribers)
+        server.add(metrics.handlers())
+        return server
+
+    def _figures(self) -> Iterator[DeviceFigures]:
+        for device in self.devices.values():
+            slots = {device.slot_owner: len(slots_of(device))}
+            yield DeviceFigures(device.counters, describe(device), slots)
+
+    def _paths(self, names: Iterable[str]) -> dict[str, Path]:
+        return {name: self._config.socket_path(name) for name in names}
+
+    def _wanted(self) -> Iterator[tuple[Path, str, socket.SocketKind]]:
+        if self._config.control_path is not None:
+            yield self._config.control_path, CONTROL, socket.SOCK_DGRAM
+        for name, path in self._paths(self.devices).items():
+            yield path, name, socket.SOCK_STREAM
+
+    def _users_of(self, gpu: Gpu) -> list[str]:
+        return [
+            name for name, device in self.devices.items() if gpu_of(device.spec, self._nodes) == gpu
+        ]
+
+    # A configuration read anew
+
+    async def _read(self) -> Changes:
+        path = self._config.path
+        if path is None:
+            raise ConfigError("no file to read anew: start with --config FILE to have one")
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path}: is not a regular file, which is read at the start only")
+        # Not on the loop, which has better things to do than parse a long file.
+        config = await asyncio.to_thread(Config.load, path)
+        try:
+            changes = difference(self._config, config, log_level=self._log_level)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}".replace("\n", f"\n{path}: ")) from error
+        self._check_slots([*changes.added, *changes.changed], config)
+        return changes
+
+    async def _apply(self, changes: Changes) -> None:
+        """What can fail comes first, and then what can't."""
+        if self._stopping.is_set():  # what is started now nobody would end
+            raise ConfigError("the daemon is stopping")
+        names = [spec.name for spec in changes.added]
+        paths = {name: changes.config.socket_path(name) for name in names}
+        listeners = self.devices.open(paths, changes.removed)
+        for spec in changes.added:
+            server = self._device(spec)
+            self.devices.start(server, listeners[spec.name], self._group)
+            server.added()
+        former, self._config = self._config.daemon, changes.config
+        daemon = self._config.daemon
+        if self._control is not None and (daemon.allow_users, daemon.allow_groups) != (
+            former.allow_users,
+            former.allow_groups,
+        ):
+            self._control.access = _access(changes.config)
+        if self._log_level is None and daemon.log_level != former.log_level:
+            logs.set_level(daemon.log_level)
+        for spec in changes.changed:
+            self.devices[spec.name].reconfigure(spec)
+        await self.devices.remove(changes.removed)
+        self.devices.order([table.name for table in changes.config.device])
+        for line in changes.lines or ("nothing has changed",):
+            log.info("configuration reloaded: %s", line)
+        self.events.publish(
+            "config.reloaded",
+            f"the configuration was read anew: {len(changes.lines)} changes",
+            applied=list(changes.applied),
+            next_connection=list(changes.next_connection),
+            restart=list(changes.restart),
+        )
+
+    def _tell_rejected(self, message: str) -> None:
+        faults = message.splitlines()
+        for fault in faults:
+            log.error("configuration rejected: %s", fault)
+        self.events.publish(
+            "config.rejected", f"the configuration stays as it was: {message}", faults=[*faults]
+        )
+
+    # Methods of the control API
+
+    @property
+    def reloadable(self) -> bool:
+        """Whether there is a file that can be read anew."""
+        return self._config.path is not None
+
+    @property
+    def log_level(self) -> str:
+        """What is logged."""
+        return self._log_level or self._config.daemon.log_level
+
+    def _info(self, params: Nothing, caller: Caller) -> DaemonInfo:
+        return DaemonInfo(
+            version=__version__,
+            pid=os.getpid(),
+            uptime_s=round(time.monotonic() - self._started, 3),
+            config_file=str(self._config.path) if self._config.path else None,
+            log_level=self.log_level,
+            devices=tuple(
+                DeviceSummary(
+                    name=name,
+                    socket=str(path) if (path := self.devices.path(name)) else None,
+                    connected=device.connected,
+                )
+                for name, device in self.devices.items()
+            ),
+        )
+
+    async def _reload(self, params: Nothing, caller: Caller) -> Reloaded:
+        log.info("reload requested pid=%d uid=%d", caller.pid, caller.uid)
+        return await self.reload()
+
+
+def _access(config: Config) -> Access:
+    return Access(config.daemon.allow_users, config.daemon.allow_groups)
+
+
+def _raise_fd_limit() -> None:
+    """Takes all descriptors that the system allows: a guest with a mapping a blob needs one for
+    each of them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

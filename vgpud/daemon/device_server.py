@@ -1,0 +1,264 @@
+"""One device's socket: waits for a front-end, serves it, waits for the next.
+
+Owns the listening socket, what of a device outlives its sessions, and the seam where a session's
+failure ends: it is logged here, once, and the daemon and its other devices go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from itertools import count
+
+from vgpud.coherency import kvm_mode
+from vgpud.coherency.kvm_mode import Finding
+from vgpud.coherency.planner import KvmMode
+from vgpud.coherency.probes import front_end as peer
+from vgpud.coherency.probes import kvm as probe_kvm
+from vgpud.coherency.probes.front_end import peer_pid
+from vgpud.coherency.slot_policy import SlotOwner
+from vgpud.control.events import Events
+from vgpud.control.rpc import Json
+from vgpud.errors import VgpudError
+from vgpud.gpu.blobs.buffers import BlobBuffers, resolve
+from vgpud.gpu.blobs.vmm_blobs import FIRST_ID
+from vgpud.gpu.counters import Counters
+from vgpud.gpu.spec import DeviceSpec
+from vgpud.memory.render_nodes import RenderNodes
+from vgpud.slots.agent import AgentSlots
+from vgpud.slots.owner import TableSlots
+from vgpud.unix.stream_socket import FdSocket
+from vgpud.vhost.session import FrontEndSession
+
+log = logging.getLogger(__name__)
+
+ACCEPT_RETRY = 1.0
+"""Seconds to wait where a connection can't be taken, such as for want of descriptors."""
+
+CHANGEOVER = 2.0
+"""Seconds that a front-end waits for the one before it to end, which takes milliseconds."""
+
+
+class DeviceServer:
+    """A device that front-ends can connect to, or the one that is connected already.
+
+    Its memory slots are set as the specification says; if that is by an agent, `agent` is where one
+    attaches. `slots` overrides that, and is closed by whoever made it. `nodes` are the host's GPUs.
+    """
+
+    def __init__(
+        self,
+        spec: DeviceSpec,
+        *,
+        events: Events,
+        slots: TableSlots | None = None,
+        nodes: RenderNodes | None = None,
+    ) -> None:
+        self.spec = spec
+        self.counters = Counters()
+        if slots is not None:
+            slots.report_to(events, spec.name)
+        self.agent: AgentSlots | None = None
+        self.session: FrontEndSession | None = None
+        self.finding: Finding | None = None
+        """What decides the guest's memory types, as last seen; None until it was looked at."""
+        self.socket: str | None = None
+        """Where front-ends connect; None before `serve`, and for one that is connected already."""
+        self._blob_ids = count(FIRST_ID)
+        self._events = events
+        self._slots = self._given = slots
+        self._nodes = nodes
+        self._free = asyncio.Event()
+        self._free.set()
+        self._pid = 0
+        self._choose_slots()
+
+    @property
+    def name(self) -> str:
+        """The device's name in the configuration."""
+        return self.spec.name
+
+    @property
+    def connected(self) -> bool:
+        """Whether a front-end is being served."""
+        return self.session is not None
+
+    @property
+    def slots(self) -> TableSlots | None:
+        """Who sets its memory slots; None for the front-end."""
+        return self._slots
+
+    @property
+    def slot_owner(self) -> SlotOwner:
+        """The same in the configuration's word."""
+        if self._slots is None:
+            return SlotOwner.FRONTEND
+        return SlotOwner.AGENT if self.agent is not None else SlotOwner.LOCAL
+
+    @property
+    def buffers(self) -> BlobBuffers:
+        """What host blobs are made of, or would be if a front-end connected now."""
+        if self.session is not None:
+            return self.session.gpu.buffers
+        return resolve(self.spec, self._nodes)
+
+    @property
+    def front_end_pid(self) -> int | None:
+        """The process that connected; None where nothing is, or it is in another namespace."""
+        return (self._pid or None) if self.connected else None
+
+    def reconfigure(self, spec: DeviceSpec) -> None:
+        """Have another specification for a device of the same name.
+
+        The limit, the rules, `guest_pat` and the outputs' modes hold at once. Window, layout,
+        buffers, slots and the number of outputs hold from the next connection on.
+        """
+        assert spec.name == self.spec.name
+        if spec == self.spec:
+            return
+        self.spec = spec
+        if self.session is not None:
+            self.session.reconfigure(spec)
+        else:
+            self._choose_slots()
+        self._publish("device.changed", "the configuration has changed")
+
+    async def alive(self) -> bool:
+        """Whether the device works: True once both threads of its session have answered.
+
+        Waits for as long as one does not; the caller sets the limit.
+        """
+        if self.session is not None:
+            await self.session.alive()
+        return True
+
+    def added(self) -> None:
+        """Tell that the device is there now."""
+        self._publish("device.added", "the device was added")
+
+    def removed(self) -> None:
+        """Tell that the device is no more; comes after `serve` has ended."""
+        self.close()
+        self._publish("device.removed", "the device was removed")
+
+    def close(self) -> None:
+        """Let go of what outlives a session."""
+        if self.agent is not None and self.agent is not self._given:
+            self.agent.close()
+
+    def look_again(self) -> None:
+        """There may be more to see of the guest's VM now, as an agent has attached."""
+        if self.session is not None:
+            self.session.gpu.look_again()
+
+    async def serve(self, listener: socket.socket) -> None:
+        """Serves one front-end at a time, until cancelled; a second one is turned away.
+
+        One that comes right after another gets time for that one to end: a VMM that was killed is
+        started again at once.
+        """
+        loop = asyncio.get_running_loop()
+        self.socket = os.fspath(listener.getsockname())
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                try:
+                    connection, _ = await loop.sock_accept(listener)
+                except OSError as error:
+                    log.warning("accept failed device=%s: %s", self.name, error.strerror)
+                    await asyncio.sleep(ACCEPT_RETRY)
+                    continue
+                try:
+                    async with asyncio.timeout(CHANGEOVER):
+                        await self._free.wait()
+                except TimeoutError:
+                    log.warning(
+                        "front-end turned away device=%s pid=%d: pid %d is connected",
+                        self.name,
+                        peer_pid(connection),
+                        self._pid,
+                    )
+                    connection.close()
+                    continue
+                except asyncio.CancelledError:
+                    connection.close()
+                    raise
+                self._free.clear()
+                tasks.create_task(self.serve_connection(connection))
+
+    async def serve_connection(self, connection: socket.socket) -> None:
+        """Serves one front-end until it goes, or breaks the protocol."""
+        self._free.clear()
+        self._pid = peer_pid(connection)
+        log.info("front-end connected device=%s pid=%d", self.name, self._pid)
+        self.counters.sessions += 1
+        self._publish("device.connected", "a front-end has connected", pid=self._pid or None)
+        try:
+            with connection:
+                self._choose_slots()
+                if self._slots is not None:  # what the session before this one left
+                    await self._slots.clear()
+                self.session = FrontEndSession(
+                    FdSocket(connection),
+                    self.spec,
+                    look=self._look,
+                    slots=self._slots,
+                    counters=self.counters,
+                    publish=self._publish,
+                    blob_ids=self._blob_ids,
+                    nodes=self._nodes,
+                )
+                await self.session.run()
+            log.info("front-end gone device=%s", self.name)
+        except* VgpudError as errors:
+            reason = _innermost(errors)
+            log.warning("session ended device=%s: %s", self.name, reason)
+            self._publish("device.failed", reason)
+        except* Exception:
+            # A bug of ours: it costs this session, and is told in full. The other devices have no
+            # part in it.
+            log.exception("session ended by an internal error device=%s", self.name)
+            self._publish("device.failed", "an internal error, which the log has in full")
+        finally:
+            self.session = self.finding = None
+            self._choose_slots()
+            self._publish("device.disconnected", "the front-end is gone", pid=self._pid or None)
+            self._free.set()
+
+    def _look(self) -> KvmMode:
+        """Sees what decides the guest's memory types, as far as it can be seen."""
+        if self.agent is not None:
+            found = self.agent.finding()
+        elif self._slots is not None:
+            found = kvm_mode.of_agent(probe_kvm.probe())
+        else:
+            found = kvm_mode.of_front_end(probe_kvm.probe(), peer.look(self._pid))
+        if found != self.finding:  # a guest can have us look over and over, by resets
+            log.info("guest PAT device=%s kvm=%s: %s", self.name, found.mode, found.reason)
+        self.finding = found
+        return found.mode
+
+    def _choose_slots(self) -> None:
+        """Between two sessions: what the specification now says of slots."""
+        if self._given is not None:
+            self.agent = self._given if isinstance(self._given, AgentSlots) else None
+        elif self.spec.slots is SlotOwner.AGENT:
+            if self.agent is None:
+                # Which rule allows guest RAM is looked up blob by blob, and may change meanwhile.
+                self.agent = AgentSlots(self.name, self._events, allow_guest_ram=True)
+            self._slots = self.agent
+        else:
+            self.close()
+            self._slots = self.agent = None
+
+    def _publish(
+        self, kind: str, message: str, *, resource: int | None = None, **data: Json
+    ) -> None:
+        self._events.publish(kind, message, device=self.name, resource=resource, **data)
+
+
+def _innermost(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return str(error)

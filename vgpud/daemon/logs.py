@@ -1,0 +1,203 @@
+"""Where log lines go: standard error, the journal with fields, or syslog where the first is lost.
+
+Owns the choice, the handlers, and the journal's fields. What a handler does not get rid of at once
+is lost: logging never waits and never raises. Source: systemd's "Native Journal Protocol",
+systemd.exec(5) on $JOURNAL_STREAM, syslog(3).
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import logging
+import os
+import re
+import socket
+import stat
+import struct
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from vgpud.memory import memfd
+
+JOURNAL_SOCKET: Final = Path("/run/systemd/journal/socket")
+SYSLOG_SOCKET: Final = Path("/dev/log")
+LINE: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+_DEV_NULL: Final = os.makedev(1, 3)
+_LOG_DAEMON: Final = 3 << 3
+_MAX_FIELD: Final = 64
+"""Characters of a field's name, as the journal has it."""
+_CONVERSION: Final = re.compile(
+    r"(?:\b(?P<key>[A-Za-z][A-Za-z0-9_]*)=)?%(?P<spec>[-#0 +]*[0-9]*(?:\.[0-9]+)?[a-zA-Z%])"
+)
+"""printf-style, with the key that it is the value of, if it is. Neither `%(name)s` nor `%*d`."""
+
+
+def start(level: str, program: str) -> None:
+    """Have log lines of `level` ("debug", "info", "warning", "error") and above go where they can
+    be read.
+
+    The journal, if standard error is connected to it; if standard error is lost, as for what
+    libvirt starts, the journal or syslog as there is one; else standard error, a line each.
+    """
+    logging.basicConfig(handlers=[_handler(program)], level=level.upper())
+
+
+def set_level(level: str) -> None:
+    """From now on, only lines of `level` and above."""
+    logging.getLogger().setLevel(level.upper())
+
+
+def _handler(program: str) -> logging.Handler:
+    found = _stat_stderr()
+    lost = found is None or (stat.S_ISCHR(found.st_mode) and found.st_rdev == _DEV_NULL)
+    if is_journal(found, os.environ) or (lost and JOURNAL_SOCKET.exists()):
+        return JournalHandler(program, JOURNAL_SOCKET)
+    if lost and SYSLOG_SOCKET.exists():
+        return SyslogHandler(program, SYSLOG_SOCKET)
+    handler = logging.StreamHandler() if found else logging.NullHandler()
+    handler.setFormatter(logging.Formatter(LINE))
+    return handler
+
+
+def is_journal(stderr: os.stat_result | None, environment: Mapping[str, str]) -> bool:
+    """Whether standard error is the stream to the journal that systemd made for us.
+
+    A shell that we were started by may have sent it elsewhere, hence the numbers.
+    """
+    if stderr is None:
+        return False
+    return environment.get("JOURNAL_STREAM") == f"{stderr.st_dev}:{stderr.st_ino}"
+
+
+def _stat_stderr() -> os.stat_result | None:
+    if sys.stderr is None:  # Closed when we were started: descriptor 2 may be anything by now.
+        return None
+    try:
+        return os.fstat(2)
+    except OSError:
+        return None
+
+
+class _DatagramHandler(logging.Handler, ABC):
+    """Sends each record as a datagram to a path, at once or never."""
+
+    def __init__(self, program: str, path: Path) -> None:
+        super().__init__()
+        self.program = program
+        self._path = os.fspath(path)
+        self._sock = socket.socket(
+            socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        )
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send it; what can't be sent now is lost."""
+        try:
+            self._send(self.encode(record))
+        except Exception:  # whoever logs has other things to do
+            self.handleError(record)
+
+    @abstractmethod
+    def encode(self, record: logging.LogRecord) -> bytes:
+        """What is sent for a record."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Nothing: there is nowhere to complain to."""
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._sock.close()
+        super().close()
+
+    def _send(self, data: bytes) -> None:
+        self._sock.sendto(data, socket.MSG_NOSIGNAL, self._path)
+
+
+class JournalHandler(_DatagramHandler):
+    """To the journal, with the arguments of each line as fields of their own.
+
+    `device=%s` becomes VGPUD_DEVICE, and so on: from the template and the arguments of the record,
+    so that no value can pass for another's key.
+    """
+
+    def encode(self, record: logging.LogRecord) -> bytes:
+        """The record in the journal's own format."""
+        # With a record's exception, as logging's own formatter puts it.
+        text = logging.Formatter("%(message)s").format(record)
+        fields = {
+            "MESSAGE": text,
+            "PRIORITY": str(_priority(record.levelno)),
+            "SYSLOG_IDENTIFIER": self.program,
+            "SYSLOG_FACILITY": str(_LOG_DAEMON >> 3),
+            "LOGGER": record.name,
+            "CODE_FILE": record.pathname,
+            "CODE_LINE": str(record.lineno),
+            "CODE_FUNC": record.funcName or "",
+        }
+        fields.update(journal_fields(record))
+        return b"".join(_field(name, value) for name, value in fields.items())
+
+    def _send(self, data: bytes) -> None:
+        try:
+            super()._send(data)
+        except OSError as error:
+            if error.errno not in {errno.EMSGSIZE, errno.ENOBUFS}:
+                raise
+            self._send_file(data)
+
+    def _send_file(self, data: bytes) -> None:
+        """What no datagram holds goes as a file, whose descriptor is all of the datagram."""
+        with memfd.filled("vgpud-log", data) as file:  # sealed: no other does
+            rights = array.array("i", [file.fileno()])
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
+            self._sock.sendmsg([], ancillary, socket.MSG_NOSIGNAL, self._path)
+
+
+class SyslogHandler(_DatagramHandler):
+    """To syslog, a line each, as syslog(3) writes it."""
+
+    def encode(self, record: logging.LogRecord) -> bytes:
+        """The record as a line; what would begin another line is a space."""
+        text = logging.Formatter("%(message)s").format(record)
+        head = f"<{_LOG_DAEMON | _priority(record.levelno)}>{self.program}[{os.getpid()}]: "
+        return (head + " ".join(text.splitlines())).encode(errors="backslashreplace")
+
+
+def journal_fields(record: logging.LogRecord) -> dict[str, str]:
+    """The values of a record's `key=value` pairs by their names in the journal."""
+    if not isinstance(record.args, tuple):
+        return {}
+    values = dict(_values(str(record.msg), record.args))
+    return {f"VGPUD_{key.upper()}"[:_MAX_FIELD]: value for key, value in values.items()}
+
+
+def _values(template: str, args: tuple[object, ...]) -> Iterator[tuple[str, str]]:
+    rest = iter(args)
+    for found in _CONVERSION.finditer(template):
+        if found["spec"].endswith("%"):
+            continue
+        value = next(rest, None)
+        if found["key"]:
+            yield found["key"], f"%{found['spec']}" % (value,)
+
+
+def _field(name: str, value: str) -> bytes:
+    data = value.encode(errors="backslashreplace")
+    if b"\n" in data:
+        return b"%s\n%s%s\n" % (name.encode(), struct.pack("<Q", len(data)), data)
+    return b"%s=%s\n" % (name.encode(), data)
+
+
+def _priority(level: int) -> int:
+    """A level of logging's as one of syslog's."""
+    if level >= logging.CRITICAL:
+        return 2
+    if level >= logging.ERROR:
+        return 3
+    if level >= logging.WARNING:
+        return 4
+    return 6 if level >= logging.INFO else 7

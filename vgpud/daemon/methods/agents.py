@@ -1,0 +1,102 @@
+"""agent.attach and agent.detach: a VMM offers to set a device's memory slots, by the socket that it
+calls from.
+
+Owns who may be an agent when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vgpud.coherency.slot_policy import SlotOwner
+from vgpud.control.agent_link import ControlLink, ControlPort
+from vgpud.control.call import Caller, Handler, refused
+from vgpud.control.models import Agent, Detached, ErrorKind
+from vgpud.control.params import AttachAgent, OfDevice
+from vgpud.control.slot_calls import AGENT_ATTACH, AGENT_DETACH
+from vgpud.daemon.device_server import DeviceServer
+from vgpud.daemon.methods.lookup import device_named
+from vgpud.slots.agent import AgentSlots, Grant
+from vgpud.vhost.wire.protocol import Gpa
+
+
+class AgentMethods:
+    """The methods, for `devices` as they are when called; `port` is what agents are reached by."""
+
+    def __init__(self, devices: Mapping[str, DeviceServer], port: ControlPort) -> None:
+        self._devices = devices
+        self._port = port
+
+    def handlers(self) -> dict[str, Handler]:
+        """By the methods' names."""
+        return {AGENT_ATTACH: self._attach, AGENT_DETACH: self._detach}
+
+    async def _attach(self, params: AttachAgent, caller: Caller) -> Agent:
+        device, slots = self._find(params.device)
+        if not caller.address:
+            text = "an agent is called back: bind the socket that you call from to an address"
+            raise refused(ErrorKind.NOT_POSSIBLE, text)
+        grant = Grant(
+            numbers=range(params.first_slot, params.first_slot + params.slot_count),
+            base=None if params.guest_phys_addr is None else Gpa(params.guest_phys_addr),
+            flags=params.flags,
+            vm_setup=params.vm_setup,
+            pid=caller.pid or None,
+            uid=caller.uid,
+        )
+        present = _owner(slots)
+        self._check_others(params.device, caller)
+        if present == caller:
+            await slots.change(grant)
+        else:
+            if present is not None and _same_process(present, caller):
+                slots.lost("its VMM has attached another")
+            slots.notice()
+            if slots.link is not None:
+                held = slots.grant.pid if slots.grant is not None else None
+                text = f"pid {held} is the slot agent of {params.device}: it has to detach first"
+                raise refused(ErrorKind.BUSY, text, device=params.device, pid=held)
+            link = ControlLink(self._port, caller, slots.lost)
+            await slots.attach(link, grant)
+        device.look_again()
+        state = slots.state()
+        if state is None:
+            raise refused(ErrorKind.NO_AGENT, f"the agent of {params.device} went meanwhile")
+        return state
+
+    def _detach(self, params: OfDevice, caller: Caller) -> Detached:
+        _, slots = self._find(params.device)
+        if slots.link is None or slots.grant is None:
+            raise refused(ErrorKind.NO_AGENT, f"no agent is attached to {params.device}")
+        if _owner(slots) != caller:
+            text = f"pid {slots.grant.pid} is the slot agent of {params.device}: that has to detach"
+            raise refused(ErrorKind.BUSY, text, device=params.device, pid=slots.grant.pid)
+        return Detached(device=params.device, slots=slots.detach())
+
+    def _check_others(self, name: str, caller: Caller) -> None:
+        for other, device in self._devices.items():
+            if other == name or device.agent is None:
+                continue
+            owner = _owner(device.agent)
+            if owner is not None and owner.address == caller.address:
+                # Slot calls do not say which device they are for, nor answers.
+                text = f"this socket is the agent of {other} already: call from one for each device"
+                raise refused(ErrorKind.NOT_POSSIBLE, text, device=name)
+
+    def _find(self, name: str) -> tuple[DeviceServer, AgentSlots]:
+        device = device_named(self._devices, name)
+        if device.agent is None:
+            owner = device.spec.slots
+            text = f'{name} has slots = "{owner}": its configuration has to say slots = "agent"'
+            if owner is SlotOwner.AGENT:
+                text = f'{name} has slots = "agent" from the next connection of its front-end on'
+            raise refused(ErrorKind.NOT_POSSIBLE, text, device=name)
+        return device, device.agent
+
+
+def _owner(slots: AgentSlots) -> Caller | None:
+    return slots.link.caller if isinstance(slots.link, ControlLink) else None
+
+
+def _same_process(one: Caller, other: Caller) -> bool:
+    return (one.pid, one.uid) == (other.pid, other.uid) and one.pid != 0

@@ -1,0 +1,214 @@
+"""blob.list, blob.create, blob.map, blob.unmap, blob.destroy and blob.export.
+
+Blobs are the guest's or the VMM's own (`gpu.blobs.vmm_blobs`); a VMM can look at both, and does not
+touch the guest's, whose driver would not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, TypeVar
+
+from vgpud.coherency.slot_policy import BlobKind, Layout
+from vgpud.control import params
+from vgpud.control.call import Caller, Handler, Reply, refused
+from vgpud.control.models import Blob, BlobExport, Done, ErrorKind, MapInfoName, Page
+from vgpud.control.rpc import ErrorCode, RpcError
+from vgpud.daemon.device_server import DeviceServer
+from vgpud.daemon.methods.lookup import device_named, devices_of, page, session_of
+from vgpud.errors import GuestError, HostError
+from vgpud.gpu.blobs.per_blob_layout import PerBlobMemory
+from vgpud.gpu.blobs.vmm_blobs import FIRST_ID
+from vgpud.gpu.device import Gpu
+from vgpud.gpu.resources import GuestBlob, HostBlob
+from vgpud.gpu.wire.protocol import BlobMem, MapInfo
+from vgpud.slots.owner import TableSlots
+from vgpud.vhost.session import FrontEndSession
+
+T = TypeVar("T")
+
+AnyBlob: TypeAlias = GuestBlob | HostBlob
+_KINDS: Mapping[BlobMem, Literal["host3d", "host3d_guest"]] = {
+    BlobMem.HOST3D: "host3d",
+    BlobMem.HOST3D_GUEST: "host3d_guest",
+}
+_MAP_INFO: Mapping[MapInfo, MapInfoName] = {
+    MapInfo.CACHED: "cached",
+    MapInfo.UNCACHED: "uncached",
+    MapInfo.WC: "wc",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A blob that a caller has named, and who has it."""
+
+    device: DeviceServer
+    session: FrontEndSession
+    blob: HostBlob
+
+
+class BlobMethods:
+    """The methods about blobs; `devices` may change meanwhile."""
+
+    def __init__(self, devices: Mapping[str, DeviceServer]) -> None:
+        self._devices = devices
+
+    def handlers(self) -> dict[str, Handler]:
+        """The methods by name."""
+        return {
+            "blob.list": self._list,
+            "blob.create": self._create,
+            "blob.map": self._map,
+            "blob.unmap": self._unmap,
+            "blob.destroy": self._destroy,
+            "blob.export": self._export,
+        }
+
+    def _list(self, asked: params.PagedOfDevice, caller: Caller) -> Page[Blob]:
+        found = [
+            (device, blob)
+            for device in devices_of(self._devices, asked.device)
+            if device.session is not None
+            for blob in device.session.gpu.blobs()
+        ]
+        return page(Page[Blob], found, asked, lambda pair: describe(*pair))
+
+    async def _create(self, asked: params.CreateBlob, caller: Caller) -> Blob:
+        device = device_named(self._devices, asked.device)
+        session = session_of(device)
+        blob = await _done(session, session.gpu.vmm_blobs.create(asked.size))
+        return describe(device, blob)
+
+    async def _map(self, asked: params.MapBlob, caller: Caller) -> Blob:
+        held = self._own(asked)
+        blobs = held.session.gpu.vmm_blobs
+        if asked.guest_phys_addr is None:
+            await _done(held.session, blobs.map(held.blob, asked.offset))
+        elif asked.offset is not None:
+            text = "offset is in the BAR window, guest_phys_addr outside of it: give one of them"
+            raise RpcError(ErrorCode.INVALID_PARAMS, text)
+        else:
+            slots = _ram_slots(held, asked.guest_phys_addr)
+            await _done(held.session, blobs.map_ram(held.blob, slots, asked.guest_phys_addr))
+        return describe(held.device, held.blob)
+
+    async def _unmap(self, asked: params.OfBlob, caller: Caller) -> Blob:
+        held = self._own(asked)
+        if not held.blob.mapped:
+            raise refused(ErrorKind.NOT_POSSIBLE, f"blob {held.blob.id} is not mapped")
+        await _done(held.session, held.session.gpu.vmm_blobs.unmap(held.blob))
+        return describe(held.device, held.blob)
+
+    async def _destroy(self, asked: params.OfBlob, caller: Caller) -> Done:
+        held = self._own(asked)
+        await _done(held.session, held.session.gpu.vmm_blobs.destroy(held.blob))
+        return Done()
+
+    def _export(self, asked: params.OfBlob, caller: Caller) -> Reply:
+        device = device_named(self._devices, asked.device)
+        blob = _find(device, session_of(device).gpu, asked.blob)
+        if isinstance(blob, GuestBlob):
+            text = f"blob {blob.id} is in the guest's own memory, which its VMM has already"
+            raise refused(ErrorKind.NOT_POSSIBLE, text)
+        try:
+            exported = blob.memory.export()
+        except OSError as error:
+            raise HostError("dup of a blob's file", error, "raise LimitNOFILE") from error
+        if exported is None:
+            text = (
+                f"blob {blob.id} has no place in the window, and is in no file before it was"
+                ' mapped: map it first, or use layout = "per-blob"'
+            )
+            raise refused(ErrorKind.NOT_POSSIBLE, text)
+        fd, offset = exported
+        value = BlobExport(device=device.name, blob=blob.id, fd_offset=offset, size=blob.size)
+        return Reply(value, fd)
+
+    def _own(self, asked: params.OfBlob) -> _Held:
+        """A blob that is the VMM's to do with as it likes."""
+        device = device_named(self._devices, asked.device)
+        session = session_of(device)
+        blob = _find(device, session.gpu, asked.blob)
+        if isinstance(blob, GuestBlob) or blob.id < FIRST_ID:
+            text = f"blob {blob.id} is the guest's: only its driver maps, unmaps and destroys it"
+            raise refused(ErrorKind.NOT_POSSIBLE, text)
+        return _Held(device, session, blob)
+
+
+def describe(device: DeviceServer, blob: AnyBlob) -> Blob:
+    """A blob as clients see it."""
+    origin: Literal["guest", "vmm"] = "guest" if blob.id < FIRST_ID else "vmm"
+    if isinstance(blob, GuestBlob):
+        return Blob(
+            device=device.name,
+            blob=blob.id,
+            origin=origin,
+            kind="guest",
+            size=blob.size,
+            mapped=False,
+            offset=None,
+            guest_phys_addr=None,
+            map_info=None,
+            flags=0,
+            reason=None,
+        )
+    place = blob.memory.place
+    offset = place.offset if place is not None and place.mapped else None
+    address = blob.memory.guest_phys_addr if isinstance(blob.memory, PerBlobMemory) else None
+    base = device.slots.table.base if device.slots is not None else None
+    if offset is not None and base is not None:
+        address = base + offset
+    return Blob(
+        device=device.name,
+        blob=blob.id,
+        origin=origin,
+        kind=_KINDS[blob.blob_mem],
+        size=blob.size,
+        mapped=blob.mapped,
+        offset=offset,
+        guest_phys_addr=address,
+        map_info=_MAP_INFO[blob.plan.map_info],
+        flags=int(blob.plan.slot_flags),
+        reason=blob.plan.reason,
+    )
+
+
+def _find(device: DeviceServer, gpu: Gpu, blob_id: int) -> AnyBlob:
+    blob = gpu.find_blob(blob_id)
+    if blob is None:
+        raise refused(ErrorKind.NO_BLOB, f"{device.name} has no blob {blob_id}")
+    return blob
+
+
+def _ram_slots(held: _Held, address: int) -> TableSlots:
+    """Who can map outside of the window, where the configuration wants that."""
+    device, spec = held.device, held.session.gpu.spec
+    missing = []
+    if held.session.slots is None:
+        missing.append('slots = "agent", as a front-end maps into the BAR window only')
+    if spec.layout is not Layout.PER_BLOB:
+        missing.append('layout = "per-blob"')
+    if not held.session.gpu.plans.rule(BlobKind.HOST3D, held.blob.size).allow_guest_ram:
+        missing.append("allow_guest_ram = true in the slot_policy that the blob falls to")
+    slots = held.session.slots
+    if missing or slots is None:
+        text = f"a mapping outside of {device.name}'s BAR window needs {'; '.join(missing)}"
+        raise refused(ErrorKind.NOT_POSSIBLE, text)
+    base = slots.table.base
+    if base is not None and address < base + spec.window and base < address + held.blob.size:
+        text = f"{address:#x} is in the BAR window at {base:#x}: give an offset in it instead"
+        raise refused(ErrorKind.NOT_POSSIBLE, text)
+    return slots
+
+
+async def _done(session: FrontEndSession, errand: Coroutine[Any, Any, T]) -> T:
+    """Have the session do it; where the system has refused, that is told instead of what a guest
+    would be."""
+    try:
+        return await session.run_errand(errand)
+    except GuestError as error:
+        if isinstance(error.__cause__, HostError):
+            raise error.__cause__ from error
+        raise

@@ -1,0 +1,168 @@
+"""device.list, device.get, device.resize and device.screenshot."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vgpud.coherency.slot_policy import Buffers
+from vgpud.control import params
+from vgpud.control.call import Caller, Handler, Reply, refused
+from vgpud.control.models import Device, ErrorKind, Output, Page, Resized, Screenshot
+from vgpud.daemon.device_server import DeviceServer
+from vgpud.daemon.methods.lookup import device_named, page, session_of
+from vgpud.gpu.blobs.buffers import BlobBuffers
+from vgpud.gpu.display import png
+from vgpud.memory import memfd
+from vgpud.unix.fd import Fd
+
+Picture: TypeAlias = NDArray[np.uint8]
+
+_KINDS: Mapping[Buffers, Literal["memfd", "udmabuf", "gem"]] = {
+    Buffers.MEMFD: "memfd",
+    Buffers.UDMABUF: "udmabuf",
+    Buffers.GEM: "gem",
+}
+
+
+class DeviceMethods:
+    """The methods about devices as such; `devices` may change meanwhile."""
+
+    def __init__(self, devices: Mapping[str, DeviceServer]) -> None:
+        self._devices = devices
+        self._camera = asyncio.Lock()  # a picture takes memory: one at a time
+
+    def handlers(self) -> dict[str, Handler]:
+        """The methods by name."""
+        return {
+            "device.list": self._list,
+            "device.get": self._get,
+            "device.resize": self._resize,
+            "device.screenshot": self._screenshot,
+        }
+
+    def _list(self, asked: params.Paged, caller: Caller) -> Page[Device]:
+        return page(Page[Device], [*self._devices.values()], asked, describe)
+
+    def _get(self, asked: params.OfDevice, caller: Caller) -> Device:
+        return describe(device_named(self._devices, asked.device))
+
+    async def _resize(self, asked: params.Resize, caller: Caller) -> Resized:
+        device = device_named(self._devices, asked.device)
+        session = session_of(device)
+        if session.gpu.has_display:
+            raise refused(
+                ErrorKind.NOT_POSSIBLE,
+                f"the VMM has its own display for {device.name}, and that decides about modes:"
+                " resize its window instead",
+            )
+        _check_output(device, asked.scanout)
+        await session.resize(asked.scanout, asked.width, asked.height)
+        return Resized(
+            device=device.name, scanout=asked.scanout, width=asked.width, height=asked.height
+        )
+
+    async def _screenshot(self, asked: params.TakeScreenshot, caller: Caller) -> Reply:
+        device = device_named(self._devices, asked.device)
+        async with self._camera:
+            session = session_of(device)
+            if not session.gpu.has_display:  # else the VMM knows how many there are
+                _check_output(device, asked.scanout)
+            read = session.gpu.scanouts.capture(asked.scanout)
+            size = session.gpu.scanouts.showing(asked.scanout)
+            if read is None or size is None:
+                what = f"output {asked.scanout} of {device.name} shows nothing"
+                raise refused(ErrorKind.NOT_POSSIBLE, what)
+            name = f"{device.name}-screenshot"
+            fd, length = await _on_a_thread(lambda: _picture(name, read))
+        value = Screenshot(
+            device=device.name,
+            scanout=asked.scanout,
+            width=size[0],
+            height=size[1],
+            format="png",
+            size=length,
+        )
+        return Reply(value, fd)
+
+
+def describe(device: DeviceServer) -> Device:
+    """A device and how it stands."""
+    spec, session, buffers = device.spec, device.session, device.buffers
+    gpu = session.gpu if session is not None else None
+    if gpu is not None:
+        spec = gpu.spec
+        modes = gpu.scanouts.outputs
+        showing = [gpu.scanouts.showing(number) for number in range(len(modes))]
+    else:
+        modes = spec.outputs
+        showing = [None] * len(modes)
+    finding = device.finding
+    return Device(
+        name=device.name,
+        socket=device.socket,
+        connected=device.connected,
+        front_end_pid=device.front_end_pid,
+        layout=spec.layout.value,
+        window=spec.window,
+        memory_limit=spec.memory_limit,
+        memory_used=gpu.quota.used if gpu is not None else 0,
+        buffers=_KINDS[buffers.kind],
+        render_node=spec.render_node,
+        slots=device.slot_owner.value,
+        guest_pat=spec.guest_pat.value,
+        kvm_mode=str(finding.mode) if finding is not None else None,
+        kvm_reason=finding.reason if finding is not None else None,
+        outputs=tuple(
+            Output(scanout=number, width=mode.width, height=mode.height, showing=shown)
+            for number, (mode, shown) in enumerate(zip(modes, showing, strict=True))
+        ),
+        display=gpu is not None and gpu.has_display,
+        resources=len(gpu.resources) + len(gpu.vmm_blobs) if gpu is not None else 0,
+        blobs=gpu.blob_count if gpu is not None else 0,
+        contexts=len(gpu.contexts) if gpu is not None else 0,
+        agent=device.agent.state() if device.agent is not None else None,
+        problems=_problems(device, buffers),
+    )
+
+
+def _problems(device: DeviceServer, buffers: BlobBuffers) -> tuple[str, ...]:
+    problems = [*buffers.problems()]
+    if device.session is not None:
+        problems += device.session.gpu.plans.problems
+    if device.agent is not None and device.agent.state() is None:
+        problems.append('slots = "agent", but no agent is attached: nothing can be mapped')
+    if device.session is not None and device.session.gpu.spec != device.spec:
+        problems.append("part of the configuration holds from the next connection on only")
+    return tuple(problems)
+
+
+def _check_output(device: DeviceServer, scanout: int) -> None:
+    count = len(session_of(device).gpu.scanouts.outputs)
+    if scanout >= count:
+        has = "one output, 0" if count == 1 else f"outputs 0 to {count - 1}"
+        raise refused(ErrorKind.NOT_POSSIBLE, f"{device.name} has {has}, not {scanout}")
+
+
+def _picture(name: str, read: Callable[[], Picture]) -> tuple[Fd, int]:
+    data = png.encode(read())
+    return memfd.filled(name, data), len(data)
+
+
+async def _on_a_thread(make: Callable[[], tuple[Fd, int]]) -> tuple[Fd, int]:
+    """Do it off the loop; whoever gives up waiting does not leak what is made."""
+    making = asyncio.get_running_loop().run_in_executor(None, make)
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:
+        making.add_done_callback(_close)
+        raise
+
+
+def _close(made: asyncio.Future[tuple[Fd, int]]) -> None:
+    if not made.cancelled() and made.exception() is None:
+        made.result()[0].close()

@@ -1,0 +1,44 @@
+"""What the methods of the control API share: finding what a caller names, and paging."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+from vgpud.control.call import refused
+from vgpud.control.models import ErrorKind, Model, Page
+from vgpud.control.params import Paged
+from vgpud.daemon.device_server import DeviceServer
+from vgpud.vhost.session import FrontEndSession
+
+T = TypeVar("T")
+Item = TypeVar("Item", bound=Model)
+
+
+def device_named(devices: Mapping[str, DeviceServer], name: str) -> DeviceServer:
+    """The device of this name; raises RpcError (no-device)."""
+    device = devices.get(name)
+    if device is None:
+        there = f"the devices are {', '.join(sorted(devices))}" if devices else "there is none"
+        raise refused(ErrorKind.NO_DEVICE, f"no device {name}: {there}")
+    return device
+
+
+def devices_of(devices: Mapping[str, DeviceServer], name: str | None) -> Sequence[DeviceServer]:
+    """One device, or all of them; raises RpcError (no-device)."""
+    return [*devices.values()] if name is None else [device_named(devices, name)]
+
+
+def session_of(device: DeviceServer) -> FrontEndSession:
+    """What serves the device's front-end; raises RpcError (no-front-end)."""
+    if device.session is None:
+        raise refused(ErrorKind.NO_FRONT_END, f"no front-end is connected to {device.name}")
+    return device.session
+
+
+def page(
+    kind: type[Page[Item]], all_: Sequence[T], params: Paged, make: Callable[[T], Item]
+) -> Page[Item]:
+    """The part of a listing that was asked for, with `make` called for what is in it only."""
+    part = all_[params.offset : params.offset + params.limit]
+    return kind(items=tuple(map(make, part)), offset=params.offset, total=len(all_))

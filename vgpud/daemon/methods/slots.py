@@ -1,0 +1,62 @@
+"""slot.list: what of the host's memory is mapped into guests, and by whom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vgpud.control import params
+from vgpud.control.call import Caller, Handler
+from vgpud.control.models import Page, Slot
+from vgpud.daemon.device_server import DeviceServer
+from vgpud.daemon.methods.lookup import devices_of, page
+from vgpud.slots.entries import SlotUse
+
+
+class SlotMethods:
+    """The method about slots; `devices` may change meanwhile."""
+
+    def __init__(self, devices: Mapping[str, DeviceServer]) -> None:
+        self._devices = devices
+
+    def handlers(self) -> dict[str, Handler]:
+        """The methods by name."""
+        return {"slot.list": self._list}
+
+    def _list(self, asked: params.PagedOfDevice, caller: Caller) -> Page[Slot]:
+        found = [
+            slot for device in devices_of(self._devices, asked.device) for slot in slots_of(device)
+        ]
+        return page(Page[Slot], found, asked, lambda slot: slot)
+
+
+def slots_of(device: DeviceServer) -> list[Slot]:
+    """A device's mappings: slots by a table that is ours, or what a front-end has mapped."""
+    if device.slots is not None:
+        return [
+            Slot(
+                device=device.name,
+                owner=device.slot_owner.value,
+                slot=entry.slot,
+                use=entry.use.value,
+                flags=int(entry.flags),
+                bar_offset=entry.offset if entry.use is SlotUse.BAR else None,
+                guest_phys_addr=address,
+                memory_size=entry.size,
+            )
+            for entry, address in device.slots.entries()
+        ]
+    if device.session is None:
+        return []
+    return [
+        Slot(
+            device=device.name,
+            owner="frontend",
+            slot=None,
+            use="bar",
+            flags=0,
+            bar_offset=offset,
+            guest_phys_addr=None,
+            memory_size=length,
+        )
+        for offset, length in sorted(device.session.mappings().items())
+    ]

@@ -1,0 +1,90 @@
+"""How host blobs lie in memory and get into the guest's window: the interface of both layouts.
+
+Owns no behaviour; see `window_layout` and `per_blob_layout`. A blob's bytes are its own from
+`allocate` to `destroy`, mapped or not, and are zeros at first. Source: virtio 1.3, 5.7.6.10
+RESOURCE_MAP_BLOB and RESOURCE_UNMAP_BLOB.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from vgpud.coherency.plan import Duty, Plan
+from vgpud.gpu.wire.protocol import ResourceId
+from vgpud.memory.extents import Access, Extents
+from vgpud.memory.window_map import Place, WindowMap
+from vgpud.unix.fd import Fd
+
+
+class HostMemory(Protocol):
+    """One host blob's memory."""
+
+    @property
+    def made(self) -> bool:
+        """Whether it is there. If not, `make` has to come before everything but `destroy`."""
+
+    async def make(self) -> None:
+        """Makes the memory, if it is not there; raises `GuestError` (OUT_OF_MEMORY) if it can't be
+        had."""
+
+    def contents(self) -> Extents:
+        """The bytes where they are now; good until the blob is mapped, unmapped or destroyed.
+
+        Raises `GuestError` (UNSPEC) if they are lost, as the GPU has gone that had them.
+        """
+
+    @property
+    def mapped(self) -> bool:
+        """Whether the guest has it, in the window or elsewhere."""
+
+    @property
+    def place(self) -> Place | None:
+        """Where in the window it lies, mapped or parked; None if it has no place there."""
+
+    def export(self) -> tuple[Fd, int] | None:
+        """The file that the blob is in, a duplicate, and where in it; None while it is in none."""
+
+    async def map(self, offset: int) -> None:
+        """Puts the blob into the window at `offset`; raises `GuestError` if it can't be had
+        there."""
+
+    async def unmap(self) -> None:
+        """Takes the blob out of the window; raises `GuestError` (INVALID_PARAMETER) if it is not in
+        it."""
+
+    async def destroy(self) -> None:
+        """Takes the blob out of the window if it is in it, and gives its pages back to the host."""
+
+    def forget(self) -> None:
+        """Gives back what it has outside of the window."""
+
+
+class BlobLayout(Protocol):
+    """A device's way to keep host blobs. `map` is who lies where in the window."""
+
+    map: WindowMap
+
+    @property
+    def window_mapped(self) -> bool:
+        """Whether the VMM has mapped the window as one."""
+
+    def allocate(self, blob: ResourceId, size: int, plan: Plan) -> HostMemory:
+        """Makes a blob of `size` zero bytes; raises `GuestError` (OUT_OF_MEMORY) over the device's
+        limit."""
+
+    def reset(self) -> None:
+        """Forgets every blob and mapping: the front-end drops the mappings itself when the device
+        is reset."""
+
+    def close(self) -> None:
+        """Gives everything back."""
+
+
+def access_of(plan: Plan) -> Access:
+    """How the engine, and whoever else in this process, touches a blob under this plan."""
+    return Access(plan.flush_before_read, plan.non_temporal_write, plan.flush_around_write)
+
+
+def flushed_at_hand_over(plan: Plan) -> bool:
+    """Whether a range's lines must have left the caches before the guest gets it."""
+    return plan.before_hand_over is Duty.FLUSH

@@ -1,0 +1,100 @@
+"""A plan for each blob by the device's rules, and word of those that are not what a rule wants.
+
+Owns what is told of plans, not the decision (`coherency.planner`). A line in the log and an event
+for each rule and reason in a session, not for each blob: guests make thousands.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from vgpud.coherency.planner import Plan, plan
+from vgpud.coherency.slot_policy import BlobKind, MemoryType, Rule, first_match
+from vgpud.errors import GuestError
+from vgpud.gpu.blobs.vm_facts import VmFacts
+from vgpud.gpu.ports import Publish
+from vgpud.gpu.wire.protocol import MapInfo
+
+log = logging.getLogger(__name__)
+
+_TYPES: Final = {
+    MapInfo.CACHED: MemoryType.WB,
+    MapInfo.UNCACHED: MemoryType.UC,
+    MapInfo.WC: MemoryType.WC,
+}
+
+
+class Plans:
+    """The plans of one device's blobs."""
+
+    def __init__(self, device: str, vm: VmFacts, publish: Publish) -> None:
+        self._device = device
+        self._vm = vm
+        self._publish = publish
+        self._told: set[tuple[Rule, BlobKind, str]] = set()
+        self._problems: dict[tuple[Rule, BlobKind], str] = {}
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What blobs of the present driver did not get though a rule wants it."""
+        return tuple(self._problems.values())
+
+    def rule(self, kind: BlobKind, size: int) -> Rule:
+        """The rule for a blob of `size` bytes."""
+        return first_match(self._vm.rules, self._device, kind, size)
+
+    def make(self, kind: BlobKind, size: int) -> Plan:
+        """The plan for a blob; raises `GuestError` where the rule says to refuse it."""
+        rule = self.rule(kind, size)
+        try:
+            result = plan(self._vm.facts, rule, slot_flags=self._vm.slot_flags)
+        except GuestError as error:
+            self._refused(rule, kind, str(error))
+            raise
+        self._made(rule, kind, result)
+        return result
+
+    def forget(self) -> None:
+        """Forgets the problems; the next driver may have none."""
+        self._problems.clear()
+
+    def _made(self, rule: Rule, kind: BlobKind, result: Plan) -> None:
+        told, wanted, reason = _TYPES[result.map_info], rule.memory_type, result.reason
+        problem = ""
+        if told is wanted:
+            self._problems.pop((rule, kind), None)
+        else:
+            problem = f"{kind} blobs are {told} instead of {wanted}: {reason}"
+            self._problems[rule, kind] = problem
+        if not self._is_news(rule, kind, reason):
+            return
+        name = result.map_info.name
+        log.info("plan device=%s blob=%s map_info=%s: %s", self._device, kind, name, reason)
+        if problem:
+            self._publish(
+                "plan.fallback",
+                problem,
+                blob=str(kind),
+                wanted=str(wanted),
+                told=str(told),
+                reason=reason,
+            )
+
+    def _refused(self, rule: Rule, kind: BlobKind, reason: str) -> None:
+        problem = f"{kind} blobs are refused: {reason}"
+        self._problems[rule, kind] = problem
+        if not self._is_news(rule, kind, reason):
+            return
+        wanted = rule.memory_type
+        log.warning(
+            "plan refused device=%s blob=%s wanted=%s: %s", self._device, kind, wanted, reason
+        )
+        self._publish(
+            "plan.refused", problem, blob=str(kind), wanted=str(wanted), told=None, reason=reason
+        )
+
+    def _is_news(self, rule: Rule, kind: BlobKind, reason: str) -> bool:
+        news = (rule, kind, reason) not in self._told
+        self._told.add((rule, kind, reason))
+        return news

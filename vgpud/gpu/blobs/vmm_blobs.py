@@ -1,0 +1,168 @@
+"""Blobs that the VMM makes for itself, over the control API, beside those of the guest's driver.
+
+They lie in the device's layout like a guest's, are planned by the same policy as its HOST3D blobs,
+and are charged to the same limit. Their ids are above all of a guest's, which has no way to name
+them. They go when the device is reset, as the guest's do: the window is cleared then, and whoever
+shows it anything makes it anew (event `blob.destroyed`).
+"""
+
+from __future__ import annotations
+
+import logging
+from asyncio import Lock
+from collections.abc import Iterator
+
+from vgpud.coherency.slot_policy import BlobKind
+from vgpud.errors import GuestError
+from vgpud.gpu.blobs.layout import BlobLayout
+from vgpud.gpu.blobs.per_blob_layout import PerBlobMemory
+from vgpud.gpu.blobs.plans import Plans
+from vgpud.gpu.counters import Counters
+from vgpud.gpu.ports import Publish, RamSlots
+from vgpud.gpu.quota import Quota
+from vgpud.gpu.resources import OVERHEAD, HostBlob
+from vgpud.gpu.wire.protocol import BlobMem, ResourceId, ResponseType
+from vgpud.memory.window_map import BLOB_ALIGNMENT, check_placement
+
+log = logging.getLogger(__name__)
+
+FIRST_ID = 1 << 32
+"""Guests have 32 bits."""
+
+
+class VmmBlobs:
+    """The VMM's blobs on one device.
+
+    `turn` is for one change of the window at a time. `ids` are never used twice: a stale one names
+    nothing. All that is async may be cancelled, and raises `GuestError` where a guest would get it.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        layout: BlobLayout,
+        plans: Plans,
+        quota: Quota,
+        turn: Lock,
+        ids: Iterator[int],
+        counters: Counters,
+        publish: Publish,
+    ) -> None:
+        self._device = device
+        self._layout = layout
+        self._plans = plans
+        self._quota = quota
+        self._turn = turn
+        self._ids = ids
+        self._counters = counters
+        self._publish = publish
+        self._by_id: dict[int, HostBlob] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[HostBlob]:
+        return iter(self._by_id.values())
+
+    def find(self, blob_id: int) -> HostBlob | None:
+        """The blob of this id, if there is one."""
+        return self._by_id.get(blob_id)
+
+    async def create(self, size: int) -> HostBlob:
+        """Makes a blob of `size` zero bytes."""
+        if size <= 0 or size % BLOB_ALIGNMENT:
+            raise _invalid(f"a blob of {size:#x} bytes: whole pages of {BLOB_ALIGNMENT:#x} needed")
+        plan = self._plans.make(BlobKind.HOST3D, size)
+        charge = self._quota.charge(OVERHEAD)
+        blob_id = ResourceId(next(self._ids))
+        try:
+            memory = self._layout.allocate(blob_id, size, plan)
+        except GuestError:
+            charge.release()
+            raise
+        try:
+            await memory.make()
+        except BaseException:
+            await memory.destroy()
+            charge.release()
+            raise
+        blob = HostBlob(blob_id, BlobMem.HOST3D, size, True, plan, charge, memory)
+        self._by_id[blob_id] = blob
+        log.debug("blob created device=%s resource=%d size=%#x", self._device, blob_id, size)
+        self._tell("created", blob)
+        return blob
+
+    async def map(self, blob: HostBlob, offset: int | None) -> None:
+        """Puts a blob into the window: where it lies parked, or in a free place from the end down,
+        unless told where."""
+        async with self._turn:
+            self._check(blob)
+            if offset is None:
+                offset = self._place_for(blob)
+            check_placement(offset, blob.size, self._layout.map.size)
+            await blob.memory.map(offset)
+        self._counters.maps += 1
+        self._tell("mapped", blob, offset=offset)
+
+    async def map_ram(self, blob: HostBlob, slots: RamSlots, address: int) -> None:
+        """Puts a blob at a guest-physical address outside of the window, for a device with a
+        mapping a blob whose rule allows that."""
+        async with self._turn:
+            self._check(blob)
+            assert isinstance(blob.memory, PerBlobMemory)
+            await blob.memory.map_ram(slots, address)
+        self._counters.maps += 1
+        self._tell("mapped", blob, guest_phys_addr=address)
+
+    async def unmap(self, blob: HostBlob) -> None:
+        """Takes a blob from the guest."""
+        async with self._turn:
+            self._check(blob)
+            await blob.memory.unmap()
+        self._counters.unmaps += 1
+        self._tell("unmapped", blob)
+
+    async def destroy(self, blob: HostBlob) -> None:
+        """Gives a blob back, unmapped first if need be."""
+        async with self._turn:
+            self._check(blob)
+            mapped = blob.mapped
+            await blob.memory.destroy()
+            self._counters.unmaps += mapped
+            self._forget(blob)
+
+    def clear(self) -> None:
+        """Forgets all of them: the layout is being reset."""
+        for blob in list(self._by_id.values()):
+            self._forget(blob)
+
+    def _place_for(self, blob: HostBlob) -> int:
+        place = blob.memory.place
+        if place is not None:
+            return place.offset
+        offset = self._layout.map.free_from_end(blob.size)
+        if offset is None:
+            raise GuestError(
+                ResponseType.ERR_OUT_OF_MEMORY,
+                f"no {blob.size:#x} bytes in a row are free in the window of "
+                f"{self._layout.map.size:#x}",
+            )
+        return offset
+
+    def _check(self, blob: HostBlob) -> None:
+        if self._by_id.get(blob.id) is not blob:  # gone while we waited for our turn
+            raise GuestError(ResponseType.ERR_INVALID_RESOURCE_ID, f"no blob {blob.id}")
+
+    def _forget(self, blob: HostBlob) -> None:
+        del self._by_id[blob.id]
+        blob.charge.release()
+        log.debug("blob destroyed device=%s resource=%d", self._device, blob.id)
+        self._tell("destroyed", blob)
+
+    def _tell(self, what: str, blob: HostBlob, **where: int) -> None:
+        message = f"a blob of the VMM's, {blob.size:#x} bytes, was {what}"
+        self._publish(f"blob.{what}", message, resource=blob.id, size=blob.size, **where)
+
+
+def _invalid(reason: str) -> GuestError:
+    return GuestError(ResponseType.ERR_INVALID_PARAMETER, reason)

@@ -1,0 +1,235 @@
+"""Host blobs in one sparse window that is mapped into the VMM once: map and unmap need no VMM.
+
+A blob lives in private memory until it is mapped, and from then on in the window, at the guest's
+offset. The guest can touch every page of the window at any time, mapped blob or not; so the window
+is charged whole, from the start, and what lies in it costs nothing more. That is also why a range
+is cleared when a blob moves in, and not only when one leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vgpud.coherency.plan import Plan
+from vgpud.errors import GuestError, HostError
+from vgpud.gpu.blobs.layout import access_of, flushed_at_hand_over
+from vgpud.gpu.memory import zeroed
+from vgpud.gpu.ports import BarSlots, Works
+from vgpud.gpu.quota import Charge, Quota
+from vgpud.gpu.wire.protocol import ResourceId, ResponseType
+from vgpud.memory.extents import Extents
+from vgpud.memory.window import HostWindow
+from vgpud.memory.window_map import Place, WindowMap
+from vgpud.slots.entries import SlotFlag
+from vgpud.unix.fd import Fd
+
+COPY_ASIDE = 256 << 10
+"""Bytes from which a copy goes to another thread: about what a thread switch there and back
+costs."""
+
+MOVES_ASIDE = 3
+"""Times that a blob which is moved for the VMM is copied on another thread, while its guest may
+work on it; then once with the guest waiting."""
+
+
+class WindowLayout:
+    """A `gpu.blobs.layout.BlobLayout`."""
+
+    def __init__(
+        self,
+        name: str,
+        size: int,
+        quota: Quota,
+        slots: BarSlots,
+        works: Works,
+        slot_flags: Callable[[], SlotFlag],
+    ) -> None:
+        self.map = WindowMap(size)
+        self.works = works
+        self.quota = quota
+        self._name = name
+        self._size = size
+        self._slots = slots
+        self._slot_flags = slot_flags
+        self._charge = quota.charge(size)
+        self._window: HostWindow | None = None
+        self._mapped = False
+        self.blobs: dict[ResourceId, WindowBlob] = {}
+
+    @property
+    def window_mapped(self) -> bool:
+        return self._mapped
+
+    @property
+    def window(self) -> HostWindow:
+        """The window's memory, made when first asked for."""
+        if self._window is None:
+            try:
+                self._window = HostWindow(f"{self._name}-window", self._size)
+            except HostError as error:
+                raise GuestError(ResponseType.ERR_OUT_OF_MEMORY, str(error)) from error
+        return self._window
+
+    def allocate(self, blob: ResourceId, size: int, plan: Plan) -> WindowBlob:
+        memory = WindowBlob(self, blob, size, plan, self.quota.charge(size))
+        self.blobs[blob] = memory
+        return memory
+
+    async def map_window(self) -> None:
+        """Has the VMM map the window, if it has not yet."""
+        if self._mapped:
+            return
+        window = self.window
+        try:
+            flags = int(self._slot_flags())
+            await self._slots.map(window.fd, 0, 0, window.size, flags=flags)
+        except HostError as error:
+            raise GuestError(ResponseType.ERR_UNSPEC, str(error)) from error
+        self._mapped = True
+
+    def reset(self) -> None:
+        for blob in list(self.blobs.values()):
+            blob.forget()
+        self.map = WindowMap(self._size)
+        self._mapped = False
+        if self._window is not None:
+            self._window.clear(0, self._size)
+
+    def close(self) -> None:
+        self.reset()
+        self._charge.release()
+        if self._window is not None:
+            self._window.close()
+            self._window = None
+
+
+class WindowBlob:
+    """A `gpu.blobs.layout.HostMemory`. `charge` is held only while the bytes are outside the
+    window."""
+
+    def __init__(
+        self, layout: WindowLayout, blob: ResourceId, size: int, plan: Plan, charge: Charge
+    ) -> None:
+        self._layout = layout
+        self._blob = blob
+        self._size = size
+        self._access = access_of(plan)
+        self._flush = flushed_at_hand_over(plan)
+        self._charge = charge
+        self._private: NDArray[np.uint8] | None = None
+        self._contents: Extents | None = None  # as it was last asked for
+        self._contents_at: int | None = None  # its offset in the window; None for private memory
+
+    @property
+    def mapped(self) -> bool:
+        place = self.place
+        return place is not None and place.mapped
+
+    @property
+    def place(self) -> Place | None:
+        return self._layout.map.place(self._blob)
+
+    def export(self) -> tuple[Fd, int] | None:
+        place = self.place
+        return None if place is None else (self._layout.window.fd.dup(), place.offset)
+
+    @property
+    def made(self) -> bool:
+        return True
+
+    async def make(self) -> None:
+        pass
+
+    def contents(self) -> Extents:
+        place = self._layout.map.place(self._blob)
+        at = None if place is None else place.offset
+        if self._contents is None or self._contents_at != at:
+            self._contents = Extents.from_array(self._bytes_at(at), access=self._access)
+            self._contents_at = at
+        return self._contents
+
+    def _bytes_at(self, offset: int | None) -> NDArray[np.uint8]:
+        if offset is not None:
+            return self._layout.window.view(offset, self._size)
+        if self._private is None:
+            self._private = zeroed(self._size)
+        return self._private
+
+    async def map(self, offset: int) -> None:
+        layout = self._layout
+        displaced = layout.map.displaced_by(self._blob, offset, self._size)
+        await layout.map_window()
+        for other in displaced:
+            await layout.blobs[other].move_out()
+        if layout.map.place(self._blob) is None:
+            await self._move_in(offset)
+        layout.map.put(self._blob, offset, self._size)
+
+    async def unmap(self) -> None:
+        place = self._layout.map.place(self._blob)
+        if place is None or not place.mapped:
+            raise GuestError(ResponseType.ERR_INVALID_PARAMETER, f"blob {self._blob} is not mapped")
+        self._layout.map.park(self._blob)
+
+    async def destroy(self) -> None:
+        if self._layout.map.place(self._blob) is not None:
+            place = self._layout.map.remove(self._blob)
+            self._layout.window.clear(place.offset, place.size)
+        self.forget()
+
+    def forget(self) -> None:
+        """Lets go of everything that is outside the window."""
+        del self._layout.blobs[self._blob]
+        self._private = self._contents = None
+        self._charge.release()
+
+    async def move_out(self) -> None:
+        """Leaves the window for private memory, whose bytes are charged for again."""
+        charge = self._layout.quota.charge(self._size)
+        try:
+            private = zeroed(self._size)
+            await self._copy_out(Extents.from_array(private))
+        except BaseException:
+            charge.release()
+            raise
+        place = self._layout.map.remove(self._blob)
+        self._layout.window.clear(place.offset, place.size)
+        self._private, self._charge = private, charge
+        self._contents = None
+
+    async def _copy_out(self, out: Extents) -> None:
+        """Copies the bytes as they are in the end: the guest, if it is not the one that has us
+        move, goes on meanwhile."""
+        works, here = self._layout.works, self.contents()
+        for _ in range(MOVES_ASIDE):
+            await works.drained(self._blob)
+            submitted = works.submitted
+            await self._do(lambda: out.copy_from(here))
+            if works.submitted == submitted:
+                return
+        await works.drained(self._blob)
+        out.copy_from(here)
+
+    async def _move_in(self, offset: int) -> None:
+        window = self._layout.window
+        window.clear(offset, self._size)
+        if self._private is not None or self._flush:
+            view = Extents.from_array(window.view(offset, self._size), access=self._access)
+            await self._do(lambda: self._fill(view))
+        self._private = self._contents = None
+        self._charge.release()
+
+    def _fill(self, view: Extents) -> None:
+        if self._private is not None:
+            view.copy_from(Extents.from_array(self._private))
+        if self._flush:  # also fresh pages: the kernel zeroes them through the cache
+            view.flush(0, self._size)
+
+    async def _do(self, work: Callable[[], None]) -> None:
+        if self._size < COPY_ASIDE:
+            work()
+        else:
+            await self._layout.works.aside(work)

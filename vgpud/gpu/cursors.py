@@ -1,0 +1,103 @@
+"""The cursor queue's two commands. Source: virtio 1.3, 5.7.6.10 "controlq: cursorq" UPDATE_CURSOR
+and MOVE_CURSOR."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vgpud.gpu.ports import Display
+from vgpud.gpu.resources import BYTES_PER_PIXEL, Image, Resource, ResourceTable
+from vgpud.gpu.wire import commands, responses
+from vgpud.gpu.wire.formats import to_xrgb
+from vgpud.gpu.wire.protocol import Format
+
+CURSOR_SIZE = 64
+"""Pixels in both directions: the one size that virtio-gpu has."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cursor:
+    """A scanout's cursor: its place, and its image as (64, 64, 4) of B, G, R, A if it has one."""
+
+    x: int
+    y: int
+    hot_x: int
+    hot_y: int
+    image: NDArray[np.uint8] | None
+
+
+class Cursors:
+    """The cursors of one device; `check` raises `GuestError` for an output that is not there."""
+
+    def __init__(self, resources: ResourceTable, check: Callable[[int], None]) -> None:
+        self._resources = resources
+        self._check = check
+        self._cursors: dict[int, Cursor] = {}
+        self._display: Display | None = None
+
+    def attach(self, display: Display | None) -> None:
+        """Shows the cursors on another display, as they are."""
+        self._display = display
+        for scanout_id, cursor in self._cursors.items():
+            self._show(scanout_id, cursor)
+
+    def get(self, scanout_id: int) -> Cursor | None:
+        """The cursor of a scanout, None if the guest never set one."""
+        return self._cursors.get(scanout_id)
+
+    def update(self, command: commands.UpdateCursor) -> responses.Response:
+        """UPDATE_CURSOR; resource 0 hides it."""
+        self._check(command.scanout_id)
+        image = None
+        if command.resource_id != 0:
+            resource = self._resources.get(command.resource_id)
+            image = _cursor_image(resource)
+        cursor = Cursor(command.x, command.y, command.hot_x, command.hot_y, image)
+        self._cursors[command.scanout_id] = cursor
+        self._show(command.scanout_id, cursor)
+        return responses.OkNoData()
+
+    def move(self, command: commands.MoveCursor) -> responses.Response:
+        """MOVE_CURSOR."""
+        self._check(command.scanout_id)
+        before = self._cursors.get(command.scanout_id, Cursor(0, 0, 0, 0, None))
+        cursor = replace(before, x=command.x, y=command.y)
+        self._cursors[command.scanout_id] = cursor
+        if self._display is not None:
+            visible = cursor.image is not None
+            self._display.cursor_move(command.scanout_id, cursor.x, cursor.y, visible=visible)
+        return responses.OkNoData()
+
+    def clear(self) -> None:
+        """Hides and forgets all cursors."""
+        if self._display is not None:
+            for scanout_id, cursor in self._cursors.items():
+                self._display.cursor_move(scanout_id, cursor.x, cursor.y, visible=False)
+        self._cursors.clear()
+
+    def _show(self, scanout_id: int, cursor: Cursor) -> None:
+        if self._display is None:
+            return
+        x, y = cursor.x, cursor.y
+        if cursor.image is None:
+            self._display.cursor_move(scanout_id, x, y, visible=False)
+        else:
+            self._display.cursor_update(scanout_id, x, y, cursor.hot_x, cursor.hot_y, cursor.image)
+
+
+def _cursor_image(resource: Resource) -> NDArray[np.uint8]:
+    """The upper left 64 x 64 pixels of an image, transparent where it has none; a blob is taken for
+    64 x 64 pixels of B, G, R, A. An X in the place of alpha is taken for alpha."""
+    width = height = CURSOR_SIZE
+    stride, fmt = CURSOR_SIZE * BYTES_PER_PIXEL, Format.B8G8R8A8_UNORM
+    if isinstance(resource, Image):
+        width, height = min(resource.width, CURSOR_SIZE), min(resource.height, CURSOR_SIZE)
+        stride, fmt = resource.stride, resource.format
+    rows = resource.contents().read_rect(0, stride, width * BYTES_PER_PIXEL, height)
+    cursor = np.zeros((CURSOR_SIZE, CURSOR_SIZE, BYTES_PER_PIXEL), np.uint8)
+    cursor[:height, :width] = to_xrgb(rows.reshape(height, width, BYTES_PER_PIXEL), fmt)
+    return cursor

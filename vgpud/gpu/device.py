@@ -1,0 +1,336 @@
+"""The virtio-GPU device: one guest's resources, scanouts and contexts, and which part executes
+which command.
+
+The composition root of this package: it owns the parts and their common lifetime, and no command of
+its own but those that concern all of them. Commands come decoded; results are responses, work to be
+done, or a coroutine where the answer has to be waited for. Source: virtio 1.3, 5.7 "GPU Device".
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from asyncio import Lock
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
+from itertools import count
+from typing import Any, TypeAlias
+
+from vgpud.coherency.planner import KvmMode
+from vgpud.coherency.slot_policy import Layout
+from vgpud.gpu.blobs.buffers import resolve
+from vgpud.gpu.blobs.commands import Blobs
+from vgpud.gpu.blobs.layout import BlobLayout
+from vgpud.gpu.blobs.per_blob_layout import PerBlobLayout
+from vgpud.gpu.blobs.plans import Plans
+from vgpud.gpu.blobs.vm_facts import VmFacts
+from vgpud.gpu.blobs.vmm_blobs import FIRST_ID, VmmBlobs
+from vgpud.gpu.blobs.window_layout import WindowLayout
+from vgpud.gpu.contexts import Contexts
+from vgpud.gpu.counters import Counters
+from vgpud.gpu.cursors import Cursors
+from vgpud.gpu.dma_renderer import DmaContext
+from vgpud.gpu.images import Images
+from vgpud.gpu.ports import BarSlots, Display, Publish, Works, unheard
+from vgpud.gpu.quota import Quota
+from vgpud.gpu.resources import GuestBlob, HostBlob, Image, Resource, ResourceTable
+from vgpud.gpu.scanouts import Scanouts
+from vgpud.gpu.spec import DeviceSpec, Output
+from vgpud.gpu.wire import commands, dma, responses
+from vgpud.gpu.wire.commands import Command
+from vgpud.gpu.wire.protocol import Event, Feature, ResourceId
+from vgpud.gpu.work import Answer, Work
+from vgpud.memory.engine import Engine
+from vgpud.memory.render_nodes import RenderNodes
+from vgpud.memory.window_map import BLOB_ALIGNMENT
+from vgpud.vhost.guest_memory import GuestMemory
+
+log = logging.getLogger(__name__)
+
+FEATURES = (
+    1 << Feature.VIRGL  # without it, a Linux guest makes no host blobs
+    | 1 << Feature.EDID
+    | 1 << Feature.RESOURCE_UUID
+    | 1 << Feature.RESOURCE_BLOB
+    | 1 << Feature.CONTEXT_INIT
+    | 1 << Feature.BLOB_ALIGNMENT
+)
+"""The device's own feature bits, as offered."""
+
+SCRATCH = 4 << 20
+"""Bytes that the engine may take on top of the quota, to copy between buffers that overlap."""
+
+NUM_CAPSETS = 1
+
+EVENTS_CLEAR_OFFSET = 4  # in the configuration space, 5.7.4
+
+Outcome: TypeAlias = Answer | Work
+"""What a command comes to: its response, work whose end is the response, or something to wait
+for."""
+
+
+class Gpu:
+    """One device, for as long as one front-end is connected.
+
+    Raises `GuestError` (OUT_OF_MEMORY) if the specification's limit does not even hold its window.
+    """
+
+    def __init__(
+        self,
+        spec: DeviceSpec,
+        memory: GuestMemory,
+        slots: BarSlots,
+        works: Works,
+        look: Callable[[], KvmMode] = lambda: KvmMode.UNKNOWN,
+        *,
+        counters: Counters | None = None,
+        publish: Publish = unheard,
+        nodes: RenderNodes | None = None,
+        blob_ids: Iterator[int] | None = None,
+    ) -> None:
+        self.spec = spec
+        self.counters = counters if counters is not None else Counters()
+        self._publish = publish
+        self.quota = Quota(spec.memory_limit)
+        self.resources = ResourceTable()
+        self.buffers = resolve(spec, nodes)
+        if self.buffers.fallback is not None:
+            log.warning(
+                "buffers device=%s kind=%s: %s", spec.name, self.buffers.kind, self.buffers.fallback
+            )
+        self._vm = VmFacts(spec, look, self.buffers.backing)
+        common = (spec.name, spec.window, self.quota, slots, works)
+        self.layout: BlobLayout = (
+            WindowLayout(*common, self._vm.window_flags)
+            if spec.layout is Layout.WINDOW
+            else PerBlobLayout(*common, self.buffers.source)
+        )
+        capset = dma.Capset(dma.CAPSET_VERSION, dma.MAX_PACKETS, spec.window)
+        self.contexts = Contexts(self.resources, self.quota, capset)
+        self.scanouts = Scanouts(spec.name, spec.outputs, self.resources)
+        self.cursors = Cursors(self.resources, self.scanouts.check)
+        self._works = works
+        self._display: Display | None = None
+        self._events = Event(0)
+        images = Images(self.resources, self.quota, memory, works)
+        self.transfers = images.transfers
+        self.plans = Plans(spec.name, self._vm, publish)
+        self._turn = Lock()
+        blobs = Blobs(
+            self.resources,
+            self.contexts,
+            self.layout,
+            self.quota,
+            memory,
+            self.plans,
+            self._turn,
+            self.counters,
+        )
+        self.vmm_blobs = VmmBlobs(
+            spec.name,
+            self.layout,
+            self.plans,
+            self.quota,
+            self._turn,
+            blob_ids if blob_ids is not None else count(FIRST_ID),
+            self.counters,
+            publish,
+        )
+        dma_context = DmaContext(self.contexts, Engine(SCRATCH), capset, self.quota)
+        self._execute: dict[type[Command], Callable[[Any], Outcome]] = {
+            commands.GetDisplayInfo: self.scanouts.display_info,
+            commands.GetEdid: self.scanouts.edid,
+            commands.ResourceCreate2D: images.create_2d,
+            commands.ResourceUnref: self._unref,
+            commands.SetScanout: self.scanouts.set_scanout,
+            commands.ResourceFlush: self.scanouts.flush,
+            commands.TransferToHost2D: images.transfer_to_host_2d,
+            commands.ResourceAttachBacking: images.attach_backing,
+            commands.ResourceDetachBacking: images.detach_backing,
+            commands.GetCapsetInfo: self.contexts.capset_info,
+            commands.GetCapset: self.contexts.get_capset,
+            commands.ResourceAssignUuid: self._assign_uuid,
+            commands.ResourceCreateBlob: blobs.create,
+            commands.SetScanoutBlob: self.scanouts.set_scanout_blob,
+            commands.CtxCreate: self.contexts.create,
+            commands.CtxDestroy: self.contexts.destroy,
+            commands.CtxAttachResource: self.contexts.attach,
+            commands.CtxDetachResource: self.contexts.detach,
+            commands.ResourceCreate3D: images.create_3d,
+            commands.TransferToHost3D: images.transfer_to_host_3d,
+            commands.TransferFromHost3D: images.transfer_from_host_3d,
+            commands.Submit3D: dma_context.submit,
+            commands.ResourceMapBlob: blobs.map,
+            commands.ResourceUnmapBlob: blobs.unmap,
+            commands.UpdateCursor: self.cursors.update,
+            commands.MoveCursor: self.cursors.move,
+        }
+
+    def execute(self, command: Command) -> Outcome:
+        """Does a command, or says how it is to be done; raises `GuestError` where it can't be."""
+        resource_id = getattr(command, "resource_id", None)
+        if resource_id and self._works.busy(resource_id):
+            return self._execute_after_work(command, resource_id)
+        return self._execute[type(command)](command)
+
+    def attach_display(self, display: Display | None) -> None:
+        """Connects the scanouts and cursors to a VMM's display, or to none."""
+        self._display = display
+        self.scanouts.attach(display)
+        self.cursors.attach(display)
+
+    @property
+    def has_display(self) -> bool:
+        """Whether a VMM's display decides about the outputs."""
+        return self._display is not None
+
+    def detach_display(self, display: Display) -> None:
+        """Disconnects a display, if it has not been replaced already."""
+        if self._display is display:
+            self.attach_display(None)
+
+    def reconfigure(self, spec: DeviceSpec) -> None:
+        """Takes from another specification what can change while a guest has the device: limit,
+        rules, `guest_pat`, and the outputs' modes if there are as many outputs as before."""
+        if len(spec.outputs) == len(self.spec.outputs):
+            for scanout_id, (old, new) in enumerate(
+                zip(self.spec.outputs, spec.outputs, strict=True)
+            ):
+                if new != old:
+                    self._take_mode(scanout_id, new)
+            self.spec = replace(self.spec, outputs=spec.outputs)
+        self.quota.limit = spec.memory_limit
+        self.spec = replace(
+            self.spec,
+            memory_limit=spec.memory_limit,
+            guest_pat=spec.guest_pat,
+            rules=spec.rules,
+        )
+        self._vm.reconfigure(self.spec)
+
+    def resize(self, scanout_id: int, width: int, height: int) -> None:
+        """Offers the guest another mode, in pixels, for as long as this front-end is connected.
+
+        The driver sees it once the front-end has told it that the configuration space has changed.
+        Raises `GuestError` (INVALID_SCANOUT_ID).
+        """
+        self.scanouts.resize(scanout_id, width, height)
+        self._events |= Event.DISPLAY
+
+    def tell_resized(self, scanout_id: int) -> None:
+        """Tells of what `resize` has done."""
+        output = self.scanouts.outputs[scanout_id]
+        self._publish(
+            "device.resized",
+            f"output {scanout_id} offers {output.width}x{output.height}",
+            scanout=scanout_id,
+            width=output.width,
+            height=output.height,
+        )
+
+    def look_again(self) -> None:
+        """There may be more to see of the VM now: an agent has come."""
+        self._vm.look_again(window_mapped=self.layout.window_mapped)
+
+    def blobs(self) -> Iterator[GuestBlob | HostBlob]:
+        """All blobs, the guest's first."""
+        for resource in self.resources:
+            if not isinstance(resource, Image):
+                yield resource
+        yield from self.vmm_blobs
+
+    @property
+    def blob_count(self) -> int:
+        """How many those are."""
+        return sum(1 for _ in self.blobs())
+
+    def find_blob(self, blob_id: int) -> GuestBlob | HostBlob | None:
+        """The blob of this id, whoever made it, if there is one."""
+        if blob_id >= FIRST_ID:
+            return self.vmm_blobs.find(blob_id)
+        found = self.resources.find(ResourceId(blob_id))
+        return None if isinstance(found, Image) else found
+
+    def config(self) -> bytes:
+        """The configuration space, 20 bytes."""
+        return responses.config_space(
+            events_read=self._events,
+            num_scanouts=len(self.spec.outputs),
+            num_capsets=NUM_CAPSETS,
+            blob_alignment=BLOB_ALIGNMENT,
+        )
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Takes a write to the configuration space: only events_clear, the second word, does
+        anything."""
+        space = bytearray(len(self.config()))
+        space[offset : offset + len(data)] = data[: max(len(space) - offset, 0)]
+        clear = int.from_bytes(space[EVENTS_CLEAR_OFFSET : EVENTS_CLEAR_OFFSET + 4], "little")
+        self._events &= ~Event(clear & Event.DISPLAY)
+
+    def reset(self) -> None:
+        """Drops everything that the guest's driver made: it is gone, and the next one starts
+        afresh."""
+        self.scanouts.clear()
+        self.cursors.clear()
+        self.contexts.clear()
+        self.transfers.clear()
+        self.resources.clear()
+        self.vmm_blobs.clear()
+        self.layout.reset()
+        self.plans.forget()
+        self._vm.forget()
+        self._events = Event(0)
+
+    def close(self) -> None:
+        """Drops everything, the window too."""
+        self.attach_display(None)
+        self.reset()
+        self.layout.close()
+
+    async def _execute_after_work(
+        self, command: Command, resource_id: ResourceId
+    ) -> responses.Response:
+        """For a command that must not overtake work on its resource: it would move or free memory
+        in use."""
+        await self._works.drained(resource_id)
+        outcome = self._execute[type(command)](command)
+        assert not isinstance(
+            outcome, Work
+        )  # only SUBMIT_3D makes work, and that names no resource
+        return await outcome if isinstance(outcome, Coroutine) else outcome
+
+    def _take_mode(self, scanout_id: int, mode: Output) -> None:
+        if self.has_display:  # which has its own; this one holds once it has gone
+            self.scanouts.resize(scanout_id, mode.width, mode.height)
+        else:
+            self.resize(scanout_id, mode.width, mode.height)
+            self.tell_resized(scanout_id)
+
+    def _unref(self, command: commands.ResourceUnref) -> Outcome:
+        """RESOURCE_UNREF: a blob that is still mapped is unmapped first."""
+        resource = self.resources.get(command.resource_id)
+        if isinstance(resource, HostBlob):
+            return self._destroy(resource)
+        return self._forget(resource)
+
+    async def _destroy(self, blob: HostBlob) -> responses.Response:
+        async with self._turn:
+            mapped = blob.mapped
+            await blob.memory.destroy()
+        self.counters.unmaps += mapped
+        return self._forget(blob)
+
+    def _forget(self, resource: Resource) -> responses.Response:
+        self.scanouts.forget(resource.id)
+        self.contexts.forget(resource.id)
+        self.transfers.remove(resource.id)
+        self.resources.remove(resource)
+        return responses.OkNoData()
+
+    def _assign_uuid(self, command: commands.ResourceAssignUuid) -> responses.Response:
+        """RESOURCE_ASSIGN_UUID: asked twice, the same answer."""
+        resource = self.resources.get(command.resource_id)
+        if resource.uuid is None:
+            resource.uuid = uuid.uuid4()
+        return responses.ResourceUuid(resource.uuid.bytes)

@@ -1,0 +1,64 @@
+"""Damage: the parts of a scanout that somebody has yet to be shown, as few rectangles that cover
+little more.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+from vgpud.gpu.wire.header import Rect
+
+MAX_RECTS = 16
+"""Rectangles kept apart. Beyond this, one message each costs more than the pixels between them."""
+
+
+class Damage:
+    """A set of rectangles, which may overlap."""
+
+    def __init__(self) -> None:
+        self._rects: list[Rect] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._rects)
+
+    def add(self, rect: Rect) -> None:
+        """Adds a rectangle, joined with those beside which it wastes nothing."""
+        merged = True
+        while merged:
+            merged = False
+            for other in self._rects:
+                joined = union(rect, other)
+                if _area(joined) <= _area(rect) + _area(other):
+                    self._rects.remove(other)
+                    rect, merged = joined, True
+                    break
+        self._rects.append(rect)
+        if len(self._rects) > MAX_RECTS:
+            first, *rest = self._rects
+            for other in rest:
+                first = union(first, other)
+            self._rects = [first]
+
+    def pop(self) -> Rect:
+        """Takes out the rectangle added first."""
+        return self._rects.pop(0)
+
+    def put_back(self, rect: Rect) -> None:
+        """Puts a rectangle where `pop` takes it next."""
+        self._rects.insert(0, rect)
+
+    def clear(self) -> None:
+        """Forgets all of them."""
+        self._rects.clear()
+
+
+def union(a: Rect, b: Rect) -> Rect:
+    """The smallest rectangle that holds both."""
+    x, y = min(a.x, b.x), min(a.y, b.y)
+    right = max(a.x + a.width, b.x + b.width)
+    bottom = max(a.y + a.height, b.y + b.height)
+    return Rect(x, y, right - x, bottom - y)
+
+
+def _area(rect: Rect) -> int:
+    return rect.width * rect.height

@@ -1,0 +1,224 @@
+"""2D resources: making them, giving them backing pages, and moving pixels between the two.
+
+Also the classic 3D resources that are plain 2D images, and the 3D transfers: a guest whose device
+offers VIRGL sends those for what it drew itself. Source: virtio 1.3, 5.7.6.8 "controlq (2d)" and
+5.7.6.9 "controlq (3d)".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from vgpud.errors import GuestError
+from vgpud.gpu.memory import zeroed
+from vgpud.gpu.ports import Works
+from vgpud.gpu.quota import Quota
+from vgpud.gpu.rects import check_rect, is_empty
+from vgpud.gpu.resources import (
+    BYTES_PER_PIXEL,
+    OVERHEAD,
+    Backing,
+    GuestBlob,
+    HostBlob,
+    Image,
+    Resource,
+    ResourceTable,
+    make_backing,
+)
+from vgpud.gpu.transfers import Transfers
+from vgpud.gpu.wire import commands, responses
+from vgpud.gpu.wire.header import Rect
+from vgpud.gpu.wire.protocol import BlobMem, Format, ResourceId, ResponseType
+from vgpud.gpu.work import Answer
+from vgpud.memory.extents import Extents
+from vgpud.vhost.guest_memory import GuestMemory
+
+PLAIN_TARGETS = (2, 5)
+"""RESOURCE_CREATE_3D targets that are plain images: PIPE_TEXTURE_2D and PIPE_TEXTURE_RECT, whose
+numbers virgl took over from Gallium."""
+
+INLINE_TRANSFER = 8 << 20
+"""Bytes up to which a transfer is done at once, in a millisecond or two: a frame of 1920 x 1080 is,
+one of 4K is not."""
+
+OK = responses.OkNoData()
+
+
+class Images:
+    """The commands on images and on backing pages."""
+
+    def __init__(
+        self, resources: ResourceTable, quota: Quota, memory: GuestMemory, works: Works
+    ) -> None:
+        self._resources = resources
+        self._quota = quota
+        self._memory = memory
+        self._works = works
+        self.transfers = Transfers(memory)
+
+    def create_2d(self, command: commands.ResourceCreate2D) -> responses.Response:
+        """RESOURCE_CREATE_2D."""
+        self._create(command.resource_id, command.format, command.width, command.height)
+        return OK
+
+    def create_3d(self, command: commands.ResourceCreate3D) -> responses.Response:
+        """RESOURCE_CREATE_3D, of what is a 2D image really: one layer, one level, one sample."""
+        layers = (command.depth, command.array_size, command.last_level, max(command.nr_samples, 1))
+        if command.target not in PLAIN_TARGETS or layers != (1, 1, 0, 1):
+            raise GuestError(
+                ResponseType.ERR_INVALID_PARAMETER,
+                f"target {command.target}, depth {command.depth}, {command.array_size} layers, "
+                f"level {command.last_level}, {command.nr_samples} samples: needs a 3D renderer",
+            )
+        self._create(command.resource_id, command.format, command.width, command.height)
+        return OK
+
+    def attach_backing(self, command: commands.ResourceAttachBacking) -> responses.Response:
+        """RESOURCE_ATTACH_BACKING."""
+        resource = self._resources.get(command.resource_id)
+        if isinstance(resource, HostBlob) and resource.blob_mem is BlobMem.HOST3D:
+            raise _invalid(f"blob {resource.id} is in host memory only")
+        if resource.backing is not None:
+            raise GuestError(
+                ResponseType.ERR_UNSPEC, f"resource {resource.id} has a backing already"
+            )
+        backing = make_backing(self._memory, command.entries, self._quota)
+        if isinstance(resource, GuestBlob) and backing.size < resource.size:
+            backing.release()
+            raise GuestError(
+                ResponseType.ERR_INVALID_PARAMETER,
+                f"backing of {backing.size} bytes for blob {resource.id} of {resource.size}",
+            )
+        resource.backing = backing
+        return OK
+
+    def detach_backing(self, command: commands.ResourceDetachBacking) -> responses.Response:
+        """RESOURCE_DETACH_BACKING."""
+        resource = self._resources.get(command.resource_id)
+        _backing(resource).release()
+        resource.backing = None
+        self.transfers.remove(resource.id)
+        return OK
+
+    def transfer_to_host_2d(self, command: commands.TransferToHost2D) -> Answer:
+        """TRANSFER_TO_HOST_2D: `offset` is where the rectangle's first pixel is in the backing."""
+        image = self._image(command.resource_id)
+        if is_empty(command.rect):
+            return OK
+        rect = check_rect(command.rect, image.width, image.height)
+        return self._transfer(
+            image,
+            (rect.y * image.stride + rect.x * BYTES_PER_PIXEL, image.stride),
+            (command.offset, image.stride),
+            (rect.width * BYTES_PER_PIXEL, rect.height),
+            to_host=True,
+        )
+
+    def transfer_to_host_3d(self, command: commands.TransferToHost3D) -> Answer:
+        """TRANSFER_TO_HOST_3D on an image, or on a HOST3D_GUEST blob as rows of bytes."""
+        return self._transfer_3d(command, to_host=True)
+
+    def transfer_from_host_3d(self, command: commands.TransferFromHost3D) -> Answer:
+        """TRANSFER_FROM_HOST_3D, the other way."""
+        return self._transfer_3d(command, to_host=False)
+
+    def _create(self, resource_id: ResourceId, format_: int, width: int, height: int) -> None:
+        self._resources.check_free(resource_id)
+        known = check_format(format_)
+        if width == 0 or height == 0:
+            raise _invalid(f"an image of {width}x{height}")
+        charge = self._quota.charge(width * height * BYTES_PER_PIXEL + OVERHEAD)
+        try:
+            pixels = Extents.from_array(zeroed(width * height * BYTES_PER_PIXEL))
+        except GuestError:
+            charge.release()
+            raise
+        self._resources.add(Image(resource_id, width, height, known, pixels, charge))
+
+    def _image(self, resource_id: ResourceId) -> Image:
+        resource = self._resources.get(resource_id)
+        if not isinstance(resource, Image):
+            raise _invalid(f"resource {resource_id} is a blob, not an image")
+        return resource
+
+    def _transfer_3d(
+        self, command: commands.TransferToHost3D | commands.TransferFromHost3D, *, to_host: bool
+    ) -> Answer:
+        resource, box = self._resources.get(command.resource_id), command.box
+        if box.z != 0 or box.d != 1 or command.level != 0:
+            raise _invalid(
+                f"box {box} of level {command.level}, in an image of one layer and level"
+            )
+        match resource:
+            case Image():
+                rect = check_rect(Rect(box.x, box.y, box.w, box.h), resource.width, resource.height)
+                row_bytes = rect.width * BYTES_PER_PIXEL
+                host_stride = resource.stride
+                host_offset = rect.y * host_stride + rect.x * BYTES_PER_PIXEL
+            case HostBlob():
+                row_bytes = box.w
+                host_stride = command.stride or row_bytes
+                host_offset = box.y * host_stride + box.x
+            case GuestBlob():
+                raise _invalid(f"blob {resource.id} has no host side")
+        return self._transfer(
+            resource,
+            (host_offset, host_stride),
+            (command.offset, command.stride or host_stride),
+            (row_bytes, box.h),
+            to_host=to_host,
+        )
+
+    def _transfer(
+        self,
+        resource: Image | HostBlob,
+        host_at: tuple[int, int],
+        backing_at: tuple[int, int],
+        shape: tuple[int, int],
+        *,
+        to_host: bool,
+    ) -> Answer:
+        """Copies `shape` (bytes a row, rows) between two (offset, stride) places."""
+        host, backing = resource.contents(), _backing(resource).extents
+        to, to_at, source, source_at = (
+            (host, host_at, backing, backing_at)
+            if to_host
+            else (backing, backing_at, host, host_at)
+        )
+        row_bytes, rows = shape
+        # The two share no memory: one is the guest's, the other ours.
+        if row_bytes * rows <= INLINE_TRANSFER:
+            to.copy_rect(*to_at, source, *source_at, row_bytes=row_bytes, rows=rows)
+            if to_host and isinstance(resource, Image):
+                size = (resource.width, resource.height)
+                self.transfers.enter(resource.id, *size, host, backing)
+            return OK
+        to.check_rect(*to_at, *shape)
+        source.check_rect(*source_at, *shape)
+        copy = partial(to.copy_rect, *to_at, source, *source_at, row_bytes=row_bytes, rows=rows)
+        return _aside(self._works, copy)
+
+
+def check_format(value: int) -> Format:
+    """The pixel format of this number; raises `GuestError` (INVALID_PARAMETER) if it is none of the
+    eight."""
+    try:
+        return Format(value)
+    except ValueError as error:
+        raise _invalid(f"unknown pixel format {value}") from error
+
+
+def _backing(resource: Resource) -> Backing:
+    if resource.backing is None:
+        raise GuestError(ResponseType.ERR_UNSPEC, f"resource {resource.id} has no backing")
+    return resource.backing
+
+
+async def _aside(works: Works, copy: Callable[[], None]) -> responses.Response:
+    await works.aside(copy)
+    return OK
+
+
+def _invalid(reason: str) -> GuestError:
+    return GuestError(ResponseType.ERR_INVALID_PARAMETER, reason)

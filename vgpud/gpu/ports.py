@@ -1,0 +1,102 @@
+"""What the device needs of the world around it, as interfaces that `serve` (or a test) implements.
+
+Owns no behaviour. The device itself does no I/O: it returns a response, or a coroutine that waits
+on one of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vgpud.control.rpc import Json
+from vgpud.gpu.wire.header import Rect
+from vgpud.gpu.wire.protocol import ResourceId
+from vgpud.gpu.wire.responses import DisplayMode
+from vgpud.slots.entries import SlotUse
+from vgpud.unix.fd import Fd
+
+
+class BarSlots(Protocol):
+    """Puts memory files into the guest's host-visible window, through whoever owns the VM."""
+
+    async def map(
+        self, fd: Fd, fd_offset: int, bar_offset: int, length: int, *, flags: int = 0
+    ) -> None:
+        """Maps `length` bytes of the file, read-write; returns once the VMM has done so, else
+        raises `HostError`. `flags` (KVM_MEM_*) are the memory slot's, where the owner makes one."""
+
+    async def unmap(self, bar_offset: int, length: int) -> None:
+        """Takes back exactly what one `map` put there; raises `HostError` where the VMM refuses."""
+
+
+class RamSlots(Protocol):
+    """Puts memory files anywhere into the guest's address space: at `SlotUse.RAM`, `offset` is a
+    guest-physical address. Otherwise as `BarSlots`."""
+
+    async def map(
+        self, fd: Fd, fd_offset: int, offset: int, length: int, /, *, flags: int, use: SlotUse
+    ) -> None:
+        """Maps `length` bytes of the file, read-write."""
+
+    async def unmap(self, offset: int, length: int, /, *, use: SlotUse) -> None:
+        """Takes back exactly what one `map` put there."""
+
+
+class Works(Protocol):
+    """The device's long work, which is done in order and off the event loop."""
+
+    @property
+    def submitted(self) -> int:
+        """How much work there has been so far."""
+
+    def busy(self, resource: ResourceId) -> bool:
+        """Tells whether submitted work that touches the resource has not been done yet."""
+
+    async def drained(self, resource: ResourceId) -> None:
+        """Waits until all work submitted so far that touches the resource is done."""
+
+    async def aside(self, copy: Callable[[], None]) -> None:
+        """Runs a long copy on another thread and waits for it."""
+
+
+class Publish(Protocol):
+    """Tells whoever wants to know what has happened on the device."""
+
+    def __call__(
+        self, kind: str, message: str, *, resource: int | None = None, **data: Json
+    ) -> None:
+        """An event; `data` is what programs want of it."""
+
+
+def unheard(kind: str, message: str, *, resource: int | None = None, **data: Json) -> None:
+    """A `Publish` for a device that nobody listens to."""
+
+
+class Display(Protocol):
+    """A VMM that shows our scanouts. Nothing here waits but the two questions."""
+
+    def scanout(self, scanout_id: int, width: int, height: int) -> None:
+        """A scanout has a new size; 0 x 0 turns it off."""
+
+    def damage(self, scanout_id: int, rect: Rect) -> None:
+        """A part of a scanout, in its own coordinates, shows something new."""
+
+    def cursor_update(
+        self, scanout_id: int, x: int, y: int, hot_x: int, hot_y: int, image: NDArray[np.uint8]
+    ) -> None:
+        """The cursor looks different: `image` is (64, 64, 4) of uint8, premultiplied B, G, R, A."""
+
+    def cursor_move(self, scanout_id: int, x: int, y: int, *, visible: bool) -> None:
+        """The cursor was moved, shown or hidden."""
+
+    async def modes(self) -> Sequence[DisplayMode]:
+        """The sixteen outputs as the VMM wants them; raises `GuestError` (UNSPEC) if it does not
+        answer."""
+
+    async def edid(self, scanout_id: int) -> bytes:
+        """The VMM's own EDID for a scanout; raises `GuestError` (UNSPEC) if it has none or does not
+        answer."""

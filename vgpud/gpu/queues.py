@@ -1,0 +1,137 @@
+"""The two queues of a GPU as handlers of chains: decode, execute, answer when it is time.
+
+Owns the order in which answers may be given: a fenced command is answered when everything before it
+on its timeline is done. Source: virtio 1.3, 5.7.6.7 VIRTIO_GPU_FLAG_FENCE and
+VIRTIO_GPU_FLAG_INFO_RING_IDX.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Coroutine
+from functools import partial
+from typing import Any
+
+from vgpud.errors import GuestError
+from vgpud.gpu.device import Gpu
+from vgpud.gpu.timelines import Timelines
+from vgpud.gpu.transfers import Transfers
+from vgpud.gpu.wire import commands, responses
+from vgpud.gpu.wire.commands import Command, MoveCursor, UpdateCursor
+from vgpud.gpu.wire.header import Header, decode_header
+from vgpud.gpu.wire.protocol import ResponseType
+from vgpud.gpu.work import Work
+from vgpud.rate_limit import RateLimit
+from vgpud.vhost.split_ring import Chain
+from vgpud.vhost.virtqueue import VirtQueue
+
+log = logging.getLogger(__name__)
+
+_NO_HEADER = Header(0)
+_CURSOR_COMMANDS = frozenset(map(commands.command_type, (UpdateCursor, MoveCursor)))
+
+
+class GpuQueue:
+    """What is done with the chains of one queue. `queue` is set by whoever makes both."""
+
+    queue: VirtQueue
+
+    def __init__(self, gpu: Gpu, timelines: Timelines, *, cursor: bool) -> None:
+        self._gpu = gpu
+        self._timelines = timelines
+        self._cursor = cursor
+        self._complaints = RateLimit()
+        self._counters = gpu.counters
+        self._commands = gpu.counters.commands
+
+    def handle(self, chain: Chain, request: bytes) -> Coroutine[Any, Any, None] | None:
+        """A `vhost.virtqueue.Handler`."""
+        header = decode_header(request)
+        if header is None:
+            error = GuestError(ResponseType.ERR_UNSPEC, f"a request of {len(request)} bytes")
+            self._complete(chain, _NO_HEADER, self._refusal(_NO_HEADER, error))
+            return None
+        command: Command | None = None
+        try:
+            command = commands.decode_body(header, request)
+            if (header.type in _CURSOR_COMMANDS) is not self._cursor:
+                name = type(command).__name__
+                raise GuestError(ResponseType.ERR_UNSPEC, f"{name} on the wrong queue")
+            self._commands[type(command)] += 1
+            outcome = self._gpu.execute(command)
+        except GuestError as error:
+            self._answer(chain, header, self._refusal(header, error, command))
+            return None
+        match outcome:
+            case responses.OkNoData():  # first: nearly all, and to look for a coroutine takes time
+                self._answer(chain, header, outcome)
+            case Work():
+                done = partial(self._finish, chain, header, outcome)
+                self._timelines.submit(header.ring, outcome, done)
+            case Coroutine():
+                return self._wait(chain, header, command, outcome)
+            case _:
+                self._answer(chain, header, outcome)
+        return None
+
+    def transfers(self) -> Transfers | None:
+        """The commands that may be done without `handle` at the moment: while nothing is under way
+        that they, or their fences, would have to wait for."""
+        transfers = self._gpu.transfers
+        if transfers.served:  # it is asked again after each time
+            self._count(transfers)
+        return transfers.now() if self._timelines.empty else None
+
+    def _count(self, transfers: Transfers) -> None:
+        flat, deep, fences = transfers.collect()
+        self._commands[commands.TransferToHost2D] += flat
+        self._commands[commands.TransferToHost3D] += deep
+        self._counters.fences += fences
+
+    async def _wait(
+        self,
+        chain: Chain,
+        header: Header,
+        command: Command,
+        outcome: Coroutine[Any, Any, responses.Response],
+    ) -> None:
+        try:
+            response = await outcome
+        except GuestError as error:
+            response = self._refusal(header, error, command)
+        self._answer(chain, header, response)
+
+    def _finish(self, chain: Chain, header: Header, work: Work, error: GuestError | None) -> None:
+        """Answers work that is done; it was on its timeline itself."""
+        if work.traffic is not None:
+            self._counters.moved(work.traffic)
+        self._counters.fences += header.fenced
+        response = responses.OkNoData() if error is None else self._refusal(header, error)
+        self._complete(chain, header, response)
+
+    def _answer(self, chain: Chain, header: Header, response: responses.Response) -> None:
+        if header.fenced:
+            self._timelines.after(header.ring, lambda _: self._fence(chain, header, response))
+        else:
+            self._complete(chain, header, response)
+
+    def _fence(self, chain: Chain, header: Header, response: responses.Response) -> None:
+        self._counters.fences += 1
+        self._complete(chain, header, response)
+
+    def _complete(self, chain: Chain, header: Header, response: responses.Response) -> None:
+        self.queue.complete(chain, responses.encode(response, header))
+
+    def _refusal(
+        self, header: Header, error: GuestError, command: Command | None = None
+    ) -> responses.Error:
+        self._counters.refused += 1
+        if self._complaints.allows():
+            device, suffix = self._gpu.spec.name, self._complaints.suffix()
+            said = (header.type, error.code, error, suffix)
+            if resource := getattr(command, "resource_id", 0):
+                text = "command refused device=%s resource=%d type=%#x code=%#x: %s%s"
+                log.warning(text, device, resource, *said)
+            else:
+                log.warning("command refused device=%s type=%#x code=%#x: %s%s", device, *said)
+        return responses.Error(error.code)

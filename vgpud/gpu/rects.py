@@ -1,0 +1,32 @@
+"""Rectangles as guests send them: checked against what they lie in, and cut to size."""
+
+from __future__ import annotations
+
+from vgpud.errors import GuestError
+from vgpud.gpu.wire.header import Rect
+from vgpud.gpu.wire.protocol import ResponseType
+
+
+def check_rect(rect: Rect, width: int, height: int) -> Rect:
+    """Returns `rect` if it is not empty and inside `width` x `height`, else raises `GuestError`
+    (INVALID_PARAMETER)."""
+    inside = rect.x + rect.width <= width and rect.y + rect.height <= height
+    if not inside or rect.width == 0 or rect.height == 0:
+        raise GuestError(
+            ResponseType.ERR_INVALID_PARAMETER,
+            f"rectangle {rect.width}x{rect.height}+{rect.x}+{rect.y} in {width}x{height}",
+        )
+    return rect
+
+
+def is_empty(rect: Rect) -> bool:
+    """Whether it holds no pixel."""
+    return rect.width == 0 or rect.height == 0
+
+
+def intersect(a: Rect, b: Rect) -> Rect | None:
+    """What two rectangles share, None if that is nothing."""
+    x, y = max(a.x, b.x), max(a.y, b.y)
+    right = min(a.x + a.width, b.x + b.width)
+    bottom = min(a.y + a.height, b.y + b.height)
+    return Rect(x, y, right - x, bottom - y) if x < right and y < bottom else None

@@ -1,0 +1,210 @@
+"""Resources: what a guest names by a resource id, and the memory that each kind of them has.
+
+Owns their lifetime and the quota that they hold. Commands are elsewhere. Source: virtio 1.3,
+5.7.6.1 "Resources".
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from vgpud.coherency.planner import Plan
+from vgpud.errors import GuestAddressError, GuestError
+from vgpud.gpu.blobs.layout import HostMemory
+from vgpud.gpu.quota import Charge, Quota
+from vgpud.gpu.wire.commands import MemEntries
+from vgpud.gpu.wire.protocol import BlobMem, Format, ResourceId, ResponseType
+from vgpud.memory.extents import Extents
+from vgpud.vhost.guest_memory import GuestMemory
+
+OVERHEAD = 4096
+"""Bytes that every resource and context costs beside its contents, about: what bounds how many a
+guest can make."""
+
+BYTES_PER_PIXEL = 4
+"""In all eight formats."""
+
+
+class Backing:
+    """A resource's guest memory: the list of pages that the guest gave, found again when the memory
+    table changes.
+
+    Raises `GuestError` (INVALID_PARAMETER) where an entry is not guest memory.
+    """
+
+    def __init__(self, memory: GuestMemory, entries: MemEntries, charge: Charge) -> None:
+        self.size = int(entries["length"].sum(dtype=np.uint64))
+        self._memory = memory
+        self._entries = entries
+        self._charge = charge
+        self._extents = self._resolve()
+        self._generation = memory.generation
+
+    @property
+    def extents(self) -> Extents:
+        """The pages as mapped now."""
+        if self._generation != self._memory.generation:
+            self._extents = self._resolve()
+            self._generation = self._memory.generation
+        return self._extents
+
+    def release(self) -> None:
+        """Gives back what the list was charged."""
+        self._charge.release()
+
+    def _resolve(self) -> Extents:
+        try:
+            return self._memory.resolve(self._entries)
+        except GuestAddressError as error:
+            raise GuestError(ResponseType.ERR_INVALID_PARAMETER, f"backing: {error}") from error
+
+
+def make_backing(memory: GuestMemory, entries: MemEntries, quota: Quota) -> Backing:
+    """Resolves a list of backing pages, charged for at four times its own size: addresses and
+    spans."""
+    charge = quota.charge(4 * entries.nbytes)
+    try:
+        return Backing(memory, entries, charge)
+    except GuestError:
+        charge.release()
+        raise
+
+
+@dataclass(slots=True, eq=False)
+class Image:
+    """A 2D resource: `pixels` are `height` rows of `width` pixels without gaps, in host memory of
+    our own."""
+
+    id: ResourceId
+    width: int
+    height: int
+    format: Format
+    pixels: Extents
+    charge: Charge
+    backing: Backing | None = None
+    uuid: uuid.UUID | None = None
+
+    @property
+    def stride(self) -> int:
+        """Bytes from one row to the next."""
+        return self.width * BYTES_PER_PIXEL
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        return self.stride * self.height
+
+    def contents(self) -> Extents:
+        """The pixels' bytes."""
+        return self.pixels
+
+
+@dataclass(slots=True, eq=False)
+class GuestBlob:
+    """A blob that lives in guest memory only."""
+
+    id: ResourceId
+    size: int
+    charge: Charge
+    backing: Backing | None
+    uuid: uuid.UUID | None = None
+
+    def contents(self) -> Extents:
+        """The guest's pages; raises `GuestError` once they have been detached."""
+        if self.backing is None:
+            raise GuestError(ResponseType.ERR_UNSPEC, f"blob {self.id} has no backing")
+        return self.backing.extents
+
+
+@dataclass(slots=True, eq=False)
+class HostBlob:
+    """A blob in host memory; where in it is its layout's business (`gpu.blobs.layout`)."""
+
+    id: ResourceId
+    blob_mem: BlobMem
+    size: int
+    mappable: bool
+    plan: Plan
+    charge: Charge
+    memory: HostMemory
+    backing: Backing | None = None
+    uuid: uuid.UUID | None = None
+
+    @property
+    def mapped(self) -> bool:
+        """Whether the guest has it."""
+        return self.memory.mapped
+
+    def contents(self) -> Extents:
+        """The bytes, wherever they are at the moment."""
+        return self.memory.contents()
+
+
+Resource: TypeAlias = Image | GuestBlob | HostBlob
+
+
+class ResourceTable:
+    """The resources of one device by id."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[ResourceId, Resource] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[Resource]:
+        return iter(self._by_id.values())
+
+    def __contains__(self, resource: Resource) -> bool:
+        return self._by_id.get(resource.id) is resource
+
+    def check_free(self, resource_id: ResourceId) -> None:
+        """Raises `GuestError` (INVALID_RESOURCE_ID) unless a new resource may have this id."""
+        if resource_id == 0 or resource_id in self._by_id:
+            raise GuestError(
+                ResponseType.ERR_INVALID_RESOURCE_ID, f"resource {resource_id} can't be made"
+            )
+
+    def add(self, resource: Resource) -> None:
+        """Enters a new resource."""
+        self._by_id[resource.id] = resource
+
+    def find(self, resource_id: ResourceId) -> Resource | None:
+        """The resource of this id, if there is one."""
+        return self._by_id.get(resource_id)
+
+    def get(self, resource_id: ResourceId) -> Resource:
+        """The resource of this id; raises `GuestError` (INVALID_RESOURCE_ID) where there is
+        none."""
+        resource = self._by_id.get(resource_id)
+        if resource is None:
+            raise GuestError(ResponseType.ERR_INVALID_RESOURCE_ID, f"no resource {resource_id}")
+        return resource
+
+    def host_blob(self, resource_id: ResourceId) -> HostBlob:
+        """The host blob of this id; raises `GuestError` (INVALID_PARAMETER) if it is something
+        else."""
+        resource = self.get(resource_id)
+        if not isinstance(resource, HostBlob):
+            raise GuestError(
+                ResponseType.ERR_INVALID_PARAMETER, f"resource {resource_id} is not a host blob"
+            )
+        return resource
+
+    def remove(self, resource: Resource) -> None:
+        """Takes a resource out and gives back its charges; what lies in host memory is its
+        layout's."""
+        del self._by_id[resource.id]
+        if resource.backing is not None:
+            resource.backing.release()
+        resource.charge.release()
+
+    def clear(self) -> None:
+        """Takes out all of them."""
+        for resource in list(self._by_id.values()):
+            self.remove(resource)

@@ -1,0 +1,288 @@
+"""Scanouts: what each output shows, and which part of it has changed.
+
+Owns no pixels: a scanout is a view of a resource, read when somebody wants to see it. Source:
+virtio 1.3, 5.7.6.8 GET_DISPLAY_INFO, GET_EDID, SET_SCANOUT, SET_SCANOUT_BLOB and RESOURCE_FLUSH.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vgpud.errors import GuestError
+from vgpud.gpu.display.shadow import Shadow
+from vgpud.gpu.images import check_format
+from vgpud.gpu.ports import Display
+from vgpud.gpu.rects import check_rect, intersect, is_empty
+from vgpud.gpu.resources import BYTES_PER_PIXEL, Image, Resource, ResourceTable
+from vgpud.gpu.spec import Output
+from vgpud.gpu.wire import commands, responses
+from vgpud.gpu.wire.edid import edid
+from vgpud.gpu.wire.formats import to_rgb, to_xrgb, xrgb_order
+from vgpud.gpu.wire.header import Rect
+from vgpud.gpu.wire.protocol import MAX_SCANOUTS, Format, ResourceId, ResponseType, ScanoutId
+from vgpud.memory.extents import Extents
+
+OK = responses.OkNoData()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scanout:
+    """What one output shows: `rect` of a framebuffer that is a resource's bytes from `offset` on.
+
+    `stride` is bytes from row to row; `width` and `height` are the framebuffer's, in pixels.
+    """
+
+    resource: Resource
+    rect: Rect
+    width: int
+    height: int
+    format: Format
+    stride: int
+    offset: int
+
+    def pixels(self, rect: Rect) -> NDArray[np.uint8]:
+        """A part in the scanout's own coordinates: (height, width, 4) of uint8 as the format says.
+
+        Raises `GuestError` where the resource's backing has gone.
+        """
+        return self.pixels_of(self.resource.contents(), rect)
+
+    def place(self, rect: Rect) -> int:
+        """Where a part begins in the resource, in bytes."""
+        x, y = self.rect.x + rect.x, self.rect.y + rect.y
+        return self.offset + y * self.stride + x * BYTES_PER_PIXEL
+
+    def pixels_of(self, contents: Extents, rect: Rect) -> NDArray[np.uint8]:
+        """The same, of contents that were looked up before."""
+        rows = contents.read_rect(
+            self.place(rect), self.stride, rect.width * BYTES_PER_PIXEL, rect.height
+        )
+        return rows.reshape(rect.height, rect.width, BYTES_PER_PIXEL)
+
+
+class Scanouts:
+    """The outputs of one device and the commands on them."""
+
+    def __init__(self, name: str, outputs: tuple[Output, ...], resources: ResourceTable) -> None:
+        self._name = name
+        self._outputs = list(outputs)
+        self._resources = resources
+        self._active: dict[ScanoutId, Scanout] = {}
+        self._display: Display | None = None
+
+    # What others look at
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """The modes that the guest is offered, where no display has its own."""
+        return tuple(self._outputs)
+
+    def resize(self, scanout_id: int, width: int, height: int) -> None:
+        """Offers another mode; raises `GuestError` (INVALID_SCANOUT_ID)."""
+        if scanout_id >= len(self._outputs):
+            raise _no_scanout(scanout_id, len(self._outputs))
+        self._outputs[scanout_id] = Output(width, height)
+
+    def showing(self, scanout_id: int) -> tuple[int, int] | None:
+        """Width and height of what a scanout shows; None if it is off."""
+        scanout = self._active.get(ScanoutId(scanout_id))
+        return None if scanout is None else (scanout.rect.width, scanout.rect.height)
+
+    def attach(self, display: Display | None) -> None:
+        """Shows the scanouts on another display, from the start; None leaves them to be read."""
+        self._display = display
+        if display is not None:
+            for scanout_id, scanout in self._active.items():
+                display.scanout(scanout_id, scanout.rect.width, scanout.rect.height)
+                display.damage(scanout_id, _whole(scanout))
+
+    def xrgb(self, scanout_id: int, rect: Rect) -> NDArray[np.uint8] | None:
+        """A part of a scanout as (height, width, 4) of B, G, R, X; None if it shows nothing (any
+        more)."""
+        scanout = self._showing(scanout_id, rect)
+        if scanout is None:
+            return None
+        try:
+            return to_xrgb(scanout.pixels(rect), scanout.format)
+        except GuestError:  # its pages are gone, or no longer guest memory
+            return None
+
+    def update(self, scanout_id: int, rect: Rect, shadow: Shadow) -> NDArray[np.uint8] | None:
+        """Brings a part of a shadow up to date; returns its changed tiles (`Shadow.take`), None if
+        the scanout shows nothing (any more), or is not of the shadow's size."""
+        scanout = self._showing(scanout_id, rect)
+        if scanout is None or self.showing(scanout_id) != (shadow.width, shadow.height):
+            return None
+        try:
+            contents = scanout.resource.contents()
+            order = xrgb_order(scanout.format)
+            return shadow.take(rect, contents, scanout.place(rect), scanout.stride, order)
+        except GuestError:
+            return None
+
+    def screenshot(self, scanout_id: int) -> NDArray[np.uint8] | None:
+        """What a scanout shows, (height, width, 3) of R, G, B; None if it is off, or its pages are
+        gone."""
+        read = self.capture(scanout_id)
+        return None if read is None else read()
+
+    def capture(self, scanout_id: int) -> Callable[[], NDArray[np.uint8]] | None:
+        """What reads a screenshot, on any thread and at any time after, from memory that it keeps
+        alive; None if the scanout is off, or its pages are gone."""
+        scanout = self._active.get(ScanoutId(scanout_id))
+        if scanout is None:
+            return None
+        try:
+            contents = scanout.resource.contents()
+        except GuestError:
+            return None
+        whole = _whole(scanout)
+        return lambda: to_rgb(scanout.pixels_of(contents, whole), scanout.format)
+
+    # Commands
+
+    def display_info(
+        self, command: commands.GetDisplayInfo
+    ) -> responses.Response | Coroutine[Any, Any, responses.Response]:
+        """GET_DISPLAY_INFO: the display's own idea of its outputs, else the configuration's."""
+        if self._display is not None:
+            return self._display_modes(self._display)
+        x = 0
+        modes = []
+        for output in self._outputs:  # side by side, as a desk has them
+            modes.append(
+                responses.DisplayMode(Rect(x, 0, output.width, output.height), enabled=True)
+            )
+            x += output.width
+        return responses.DisplayInfo(tuple(modes))
+
+    def edid(
+        self, command: commands.GetEdid
+    ) -> responses.Response | Coroutine[Any, Any, responses.Response]:
+        """GET_EDID."""
+        self.check(command.scanout)
+        if self._display is not None:
+            return self._display_edid(self._display, command.scanout)
+        output = self._outputs[command.scanout]
+        return responses.Edid(edid(output.width, output.height, name=f"vgpud {self._name}"[:13]))
+
+    def set_scanout(self, command: commands.SetScanout) -> responses.Response:
+        """SET_SCANOUT; resource 0 turns the output off."""
+        self.check(command.scanout_id)
+        if command.resource_id == 0:
+            self._turn_off(command.scanout_id)
+            return OK
+        image = self._resources.get(command.resource_id)
+        if not isinstance(image, Image):
+            raise _invalid(
+                f"resource {image.id} is a blob: SET_SCANOUT_BLOB says how it is laid out"
+            )
+        rect = check_rect(command.rect, image.width, image.height)
+        self._show(
+            command.scanout_id,
+            Scanout(image, rect, image.width, image.height, image.format, image.stride, 0),
+        )
+        return OK
+
+    def set_scanout_blob(self, command: commands.SetScanoutBlob) -> responses.Response:
+        """SET_SCANOUT_BLOB; resource 0 turns the output off. Only the first plane counts: all
+        formats have one."""
+        self.check(command.scanout_id)
+        if command.resource_id == 0:
+            self._turn_off(command.scanout_id)
+            return OK
+        blob = self._resources.get(command.resource_id)
+        if isinstance(blob, Image):
+            raise _invalid(f"resource {blob.id} is no blob: SET_SCANOUT knows how it is laid out")
+        rect = check_rect(command.rect, command.width, command.height)
+        stride, offset = command.strides[0], command.offsets[0]
+        row = command.width * BYTES_PER_PIXEL
+        if stride < row or offset + stride * (command.height - 1) + row > blob.size:
+            raise _invalid(
+                f"{command.width}x{command.height} at {offset:#x}, stride {stride}, is more than "
+                f"the {blob.size:#x} bytes of blob {blob.id}"
+            )
+        fmt = check_format(command.format)
+        self._show(
+            command.scanout_id,
+            Scanout(blob, rect, command.width, command.height, fmt, stride, offset),
+        )
+        return OK
+
+    def flush(self, command: commands.ResourceFlush) -> responses.Response:
+        """RESOURCE_FLUSH: the rectangle is in the resource's coordinates."""
+        resource = self._resources.get(command.resource_id)
+        if is_empty(command.rect):
+            return OK
+        if isinstance(resource, Image):
+            check_rect(command.rect, resource.width, resource.height)
+        for scanout_id, scanout in self._active.items():
+            if scanout.resource is resource and self._display is not None:
+                part = intersect(command.rect, scanout.rect)
+                if part is not None:
+                    x, y = part.x - scanout.rect.x, part.y - scanout.rect.y
+                    self._display.damage(scanout_id, Rect(x, y, part.width, part.height))
+        return OK
+
+    def forget(self, resource_id: ResourceId) -> None:
+        """Turns off every output that shows a resource which is being destroyed."""
+        for scanout_id in [i for i, s in self._active.items() if s.resource.id == resource_id]:
+            self._turn_off(scanout_id)
+
+    def clear(self) -> None:
+        """Turns off all outputs."""
+        for scanout_id in list(self._active):
+            self._turn_off(scanout_id)
+
+    def check(self, scanout_id: int) -> None:
+        """Raises `GuestError` (INVALID_SCANOUT_ID) for an output that is not there."""
+        # With a display, the VMM says how many outputs there are, and tells the guest so itself.
+        count = MAX_SCANOUTS if self._display is not None else len(self._outputs)
+        if scanout_id >= count:
+            raise _no_scanout(scanout_id, count)
+
+    def _show(self, scanout_id: ScanoutId, scanout: Scanout) -> None:
+        before = self._active.get(scanout_id)
+        self._active[scanout_id] = scanout
+        if self._display is None:
+            return
+        size = (scanout.rect.width, scanout.rect.height)
+        if before is None or (before.rect.width, before.rect.height) != size:
+            self._display.scanout(scanout_id, *size)
+        self._display.damage(scanout_id, _whole(scanout))
+
+    def _turn_off(self, scanout_id: ScanoutId) -> None:
+        if self._active.pop(scanout_id, None) is not None and self._display is not None:
+            self._display.scanout(scanout_id, 0, 0)
+
+    def _showing(self, scanout_id: int, rect: Rect) -> Scanout | None:
+        """The scanout, if all of that part of it is there."""
+        scanout = self._active.get(ScanoutId(scanout_id))
+        if scanout is None or intersect(rect, _whole(scanout)) != rect:
+            return None
+        return scanout
+
+    @staticmethod
+    async def _display_modes(display: Display) -> responses.Response:
+        return responses.DisplayInfo(tuple(await display.modes()))
+
+    @staticmethod
+    async def _display_edid(display: Display, scanout_id: int) -> responses.Response:
+        return responses.Edid(await display.edid(scanout_id))
+
+
+def _whole(scanout: Scanout) -> Rect:
+    return Rect(0, 0, scanout.rect.width, scanout.rect.height)
+
+
+def _no_scanout(scanout_id: int, count: int) -> GuestError:
+    return GuestError(ResponseType.ERR_INVALID_SCANOUT_ID, f"scanout {scanout_id} of {count}")
+
+
+def _invalid(reason: str) -> GuestError:
+    return GuestError(ResponseType.ERR_INVALID_PARAMETER, reason)

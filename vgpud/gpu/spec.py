@@ -1,0 +1,40 @@
+"""What a device is asked to be: the checked configuration in the device's own terms.
+
+Owns no behaviour.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vgpud.coherency.slot_policy import Buffers, GuestPat, Layout, Rule, SlotOwner
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One scanout's preferred mode, in pixels."""
+
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSpec:
+    """One virtio-GPU device.
+
+    `window` is the size of the host-visible BAR window and `memory_limit` all that the guest can
+    make us allocate, both in bytes. `outputs` are the scanouts in order, 1 to 16 of them. `layout`
+    is the one layout on which all of `rules` agree for this device. `render_node` is the GPU whose
+    buffers are to be used, None for any.
+    """
+
+    name: str
+    window: int
+    memory_limit: int
+    outputs: tuple[Output, ...]
+    guest_pat: GuestPat
+    rules: tuple[Rule, ...]
+    layout: Layout
+    slots: SlotOwner = SlotOwner.FRONTEND
+    buffers: Buffers = Buffers.AUTO
+    render_node: str | None = None

@@ -1,1 +1,0 @@
-"""Synchronous effects on the host: file descriptors, mappings, guest memory, the DMA engine."""

@@ -1,0 +1,1 @@
+"""Memory that is shared with guests: mappings, extents, buffers, and the copy engine."""

@@ -1,0 +1,48 @@
+"""The dirty log: which pages of the guest's memory we wrote, for a front-end that migrates it.
+
+Source: the vhost-user specification, "Migration" and VHOST_USER_SET_LOG_BASE; VHOST_F_LOG_ALL.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from vgpud.errors import HostError, PeerError
+from vgpud.memory.mapping import map_file
+from vgpud.native import core as native
+from vgpud.unix.fd import Fd
+
+#: Bytes that one bit stands for, whatever the page size of either side (VHOST_LOG_PAGE).
+LOG_PAGE: Final = 4096
+
+
+class DirtyLog:
+    """A front-end's bitmap, `size` bytes from `offset` in its file, which we or bits into.
+
+    Takes the fd and closes it. Raises PeerError if the file can't be mapped so.
+    """
+
+    def __init__(self, fd: Fd, size: int, offset: int = 0) -> None:
+        with fd:
+            try:
+                self._mapping = map_file(fd, size, offset)
+            except HostError as error:
+                raise PeerError(f"the dirty log can't be mapped: {error}") from error
+        self._bitmap = self._mapping.array
+
+    @property
+    def limit(self) -> int:
+        """The first guest-physical address that the log can't tell of."""
+        return self._bitmap.nbytes * 8 * LOG_PAGE
+
+    @property
+    def faulted(self) -> bool:
+        """Whether the front-end truncated the log under us."""
+        return self._mapping.faulted
+
+    def set(self, guest_phys_addr: int, length: int) -> None:
+        """Mark the pages of a range as written, after they were; what is beyond the log is not."""
+        if length > 0 and guest_phys_addr < self.limit:
+            first = guest_phys_addr // LOG_PAGE
+            end = min(guest_phys_addr + length, self.limit)
+            native.dirty_log_set(self._bitmap, first, -(-end // LOG_PAGE) - first)

@@ -1,0 +1,90 @@
+"""Anonymous files that back blobs and windows: sealed in size, sparse, hole-punched.
+
+Source: memfd_create(2), fcntl(2) "File Sealing", fallocate(2) "Deallocating file space".
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+
+from vgpud.errors import HostError
+from vgpud.native import core as native
+from vgpud.unix.fd import Fd
+
+# linux/memfd.h, Linux 6.3; the os module does not know it in every Python we run on.
+_MFD_NOEXEC_SEAL = 0x0008
+
+# The size is a promise to whoever maps the file: no SIGBUS for them, no growth at our expense.
+# F_SEAL_SEAL keeps a peer that gets the fd from adding seals of its own, F_SEAL_WRITE above all,
+# after which we could neither write nor punch holes.
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+def create(name: str, size: int) -> Fd:
+    """Return a new memory file of `size` bytes, sparse and sealed against changes of its size.
+
+    `name` shows in /proc/PID/maps, up to 249 bytes. It can't be executed where the kernel knows how
+    to say so. Raises HostError.
+    """
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    operation = f"memfd_create {name} of {size} bytes"
+    try:
+        try:
+            fd = Fd(os.memfd_create(name, flags | _MFD_NOEXEC_SEAL))
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # an older kernel
+                raise
+            fd = Fd(os.memfd_create(name, flags))
+        try:
+            os.ftruncate(fd.fileno(), size)
+            fcntl.fcntl(fd.fileno(), fcntl.F_ADD_SEALS, _SEALS)
+        except BaseException:
+            fd.close()
+            raise
+    except OSError as error:
+        advice = ""
+        if error.errno in {errno.EMFILE, errno.ENFILE}:
+            advice = "raise the limit of open files (LimitNOFILE= of the service, ulimit -n)"
+        elif error.errno == errno.EFBIG:
+            advice = "raise the limit of file sizes (LimitFSIZE= of the service, ulimit -f)"
+        raise HostError(operation, error, advice) from error
+    return fd
+
+
+def filled(name: str, data: bytes) -> Fd:
+    """Return a new memory file of these bytes, which nobody can change. Raises HostError."""
+    try:
+        fd = Fd(os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd.fileno(), view) :]
+            os.lseek(fd.fileno(), 0, os.SEEK_SET)
+            fcntl.fcntl(fd.fileno(), fcntl.F_ADD_SEALS, _SEALS | fcntl.F_SEAL_WRITE)
+        except BaseException:
+            fd.close()
+            raise
+    except OSError as error:
+        raise HostError(f"memfd {name} of {len(data)} bytes", error) from error
+    return fd
+
+
+def punch_hole(fd: Fd, offset: int, length: int) -> None:
+    """Give the pages of a range back to the system: it then reads as zeros, in every mapping.
+
+    Only whole pages inside the range are given back, the rest of it is zeroed. Raises HostError.
+    """
+    try:
+        native.punch_hole(fd.fileno(), offset, length)
+    except OSError as error:
+        raise HostError(f"fallocate: punching {length} bytes at 0x{offset:x}", error) from error
+
+
+def allocated_bytes(fd: Fd) -> int:
+    """Return how much memory a file really takes. Raises HostError."""
+    try:
+        return os.fstat(fd.fileno()).st_blocks * 512
+    except OSError as error:
+        raise HostError("fstat", error) from error

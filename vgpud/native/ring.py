@@ -1,0 +1,149 @@
+"""Typed facade over the native module's rings: several chains a call.
+
+Owns the border where addresses and bytes go in and numbers come out. What the C does and why is
+told in ring.c; when to call what is `vhost.native_ring`'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from struct import Struct
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vgpud.native._native import ffi, lib
+from vgpud.native.transfers import Transfers
+
+#: A region of guest memory: `vgpud_region` of native.h.
+REGION: Final = np.dtype([("start", "<u8"), ("size", "<u8"), ("address", "<u8")])
+assert REGION.itemsize == ffi.sizeof("vgpud_region")
+
+_CHAIN = Struct("=QIIIIII")
+assert _CHAIN.size == ffi.sizeof("vgpud_chain")
+
+_UNUSUAL: Final[int] = lib.VGPUD_RING_UNUSUAL
+_TAKE = lib.vgpud_ring_take
+_ANSWER = lib.vgpud_ring_answer
+_PUBLISH = lib.vgpud_ring_publish
+_REST = lib.vgpud_ring_rest
+_NULL = ffi.NULL
+_NAP = lib.vgpud_ring_nap
+
+BATCH: Final = 64
+"""Chains of one call: more would make the first of them wait for the last."""
+
+_BUFFER: Final = 64 << 10
+
+Taken = tuple[int, int, int, bytes]
+"""Of a chain: its head, the guest-physical address and bytes of the response's place (0 bytes if it
+has none), and its request."""
+
+
+class RingPlace:
+    """A ring where it is mapped, and the guest memory that its chains may be in.
+
+    `descriptors`, `available` and `used` are addresses of the ring's parts, of `num` descriptors;
+    `regions` is a REGION array. The caller has checked them, and keeps all of it mapped: what a
+    driver writes into them is checked here, each time.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_chains",
+        "_count",
+        "_native",
+        "_pointer",
+        "_regions",
+        "_ring",
+        "_view",
+    )
+
+    def __init__(
+        self,
+        descriptors: int,
+        available: int,
+        used: int,
+        num: int,
+        *,
+        event_idx: bool,
+        indirect: bool,
+        regions: NDArray[np.void],
+    ) -> None:
+        if num <= 0 or num & (num - 1):
+            raise ValueError(f"a ring of {num} descriptors")
+        if regions.dtype != REGION or regions.ndim != 1:
+            raise ValueError("regions must be a one-dimensional REGION array")
+        self._ring = ffi.new(
+            "vgpud_ring *", (descriptors, available, used, num, event_idx, indirect)
+        )
+        self._regions = regions.copy()
+        self._pointer = ffi.from_buffer("vgpud_region *", self._regions)
+        self._count = len(regions)
+        self._native = ffi.new("vgpud_chain[]", BATCH)
+        self._chains = memoryview(ffi.buffer(self._native))
+        self._buffer = ffi.new("uint8_t[]", _BUFFER)
+        self._view = memoryview(ffi.buffer(self._buffer))
+
+    def take(
+        self, next_avail: int, next_used: int, transfers: Transfers | None
+    ) -> tuple[list[Taken], bool]:
+        """Take chains from an index on, up to `BATCH`; True if the one after them is unusual.
+
+        With `transfers`, up to `BATCH` that come first are done and answered at once, from an index
+        of the used ring on: `transfers.served` says how many.
+        """
+        taken: int = _TAKE(
+            self._ring,
+            self._pointer,
+            self._count,
+            next_avail,
+            self._native,
+            BATCH,
+            self._buffer,
+            _BUFFER,
+            next_used,
+            _NULL if transfers is None else transfers.native,
+        )
+        count = taken & ~_UNUSUAL
+        return list(self._chains_of(count)) if count else [], count != taken
+
+    def _chains_of(self, count: int) -> Iterator[Taken]:
+        view = self._view
+        for response, head, room, _, at, length, _ in _CHAIN.iter_unpack(
+            self._chains[: count * _CHAIN.size]
+        ):
+            yield head, response, room, view[at : at + length].tobytes()
+
+    def answer(self, next_used: int, head: int, address: int, room: int, response: bytes) -> int:
+        """Write a response and the used element at an index, without publishing it.
+
+        Returns the bytes written, or -1, with nothing done, if the place is not in one region.
+        """
+        written: int = _ANSWER(
+            self._ring,
+            self._pointer,
+            self._count,
+            next_used,
+            head,
+            address,
+            room,
+            response,
+            len(response),
+        )
+        return written
+
+    def publish(self, signalled: int, next_used: int) -> bool:
+        """Publish the used elements before an index; whether the driver wants to be interrupted for
+        those since `signalled`."""
+        return bool(_PUBLISH(self._ring, signalled, next_used))
+
+    def rest(self, next_avail: int) -> bool:
+        """Ask to be kicked for the chain at an index; whether it is there already."""
+        return bool(_REST(self._ring, next_avail))
+
+    def nap(self, next_avail: int, nanoseconds: int) -> bool:
+        """Sleep for less than a second unless the chain at an index is there already; whether it is
+        there then."""
+        return bool(_NAP(self._ring, next_avail, nanoseconds))

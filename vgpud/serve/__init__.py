@@ -1,1 +1,0 @@
-"""The asyncio side: sockets, eventfds and the pumps between them and the sans-IO layers."""

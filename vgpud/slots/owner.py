@@ -1,0 +1,181 @@
+"""A device's slots by the table of `slots.table`, whoever puts them into the VM.
+
+Owns the way from a plan to the VM and back: what was half done is undone, and the table holds what
+the VM has. Implements `gpu.ports.BarSlots` but for the single operations, which are what the owners
+differ in: see `local_slots` and `agent_slots`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from vgpud.control.events import Events
+from vgpud.errors import HostError
+from vgpud.slots.entries import Backing, Entry, SlotUse
+from vgpud.slots.slot_mapping import identify
+from vgpud.slots.table import Change, DeleteSlot, Operation, SetSlot, SlotTable
+from vgpud.unix.fd import Fd
+from vgpud.vhost.wire.protocol import Gpa
+
+
+class InDoubtError(HostError):
+    """Nobody has said whether an operation was done: it may have been, or will be."""
+
+
+class TableSlots(ABC):
+    """One change at a time; others wait for their turn.
+
+    Everything raises HostError, and the guest then sees what it saw before; the device goes on.
+    """
+
+    def __init__(self, table: SlotTable) -> None:
+        self.table = table
+        self._turn = asyncio.Lock()
+        self._device = ""
+        self._events: Events | None = None
+
+    def report_to(self, events: Events, device: str) -> None:
+        """Have slots that are set, deleted and refused announced as those of `device`."""
+        self._events, self._device = events, device
+
+    def entries(self) -> list[tuple[Entry, Gpa | None]]:
+        """The slots without what lies in them, and where the guest has each; None for nowhere."""
+        return [(entry, self.table.address(entry)) for entry in self.table]
+
+    async def map(
+        self,
+        fd: Fd,
+        fd_offset: int,
+        bar_offset: int,
+        length: int,
+        *,
+        flags: int = 0,
+        use: SlotUse = SlotUse.BAR,
+    ) -> None:
+        """Show `length` bytes of a file to the guest at `bar_offset`; the file may be closed
+        afterwards.
+
+        `flags` (KVM_MEM_*) hold for as long as it is mapped; one that the VM's KVM does not have is
+        an error, as the guest was or will be told a memory type that goes with it. With `use` RAM,
+        `bar_offset` is a guest-physical address outside of the BAR.
+        """
+        file = identify(fd, fd_offset, length)
+        async with self._turn:
+            self._check(f"mapping {length:#x} bytes at {bar_offset:#x}")
+            backing = Backing(file.device, file.inode, fd_offset)
+            change = self.table.add(bar_offset, length, flags, backing, use)
+            assert change.added is not None
+            self._hold(change.added, fd)
+            try:
+                await self._perform(change, fd)
+            except BaseException:
+                self._release(change.added)
+                raise
+            self._commit(change)
+
+    async def unmap(self, bar_offset: int, length: int, *, use: SlotUse = SlotUse.BAR) -> None:
+        """Take back exactly what one `map` put there."""
+        async with self._turn:
+            await self._remove(self.table.find(bar_offset, length, use))
+
+    async def move(self, base: Gpa | None) -> None:
+        """The guest has put the BAR elsewhere, or with None nowhere: all slots follow."""
+        async with self._turn:
+            change = self.table.move(base)
+            await self._perform(change)
+            self._commit(change)
+
+    async def clear(self) -> None:
+        """Take everything back: the device was reset. Never raises HostError."""
+        async with self._turn:
+            for entry in [*self.table.inlays, *self.table]:
+                try:
+                    await self._remove(entry)
+                except HostError as error:
+                    self._left_behind(entry, error)
+
+    async def _remove(self, entry: Entry) -> None:
+        change = self.table.remove(entry.offset, entry.size, entry.use)
+        await self._perform(change)
+        self._commit(change)
+        self._release(entry)
+
+    async def _perform(self, change: Change, fd: Fd | None = None) -> None:
+        for done, operation in enumerate(change.operations):
+            try:
+                await self._do(operation, fd)
+            except HostError as error:
+                self._refused(operation, error)
+                in_doubt = isinstance(error, InDoubtError)
+                self._undo(change.undo(done + in_doubt))
+                raise
+            except BaseException:
+                self._undo(change.undo(done + 1))
+                raise
+
+    def _commit(self, change: Change) -> None:
+        """The VM has the change now."""
+        self.table.commit(change)
+        self._announce(change.operations)
+
+    def _announce(self, operations: Sequence[Operation]) -> None:
+        if self._events is None:
+            return
+        for operation in operations:
+            match operation:
+                case SetSlot(entry, address):
+                    kind, done = "slot.set", "set"
+                case DeleteSlot(entry, address):
+                    kind, done = "slot.deleted", "deleted"
+                case _:
+                    continue  # what lies in a slot is none
+            self._events.publish(
+                kind,
+                f"slot {entry.slot} was {done}",
+                device=self._device,
+                slot=entry.slot,
+                flags=int(entry.flags),
+                guest_phys_addr=address,
+                memory_size=entry.size,
+            )
+
+    def _refused(self, operation: Operation, error: HostError) -> None:
+        if self._events is not None and isinstance(operation, SetSlot):
+            entry = operation.entry
+            self._events.publish(
+                "slot.refused",
+                str(error),
+                device=self._device,
+                slot=entry.slot,
+                flags=int(entry.flags),
+                errno=error.errno,
+            )
+
+    def _check(self, operation: str) -> None:
+        """Raises HostError if nothing can be set at the moment; here, something always can."""
+        return
+
+    @abstractmethod
+    def _hold(self, entry: Entry, fd: Fd) -> None:
+        """Keep what is needed of a file to set the slot, also again after a move."""
+
+    @abstractmethod
+    def _release(self, entry: Entry) -> None:
+        """Let go of what `_hold` keeps."""
+
+    @abstractmethod
+    async def _do(self, operation: Operation, fd: Fd | None) -> None:
+        """Have the VM do one thing; `fd` is the file of what is being mapped.
+
+        Raises HostError if it has not been done, InDoubtError if nobody knows.
+        """
+
+    @abstractmethod
+    def _undo(self, operations: Sequence[Operation]) -> None:
+        """Have the VM do these, in order, without waiting; never raises."""
+
+    @abstractmethod
+    def _left_behind(self, entry: Entry, error: HostError) -> None:
+        """A slot could not be taken back on a reset."""

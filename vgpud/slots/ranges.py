@@ -1,0 +1,110 @@
+"""Who has which addresses, and who has which pages of which file.
+
+Owns the look-ups that a table of thousands of slots needs, and the rule that one page has one
+memory type.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+
+from vgpud.slots.entries import Entry, Slot
+
+
+class Ranges:
+    """Entries that do not overlap, sorted; O(log n) a look-up."""
+
+    def __init__(self) -> None:
+        self._offsets: list[int] = []
+        self._entries: dict[int, Entry] = {}
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return (self._entries[offset] for offset in self._offsets)
+
+    def at(self, offset: int) -> Entry | None:
+        return self._entries.get(offset)
+
+    def overlapping(self, offset: int, size: int) -> Entry | None:
+        """The last entry that has a byte of the range."""
+        index = bisect_left(self._offsets, offset + size) - 1
+        if index < 0:
+            return None
+        entry = self._entries[self._offsets[index]]
+        return entry if entry.end > offset else None
+
+    def covering(self, offset: int, size: int) -> Entry | None:
+        """The entry that has all bytes of the range."""
+        entry = self.overlapping(offset, size)
+        whole = entry is not None and entry.offset <= offset and offset + size <= entry.end
+        return entry if whole else None
+
+    def insert(self, entry: Entry) -> None:
+        insort(self._offsets, entry.offset)
+        self._entries[entry.offset] = entry
+
+    def delete(self, entry: Entry) -> None:
+        del self._offsets[bisect_left(self._offsets, entry.offset)]
+        del self._entries[entry.offset]
+
+
+class Pages:
+    """Which pages of which file are in slots of which memory type.
+
+    The same pages may be in several slots, if all of them have one type: a processor's behaviour
+    is undefined for memory that it reaches with two (Intel SDM vol. 3, 13.12.4 "Programming the
+    PAT").
+    """
+
+    def __init__(self) -> None:
+        self._uses: dict[tuple[tuple[int, int], bool], _FilePages] = {}
+
+    def of_other_type(self, entry: Entry) -> Slot | None:
+        """A slot that has some of the entry's pages with another memory type."""
+        other = self._uses.get((entry.backing.file, not entry.non_coherent))
+        return other.overlapping(entry.backing.offset, entry.size) if other is not None else None
+
+    def insert(self, entry: Entry) -> None:
+        key = entry.backing.file, entry.non_coherent
+        self._uses.setdefault(key, _FilePages()).insert(entry)
+
+    def delete(self, entry: Entry) -> None:
+        key = entry.backing.file, entry.non_coherent
+        pages = self._uses[key]
+        pages.delete(entry)
+        if not pages:
+            del self._uses[key]
+
+
+class _FilePages:
+    """Ranges of one file, which may overlap."""
+
+    def __init__(self) -> None:
+        self._ranges: list[tuple[int, int, Slot]] = []  # start, end, slot; sorted
+        self._longest = 0
+
+    def __len__(self) -> int:
+        return len(self._ranges)
+
+    def overlapping(self, start: int, size: int) -> Slot | None:
+        # None that starts further ahead than the longest one is long can reach into the range.
+        first = bisect_left(self._ranges, (start - self._longest,))
+        for _, end, slot in self._ranges[first : bisect_left(self._ranges, (start + size,))]:
+            if end > start:
+                return slot
+        return None
+
+    def insert(self, entry: Entry) -> None:
+        insort(self._ranges, self._range(entry))
+        self._longest = max(self._longest, entry.size)
+
+    def delete(self, entry: Entry) -> None:
+        del self._ranges[bisect_left(self._ranges, self._range(entry))]
+
+    @staticmethod
+    def _range(entry: Entry) -> tuple[int, int, Slot]:
+        start = entry.backing.offset
+        return start, start + entry.size, entry.slot

@@ -1,0 +1,43 @@
+"""VMs of this process, for whoever sets slots and may not know the kernel's ABI.
+
+The ABI is in `uapi.kvm`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from vgpud.slots.memslots import Memslots
+from vgpud.uapi.kvm import Cap, Kvm, Vm
+
+
+class _Borrowed:
+    """A descriptor that somebody else closes."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def close(self) -> None:
+        pass
+
+
+@contextmanager
+def scratch_slots() -> Iterator[Memslots]:
+    """The slots of a new VM that has no CPU and goes with them. Raises HostError."""
+    with Kvm.open() as kvm, kvm.create_vm() as vm, Memslots(vm) as slots:
+        yield slots
+
+
+def borrowed_vm(fd: int) -> Vm:
+    """A VM of this process by its descriptor, which stays its owner's, and open."""
+    return Vm.from_fd(_Borrowed(fd))
+
+
+def slot_numbers() -> range:
+    """The slot numbers that this host's KVM has for a VM. Raises HostError."""
+    with Kvm.open() as kvm:
+        return range(kvm.check_extension(Cap.NR_MEMSLOTS))

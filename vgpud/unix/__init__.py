@@ -1,0 +1,1 @@
+"""File descriptors and unix sockets."""

@@ -1,0 +1,143 @@
+"""Sockets that the service manager opened before it started us: whose they are.
+
+Owns them until somebody takes one, and those that nobody has taken yet: a device that a reload adds
+may be the one. Their files are the service manager's. Source: sd_listen_fds(3), systemd.socket(5).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterable, MutableMapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from vgpud.unix.fd import Fd
+
+log = logging.getLogger(__name__)
+
+FIRST_FD: Final = 3
+"""SD_LISTEN_FDS_START."""
+CONTROL: Final = "control"
+"""What FileDescriptorName= may call the control socket."""
+
+_KINDS: Final = {socket.SOCK_STREAM: "stream", socket.SOCK_DGRAM: "datagram"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Passed:
+    """A socket with the name that its unit gives it, FileDescriptorName=."""
+
+    name: str
+    sock: socket.socket
+
+    @property
+    def address(self) -> str:
+        """Where it is bound, as a log line says it."""
+        return str(self.sock.getsockname()).replace("\0", "@")
+
+    def bound_to(self, path: Path) -> bool:
+        """Whether that is where it is, by whatever name."""
+        bound = self.sock.getsockname()
+        if not isinstance(bound, str) or not bound.startswith("/"):
+            return False
+        if os.path.normpath(bound) == os.path.normpath(path):
+            return True
+        with suppress(OSError):
+            return Path(bound).samefile(path)
+        return False
+
+
+class Activated:
+    """The sockets that were passed, less those that can't be of use."""
+
+    def __init__(self, passed: Iterable[tuple[str, Fd]] = ()) -> None:
+        """Takes the descriptors; one that is no listening stream socket nor a datagram socket is
+        closed, which is logged."""
+        self._passed: list[_Passed] = []
+        for name, fd in passed:
+            if (sock := _opened(name, fd)) is not None:
+                self._passed.append(_Passed(name, sock))
+
+    @classmethod
+    def from_environment(cls, environment: MutableMapping[str, str]) -> Activated:
+        """Those that are ours; the variables are taken out, as they are for no child of ours."""
+        pid = environment.pop("LISTEN_PID", "")
+        count = environment.pop("LISTEN_FDS", "")
+        names = environment.pop("LISTEN_FDNAMES", "").split(":")
+        if pid != str(os.getpid()) or not count.isdecimal():
+            return cls()
+        found = []
+        for index in range(int(count)):
+            number = FIRST_FD + index
+            try:
+                os.set_inheritable(number, False)
+            except OSError as error:
+                log.warning("activated socket missing fd=%d: %s", number, error.strerror)
+                break
+            found.append((names[index] if index < len(names) else "unknown", Fd(number)))
+        return cls(found)
+
+    def find(self, path: Path, name: str, kind: socket.SocketKind) -> socket.socket | None:
+        """A duplicate of the socket that is bound to `path`, or else of one that is called `name`.
+
+        None if none of that kind was passed. Ours stays open: whoever came in vain meanwhile waits
+        in its queue, and a device that comes back finds it.
+        """
+        of_kind = [passed for passed in self._passed if passed.sock.type == kind]
+        at_path = [passed for passed in of_kind if passed.bound_to(path)]
+        named = [passed for passed in of_kind if passed.name == name]
+        if at_path:
+            return at_path[0].sock.dup()
+        # All sockets of a unit have the same name, unless it has only one.
+        return named[0].sock.dup() if len(named) == 1 else None
+
+    def complain(self, wanted: Iterable[tuple[Path, str, socket.SocketKind]]) -> None:
+        """Log which sockets none of `wanted` would find; they are kept."""
+        used = []
+        for path, name, kind in wanted:
+            if (found := self.find(path, name, kind)) is not None:
+                with found:
+                    used.append(found.getsockname())
+        for passed in self._passed:
+            if passed.sock.getsockname() not in used:
+                log.warning(
+                    "activated socket unused name=%s type=%s address=%s: the configuration has no"
+                    " socket at that address, and no device of that name; kept for a reload",
+                    passed.name,
+                    _KINDS[passed.sock.type],
+                    passed.address,
+                )
+
+    def close(self) -> None:
+        """Close all of them; their files stay."""
+        for passed in self._passed:
+            passed.sock.close()
+        self._passed.clear()
+
+
+def _opened(name: str, fd: Fd) -> socket.socket | None:
+    number = fd.fileno()
+    try:
+        sock = socket.socket(fileno=number)
+    except (OSError, ValueError) as error:
+        fd.close()
+        log.warning("activated socket closed name=%s fd=%d: no socket: %s", name, number, error)
+        return None
+    fd.take()
+    listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    fit = sock.type == socket.SOCK_DGRAM or (sock.type == socket.SOCK_STREAM and listening)
+    if sock.family == socket.AF_UNIX and fit and sock.getsockname():  # else nobody can find it
+        sock.setblocking(False)
+        return sock
+    sock.close()
+    log.warning(
+        "activated socket closed name=%s fd=%d: it must be a unix socket with a name,"
+        " ListenDatagram= for the control socket, ListenStream= for a device, and not Accept=yes",
+        name,
+        number,
+    )
+    return None

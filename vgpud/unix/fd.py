@@ -1,0 +1,92 @@
+"""One owner for each file descriptor.
+
+Owns the life of a descriptor: wrapped the moment it appears, closed exactly once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import warnings
+from types import TracebackType
+from typing import Self
+
+_GONE = -1
+
+RESERVE = 64
+"""Descriptors that what guests ask for may not take: for front-ends, their rings and sockets."""
+
+
+class Fd:
+    """Owns a file descriptor; `take()` hands it on, `close()` ends it.
+
+    Has `fileno()`, so that it can be given to whatever takes a file. One that is dropped while it
+    is open is closed with a ResourceWarning: somewhere an owner forgot.
+    """
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        # First, so that __del__ finds it also if the check fails.
+        self._fd = _GONE
+        if fd < 0:
+            raise ValueError(f"not a file descriptor: {fd}")
+        self._fd = fd
+
+    def fileno(self) -> int:
+        """Return the descriptor, which stays ours; ValueError once it is closed or taken."""
+        if self._fd == _GONE:
+            raise ValueError("the file descriptor is closed or was taken")
+        return self._fd
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed or taken."""
+        return self._fd == _GONE
+
+    def take(self) -> int:
+        """Return the descriptor and cease to own it; ValueError once it is closed or taken."""
+        fd = self.fileno()
+        self._fd = _GONE
+        return fd
+
+    def dup(self) -> Fd:
+        """Return an owner of a close-on-exec duplicate; raises OSError as fcntl(2) does."""
+        return Fd(fcntl.fcntl(self.fileno(), fcntl.F_DUPFD_CLOEXEC, 0))
+
+    def close(self) -> None:
+        """Close the descriptor; a second call does nothing."""
+        fd, self._fd = self._fd, _GONE
+        if fd != _GONE:
+            # Linux frees the number even where close() reports an error: never try again.
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if self._fd != _GONE:
+            warnings.warn(f"file descriptor {self._fd} was never closed", ResourceWarning, 2)
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {'closed' if self.closed else self._fd}>"
+
+
+def in_reserve(fd: Fd) -> bool:
+    """Whether the process has so few descriptors left that this one should be given back.
+
+    The kernel hands out the lowest number that is free, so a high one says that all below it are
+    taken.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft != resource.RLIM_INFINITY and fd.fileno() >= soft - RESERVE

@@ -1,0 +1,1 @@
+"""A vhost-user back-end for virtio devices."""

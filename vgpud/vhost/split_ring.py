@@ -1,0 +1,251 @@
+"""The split virtqueue: descriptor chains out, used elements in.
+
+Owns the ring's arithmetic and every check on what a driver wrote there.
+
+Source: virtio 1.3, 2.7 "Split Virtqueues" (2.7.5.3 indirect descriptors, 2.7.7 and 2.7.8
+notification suppression).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vgpud.errors import GuestAddressError, RingError
+
+DESC = np.dtype([("addr", "<u8"), ("len", "<u4"), ("flags", "<u2"), ("next", "<u2")])
+USED_ELEM = np.dtype([("id", "<u4"), ("len", "<u4")])
+assert DESC.itemsize == 16
+assert USED_ELEM.itemsize == 8
+
+DESC_F_NEXT = 1
+DESC_F_WRITE = 2
+DESC_F_INDIRECT = 4
+AVAIL_F_NO_INTERRUPT = 1
+USED_F_NO_NOTIFY = 1
+
+F_INDIRECT_DESC = 1 << 28
+F_EVENT_IDX = 1 << 29
+
+MAX_QUEUE_SIZE = 32768  # 2.7: "The maximum Queue Size value is 32768"
+MAX_INDIRECT = 4096
+"""Descriptors in an indirect table. Linux makes tables longer than the queue (a large
+ATTACH_BACKING has one for each page of its list, 2048 for the longest), so the queue's own size is
+not the limit that 2.7.5.3.1 asks drivers to keep to. Longer ones would only cost time."""
+
+
+class Index(Protocol):
+    """A little-endian u16 in shared memory that the other side reads or writes at the same time."""
+
+    def load(self) -> int:
+        """Loads with acquire ordering."""
+
+    def store(self, value: int) -> None:
+        """Stores with release ordering."""
+
+
+class Memory(Protocol):
+    """Guest-physical memory, as far as a ring needs it."""
+
+    def read(self, gpa: int, length: int) -> bytes:
+        """Copies `length` bytes out; raises `GuestAddressError` where the range is not guest
+        memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class RingViews:
+    """Where one virtqueue lies in mapped memory.
+
+    Shapes: `descriptors` (num,) of `DESC`; `available` (num,) of <u2, the avail.ring array; `used`
+    (num,) of `USED_ELEM`, the used.ring array. `used_event` and `avail_event` are the two words
+    that VIRTIO_F_EVENT_IDX adds.
+    """
+
+    descriptors: NDArray[np.void]
+    available: NDArray[np.uint16]
+    used: NDArray[np.void]
+    avail_flags: Index
+    avail_idx: Index
+    used_event: Index
+    used_flags: Index
+    used_idx: Index
+    avail_event: Index
+    fence: Callable[[], None]
+
+
+class Chain(NamedTuple):  # one is made for every command: a tuple is the quickest to make
+    """A descriptor chain: (guest-physical address, bytes) of the buffers to read, then of those to
+    write."""
+
+    head: int
+    readable: tuple[tuple[int, int], ...]
+    writable: tuple[tuple[int, int], ...]
+
+
+class SplitRing:
+    """The device's side of one split virtqueue.
+
+    `features` are the driver's, as acknowledged: EVENT_IDX and INDIRECT_DESC take effect only then.
+    `log_used` is called with (byte offset in the used ring, bytes) after each store there, for a
+    front-end that tracks dirty pages.
+    """
+
+    def __init__(
+        self,
+        views: RingViews,
+        memory: Memory,
+        *,
+        base: int = 0,
+        features: int = 0,
+        log_used: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self._views = views
+        self._memory = memory
+        self._num = len(views.descriptors)
+        self._event_idx = bool(features & F_EVENT_IDX)
+        self._indirect = bool(features & F_INDIRECT_DESC)
+        self.log_used = log_used
+        self._next_avail = base & 0xFFFF
+        # On a fresh ring this is 0; on one that is taken up again, what the device had published
+        # before.
+        self._next_used = views.used_idx.load()
+        self._signalled_used = self._next_used
+
+    @property
+    def next_avail(self) -> int:
+        """The index of the next available entry: what GET_VRING_BASE answers and SET_VRING_BASE
+        sets."""
+        return self._next_avail
+
+    def move(self, views: RingViews) -> None:
+        """Goes on at another mapping of the same memory."""
+        self._views = views
+
+    def pop(self) -> Chain | None:
+        """Takes the next available chain, or None if the driver has made no more available.
+
+        Raises `RingError` where the ring is malformed. The chain is checked whole and copied before
+        it is returned.
+        """
+        waiting = (self._views.avail_idx.load() - self._next_avail) & 0xFFFF
+        if waiting == 0:
+            return None
+        if waiting > self._num:
+            raise RingError(f"avail.idx is {waiting} entries ahead, in a queue of {self._num}")
+        head = int(self._views.available[self._next_avail % self._num])
+        chain = self._walk(head)
+        self._next_avail = (self._next_avail + 1) & 0xFFFF
+        return chain
+
+    def put_back(self, count: int = 1) -> None:
+        """Gives back the chains popped last: a device that stops before it is done leaves them for
+        the next start."""
+        self._next_avail = (self._next_avail - count) & 0xFFFF
+
+    def put(self, head: int, written: int) -> None:
+        """Enters a chain as used, with `written` bytes in its writable buffers; the driver finds it
+        after `publish`."""
+        slot = self._next_used % self._num
+        self._views.used[slot] = (head, written)
+        self._next_used = (self._next_used + 1) & 0xFFFF
+        if self.log_used is not None:
+            self.log_used(4 + slot * USED_ELEM.itemsize, USED_ELEM.itemsize)
+
+    def push(self, head: int, written: int) -> None:
+        """Publishes a chain as used, with `written` bytes in its writable buffers."""
+        self.put(head, written)
+        self._store_used()
+
+    def publish(self) -> bool:
+        """Publishes what was put; True if the driver wants an interrupt for it."""
+        if self._next_used != self._signalled_used:
+            self._store_used()
+        return self.should_notify()
+
+    def should_notify(self) -> bool:
+        """Tells whether the driver wants an interrupt for what has been pushed since this was last
+        asked."""
+        old, new = self._signalled_used, self._next_used
+        if old == new:
+            return False
+        self._signalled_used = new
+        # The used index must be visible before the driver's wish is read, or both sides could wait
+        # for each other.
+        self._views.fence()
+        if not self._event_idx:
+            return not self._views.avail_flags.load() & AVAIL_F_NO_INTERRUPT
+        event = self._views.used_event.load()
+        return (new - event - 1) & 0xFFFF < (new - old) & 0xFFFF
+
+    def disable_kicks(self) -> None:
+        """Asks the driver not to kick while the ring is being drained; a kick may come all the
+        same."""
+        if not self._event_idx:  # with EVENT_IDX, an avail_event that stays behind says it
+            self._set_used_flags(USED_F_NO_NOTIFY)
+
+    def enable_kicks(self) -> bool:
+        """Asks for kicks again; True if chains came meanwhile, so that they must be popped before
+        waiting."""
+        if self._event_idx:
+            self._views.avail_event.store(self._next_avail)
+            if self.log_used is not None:
+                self.log_used(4 + self._num * USED_ELEM.itemsize, 2)
+        else:
+            self._set_used_flags(0)
+        # A driver that missed the request has its index visible after this fence.
+        self._views.fence()
+        return self._views.avail_idx.load() != self._next_avail
+
+    def _store_used(self) -> None:
+        self._views.used_idx.store(self._next_used)
+        if self.log_used is not None:
+            self.log_used(2, 2)
+
+    def _set_used_flags(self, flags: int) -> None:
+        self._views.used_flags.store(flags)
+        if self.log_used is not None:
+            self.log_used(0, 2)
+
+    def _walk(self, head: int) -> Chain:
+        if head >= self._num:
+            raise RingError(f"head {head} is not in a queue of {self._num}")
+        table, index, indirect = self._views.descriptors, head, False
+        readable: list[tuple[int, int]] = []
+        writable: list[tuple[int, int]] = []
+        budget = self._num  # no chain visits a descriptor twice
+        while budget:
+            budget -= 1
+            addr, length, flags, following = table[index].item()
+            if flags & DESC_F_INDIRECT:
+                # 2.7.5.3.2: a table may come after normal descriptors, but nothing after it.
+                if indirect or flags & DESC_F_NEXT:
+                    raise RingError(f"descriptor {index} is INDIRECT and not the last of its chain")
+                table = self._indirect_table(addr, length)
+                index, indirect, budget = 0, True, len(table)
+                continue
+            if flags & DESC_F_WRITE:
+                writable.append((addr, length))
+            elif writable:
+                raise RingError(f"descriptor {index} is to be read, after one to be written")
+            else:
+                readable.append((addr, length))
+            if not flags & DESC_F_NEXT:
+                return Chain(head, tuple(readable), tuple(writable))
+            if following >= len(table):
+                raise RingError(f"next is {following} in a table of {len(table)}")
+            index = following
+        raise RingError(f"the chain at {head} has a loop")
+
+    def _indirect_table(self, addr: int, length: int) -> NDArray[np.void]:
+        if not self._indirect:
+            raise RingError("INDIRECT descriptor, though INDIRECT_DESC was not negotiated")
+        if length == 0 or length % DESC.itemsize or length > MAX_INDIRECT * DESC.itemsize:
+            raise RingError(f"an indirect table of {length} bytes")
+        try:
+            return np.frombuffer(self._memory.read(addr, length), DESC)
+        except GuestAddressError as error:
+            raise RingError(f"indirect table: {error}") from error

@@ -1,0 +1,338 @@
+"""The back-end's end of a vhost-user connection, sans-IO: bytes and fds in, requests out.
+
+Owns what a front-end may say and when: framing, header flags, feature negotiation, the extension
+that each request needs, the number of fds, and whether an answer is due. Owns no policy: every
+request that is legal is handed out. Source: vhost-user.rst, "Communication" and "Front-end message
+types".
+
+    session = BackendSession(features, protocol_features)
+    while True:
+        match session.next_event():
+            case NeedData():
+                data, fds = ...  # at most session.bytes_wanted bytes, MSG_CMSG_CLOEXEC
+                session.receive_data(data, fds)  # or session.receive_eof()
+            case Received() as received:
+                answer = session.reply(received, ...)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from vgpud.errors import PeerError
+from vgpud.vhost.wire.header import Header, decode_header, named
+from vgpud.vhost.wire.messages import (
+    ConfigReply,
+    EmptyReply,
+    GetConfig,
+    Reply,
+    Request,
+    SetFeatures,
+    SetLogBase,
+    SetProtocolFeatures,
+    SetVringEnable,
+    U64Reply,
+)
+from vgpud.vhost.wire.protocol import (
+    F_FRONT_END_RING,
+    F_LOG_ALL,
+    F_PROTOCOL_FEATURES,
+    HEADER,
+    MAX_FDS,
+    REQUEST_FLAGS_MASK,
+    REQUIRES,
+    FrontendRequest,
+    HeaderFlag,
+    ProtocolFeature,
+)
+from vgpud.vhost.wire.replies import REPLY_TYPES, encode_reply
+from vgpud.vhost.wire.requests import (
+    MAX_REQUEST_FDS,
+    PAYLOAD_SIZES,
+    decode_request,
+    fd_count,
+    request_of,
+)
+
+SUPPORTED: Final = (
+    ProtocolFeature.MQ
+    | ProtocolFeature.LOG_SHMFD
+    | ProtocolFeature.REPLY_ACK
+    | ProtocolFeature.BACKEND_REQ
+    | ProtocolFeature.CONFIG
+    | ProtocolFeature.BACKEND_SEND_FD
+    | ProtocolFeature.RESET_DEVICE
+    | ProtocolFeature.SHMEM
+)
+"""What may be offered: the protocol features whose messages are implemented."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A legal request. Its fds now belong to whoever got this; `need_reply`: the front-end waits.
+
+    `need_reply` covers both kinds of answer, the reply that some requests have and the
+    acknowledgement that any of them can be asked for. `BackendSession.reply` knows which.
+    """
+
+    message: Request
+    fds: tuple[int, ...]
+    need_reply: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NeedData:
+    """Nothing to hand out yet: read up to `bytes_wanted` bytes more."""
+
+
+NEED_DATA: Final = NeedData()
+
+
+def _beyond(features: ProtocolFeature, limit: ProtocolFeature) -> ProtocolFeature:
+    # In ints: ~ on a flag inverts the bits that have a name, and would let all others through.
+    return ProtocolFeature(int(features) & ~int(limit))
+
+
+class BackendSession:
+    """One connection's state, from the first byte to `close`.
+
+    `features` is what the device offers in virtio's terms. The bits that belong to vhost are added
+    here: VHOST_USER_F_PROTOCOL_FEATURES always, VHOST_F_LOG_ALL if LOG_SHMFD is offered. Raises
+    `ValueError` for a protocol feature that is not in `SUPPORTED`.
+
+    Calls that break the order below raise `RuntimeError`: they are bugs, not a front-end's doing.
+    What a front-end does wrong raises `PeerError`, then and at every later call; only `close`
+    remains.
+    """
+
+    def __init__(self, features: int, protocol_features: ProtocolFeature) -> None:
+        if unknown := _beyond(protocol_features, SUPPORTED):
+            raise ValueError(f"protocol features {unknown!r} are not implemented")
+        log = F_LOG_ALL if ProtocolFeature.LOG_SHMFD in protocol_features else 0
+        self._offered_features = int(features) | F_PROTOCOL_FEATURES | log
+        self._offered_protocol_features = protocol_features
+        self._features = 0
+        self._protocol_features = ProtocolFeature(0)
+        self._buffer = bytearray()
+        self._fds: list[int] = []
+        self._header: Header | None = None  # of the message in the buffer, once judged
+        self._owed: Received | None = None  # the request that the front-end waits for
+        self._failure = ""
+        self._closed = False
+
+    @property
+    def offered_features(self) -> int:
+        """The answer to GET_FEATURES."""
+        return self._offered_features
+
+    @property
+    def offered_protocol_features(self) -> ProtocolFeature:
+        """The answer to GET_PROTOCOL_FEATURES."""
+        return self._offered_protocol_features
+
+    @property
+    def features(self) -> int:
+        """What the last SET_FEATURES said, vhost's bits with it; 0 before the first."""
+        return self._features
+
+    @property
+    def protocol_features(self) -> ProtocolFeature:
+        """What the last SET_PROTOCOL_FEATURES said; none before the first."""
+        return self._protocol_features
+
+    @property
+    def bytes_wanted(self) -> int:
+        """How many bytes to read at most, so that fds stay with the message they came with.
+
+        First a header's, then a payload's; 0 if `next_event` is to be called first.
+        """
+        return self._end - len(self._buffer)
+
+    @property
+    def _end(self) -> int:
+        return HEADER.size + (self._header.size if self._header else 0)
+
+    def receive_data(self, data: bytes, fds: Sequence[int] = ()) -> None:
+        """Take bytes just read, and the fds that came with them, which the session now owns.
+
+        Judges nothing: call `next_event`. Raises `RuntimeError` for more than `bytes_wanted`, or
+        for none (the end of the stream is `receive_eof`).
+        """
+        self._fds += fds  # first of all: however this ends, close() must find them
+        self._check_open()
+        if not 0 < len(data) <= self.bytes_wanted:
+            raise RuntimeError(f"{len(data)} bytes received, {self.bytes_wanted} wanted")
+        self._buffer += data
+
+    def receive_eof(self) -> None:
+        """The front-end closed the connection. Raises `PeerError` if it did so in mid-message."""
+        self._check_open()
+        if self._buffer:
+            request = f"{self._header.request}" if self._header else "unknown"
+            self._fail(
+                f"the front-end left in the middle of a message (request {request}, "
+                f"{len(self._buffer)} bytes of it came)"
+            )
+
+    def next_event(self) -> Received | NeedData:
+        """The next request, or `NeedData`.
+
+        Raises `PeerError` if the front-end broke the protocol, `RuntimeError` if the request before
+        this one has not been answered: replies have no other tie to their request than their order.
+        """
+        self._check_open()
+        if self._owed is not None:
+            raise RuntimeError(f"{named(request_of(self._owed.message))} has not been answered")
+        try:
+            return self._next_event()
+        except PeerError as error:
+            self._failure = str(error)
+            raise
+
+    def reply(self, received: Received, reply: Reply | None = None) -> bytes:
+        """The bytes that answer `received`: `reply`, or an acknowledgement if asked for, or none.
+
+        A request that has a reply of its own needs one of the right type (SET_LOG_BASE's may be
+        left out), all others must have none; a GET_CONFIG's must be of the place and size asked
+        for. `TypeError` or `ValueError` otherwise.
+        """
+        request = request_of(received.message)
+        reply_type = REPLY_TYPES.get(request)
+        if reply is None:
+            reply = EmptyReply() if reply_type is EmptyReply else None
+        if not isinstance(reply, reply_type or type(None)):
+            raise TypeError(f"{named(request)} can't be answered with {reply!r}")
+        if isinstance(received.message, GetConfig) and isinstance(reply, ConfigReply):
+            asked = received.message
+            if (asked.offset, asked.size) != (reply.offset, len(reply.data)):
+                raise ValueError(f"{asked!r} can't be answered with {reply!r}")
+        return self._answer(received, reply or U64Reply(0))
+
+    def refuse(self, received: Received) -> bytes:
+        """The bytes that say that `received` failed; none if the front-end does not wait.
+
+        Raises `PeerError`, and the session is over, for a request that waits for something that
+        can't be had and has no way of being told so.
+        """
+        match received.message:
+            case GetConfig():
+                return self._answer(received, EmptyReply())
+            case SetLogBase():
+                # A u64 where an empty reply was due: more than the specification says, but
+                # front-ends that look at the payload see a failure, and the others are not left
+                # waiting.
+                return self._answer(received, U64Reply(1))
+            case message:
+                request = request_of(message)
+                if request in REPLY_TYPES:
+                    self._fail(f"{message!r} can't be answered")
+                return self._answer(received, U64Reply(1))
+
+    def close(self) -> tuple[int, ...]:
+        """End the session; the fds that no one was handed, for the caller to close."""
+        fds = tuple(self._fds)
+        self._fds.clear()
+        self._buffer.clear()
+        self._header = None
+        self._owed = None
+        self._closed = True
+        return fds
+
+    # -- Judging -----------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self._failure:
+            raise PeerError(f"the session is over: {self._failure}")
+        if self._closed:
+            raise RuntimeError("the session has been closed")
+
+    def _fail(self, failure: str) -> None:
+        self._failure = failure
+        raise PeerError(failure)
+
+    def _next_event(self) -> Received | NeedData:
+        # Also with half a header: a front-end must not be able to use up our fd table a byte at a
+        # time.
+        if len(self._fds) > MAX_FDS:
+            raise PeerError(f"a message has {len(self._fds)} fds: {MAX_FDS} is the most of any")
+        if self._header is None:
+            if len(self._buffer) < HEADER.size:
+                return NEED_DATA
+            self._header = self._judge_header(decode_header(self._buffer))
+        request = FrontendRequest(self._header.request)
+        if len(self._fds) > MAX_REQUEST_FDS.get(request, 0):
+            raise PeerError(f"{named(request)} has {len(self._fds)} fds, too many")
+        if len(self._buffer) < self._end:
+            return NEED_DATA
+        message = decode_request(request, bytes(self._buffer[HEADER.size :]))
+        if len(self._fds) != fd_count(message):
+            raise PeerError(
+                f"{named(request)} has {len(self._fds)} fds, must have {fd_count(message)}"
+            )
+        self._negotiate(message)
+        return self._hand_out(message, self._header)
+
+    def _judge_header(self, header: Header) -> Header:
+        try:
+            request = FrontendRequest(header.request)
+        except ValueError:
+            raise PeerError(f"request {header.request:#x} is unknown") from None
+        if header.flags & ~REQUEST_FLAGS_MASK != HeaderFlag.VERSION_1:
+            raise PeerError(f"{named(request)} has flags {header.flags:#x}, not 0x1 or 0x9")
+        feature = REQUIRES.get(request)
+        if feature is not None and feature not in self._protocol_features:
+            raise PeerError(f"{named(request)} needs {feature.name}, which was not negotiated")
+        if request not in PAYLOAD_SIZES:
+            raise PeerError(f"{named(request)} is not a message to this kind of back-end")
+        if header.size not in PAYLOAD_SIZES[request]:
+            raise PeerError(f"{named(request)} has a payload of {header.size} bytes")
+        return header
+
+    def _negotiate(self, message: Request) -> None:
+        match message:
+            case SetFeatures(features):
+                if unoffered := features & ~(self._offered_features | F_FRONT_END_RING):
+                    raise PeerError(
+                        f"{named(FrontendRequest.SET_FEATURES)} has {unoffered:#x}, "
+                        "which was not offered"
+                    )
+                self._features = features
+            case SetProtocolFeatures(protocol_features):
+                if other := _beyond(protocol_features, self._offered_protocol_features):
+                    raise PeerError(
+                        f"{named(FrontendRequest.SET_PROTOCOL_FEATURES)} has {int(other):#x}, "
+                        "which was not offered"
+                    )
+                self._protocol_features = protocol_features
+            case SetVringEnable() if not self._features & F_PROTOCOL_FEATURES:
+                # Without that bit a ring runs from the start, and there is nothing to enable.
+                raise PeerError(
+                    f"{named(FrontendRequest.SET_VRING_ENABLE)} needs "
+                    "VHOST_USER_F_PROTOCOL_FEATURES, "
+                    f"which SET_FEATURES did not have ({self._features:#x})"
+                )
+            case _:
+                pass
+
+    def _hand_out(self, message: Request, header: Header) -> Received:
+        # After _negotiate: the message that turns REPLY_ACK on can itself ask for an
+        # acknowledgement. Without REPLY_ACK the flag means nothing, and must not be answered.
+        asked = header.flags & HeaderFlag.NEED_REPLY
+        acknowledge = bool(asked) and ProtocolFeature.REPLY_ACK in self._protocol_features
+        received = Received(message, tuple(self._fds), header.request in REPLY_TYPES or acknowledge)
+        self._fds.clear()
+        self._buffer.clear()
+        self._header = None
+        self._owed = received if received.need_reply else None
+        return received
+
+    def _answer(self, received: Received, reply: Reply) -> bytes:
+        self._check_open()
+        if not received.need_reply:
+            return b""
+        if received is not self._owed:
+            raise RuntimeError(f"{received.message!r} is not the request to be answered")
+        self._owed = None
+        return encode_reply(request_of(received.message), reply)

@@ -1,0 +1,35 @@
+"""The twelve bytes before every vhost-user payload, in either direction and on either channel.
+
+Owns their layout and nothing else: whether a header is legal depends on who sent it, and when.
+Source: vhost-user.rst, "Header".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vgpud.vhost.wire.protocol import HEADER, FrontendRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The twelve bytes before every payload, unjudged."""
+
+    request: int
+    flags: int
+    size: int
+
+
+def encode_header(header: Header) -> bytes:
+    """The twelve bytes of `header`."""
+    return HEADER.pack(header.request, header.flags, header.size)
+
+
+def decode_header(data: bytes | bytearray | memoryview) -> Header:
+    """The header in the first twelve bytes of `data`, which must have as many."""
+    return Header(*HEADER.unpack_from(data))
+
+
+def named(request: FrontendRequest) -> str:
+    """What a request is called in errors and logs: its name, and its id as a trace shows it."""
+    return f"{request.name} ({request.value})"
