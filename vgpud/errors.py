@@ -37,6 +37,18 @@ class GuestError(VgpudError):
         self.code = code
 
 
+class OutOfRange(VgpudError):  # noqa: N818
+    """A range, rectangle or address does not lie in what it was said to be in."""
+
+
+class OutOfMemory(VgpudError):  # noqa: N818
+    """There is no memory left for this: the limit of the device, or the host's own."""
+
+
+class Unsupported(VgpudError):  # noqa: N818
+    """What was asked for can't be had here, or the policy says to refuse it."""
+
+
 class HostError(VgpudError):
     """The host refused an operation: which one, the system's own words, and what to do about it."""
 

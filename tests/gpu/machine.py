@@ -24,7 +24,7 @@ from vgpud.coherency.planner import KvmMode
 from vgpud.coherency.slot_policy import Buffers, GuestPat, Layout, Rule
 from vgpud.control.rpc import Json
 from vgpud.errors import GuestError, HostError
-from vgpud.gpu.device import Gpu
+from vgpud.gpu.gpu import Gpu
 from vgpud.gpu.spec import DeviceSpec, Output
 from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import ResourceId, ResponseType

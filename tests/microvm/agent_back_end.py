@@ -12,7 +12,7 @@ from pathlib import Path
 from vgpud.control.agent_link import SocketLink
 from vgpud.control.events import Events
 from vgpud.daemon.config import Config
-from vgpud.gpu.device import Gpu
+from vgpud.gpu.gpu import Gpu
 from vgpud.gpu.spec import DeviceSpec
 from vgpud.microvm import boot
 from vgpud.microvm.slots import NUMBERS

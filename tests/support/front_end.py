@@ -1,8 +1,8 @@
 """A blocking vhost-user front-end for tests: what QEMU does, in QEMU's order, on plain sockets.
 
 It has real guest memory (memfds), real rings and eventfds (`tests.support.ring_driver`), and a
-thread that serves the back-end's requests: SHMEM_MAP really maps the fd, so that a test can look into the
-device's BAR. Everything that waits gives up after `TIMEOUT` seconds.
+thread that serves the back-end's requests: SHMEM_MAP really maps the fd, so that a test can look
+into the device's BAR. Everything that waits gives up after `TIMEOUT` seconds.
 
     with FrontEnd.connect(path).handshake() as fe:
         response = fe.command(request, response_size=24)

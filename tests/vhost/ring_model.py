@@ -1,5 +1,5 @@
-"""A split ring in plain Python, for tests of `vhost.split_ring`: the driver's side of it, and what a
-chain of descriptors means.
+"""A split ring in plain Python, for tests of `vhost.split_ring`: the driver's side of it, and what
+a chain of descriptors means.
 
 Shares nothing with the code under test but its views' names. Source: virtio 1.3, 2.7.
 """

@@ -11,8 +11,8 @@ import asyncio
 import logging
 
 from vgpud.errors import PeerError
-from vgpud.gpu.device import Gpu
 from vgpud.gpu.display.channel import DisplayLink
+from vgpud.gpu.gpu import Gpu
 from vgpud.slots.front_end import FrontendSlots
 from vgpud.unix.fd import Fd
 from vgpud.unix.stream_socket import FdSocket

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from vgpud.errors import GuestError
-from vgpud.gpu.device import Gpu
+from vgpud.gpu.gpu import Gpu
 from vgpud.gpu.timelines import Timelines
 from vgpud.gpu.transfers import Transfers
 from vgpud.gpu.wire import commands, responses

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias, TypeVar
 from vgpud.coherency.planner import KvmMode
 from vgpud.errors import HostError, PeerError
 from vgpud.gpu.counters import Counters
-from vgpud.gpu.device import FEATURES, Gpu
+from vgpud.gpu.gpu import FEATURES, Gpu
 from vgpud.gpu.links import Links
 from vgpud.gpu.ports import Publish, unheard
 from vgpud.gpu.queues import GpuQueue

@@ -20,7 +20,7 @@ from vgpud.daemon.methods.lookup import device_named, devices_of, page, session_
 from vgpud.errors import GuestError, HostError
 from vgpud.gpu.blobs.per_blob_layout import PerBlobMemory
 from vgpud.gpu.blobs.vmm_blobs import FIRST_ID
-from vgpud.gpu.device import Gpu
+from vgpud.gpu.gpu import Gpu
 from vgpud.gpu.resources import GuestBlob, HostBlob
 from vgpud.gpu.wire.protocol import BlobMem, MapInfo
 from vgpud.slots.owner import TableSlots

@@ -26,7 +26,7 @@ from tests.gpu.machine import (
 from tests.gpu.wire.command_cases import COMMANDS
 from vgpud.coherency.slot_policy import Layout
 from vgpud.errors import GuestError
-from vgpud.gpu.device import FEATURES, Gpu
+from vgpud.gpu.gpu import FEATURES, Gpu
 from vgpud.gpu.spec import DeviceSpec
 from vgpud.gpu.wire import commands
 from vgpud.gpu.wire.commands import Command
