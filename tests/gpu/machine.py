@@ -25,6 +25,7 @@ from vgpud.coherency.slot_policy import Buffers, GuestPat, Layout, Rule
 from vgpud.control.rpc import Json
 from vgpud.errors import GuestError, HostError
 from vgpud.gpu.gpu import Gpu
+from vgpud.gpu.guest_memory import GuestMemory
 from vgpud.gpu.spec import DeviceSpec, Output
 from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import ResourceId, ResponseType
@@ -33,7 +34,6 @@ from vgpud.gpu.wire.structs import Command
 from vgpud.gpu.work import Work
 from vgpud.memory import memfd
 from vgpud.unix.fd import Fd
-from vgpud.vhost.guest_memory import GuestMemory
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -240,7 +240,7 @@ class Ram:
 
     def share(self, starts: Sequence[int] = (LOW, NEXT, HIGH)) -> None:
         """Sends a memory table with these starts; a region left out is gone."""
-        self.memory.replace(
+        self.memory.table = self.memory.table.with_regions(
             [
                 (Region(start, REGION, 0x7F0000000000 + start, 0), fd.dup())
                 for start, fd in zip(starts, self._files, strict=False)
@@ -249,14 +249,16 @@ class Ram:
 
     def read(self, *pieces: tuple[int, int]) -> NDArray[np.uint8]:
         """The bytes of a list of pages."""
-        parts = [np.frombuffer(self.memory.read(addr, length), np.uint8) for addr, length in pieces]
+        parts = [
+            np.frombuffer(self.memory.table.read(addr, length), np.uint8) for addr, length in pieces
+        ]
         return np.concatenate([np.empty(0, np.uint8), *parts])
 
     def snapshot(self) -> bytes:
         return b"".join(os.pread(fd.fileno(), REGION, 0) for fd in self._files)
 
     def close(self) -> None:
-        self.memory.replace([])
+        self.memory.table = self.memory.table.with_regions([])
         for fd in self._files:
             fd.close()
 

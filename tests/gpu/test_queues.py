@@ -15,10 +15,10 @@ from vgpud.gpu.wire import commands
 from vgpud.gpu.wire.commands import Command
 from vgpud.gpu.wire.protocol import ResponseType
 from vgpud.vhost.split_ring import Chain
-from vgpud.vhost.virtqueue import VirtQueue
+from vgpud.vhost.virtqueue import Virtqueue
 
 
-class Answers(VirtQueue):
+class Answers(Virtqueue):
     """The answers of a queue without a ring."""
 
     def __init__(self) -> None:

@@ -12,48 +12,44 @@ from pathlib import Path
 from vgpud.control.agent_link import SocketLink
 from vgpud.control.events import Events
 from vgpud.daemon.config import Config
-from vgpud.gpu.gpu import Gpu
+from vgpud.gpu.compose import Environment, compose
 from vgpud.gpu.spec import DeviceSpec
 from vgpud.microvm import boot
 from vgpud.microvm.slots import NUMBERS
 from vgpud.slots.agent import AgentSlots, Grant
+from vgpud.slots.entries import SlotUse
 from vgpud.unix.fd import Fd
 from vgpud.unix.stream_socket import FdSocket
-from vgpud.vhost.session import FrontEndSession
+from vgpud.vhost.session import Session
 from vgpud.vhost.wire.protocol import Gpa
 
 
-class FlaggedSlots:
-    """A `gpu.ports.BarSlots` that asks for flags whatever the device says."""
+class FlaggedSlots(AgentSlots):
+    """Slots that are set with `more_flags`, whatever the device says."""
 
-    def __init__(self, slots: AgentSlots, flags: int) -> None:
-        self._slots = slots
-        self._flags = flags
+    more_flags = int(os.environ.get("VGPUD_TEST_SLOT_FLAGS", "0"))
 
     async def map(
-        self, fd: Fd, fd_offset: int, bar_offset: int, length: int, *, flags: int = 0
+        self,
+        fd: Fd,
+        fd_offset: int,
+        bar_offset: int,
+        length: int,
+        *,
+        flags: int = 0,
+        use: SlotUse = SlotUse.BAR,
     ) -> None:
-        await self._slots.map(fd, fd_offset, bar_offset, length, flags=flags | self._flags)
-
-    async def unmap(self, bar_offset: int, length: int) -> None:
-        await self._slots.unmap(bar_offset, length)
-
-
-class AgentSession(FrontEndSession):
-    """A session whose device does not ask the front-end to map."""
-
-    def __init__(self, connection: FdSocket, spec: DeviceSpec, slots: FlaggedSlots) -> None:
-        super().__init__(connection, spec)
-        self.gpu = Gpu(spec, self._memory, slots, self._timelines)
+        flags |= self.more_flags
+        await super().map(fd, fd_offset, bar_offset, length, flags=flags, use=use)
 
 
 async def serve(connection: socket.socket, agent: socket.socket, spec: DeviceSpec) -> None:
     """Serve until the front-end hangs up."""
-    slots = AgentSlots(spec.name, Events(), patience=2.0)
+    slots = FlaggedSlots(spec.name, Events(), patience=2.0)
     slots.connect(SocketLink(agent), Grant(NUMBERS, Gpa(boot.WINDOW_GPA)))
-    flagged = FlaggedSlots(slots, int(os.environ.get("VGPUD_TEST_SLOT_FLAGS", "0")))
+    device = compose(spec, Environment(slots=slots))
     try:
-        await AgentSession(FdSocket(connection), spec, flagged).run()
+        await Session(FdSocket(connection), device).run()
     finally:
         slots.close()
 

@@ -131,7 +131,7 @@ def test_the_facade_uses_every_function_there_is() -> None:
         (SOURCES / name).read_text(encoding="utf-8")
         for name in ("core.py", "ring.py", "transfers.py", "copies.py")
     )
-    assert declared == set(re.findall(r"lib\.(vgpud_\w+)", facade))
+    assert declared == set(re.findall(r"(?:lib\.|\(lib, \")(vgpud_\w+)", facade))
     assert all(callable(getattr(native.lib, name)) for name in declared)
 
 

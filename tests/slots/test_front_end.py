@@ -10,9 +10,9 @@ import pytest
 
 from tests.support.back_end_vmm import SHMID, SIZE, connected, mapping, run, start_map
 from vgpud.errors import HostError
-from vgpud.slots import front_end as bar_slots
 from vgpud.slots.front_end import FrontendSlots
 from vgpud.unix.fd import Fd
+from vgpud.vhost import back_end_channel
 from vgpud.vhost.wire.back_end_channel import ShmemUnmap
 
 
@@ -206,11 +206,11 @@ def test_an_unmap_that_was_refused_can_be_asked_for_again() -> None:
 
 def test_a_front_end_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A map is undone, behind it; an unmap goes on, and its late answer is the answer."""
-    patience = bar_slots.PATIENCE
+    patience = back_end_channel.PATIENCE
 
     async def test(fd: Fd) -> None:
         async with connected() as (slots, vmm):
-            monkeypatch.setattr(bar_slots, "PATIENCE", 0.05)
+            monkeypatch.setattr(back_end_channel, "PATIENCE", 0.05)
             task = await start_map(slots, vmm, fd, 0x8000)
             with pytest.raises(HostError, match=r"did not answer.*: is the VMM stopped") as late:
                 await task
@@ -221,7 +221,7 @@ def test_a_front_end_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> No
             with pytest.raises(HostError, match="did not answer"):
                 await unmap
 
-            monkeypatch.setattr(bar_slots, "PATIENCE", patience)
+            monkeypatch.setattr(back_end_channel, "PATIENCE", patience)
             again = asyncio.create_task(slots.unmap(0x4000, 0x2000))
             await vmm.nothing()
             for _ in range(3):

@@ -16,7 +16,7 @@ from vgpud.memory import memfd
 from vgpud.slots.front_end import FrontendSlots
 from vgpud.unix.fd import Fd
 from vgpud.unix.stream_socket import FdSocket
-from vgpud.vhost.back_end_channel import BackEndLink
+from vgpud.vhost.back_end_channel import BackEndChannel
 from vgpud.vhost.wire.back_end_channel import BackendReceived, FrontEndChannel, ShmemMap
 
 PATIENCE = 5.0
@@ -29,7 +29,7 @@ class Vmm:
 
     def __init__(self, slots: FrontendSlots, *, reply_ack: bool = True) -> None:
         ours, theirs = socket.socketpair()
-        self.link = BackEndLink(FdSocket(ours), reply_ack=reply_ack)
+        self.link = BackEndChannel(FdSocket(ours), reply_ack=reply_ack)
         slots.connect(self.link)
         self.socket = FdSocket(theirs)
         self.channel = FrontEndChannel()

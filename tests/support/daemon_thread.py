@@ -61,8 +61,8 @@ class DaemonThread:
         """What a scanout shows now: RGB, shape (height, width, 3); None if it is off."""
 
         async def look() -> NDArray[np.uint8] | None:
-            session = self._daemon.devices[device].session
-            return None if session is None else session.gpu.scanouts.screenshot(scanout_id)
+            live = self._daemon.devices[device].live
+            return None if live is None else live.gpu.scanouts.screenshot(scanout_id)
 
         picture = asyncio.run_coroutine_threadsafe(look(), self._loop).result(STOP_S)
         return None if picture is None else np.array(picture)

@@ -10,12 +10,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from tests.support.ring_driver import Driver, GuestRam
+from vgpud.native.ring import FastPath
 from vgpud.unix import eventfd
 from vgpud.unix.fd import Fd
-from vgpud.vhost.guest_memory import GuestMemory
+from vgpud.vhost.memory_table import MemoryTable
+from vgpud.vhost.ring_views import RingAddress
 from vgpud.vhost.split_ring import F_EVENT_IDX, F_INDIRECT_DESC, Chain
-from vgpud.vhost.virtqueue import VirtQueue
-from vgpud.vhost.vring import RingAddress
+from vgpud.vhost.virtqueue import Virtqueue
 from vgpud.vhost.wire.messages import MemRegion
 from vgpud.vhost.wire.protocol import Gpa, Uva
 
@@ -35,7 +36,7 @@ async def until(condition: Callable[[], bool]) -> None:
 class Handler:
     """Takes what comes, and answers with what came, turned round, unless told to wait."""
 
-    queue: VirtQueue
+    queue: Virtqueue
 
     def __init__(self) -> None:
         self.seen: list[bytes] = []
@@ -82,24 +83,23 @@ class Stand:
             event_idx=bool(features & F_EVENT_IDX),
             arena=REGION // 4,
         )
-        self.features = features
-        self.memory = GuestMemory()
-        self.share(2)
+        self.memory = MemoryTable()
         self.handler = Handler()
-        self.queue = self.handler.queue = VirtQueue(
-            "gpu0", "test", self.memory, self.handler, tasks
-        )
+        self.fast_path: Callable[[], FastPath | None] | None = None
+        self.queue = self.handler.queue = Virtqueue("gpu0", "test", tasks)
+        self.share(2)
         driver = self.driver
         driver._avail_idx = driver._decided_idx = driver._used_idx = base
         for index in (driver.avail + 2, driver.used + 2):
             self.ram.store_u16(index, base)
-        self.queue.setup.num = size
-        self.queue.setup.base = base
+        self.queue.features = features
+        self.queue.set_num(size)
+        self.queue.set_base(base)
         self.queue.set_address(self.address)
         self.queue.set_kick(self.fd(driver.kick))
         self.queue.set_call(self.fd(driver.call))
         self.queue.set_err(self.fd(driver.err))
-        self.queue.setup.enabled = True
+        self.queue.set_enabled(True)
 
     @staticmethod
     def fd(number: int) -> Fd:
@@ -112,15 +112,16 @@ class Stand:
 
     def share(self, regions: int) -> None:
         """Shares that many of the guest's two regions."""
-        self.memory.replace(
+        self.memory = self.memory.with_regions(
             [
                 (MemRegion(Gpa(r.gpa), r.size, Uva(r.uva), r.offset), Fd(os.dup(r.fd)))
                 for r in self.ram.regions[:regions]
             ]
         )
+        self.queue.set_memory(self.memory)
 
     def start(self) -> None:
-        self.queue.start(self.features)
+        self.queue.start(self.handler, self.fast_path)
 
     async def answer(self, head: int, patience: float = PATIENCE) -> bytes:
         """What the device wrote for a chain, waited for as a driver does: by its interrupt."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgpud.errors import GuestAddressError
-from vgpud.vhost.split_ring import DESC, USED_ELEM, RingViews
+from vgpud.vhost.split_ring import DESC, USED_ELEM, RingViews, SplitRing
 
 GPA = 0x4000_0000
 """Where guest memory begins."""
@@ -211,3 +211,9 @@ def _follow(ram: Ram, raw: bytes, start: int, *, indirect: bool) -> list[tuple[i
         found.append((addr, length, bool(flags & WRITE)))
         todo = following if flags & NEXT else None
     return found
+
+
+def push(ring: SplitRing, head: int, written: int) -> None:
+    """Have a chain published as used, with `written` bytes in its writable buffers."""
+    ring.put(head, written)
+    ring._store_used()

@@ -113,7 +113,7 @@ def test_an_answer_that_makes_no_sense_ends_the_channel(nonsense: str) -> None:
 def test_config_changed_waits_for_nobody(reply_ack: bool) -> None:
     async def test(fd: Fd) -> None:
         async with connected(reply_ack=reply_ack) as (slots, vmm):
-            slots.config_changed()
+            vmm.link.config_changed()
             assert (await vmm.request())[0] == ConfigChange()
             assert len(vmm.unanswered) == reply_ack
             task = await start_map(slots, vmm, fd, 0)
@@ -122,19 +122,5 @@ def test_config_changed_waits_for_nobody(reply_ack: bool) -> None:
             assert not task.done()
             await vmm.answer()
             await task
-
-    run(test)
-
-
-def test_config_changed_without_a_channel_is_forgotten() -> None:
-    async def test(_: Fd) -> None:
-        slots = FrontendSlots()
-        slots.config_changed()
-        vmm = Vmm(slots)
-        serving = asyncio.create_task(vmm.link.run())
-        await vmm.nothing()
-        vmm.socket.close()
-        await serving
-        slots.connect(None)
 
     run(test)

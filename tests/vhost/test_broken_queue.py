@@ -17,7 +17,8 @@ from tests.vhost.queue_stand import REGION, Stand, run, standing, until
 from vgpud.errors import PeerError
 from vgpud.unix import eventfd
 from vgpud.unix.fd import Fd
-from vgpud.vhost.native_ring import REQUEST_LIMIT
+from vgpud.vhost.memory_table import MemoryTable
+from vgpud.vhost.ring import REQUEST_LIMIT
 from vgpud.vhost.split_ring import Chain
 
 NOWHERE = 1 << 40
@@ -113,7 +114,7 @@ def test_a_new_driver_makes_a_broken_ring_good(misbehave: Callable[[Stand], None
             await stand.gave_up()
             await stand.queue.stop()
             stand.driver.reset()
-            stand.queue.setup.base = 0
+            stand.queue.set_base(0)
             stand.start()
             assert await stand.command(b"good") == b"doog"
             assert await stand.queue.stop() == 1
@@ -140,16 +141,16 @@ def test_a_ring_that_cannot_be_is_not_started(wrong: str) -> None:
         async with standing() as stand:
             address = stand.address
             if wrong == "num":
-                stand.queue.setup.num = 3
+                stand.queue.set_num(3)
             elif wrong == "alignment":
-                stand.queue.setup.address = replace(address, used=address.used + 1)
+                stand.queue.set_address(replace(address, used=address.used + 1))
             else:
-                stand.queue.setup.address = replace(address, desc=NOWHERE)
+                stand.queue.set_address(replace(address, desc=NOWHERE))
             stand.start()
             assert not stand.queue.running
             assert stand.broken()
-            stand.queue.setup.num = stand.driver.size
-            stand.queue.setup.address = address
+            stand.queue.set_num(stand.driver.size)
+            stand.queue.set_address(address)
             stand.start()
             assert await stand.command(b"good") == b"doog"
 
@@ -165,8 +166,7 @@ def test_memory_that_loses_the_ring_stops_it(waits: bool) -> None:
             stand.start()
             stand.driver.submit(b"one", 8)
             await stand.handler.number(1)
-            stand.memory.replace([])
-            stand.queue.remap()
+            stand.queue.set_memory(MemoryTable())
             assert not stand.queue.running
             assert stand.broken()
             await asyncio.sleep(0.01)
@@ -197,8 +197,8 @@ def test_answers_held_back_that_have_no_memory_any_more(count: int) -> None:
     async def test() -> None:
         async with standing(features=0, size=16) as stand:
             await _held_back(stand, count)
-            finished = Bounded(stand.queue.setup.finished)
-            stand.queue.setup.finished = finished
+            finished = Bounded(stand.queue._finished)
+            stand.queue._finished = finished
             stand.start()
             assert not stand.queue.running
             assert stand.broken()
@@ -206,7 +206,7 @@ def test_answers_held_back_that_have_no_memory_any_more(count: int) -> None:
             # A guest that starts afresh has a queue that works.
             stand.queue.forget_unanswered()
             stand.driver.reset()
-            stand.queue.setup.base = 0
+            stand.queue.set_base(0)
             stand.handler.hold = False
             stand.start()
             assert await stand.command(b"good") == b"doog"
@@ -230,8 +230,8 @@ def test_a_new_size_while_the_ring_runs_is_no_bug_of_ours() -> None:
             stand.start()
             for _ in range(3):
                 assert await stand.command(b"good") == b"doog"
-            stand.queue.setup.num = 2
-            stand.queue.remap()
+            stand.queue.set_num(2)
+            stand.queue.set_memory(stand.memory)
             for _ in range(3):
                 head = stand.driver.submit(b"good", 8)
                 if stand.queue.running:

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from tests.vhost.queue_stand import Stand, run, standing, until
-from vgpud.gpu.transfers import Transfers
+from vgpud.gpu.fast_path import TransferFastPath
+from vgpud.gpu.guest_memory import GuestMemory
 from vgpud.gpu.wire import commands as c
 from vgpud.gpu.wire.header import Header, Rect
 from vgpud.gpu.wire.protocol import CommandType, ResourceId
 from vgpud.memory.extents import Extents
-from vgpud.vhost import coalescing as streams
-from vgpud.vhost.coalescing import IN_VAIN, LONGEST, NAP, STREAM, Stream
+from vgpud.vhost import coalescing
+from vgpud.vhost.coalescing import IN_VAIN, LONGEST, POLL, STREAM, Coalescing
 from vgpud.vhost.split_ring import Chain
 
 SIDE = 16
@@ -29,10 +30,12 @@ def request(offset: int = 0) -> bytes:
 def with_image(stand: Stand) -> np.ndarray:
     """Enters image 1, whose backing is in the guest's first region; returns its pixels."""
     pixels = np.zeros((SIDE, SIDE, 4), np.uint8)
-    table = Transfers(stand.memory)
+    memory = GuestMemory()
+    memory.table = stand.memory
+    table = TransferFastPath(memory)
     backing = stand.memory.resolve(c.mem_entries((BACKING, SIDE * SIDE * 4)))
     table.enter(ResourceId(1), SIDE, SIDE, Extents.from_array(pixels), backing)
-    stand.queue._transfers = table.now
+    stand.fast_path = table.ready
     return pixels
 
 
@@ -63,13 +66,12 @@ def test_nothing_overtakes_what_the_handler_does() -> None:
                 seen.append(int(pixels[0, 0, 0]))
                 stand.queue.complete(chain, b"")
 
-            stand.queue._handler = look
             stand.ram.write(BACKING, bytes([1, 0, 0, 0, 2, 0, 0, 0]))
             heads = [stand.driver.submit(request(0), 24, kick=False)]
             heads.append(stand.driver.submit(b"other", 24, kick=False))
             heads.append(stand.driver.submit(request(4), 24, kick=False))
             heads.append(stand.driver.submit(b"other", 24, kick=False))
-            stand.start()
+            stand.queue.start(look, stand.fast_path)
             for head in heads:
                 await stand.answer(head)
             # The transfer between the two came to the handler, which does not do them here.
@@ -111,36 +113,36 @@ def test_what_is_held_back_is_published_when_the_ring_stops() -> None:
 
 def test_a_stream_is_expected_to_go_on_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(streams, "perf_counter", lambda: now)
-    stream = Stream()
+    monkeypatch.setattr(coalescing, "perf_counter", lambda: now)
+    stream = Coalescing()
     stream.published()
     stream.add(STREAM - 1)
-    assert not stream.flows
+    assert not stream.active
     assert not stream.may_hold(1, 256)
     stream.add(1)
     assert stream.may_hold(127, 256)
     assert not stream.may_hold(128, 256)
-    now += streams.HOLD
+    now += coalescing.HOLD
     assert not stream.may_hold(1, 256)
     stream.published()
     assert stream.may_hold(1, 256)
     stream.end()
-    assert not stream.flows
+    assert not stream.active
 
 
-def test_naps_in_vain_make_it_wait_longer() -> None:
-    stream = Stream()
+def test_polls_in_vain_make_it_wait_longer() -> None:
+    stream = Coalescing()
     needed = []
     for _ in range(14):
         count = 0
-        while not stream.flows:
+        while not stream.active:
             stream.add(1)
             count += 1
         needed.append(count)
-        stream.woke(more=False)
+        stream.polled(more=False)
     assert needed == [STREAM, *[0] * IN_VAIN, 32, 64, 128, 256, 512, *[LONGEST] * 4]
-    stream.woke(more=True)
+    stream.polled(more=True)
     stream.end()
     stream.add(STREAM)
-    assert stream.flows
-    assert 0 < NAP < streams.HOLD
+    assert stream.active
+    assert 0 < POLL < coalescing.HOLD

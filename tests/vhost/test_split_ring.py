@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.vhost.ring_model import TURN, Buffers, ModelDriver, Ram
+from tests.vhost.ring_model import TURN, Buffers, ModelDriver, Ram, push
 from vgpud.vhost.split_ring import F_EVENT_IDX, F_INDIRECT_DESC, Chain, SplitRing
 
 BOTH = F_EVENT_IDX | F_INDIRECT_DESC
@@ -106,7 +106,7 @@ class Rings(RuleBasedStateMachine):
     def push(self, data: st.DataObject, written: int) -> None:
         which = data.draw(st.integers(0, len(self.popped) - 1))  # in any order
         head = self.popped.pop(which).head
-        self.ring.push(head, written)
+        push(self.ring, head, written)
         self.pushed.append((head, written))
         self.unsignalled.add(self.used_idx)
         self.used_idx = (self.used_idx + 1) % TURN
@@ -129,7 +129,7 @@ class Rings(RuleBasedStateMachine):
         """With kicks enabled and nothing left, whatever comes next is kicked for."""
         self.driver.wants_kick()
         fences = self.ram.fences
-        left = self.ring.enable_kicks()
+        left = self.ring.enable_notifications()
         assert self.ram.fences > fences
         assert left == bool(self.waiting)
         if not left and self.driver.free:
@@ -140,7 +140,7 @@ class Rings(RuleBasedStateMachine):
     @rule()
     def drain_quietly(self) -> None:
         """With kicks disabled none are asked for, but with EVENT_IDX once more per `sleep`."""
-        self.ring.disable_kicks()
+        self.ring.disable_notifications()
         crossed = self.driver.avail_idx == self.ram.load(self.ram.avail_event)
         self.driver.wants_kick()
         self.submit_one()
@@ -148,7 +148,7 @@ class Rings(RuleBasedStateMachine):
 
     @rule()
     def move(self) -> None:
-        self.ring.move(self.ram.move())
+        self.ring.move(self.ram.move(), self.ram)
 
     def submit_one(self) -> None:
         head = self.driver.submit([(7, 8, False)], 1)
@@ -159,7 +159,7 @@ class Rings(RuleBasedStateMachine):
     @invariant()
     def the_index_is_right(self) -> None:
         if hasattr(self, "ring"):
-            assert self.ring.next_avail == self.next_avail
+            assert self.ring.indices.next_avail == self.next_avail
 
     @invariant()
     def every_store_into_the_used_ring_was_logged(self) -> None:

@@ -19,6 +19,7 @@ from tests.vhost.ring_model import (
     ModelDriver,
     Ram,
     meaning,
+    push,
 )
 from vgpud.errors import RingError
 from vgpud.vhost.split_ring import F_EVENT_IDX, F_INDIRECT_DESC, MAX_INDIRECT, Chain, SplitRing
@@ -151,7 +152,7 @@ def test_a_chain_that_was_refused_is_still_the_next() -> None:
     for _ in range(2):
         with pytest.raises(RingError):
             ring.pop()
-    assert ring.next_avail == 0
+    assert ring.indices.next_avail == 0
 
 
 def test_event_idx_off_leaves_its_words_alone() -> None:
@@ -161,9 +162,9 @@ def test_event_idx_off_leaves_its_words_alone() -> None:
     ram.store(ram.avail_event, 0xABCD)
     ram.store(ram.used_event, 0x1234)  # says no, if it is read
     assert ring.pop()
-    ring.disable_kicks()
-    ring.push(0, 2)
-    assert not ring.enable_kicks()
+    ring.disable_notifications()
+    push(ring, 0, 2)
+    assert not ring.enable_notifications()
     assert ring.should_notify()
     assert ram.load(ram.avail_event) == 0xABCD
 
@@ -172,12 +173,12 @@ def test_with_event_idx_a_device_that_is_busy_is_not_kicked() -> None:
     ram = Ram(4)
     driver = ModelDriver(ram, base=TURN - 1, event_idx=True)
     ring = SplitRing(ram.views(), ram, base=TURN - 1, features=BOTH)
-    assert not ring.enable_kicks()
+    assert not ring.enable_notifications()
     wanted = []
     for _ in range(4):
         driver.submit([(1, 2, False)], 1)
         wanted.append(driver.wants_kick())
-        ring.disable_kicks()
+        ring.disable_notifications()
         assert ring.pop()
     assert wanted == [True, False, False, False]
 
@@ -189,11 +190,11 @@ def test_event_idx_on_leaves_the_flags_alone() -> None:
     ring = ring_of(ram, 0)
     ram.store(ram.avail, 1)  # says no, if it is read
     assert ring.pop()
-    ring.disable_kicks()
+    ring.disable_notifications()
     assert ram.load(ram.used) == 0
-    ring.push(0, 2)
+    push(ring, 0, 2)
     assert ring.should_notify()
-    assert not ring.enable_kicks()
+    assert not ring.enable_notifications()
     assert ram.load(ram.used) == 0
 
 
@@ -203,7 +204,7 @@ def test_a_ring_taken_up_again_goes_on_where_the_used_index_is() -> None:
     ram.describe(0, [OUT])
     ring = ring_of(ram, 0, base=9)
     assert ring.pop()
-    ring.push(0, 1)
+    push(ring, 0, 1)
     assert ram.load(ram.used + 2) == 8
     assert ram.views().used[3].item() == (0, 1)
 
@@ -245,7 +246,7 @@ def test_whatever_a_guest_writes_is_a_chain_or_a_ring_error(
         chain = None
     assert chain == expected
     assert len(ram.reads) <= 1
-    assert ring.next_avail == (expected is not None)
+    assert ring.indices.next_avail == (expected is not None)
 
 
 @given(noise=st.binary(min_size=400, max_size=400), base=st.integers(0, TURN - 1))
@@ -257,8 +258,8 @@ def test_noise_raises_nothing_but_ring_errors(noise: bytes, base: int) -> None:
     ring = SplitRing(ram.views(), ram, base=base, features=BOTH)
     try:
         while chain := ring.pop():
-            ring.push(chain.head, 0)
+            push(ring, chain.head, 0)
             ring.should_notify()
     except RingError:
         pass
-    assert (ring.next_avail - base) % TURN <= 8
+    assert (ring.indices.next_avail - base) % TURN <= 8

@@ -8,14 +8,27 @@ import os
 import pytest
 
 from tests.vhost.queue_stand import REGION, run, standing, until
+from vgpud.vhost.memory_table import DirtyTracking, MemoryTable
+from vgpud.vhost.pump import QUANTUM
+from vgpud.vhost.ring_life import RingLife
+from vgpud.vhost.ring_views import RingAddress
 from vgpud.vhost.split_ring import F_EVENT_IDX, F_INDIRECT_DESC
-from vgpud.vhost.virtqueue import QUANTUM
-from vgpud.vhost.vring import RingAddress
 
 FEATURES = pytest.mark.parametrize(
     "features", [0, F_EVENT_IDX, F_INDIRECT_DESC, F_EVENT_IDX | F_INDIRECT_DESC]
 )
 BASES = pytest.mark.parametrize("base", [0, 0xFFFD])
+
+
+class Noted(DirtyTracking):
+    """Notes in a list what is marked as written."""
+
+    def __init__(self, dirty: list[tuple[int, int]]) -> None:
+        super().__init__()
+        self._dirty = dirty
+
+    def mark_dirty(self, guest_phys_addr: int, length: int) -> None:
+        self._dirty.append((guest_phys_addr, length))
 
 
 @FEATURES
@@ -213,7 +226,7 @@ def test_what_is_answered_while_stopped_is_held_back() -> None:
             assert stand.ram.read(0, REGION) == before
             stand.start()
             assert [await stand.answer(head) for head in heads] == [b"late", b"late"]
-            assert stand.queue.setup.finished == []
+            assert stand.queue._finished == []
 
     run(test)
 
@@ -229,7 +242,7 @@ def test_what_nobody_waits_for_is_forgotten() -> None:
             stand.queue.complete(stand.handler.held[0], b"late")
             stand.queue.forget_unanswered()
             stand.driver.reset()
-            stand.queue.setup.base = 0
+            stand.queue.set_base(0)
             stand.handler.hold = False
             stand.start()
             assert await stand.command(b"ab") == b"ba"
@@ -241,15 +254,19 @@ def test_what_nobody_waits_for_is_forgotten() -> None:
 def test_it_starts_only_when_all_is_said_and_once() -> None:
     async def test() -> None:
         async with standing() as stand:
-            setup = stand.queue.setup
-            for name, without in (("num", 0), ("address", None), ("enabled", False)):
-                value = getattr(setup, name)
-                setattr(setup, name, without)
-                assert not stand.queue.ready
+            queue = stand.queue
+            assert queue.life is RingLife.READY
+            for without, with_it in (
+                (lambda: queue.set_num(0), lambda: queue.set_num(8)),
+                (lambda: queue.set_enabled(False), lambda: queue.set_enabled(True)),
+                (queue.forget_kick, lambda: queue.set_kick(stand.fd(stand.driver.kick))),
+            ):
+                without()
+                assert queue.life is RingLife.STOPPED
                 stand.start()
-                assert not stand.queue.running
-                setattr(setup, name, value)
-            assert stand.queue.ready
+                assert not queue.running
+                with_it()
+            assert queue.life is RingLife.READY
             stand.start()
             assert stand.queue.running
             stand.start()
@@ -271,7 +288,7 @@ def test_without_a_kick_descriptor_the_ring_is_polled() -> None:
     async def test() -> None:
         async with standing() as stand:
             stand.queue.set_kick(None)
-            assert stand.queue.ready
+            assert stand.queue.life is RingLife.READY
             stand.start()
             await asyncio.sleep(0.01)
             assert await stand.answer(stand.driver.submit(b"ab", 4, kick=False)) == b"ba"
@@ -328,9 +345,8 @@ def test_a_running_ring_goes_on_when_its_memory_is_mapped_anew() -> None:
         async with standing() as stand:
             stand.start()
             assert await stand.command(b"ab") == b"ba"
-            stand.memory.replace([])  # so that no old mapping is found to be kept
+            stand.memory = MemoryTable()  # so that no old mapping is found to be kept
             stand.share(1)
-            stand.queue.remap()
             assert await stand.command(b"cd") == b"dc"
 
     run(test)
@@ -341,7 +357,8 @@ def test_used_entries_are_logged_where_the_front_end_wants_it() -> None:
         async with standing() as stand:
             dirty: list[tuple[int, int]] = []
             log_at = 0x1234_0000
-            stand.memory.mark_dirty = lambda gpa, length: dirty.append((gpa, length))  # type: ignore[method-assign]
+            stand.memory = MemoryTable(tracking=Noted(dirty))
+            stand.share(2)
             stand.start()
             assert await stand.command(b"ab") == b"ba"
             assert not [at for at, _ in dirty if at >= log_at]
@@ -402,11 +419,11 @@ def test_a_kick_overtakes_nothing_that_is_to_be_waited_for() -> None:
             await asyncio.sleep(0.01)  # the task waits for kicks
             stand.handler.wait = asyncio.Event()
             heads = [stand.driver.submit(b"first", 64, kick=False)]
-            kick = stand.queue.setup.kick
-            assert kick is not None
-            stand.queue._on_kick(kick)
+            pump = stand.queue._pump
+            assert pump is not None
+            pump._on_kick()
             heads.append(stand.driver.submit(b"second", 64, kick=False))
-            stand.queue._on_kick(kick)  # before the task had its turn
+            pump._on_kick()  # before the handler has begun to wait
             await asyncio.sleep(0.01)
             assert stand.handler.seen == [b"first"]
             stand.handler.wait.set()
@@ -422,9 +439,8 @@ def test_what_nobody_began_is_taken_up_when_the_ring_starts_again() -> None:
             await asyncio.sleep(0.01)
             stand.handler.wait = asyncio.Event()
             heads = [stand.driver.submit(data, 64, kick=False) for data in (b"first", b"second")]
-            kick = stand.queue.setup.kick
-            assert kick is not None
-            stand.queue._on_kick(kick)
+            assert stand.queue._pump is not None
+            stand.queue._pump._on_kick()
             assert await stand.queue.stop() == 0
             stand.handler.wait = None
             stand.start()

@@ -24,13 +24,15 @@ from vgpud.control.rpc import Json
 from vgpud.errors import VgpudError
 from vgpud.gpu.blobs.buffers import BlobBuffers, resolve
 from vgpud.gpu.blobs.vmm_blobs import FIRST_ID
+from vgpud.gpu.compose import Environment, compose
 from vgpud.gpu.counters import Counters
+from vgpud.gpu.device import GpuDevice
 from vgpud.gpu.spec import DeviceSpec
 from vgpud.memory.render_nodes import RenderNodes
 from vgpud.slots.agent import AgentSlots
 from vgpud.slots.owner import TableSlots
 from vgpud.unix.stream_socket import FdSocket
-from vgpud.vhost.session import FrontEndSession
+from vgpud.vhost.session import Session
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +63,8 @@ class DeviceServer:
         if slots is not None:
             slots.report_to(events, spec.name)
         self.agent: AgentSlots | None = None
-        self.session: FrontEndSession | None = None
+        self.live: GpuDevice | None = None
+        """The device as the front-end that is connected has it."""
         self.finding: Finding | None = None
         """What decides the guest's memory types, as last seen; None until it was looked at."""
         self.socket: str | None = None
@@ -69,7 +72,7 @@ class DeviceServer:
         self._blob_ids = count(FIRST_ID)
         self._events = events
         self._slots = self._given = slots
-        self._nodes = nodes
+        self._nodes = nodes if nodes is not None else RenderNodes()
         self._free = asyncio.Event()
         self._free.set()
         self._pid = 0
@@ -83,7 +86,7 @@ class DeviceServer:
     @property
     def connected(self) -> bool:
         """Whether a front-end is being served."""
-        return self.session is not None
+        return self.live is not None
 
     @property
     def slots(self) -> TableSlots | None:
@@ -100,8 +103,8 @@ class DeviceServer:
     @property
     def buffers(self) -> BlobBuffers:
         """What host blobs are made of, or would be if a front-end connected now."""
-        if self.session is not None:
-            return self.session.gpu.buffers
+        if self.live is not None:
+            return self.live.gpu.buffers
         return resolve(self.spec, self._nodes)
 
     @property
@@ -119,8 +122,8 @@ class DeviceServer:
         if spec == self.spec:
             return
         self.spec = spec
-        if self.session is not None:
-            self.session.reconfigure(spec)
+        if self.live is not None:
+            self.live.reconfigure(spec)
         else:
             self._choose_slots()
         self._publish("device.changed", "the configuration has changed")
@@ -130,8 +133,8 @@ class DeviceServer:
 
         Waits for as long as one does not; the caller sets the limit.
         """
-        if self.session is not None:
-            await self.session.alive()
+        if self.live is not None:
+            await self.live.alive()
         return True
 
     def added(self) -> None:
@@ -150,8 +153,8 @@ class DeviceServer:
 
     def look_again(self) -> None:
         """There may be more to see of the guest's VM now, as an agent has attached."""
-        if self.session is not None:
-            self.session.gpu.look_again()
+        if self.live is not None:
+            self.live.gpu.look_again()
 
     async def serve(self, listener: socket.socket) -> None:
         """Serves one front-end at a time, until cancelled; a second one is turned away.
@@ -199,17 +202,16 @@ class DeviceServer:
                 self._choose_slots()
                 if self._slots is not None:  # what the session before this one left
                     await self._slots.clear()
-                self.session = FrontEndSession(
-                    FdSocket(connection),
-                    self.spec,
-                    look=self._look,
+                environment = Environment(
+                    find_kvm_mode=self._find_kvm_mode,
                     slots=self._slots,
                     counters=self.counters,
                     publish=self._publish,
-                    blob_ids=self._blob_ids,
                     nodes=self._nodes,
+                    blob_ids=self._blob_ids,
                 )
-                await self.session.run()
+                self.live = compose(self.spec, environment)
+                await Session(FdSocket(connection), self.live).run()
             log.info("front-end gone device=%s", self.name)
         except* VgpudError as errors:
             reason = _innermost(errors)
@@ -221,13 +223,13 @@ class DeviceServer:
             log.exception("session ended by an internal error device=%s", self.name)
             self._publish("device.failed", "an internal error, which the log has in full")
         finally:
-            self.session = self.finding = None
+            self.live = self.finding = None
             self._choose_slots()
             self._publish("device.disconnected", "the front-end is gone", pid=self._pid or None)
             self._free.set()
 
-    def _look(self) -> KvmMode:
-        """Sees what decides the guest's memory types, as far as it can be seen."""
+    def _find_kvm_mode(self) -> KvmMode:
+        """Find out what decides the guest's memory types, as far as it can be seen."""
         if self.agent is not None:
             found = self.agent.finding()
         elif self._slots is not None:

@@ -30,6 +30,7 @@ from vgpud.gpu.contexts import Contexts
 from vgpud.gpu.counters import Counters
 from vgpud.gpu.cursors import Cursors
 from vgpud.gpu.dma_renderer import DmaContext
+from vgpud.gpu.guest_memory import GuestMemory
 from vgpud.gpu.images import Images
 from vgpud.gpu.ports import BarSlots, Display, Publish, Works, unheard
 from vgpud.gpu.quota import Quota
@@ -43,7 +44,6 @@ from vgpud.gpu.work import Answer, Work
 from vgpud.memory.engine import Engine
 from vgpud.memory.render_nodes import RenderNodes
 from vgpud.memory.window_map import BLOB_ALIGNMENT
-from vgpud.vhost.guest_memory import GuestMemory
 
 log = logging.getLogger(__name__)
 
@@ -227,6 +227,11 @@ class Gpu:
             width=output.width,
             height=output.height,
         )
+
+    def driver_gone(self) -> None:
+        """Count and announce that a driver is gone."""
+        self.counters.resets += 1
+        self._publish("device.reset", "the guest's driver is gone, or starts afresh")
 
     def look_again(self) -> None:
         """There may be more to see of the VM now: an agent has come."""

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from functools import partial
 
 from vgpud.errors import GuestError
+from vgpud.gpu.fast_path import TransferFastPath
+from vgpud.gpu.guest_memory import GuestMemory
 from vgpud.gpu.memory import zeroed
 from vgpud.gpu.ports import Works
 from vgpud.gpu.quota import Quota
@@ -26,13 +28,11 @@ from vgpud.gpu.resources import (
     ResourceTable,
     make_backing,
 )
-from vgpud.gpu.transfers import Transfers
 from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import BlobMem, Format, ResourceId, ResponseType
 from vgpud.gpu.work import Answer
 from vgpud.memory.extents import Extents
-from vgpud.vhost.guest_memory import GuestMemory
 
 PLAIN_TARGETS = (2, 5)
 """RESOURCE_CREATE_3D targets that are plain images: PIPE_TEXTURE_2D and PIPE_TEXTURE_RECT, whose
@@ -55,7 +55,7 @@ class Images:
         self._quota = quota
         self._memory = memory
         self._works = works
-        self.transfers = Transfers(memory)
+        self.transfers = TransferFastPath(memory)
 
     def create_2d(self, command: commands.ResourceCreate2D) -> responses.Response:
         """RESOURCE_CREATE_2D."""

@@ -15,15 +15,15 @@ from typing import Any
 from vgpud.errors import GuestError
 from vgpud.gpu.gpu import Gpu
 from vgpud.gpu.timelines import Timelines
-from vgpud.gpu.transfers import Transfers
 from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.commands import Command, MoveCursor, UpdateCursor
 from vgpud.gpu.wire.header import Header, decode_header
 from vgpud.gpu.wire.protocol import ResponseType
 from vgpud.gpu.work import Work
+from vgpud.native.ring import FastPath
 from vgpud.rate_limit import RateLimit
 from vgpud.vhost.split_ring import Chain
-from vgpud.vhost.virtqueue import VirtQueue
+from vgpud.vhost.virtqueue import Virtqueue
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +32,9 @@ _CURSOR_COMMANDS = frozenset(map(commands.command_type, (UpdateCursor, MoveCurso
 
 
 class GpuQueue:
-    """What is done with the chains of one queue. `queue` is set by whoever makes both."""
+    """What is done with the chains of one queue: `queue`, once it has been started."""
 
-    queue: VirtQueue
+    queue: Virtqueue | None = None
 
     def __init__(self, gpu: Gpu, timelines: Timelines, *, cursor: bool) -> None:
         self._gpu = gpu
@@ -45,7 +45,7 @@ class GpuQueue:
         self._commands = gpu.counters.commands
 
     def handle(self, chain: Chain, request: bytes) -> Coroutine[Any, Any, None] | None:
-        """A `vhost.virtqueue.Handler`."""
+        """Handle a chain, as a `vhost.pump.Handler`."""
         header = decode_header(request)
         if header is None:
             error = GuestError(ResponseType.ERR_UNSPEC, f"a request of {len(request)} bytes")
@@ -74,16 +74,21 @@ class GpuQueue:
                 self._answer(chain, header, outcome)
         return None
 
-    def transfers(self) -> Transfers | None:
-        """The commands that may be done without `handle` at the moment: while nothing is under way
-        that they, or their fences, would have to wait for."""
+    def fast_path(self) -> FastPath | None:
+        """Return the commands that may be executed without `handle` at the moment: while nothing is
+        under way that they, or their fences, would have to wait for."""
         transfers = self._gpu.transfers
-        if transfers.served:  # it is asked again after each time
-            self._count(transfers)
-        return transfers.now() if self._timelines.empty else None
+        if transfers.served:  # this is called again after each batch
+            self._count()
+        return transfers.ready() if self._timelines.empty else None
 
-    def _count(self, transfers: Transfers) -> None:
-        flat, deep, fences = transfers.collect()
+    def forget(self) -> None:
+        """Forget what is left to answer: the driver that asked is gone."""
+        if self.queue is not None:
+            self.queue.forget_unanswered()
+
+    def _count(self) -> None:
+        flat, deep, fences = self._gpu.transfers.collect()
         self._commands[commands.TransferToHost2D] += flat
         self._commands[commands.TransferToHost3D] += deep
         self._counters.fences += fences
@@ -120,6 +125,7 @@ class GpuQueue:
         self._complete(chain, header, response)
 
     def _complete(self, chain: Chain, header: Header, response: responses.Response) -> None:
+        assert self.queue is not None, "a chain came from it"
         self.queue.complete(chain, responses.encode(response, header))
 
     def _refusal(

@@ -16,11 +16,12 @@ import numpy as np
 from vgpud.coherency.planner import Plan
 from vgpud.errors import GuestAddressError, GuestError
 from vgpud.gpu.blobs.layout import HostMemory
+from vgpud.gpu.guest_memory import GuestMemory
 from vgpud.gpu.quota import Charge, Quota
 from vgpud.gpu.wire.commands import MemEntries
 from vgpud.gpu.wire.protocol import BlobMem, Format, ResourceId, ResponseType
 from vgpud.memory.extents import Extents
-from vgpud.vhost.guest_memory import GuestMemory
+from vgpud.vhost.memory_table import MemoryTable
 
 OVERHEAD = 4096
 """Bytes that every resource and context costs beside its contents, about: what bounds how many a
@@ -42,24 +43,25 @@ class Backing:
         self._memory = memory
         self._entries = entries
         self._charge = charge
-        self._extents = self._resolve()
-        self._generation = memory.generation
+        self._table = memory.table
+        self._extents = self._resolve(self._table)
 
     @property
     def extents(self) -> Extents:
         """The pages as mapped now."""
-        if self._generation != self._memory.generation:
-            self._extents = self._resolve()
-            self._generation = self._memory.generation
+        if self._table is not self._memory.table:
+            table = self._memory.table
+            self._extents = self._resolve(table)
+            self._table = table
         return self._extents
 
     def release(self) -> None:
         """Gives back what the list was charged."""
         self._charge.release()
 
-    def _resolve(self) -> Extents:
+    def _resolve(self, table: MemoryTable) -> Extents:
         try:
-            return self._memory.resolve(self._entries)
+            return table.resolve(self._entries)
         except GuestAddressError as error:
             raise GuestError(ResponseType.ERR_INVALID_PARAMETER, f"backing: {error}") from error
 

@@ -101,6 +101,20 @@ typedef struct {
     uint32_t zero;
 } vgpud_chain;
 
+/*
+ * The fast path of a queue: requests that a device executes in C, without any Python between the
+ * ring and the answer. `execute` does one and writes its response, of VGPUD_FAST_RESPONSE bytes at
+ * most, whose length it returns; 0, with nothing done, for a request that is not its to do.
+ */
+enum { VGPUD_FAST_RESPONSE = 64 };
+typedef uint32_t (*vgpud_execute)(void *device, const uint8_t *request, uint32_t length,
+                                  uint8_t *response);
+typedef struct {
+    vgpud_execute execute;
+    void *device;
+    uint32_t served; /* chains, by the last vgpud_ring_take() */
+} vgpud_fast_path;
+
 /* transfer.c: images that small rectangles may be moved to at once. */
 typedef struct {
     uint32_t resource;
@@ -113,27 +127,24 @@ typedef struct {
     uint64_t images;
     uint32_t count;
     uint32_t fences; /* a fenced command may be answered when it is done */
-    uint32_t served; /* chains, by the last vgpud_ring_take() */
-    uint32_t zero;
     uint64_t done_2d, done_3d, done_fences; /* commands in all */
 } vgpud_transfers;
 
-enum { VGPUD_OK_BYTES = 24 };
-
-int vgpud_transfer(vgpud_transfers *transfers, const uint8_t *request, uint32_t length,
-                   uint8_t *response);
+/* A vgpud_execute, on a vgpud_transfers. */
+uint32_t vgpud_transfer(void *transfers, const uint8_t *request, uint32_t length,
+                        uint8_t *response);
 
 enum { VGPUD_RING_UNUSUAL = 1 << 16 };
 
 uint32_t vgpud_ring_take(const vgpud_ring *ring, const vgpud_region *regions, size_t count,
                          uint16_t next, vgpud_chain *chains, uint32_t most, uint8_t *buffer,
-                         uint32_t size, uint16_t next_used, vgpud_transfers *transfers);
+                         uint32_t size, uint16_t next_used, vgpud_fast_path *fast_path);
 int64_t vgpud_ring_answer(const vgpud_ring *ring, const vgpud_region *regions, size_t count,
                           uint16_t next, uint32_t head, uint64_t address, uint32_t room,
                           const uint8_t *response, uint32_t length);
 int vgpud_ring_publish(const vgpud_ring *ring, uint16_t signalled, uint16_t next);
-int vgpud_ring_rest(const vgpud_ring *ring, uint16_t next);
-int vgpud_ring_nap(const vgpud_ring *ring, uint16_t next, uint32_t nanoseconds);
+int vgpud_ring_enable_notifications(const vgpud_ring *ring, uint16_t next);
+int vgpud_ring_poll(const vgpud_ring *ring, uint16_t next, uint32_t nanoseconds);
 
 /* mapping.c: shared file mappings that survive a file that shrinks. NULL or -1 with errno set where
  * the system refuses. */

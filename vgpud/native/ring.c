@@ -1,10 +1,10 @@
 /*
- * Split rings: many chains in one call, each checked as wire/ring.py checks it.
+ * Split rings: many chains in one call, each checked as vhost/split_ring.py checks it.
  *
  * Only what is usual is done here: a chain of few descriptors, direct or indirect, each buffer of
  * it in one region of guest memory, a short request, and at most one buffer for the response. A
  * chain that is anything else (malformed, long, across regions) ends the batch before it and is
- * left to wire/ring.py, which so stays the one place that knows what is an error and which.
+ * left to vhost/split_ring.py, which so stays the one place that knows what is an error and which.
  *
  * Source: virtio 1.3, 2.7 "Split Virtqueues".
  */
@@ -17,7 +17,7 @@
 enum { DESC_F_NEXT = 1, DESC_F_WRITE = 2, DESC_F_INDIRECT = 4 };
 enum { AVAIL_F_NO_INTERRUPT = 1 };
 enum { FLAGS = 0, IDX = 2, RING = 4 }; /* bytes into both the available and the used ring */
-enum { MAX_INDIRECT = 4096 };          /* as in wire/ring.py */
+enum { MAX_INDIRECT = 4096 };          /* as in vhost/split_ring.py */
 /* A command of a driver has two descriptors, or a few more where its data is not contiguous. */
 enum { FEW = 32, SHORT = 4096 };
 
@@ -150,35 +150,36 @@ int64_t vgpud_ring_answer(const vgpud_ring *ring, const vgpud_region *regions, s
  * Returns their number, with VGPUD_RING_UNUSUAL if the one after them is to be looked at by other
  * means.
  *
- * With `transfers`, the first up to `most` that are done by transfer.c are done and answered
- * instead, from the used index `next_used` on; their number goes to transfers->served. Only the
- * first ones: none is done before a chain that was made available before it.
+ * With `fast_path`, the first up to `most` that it executes are answered at once, from the used
+ * index `next_used` on; their number goes to fast_path->served. Only the first ones: none is
+ * executed before a chain that was made available before it.
  */
 uint32_t vgpud_ring_take(const vgpud_ring *ring, const vgpud_region *regions, size_t count,
                          uint16_t next, vgpud_chain *chains, uint32_t most, uint8_t *buffer,
-                         uint32_t size, uint16_t next_used, vgpud_transfers *transfers)
+                         uint32_t size, uint16_t next_used, vgpud_fast_path *fast_path)
 {
     uint16_t waiting = load(ring->available, IDX) - next;
     uint32_t taken = 0, served = 0, at = 0;
 
-    if (transfers != NULL)
-        transfers->served = 0;
+    if (fast_path != NULL)
+        fast_path->served = 0;
     if (waiting > ring->num)
         return VGPUD_RING_UNUSUAL;
     while (served + taken < waiting && served < most && taken < most && size - at >= SHORT) {
         uint32_t slot = (next + served + taken) & (ring->num - 1);
         uint16_t head = __atomic_load_n(word(ring->available, RING + 2u * slot), __ATOMIC_RELAXED);
         vgpud_chain *chain = &chains[taken];
-        uint8_t response[VGPUD_OK_BYTES];
+        uint8_t response[VGPUD_FAST_RESPONSE];
+        uint32_t length;
 
         if (!take_one(ring, regions, count, head, chain, buffer + at, SHORT))
             return taken | VGPUD_RING_UNUSUAL;
-        if (transfers != NULL && taken == 0 && chain->writable &&
-            vgpud_transfer(transfers, buffer, chain->length, response)) {
+        if (fast_path != NULL && taken == 0 && chain->writable &&
+            (length = fast_path->execute(fast_path->device, buffer, chain->length, response))) {
             /* Its place has been looked up by take_one(). */
             vgpud_ring_answer(ring, regions, count, (uint16_t)(next_used + served), head,
-                              chain->response, chain->room, response, sizeof(response));
-            transfers->served = ++served;
+                              chain->response, chain->room, response, length);
+            fast_path->served = ++served;
             continue;
         }
         chain->request = at;
@@ -203,8 +204,8 @@ int vgpud_ring_publish(const vgpud_ring *ring, uint16_t signalled, uint16_t next
            (uint16_t)(next - signalled);
 }
 
-/* Ask for kicks; whether chains came meanwhile. */
-int vgpud_ring_rest(const vgpud_ring *ring, uint16_t next)
+/* Ask to be notified of chains; whether some came meanwhile. */
+int vgpud_ring_enable_notifications(const vgpud_ring *ring, uint16_t next)
 {
     if (ring->event_idx)
         store(ring->used, RING + 8u * ring->num, next);
@@ -215,12 +216,12 @@ int vgpud_ring_rest(const vgpud_ring *ring, uint16_t next)
     return load(ring->available, IDX) != next;
 }
 
-/* Sleep for a while, unless a chain is there already; whether one is there then. */
-int vgpud_ring_nap(const vgpud_ring *ring, uint16_t next, uint32_t nanoseconds)
+/* Poll: sleep for a while, unless a chain is there already; whether one is there then. */
+int vgpud_ring_poll(const vgpud_ring *ring, uint16_t next, uint32_t nanoseconds)
 {
-    struct timespec nap = {0, nanoseconds};
+    struct timespec interval = {0, nanoseconds};
 
     if (load(ring->available, IDX) == next)
-        nanosleep(&nap, NULL);
+        nanosleep(&interval, NULL);
     return load(ring->available, IDX) != next;
 }

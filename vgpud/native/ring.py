@@ -1,20 +1,19 @@
 """Typed facade over the native module's rings: several chains a call.
 
 Owns the border where addresses and bytes go in and numbers come out. What the C does and why is
-told in ring.c; when to call what is `vhost.native_ring`'s business.
+told in ring.c; when to call what is decided by `vhost.ring`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from struct import Struct
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vgpud.native._native import ffi, lib
-from vgpud.native.transfers import Transfers
 
 #: A region of guest memory: `vgpud_region` of native.h.
 REGION: Final = np.dtype([("start", "<u8"), ("size", "<u8"), ("address", "<u8")])
@@ -27,9 +26,9 @@ _UNUSUAL: Final[int] = lib.VGPUD_RING_UNUSUAL
 _TAKE = lib.vgpud_ring_take
 _ANSWER = lib.vgpud_ring_answer
 _PUBLISH = lib.vgpud_ring_publish
-_REST = lib.vgpud_ring_rest
+_ENABLE_NOTIFICATIONS = lib.vgpud_ring_enable_notifications
+_POLL = lib.vgpud_ring_poll
 _NULL = ffi.NULL
-_NAP = lib.vgpud_ring_nap
 
 BATCH: Final = 64
 """Chains of one call: more would make the first of them wait for the last."""
@@ -41,7 +40,27 @@ Taken = tuple[int, int, int, bytes]
 has none), and its request."""
 
 
-class RingPlace:
+class FastPath:
+    """The fast path of a queue: requests that a device executes in C.
+
+    `execute` is a function of native.h of type vgpud_execute, `device` what it is called with; both
+    are cffi's, and `device` is kept alive.
+    """
+
+    __slots__ = ("_device", "native")
+
+    def __init__(self, execute: Any, device: Any) -> None:
+        self._device = device
+        self.native = ffi.new("vgpud_fast_path *", (execute, device, 0))
+
+    @property
+    def served(self) -> int:
+        """How many chains the last `FastRing.take` executed and answered."""
+        served: int = self.native.served
+        return served
+
+
+class FastRing:
     """A ring where it is mapped, and the guest memory that its chains may be in.
 
     `descriptors`, `available` and `used` are addresses of the ring's parts, of `num` descriptors;
@@ -87,12 +106,12 @@ class RingPlace:
         self._view = memoryview(ffi.buffer(self._buffer))
 
     def take(
-        self, next_avail: int, next_used: int, transfers: Transfers | None
+        self, next_avail: int, next_used: int, fast_path: FastPath | None
     ) -> tuple[list[Taken], bool]:
         """Take chains from an index on, up to `BATCH`; True if the one after them is unusual.
 
-        With `transfers`, up to `BATCH` that come first are done and answered at once, from an index
-        of the used ring on: `transfers.served` says how many.
+        With `fast_path`, up to `BATCH` that come first are executed and answered at once, from an
+        index of the used ring on: `fast_path.served` says how many.
         """
         taken: int = _TAKE(
             self._ring,
@@ -104,7 +123,7 @@ class RingPlace:
             self._buffer,
             _BUFFER,
             next_used,
-            _NULL if transfers is None else transfers.native,
+            _NULL if fast_path is None else fast_path.native,
         )
         count = taken & ~_UNUSUAL
         return list(self._chains_of(count)) if count else [], count != taken
@@ -139,11 +158,11 @@ class RingPlace:
         those since `signalled`."""
         return bool(_PUBLISH(self._ring, signalled, next_used))
 
-    def rest(self, next_avail: int) -> bool:
-        """Ask to be kicked for the chain at an index; whether it is there already."""
-        return bool(_REST(self._ring, next_avail))
+    def enable_notifications(self, next_avail: int) -> bool:
+        """Ask to be notified of the chain at an index; return whether it is there already."""
+        return bool(_ENABLE_NOTIFICATIONS(self._ring, next_avail))
 
-    def nap(self, next_avail: int, nanoseconds: int) -> bool:
-        """Sleep for less than a second unless the chain at an index is there already; whether it is
-        there then."""
-        return bool(_NAP(self._ring, next_avail, nanoseconds))
+    def poll(self, next_avail: int, nanoseconds: int) -> bool:
+        """Sleep for less than a second unless the chain at an index is there already; return
+        whether it is there then."""
+        return bool(_POLL(self._ring, next_avail, nanoseconds))

@@ -2,7 +2,7 @@
  * TRANSFER_TO_HOST_2D and _3D of small rectangles, where a guest sends thousands a second of them.
  *
  * Which images there are, where their bytes and their backing pages are mapped, and whether now is
- * a time to touch them, is decided in device/images.py, which is also where every command goes
+ * a time to touch them, is decided in gpu/images.py, which is also where every command goes
  * that is not the plain case: another command, an image that is not in the table, a rectangle that
  * is empty, large or does not fit, a fence that may have to wait. Here is only what follows from a
  * command that holds: one copy, one answer.
@@ -41,7 +41,7 @@ struct transfer_3d {
     uint32_t resource, level, stride, layer_stride;
 };
 
-_Static_assert(sizeof(struct header) == VGPUD_OK_BYTES, "virtio 1.3, 5.7.6.7");
+_Static_assert(sizeof(struct header) == 24, "virtio 1.3, 5.7.6.7");
 _Static_assert(sizeof(struct transfer_2d) == 56 && sizeof(struct transfer_3d) == 72, "5.7.6.8");
 
 static int copy(const vgpud_transfers *transfers, uint32_t resource, uint32_t x, uint32_t y,
@@ -67,9 +67,9 @@ static int copy(const vgpud_transfers *transfers, uint32_t resource, uint32_t x,
 
 /* Do a command if it is one that is done here, and make its response; else return 0 with nothing
  * done. The request is a copy that nobody else can change. */
-int vgpud_transfer(vgpud_transfers *transfers, const uint8_t *request, uint32_t length,
-                   uint8_t *response)
+uint32_t vgpud_transfer(void *device, const uint8_t *request, uint32_t length, uint8_t *response)
 {
+    vgpud_transfers *transfers = device;
     struct header header, answer;
 
     if (length < sizeof(header))
@@ -104,5 +104,5 @@ int vgpud_transfer(vgpud_transfers *transfers, const uint8_t *request, uint32_t 
         transfers->done_fences++;
     }
     memcpy(response, &answer, sizeof(answer));
-    return 1;
+    return sizeof(answer);
 }

@@ -12,6 +12,9 @@ import numpy as np
 
 from vgpud.native._native import ffi, lib
 from vgpud.native.core import SpanList, address_of
+from vgpud.native.ring import FastPath
+
+_EXECUTE = ffi.addressof(lib, "vgpud_transfer")
 
 #: An image that transfers may be done to: `vgpud_image` of native.h.
 IMAGE: Final = np.dtype(
@@ -32,40 +35,32 @@ MAX_IMAGES: Final = 16
 """More would take longer to look through than they save: a guest draws to a few at a time."""
 
 
-class Transfers:
-    """A table of images, by resource id; keeps the memory of what is in it mapped."""
+class TransferTable:
+    """A table of images, by resource id; keeps the memory of what is in it mapped.
 
-    __slots__ = ("_images", "_kept", "native")
+    `fast_path` executes transfers to them.
+    """
+
+    __slots__ = ("_images", "_kept", "_native", "fast_path")
 
     def __init__(self) -> None:
         self._images = np.zeros(MAX_IMAGES, IMAGE)
         self._kept: dict[int, tuple[int, int, SpanList, SpanList, object]] = {}
-        self.native = ffi.new("vgpud_transfers *")
-        self.native.images = address_of(self._images)
-        self.native.fences = True
+        self._native = ffi.new("vgpud_transfers *")
+        self._native.images = address_of(self._images)
+        self._native.fences = True
+        self.fast_path = FastPath(_EXECUTE, self._native)
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    @property
-    def served(self) -> int:
-        """How many chains the last `RingPlace.take` did."""
-        served: int = self.native.served
-        return served
-
     def collect(self) -> tuple[int, int, int]:
         """How many TRANSFER_TO_HOST_2D and _3D have been done since the last call, and how many of
         them were fenced."""
-        native = self.native
+        native = self._native
         done = native.done_2d, native.done_3d, native.done_fences
         native.done_2d = native.done_3d = native.done_fences = 0
         return done
-
-    def do(self, request: bytes) -> bytes | None:
-        """Do one command, if it is one that is done here, and return the response."""
-        response = ffi.new("uint8_t[]", lib.VGPUD_OK_BYTES)
-        done = lib.vgpud_transfer(self.native, request, len(request), response)
-        return bytes(ffi.buffer(response)) if done else None
 
     def __contains__(self, resource: int) -> bool:
         return resource in self._kept
@@ -97,7 +92,7 @@ class Transfers:
     def clear(self) -> None:
         """Take all images out."""
         self._kept.clear()
-        self.native.count = 0
+        self._native.count = 0
 
     def _write(self, first: int) -> None:
         """Bring the native table up to date from one of its rows on."""
@@ -109,4 +104,4 @@ class Transfers:
                     *(pixels.address, len(pixels.array)),
                     *(backing.address, len(backing.array)),
                 )
-        self.native.count = len(self._kept)
+        self._native.count = len(self._kept)

@@ -12,24 +12,20 @@ import errno
 from vgpud.errors import HostError
 from vgpud.gpu.wire.protocol import ShmId
 from vgpud.unix.fd import Fd
-from vgpud.vhost.back_end_channel import BackEndLink, Request
-from vgpud.vhost.wire.back_end_channel import ConfigChange, ShmemMap, ShmemUnmap
-
-PATIENCE = 30.0
-"""Seconds that a front-end may take for a mapping: it does so in its main loop, which may be busy
-with much else."""
+from vgpud.vhost.back_end_channel import BackEndChannel, BackEndRequest
+from vgpud.vhost.wire.back_end_channel import ShmemMap, ShmemUnmap
 
 
 class FrontendSlots:
     """Mappings made by the VMM that is our vhost-user front-end."""
 
     def __init__(self) -> None:
-        self._link: BackEndLink | None = None
-        self._unmaps: dict[tuple[int, int], Request] = {}
+        self._link: BackEndChannel | None = None
+        self._unmaps: dict[tuple[int, int], BackEndRequest] = {}
         self.mapped: dict[int, int] = {}
         """What the front-end has mapped: lengths by offset in the window."""
 
-    def connect(self, link: BackEndLink | None) -> None:
+    def connect(self, link: BackEndChannel | None) -> None:
         """Takes a channel in place of the former one, which is closed."""
         if self._link is not None:
             self._link.close()
@@ -54,7 +50,7 @@ class FrontendSlots:
         request = link.post(message, fd.dup())
         done = False
         try:
-            await _answer(operation, request)
+            await link.answer(operation, request)
             done = True
             self.mapped[bar_offset] = length
         finally:
@@ -72,7 +68,7 @@ class FrontendSlots:
             request = link.post(ShmemUnmap(ShmId.HOST_VISIBLE, bar_offset, length))
             self._unmaps[bar_offset, length] = request
         try:
-            await _answer(operation, request)
+            await link.answer(operation, request)
         except asyncio.CancelledError:
             raise
         except BaseException:
@@ -82,33 +78,8 @@ class FrontendSlots:
         self._unmaps.pop((bar_offset, length), None)
         self.mapped.pop(bar_offset, None)
 
-    def config_changed(self) -> None:
-        """Tells the front-end that the configuration space reads differently now."""
-        if self._link is not None:
-            self._link.post(ConfigChange())
-
-    async def confirm_config_change(self) -> None:
-        """The same, and waits until the front-end has taken note; raises HostError if it does
-        not."""
-        operation = "CONFIG_CHANGE_MSG"
-        await _answer(operation, self._connected(operation).post(ConfigChange()))
-
-    def _connected(self, operation: str) -> BackEndLink:
+    def _connected(self, operation: str) -> BackEndChannel:
         if self._link is None or not self._link.open:
             advice = "the front-end has given us no back-end channel"
             raise HostError(operation, OSError(errno.ENOTCONN, ""), advice)
         return self._link
-
-
-async def _answer(operation: str, request: Request) -> None:
-    try:
-        async with asyncio.timeout(PATIENCE):
-            status = await asyncio.shield(request.answered)
-    except TimeoutError:
-        advice = f"the front-end did not answer in {PATIENCE:.0f} s: is the VMM stopped, or stuck?"
-        raise HostError(operation, OSError(errno.ETIMEDOUT, ""), advice) from None
-    if status is None:
-        raise HostError(operation, OSError(errno.EPIPE, ""), "the front-end closed the channel")
-    if status != 0:
-        advice = f"the front-end refused it with status {status}: the VMM's own log may say why"
-        raise HostError(operation, OSError(errno.EREMOTEIO, ""), advice)

@@ -7,18 +7,24 @@ front-end may send SET_MEM_TABLE there before it answers here.
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections import deque
 from dataclasses import dataclass
 
+from vgpud.errors import HostError
 from vgpud.unix.fd import Fd
 from vgpud.unix.stream_socket import FdSocket
-from vgpud.vhost.wire.back_end_channel import BackendChannel, BackendMessage
+from vgpud.vhost.wire.back_end_channel import BackendChannel, BackendMessage, ConfigChange
+
+PATIENCE = 30.0
+"""Seconds that a front-end may take for a mapping: it does so in its main loop, which may be busy
+with much else."""
 
 _CHUNK = 4096
 
 
 @dataclass(slots=True, eq=False)
-class Request:
+class BackEndRequest:
     """A request on its way: `answered` gets the front-end's status, or None where none comes."""
 
     message: BackendMessage
@@ -31,25 +37,50 @@ class Request:
         return self.answered.done() and bool(self.answered.result())
 
 
-class BackEndLink:
-    """A channel from its socket's arrival until either side closes it."""
+class BackEndChannel:
+    """A channel from the arrival of its socket until either side closes it."""
 
     def __init__(self, socket: FdSocket, *, reply_ack: bool) -> None:
         self._socket = socket
         self._channel = BackendChannel(reply_ack=reply_ack)
-        self._outbox: deque[Request] = deque()
-        self._sent: deque[Request] = deque()
+        self._outbox: deque[BackEndRequest] = deque()
+        self._sent: deque[BackEndRequest] = deque()
         self._queued = asyncio.Event()
         self.open = True
 
-    def post(self, message: BackendMessage, fd: Fd | None = None) -> Request:
+    def post(self, message: BackendMessage, fd: Fd | None = None) -> BackEndRequest:
         """Queues a request behind all others; takes the descriptor that goes with it."""
-        request = Request(message, fd, asyncio.get_running_loop().create_future())
+        request = BackEndRequest(message, fd, asyncio.get_running_loop().create_future())
         self._outbox.append(request)
         self._queued.set()
         if not self.open:
             self._forsake()
         return request
+
+    async def answer(self, operation: str, request: BackEndRequest) -> None:
+        """Wait until a request has been done; raise HostError if it has not been. `operation` is
+        for people."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                status = await asyncio.shield(request.answered)
+        except TimeoutError:
+            advice = (
+                f"the front-end did not answer in {PATIENCE:.0f} s: is the VMM stopped, or stuck?"
+            )
+            raise HostError(operation, OSError(errno.ETIMEDOUT, ""), advice) from None
+        if status is None:
+            raise HostError(operation, OSError(errno.EPIPE, ""), "the front-end closed the channel")
+        if status != 0:
+            advice = f"the front-end refused it with status {status}: the VMM's own log may say why"
+            raise HostError(operation, OSError(errno.EREMOTEIO, ""), advice)
+
+    def config_changed(self) -> None:
+        """Say that the configuration space reads differently now."""
+        self.post(ConfigChange())
+
+    async def confirm_config_change(self) -> None:
+        """Say so, and wait until the front-end has taken note; raise HostError if it does not."""
+        await self.answer("CONFIG_CHANGE_MSG", self.post(ConfigChange()))
 
     async def run(self) -> None:
         """Sends and receives until the front-end closes the socket.
@@ -108,6 +139,6 @@ class BackEndLink:
         self._outbox.clear()
 
 
-def _close(request: Request) -> None:
+def _close(request: BackEndRequest) -> None:
     if request.fd is not None:
         request.fd.close()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from vgpud.unix.fd import Fd
-from vgpud.vhost.split_ring import Chain
-from vgpud.vhost.vring import RingAddress
+from vgpud.vhost.ring_views import RingAddress
 
 
 @dataclass(slots=True)
 class RingSetup:
-    """What the front-end has said of a ring so far."""
+    """What the front-end has said of a ring so far.
+
+    `base` is the available index to start from, and `fresh` tells that a driver starts there which
+    has used nothing of the ring yet. `polled`: the front-end gives no kick descriptor.
+    """
 
     num: int = 0
     address: RingAddress | None = None
@@ -22,4 +25,15 @@ class RingSetup:
     polled: bool = False
     call: Fd | None = None
     err: Fd | None = None
-    finished: list[tuple[Chain, bytes]] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all has been said that it takes to start."""
+        notified = self.kick is not None or self.polled
+        return bool(self.num and self.address and self.enabled and notified)
+
+    def close(self) -> None:
+        """Close the descriptors."""
+        for fd in (self.kick, self.call, self.err):
+            if fd is not None:
+                fd.close()

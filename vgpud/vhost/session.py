@@ -1,114 +1,79 @@
-"""One front-end's session: every vhost-user request, and the device that it drives.
+"""A connected front-end: what is done about each vhost-user request.
 
-Owns the connection, the queues, guest memory and the device of one session; all of it goes when the
-front-end goes. What may be said when is `vhost.wire.connection`; this is what is done about it.
-Source: the vhost-user specification, "Front-end message types" and "Starting and stopping rings".
+What may be said when is `vhost.wire.connection`; what the device does is `vhost.device`. The
+session owns the socket, the rings, the memory table and the back-end channel, and all of it ends
+with the connection. Source: the vhost-user specification, "Front-end message types" and "Starting
+and stopping rings".
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from time import perf_counter
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias
 
-from vgpud.coherency.planner import KvmMode
 from vgpud.errors import HostError, PeerError
-from vgpud.gpu.counters import Counters
-from vgpud.gpu.gpu import FEATURES, Gpu
-from vgpud.gpu.links import Links
-from vgpud.gpu.ports import Publish, unheard
-from vgpud.gpu.queues import GpuQueue
-from vgpud.gpu.spec import DeviceSpec
-from vgpud.gpu.timelines import Timelines
-from vgpud.gpu.wire.protocol import CONTROL_QUEUE, CURSOR_QUEUE, ShmId
 from vgpud.memory.dirty_log import DirtyLog
-from vgpud.memory.render_nodes import RenderNodes
-from vgpud.slots.front_end import FrontendSlots
-from vgpud.slots.owner import TableSlots
 from vgpud.unix import eventfd
 from vgpud.unix.fd import Fd
 from vgpud.unix.stream_socket import FdSocket
-from vgpud.vhost.guest_memory import GuestMemory
-from vgpud.vhost.operations import Errands
+from vgpud.vhost.back_end_channel import BackEndChannel
+from vgpud.vhost.device import Device
+from vgpud.vhost.memory_table import MemoryTable
+from vgpud.vhost.pump import QUANTUM
+from vgpud.vhost.ring_life import RingLife
+from vgpud.vhost.ring_views import RingAddress
 from vgpud.vhost.split_ring import F_EVENT_IDX, F_INDIRECT_DESC
-from vgpud.vhost.virtqueue import QUANTUM, VirtQueue
-from vgpud.vhost.vring import RingAddress
+from vgpud.vhost.virtqueue import Virtqueue
 from vgpud.vhost.wire import messages
 from vgpud.vhost.wire.connection import SUPPORTED, BackendSession, Received
 from vgpud.vhost.wire.messages import Reply, Request
-from vgpud.vhost.wire.protocol import F_LOG_ALL, F_PROTOCOL_FEATURES, VRING_F_LOG, ProtocolFeature
+from vgpud.vhost.wire.protocol import (
+    F_LOG_ALL,
+    F_PROTOCOL_FEATURES,
+    VRING_F_LOG,
+    ProtocolFeature,
+)
 
 log = logging.getLogger(__name__)
 
-F_VERSION_1 = 1 << 32
+F_VERSION_1: Final = 1 << 32
 
-OFFERED = FEATURES | F_VERSION_1 | F_INDIRECT_DESC | F_EVENT_IDX
-
-QUEUES = {CONTROL_QUEUE: "control", CURSOR_QUEUE: "cursor"}
+TRANSPORT_FEATURES: Final = F_VERSION_1 | F_INDIRECT_DESC | F_EVENT_IDX
+"""Offered for every device, as they are the rings' affair and not the device's."""
 
 Fds: TypeAlias = list[Fd]
-T = TypeVar("T")
 
 
-class FrontEndSession:
-    """A connected front-end. `run` it; `gpu` can be looked at meanwhile.
+class Session:
+    """One front-end's session with `device`, on `socket`, which are both closed at its end."""
 
-    `look` sees what decides the guest's memory types. `slots` sets the memory slots where the
-    front-end is not to be asked for mappings; that and `counters` outlive the session.
-    """
-
-    def __init__(
-        self,
-        socket: FdSocket,
-        spec: DeviceSpec,
-        *,
-        look: Callable[[], KvmMode] = lambda: KvmMode.UNKNOWN,
-        slots: TableSlots | None = None,
-        counters: Counters | None = None,
-        publish: Publish = unheard,
-        nodes: RenderNodes | None = None,
-        blob_ids: Iterator[int] | None = None,
-    ) -> None:
+    def __init__(self, socket: FdSocket, device: Device) -> None:
         self._socket = socket
-        self._spec = spec
-        self._session = BackendSession(OFFERED, SUPPORTED)
-        self._memory = GuestMemory()
-        self._timelines = Timelines(spec.name)
-        self._slots = FrontendSlots()
-        self._publish = publish
-        self.slots = slots
-        """Who sets memory slots, if that is not the front-end."""
-        self.gpu = Gpu(
-            spec,
-            self._memory,
-            slots if slots is not None else self._slots,
-            self._timelines,
-            look,
-            counters=counters,
-            publish=publish,
-            nodes=nodes,
-            blob_ids=blob_ids,
-        )
-        self._driven = False  # by a guest's driver, which a reset takes away
-        self._errands = Errands()
-        self._resizing = asyncio.Lock()  # one at a time, so that each can be undone
-        self._queues: dict[int, VirtQueue] = {}
+        self._device = device
+        protocol_features = SUPPORTED
+        if not device.shared_memory:
+            protocol_features &= ~ProtocolFeature.SHMEM
+        self._connection = BackendSession(device.features | TRANSPORT_FEATURES, protocol_features)
+        self._memory = MemoryTable()
         self._log: DirtyLog | None = None
+        self._queues: list[Virtqueue] = []
+        self._back_end: asyncio.Task[None] | None = None
         self._handlers: dict[type[Request], Callable[[Any, Fds], Awaitable[Reply | None]]] = {
             messages.GetFeatures: self._get_features,
             messages.SetFeatures: self._set_features,
             messages.GetProtocolFeatures: self._get_protocol_features,
-            messages.SetProtocolFeatures: self._nothing,  # the session keeps them
+            messages.SetProtocolFeatures: self._nothing,  # the connection keeps them
             messages.GetQueueNum: self._get_queue_num,
             messages.SetOwner: self._nothing,
             messages.ResetOwner: self._nothing,
             messages.ResetDevice: self._reset_device,
             messages.SetMemTable: self._set_mem_table,
             messages.SetLogBase: self._set_log_base,
-            messages.SetLogFd: self._nothing,  # signalling it is up to us, and nobody waits for it
+            messages.SetLogFd: self._nothing,  # a back-end need not signal it
             messages.SetVringNum: self._set_vring_num,
             messages.SetVringAddr: self._set_vring_addr,
             messages.SetVringBase: self._set_vring_base,
@@ -125,7 +90,7 @@ class FrontEndSession:
         }
 
     async def run(self) -> None:
-        """Serves the front-end until it closes the connection.
+        """Serve the front-end until it closes the connection.
 
         Raises an exception group with a `PeerError` where it broke the protocol.
         """
@@ -133,76 +98,30 @@ class FrontEndSession:
             cleanup.callback(self._close)
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
-                self._links = Links(self._spec.name, self.gpu, self._slots, tasks)
-                for index, name in QUEUES.items():
-                    handler = GpuQueue(self.gpu, self._timelines, cursor=index == CURSOR_QUEUE)
-                    queue = VirtQueue(
-                        self._spec.name,
-                        name,
-                        self._memory,
-                        handler.handle,
-                        tasks,
-                        None if index == CURSOR_QUEUE else handler.transfers,
-                    )
-                    handler.queue = self._queues[index] = queue
-                failure = tasks.create_task(self._timelines.failed())
+                self._queues = [
+                    Virtqueue(self._device.name, name, tasks) for name in self._device.queues
+                ]
+                self._device.open(tasks)
                 await self._serve()
-                failure.cancel()
-                self._links.cancel()
-                await self._errands.close()
-                for queue in self._queues.values():
+                await self._device.end()
+                if self._back_end is not None:
+                    self._back_end.cancel()
+                for queue in self._queues:
                     await queue.stop()
-
-    def reconfigure(self, spec: DeviceSpec) -> None:
-        """Take from another specification what can change while a front-end is connected."""
-        outputs = self.gpu.scanouts.outputs
-        self.gpu.reconfigure(spec)
-        if self.gpu.scanouts.outputs != outputs and not self.gpu.has_display:
-            self._slots.config_changed()
-
-    async def alive(self) -> None:
-        """Returns once both threads of the device have done something new."""
-        await self._timelines.answered()
-
-    async def resize(self, scanout_id: int, width: int, height: int) -> None:
-        """Offer the guest another mode, in pixels.
-
-        Raises `GuestError` for an output that is not there, HostError where the front-end does not
-        pass it on.
-        """
-        async with self._resizing:
-            outputs = self.gpu.scanouts.outputs
-            self.gpu.resize(scanout_id, width, height)
-            try:
-                await self._slots.confirm_config_change()
-            except BaseException:
-                before = outputs[scanout_id]
-                self.gpu.resize(scanout_id, before.width, before.height)
-                raise
-            self.gpu.tell_resized(scanout_id)
-
-    async def run_errand(self, errand: Coroutine[Any, Any, T]) -> T:
-        """Do what somebody else wants; raises what it raises, and `GuestError` if a reset or the
-        end of the session came first."""
-        return await self._errands.run(errand, self._tasks)
-
-    def mappings(self) -> Mapping[int, int]:
-        """What the front-end has mapped itself: lengths by offset in the window, in bytes."""
-        return self._slots.mapped
 
     async def _serve(self) -> None:
         until = perf_counter() + QUANTUM
         while True:
-            while isinstance(received := self._session.next_event(), Received):
+            while isinstance(received := self._connection.next_event(), Received):
                 await self._socket.send(await self._handle(received))
             if perf_counter() >= until:  # a front-end that always has more to say
                 await asyncio.sleep(0)
                 until = perf_counter() + QUANTUM
-            data, fds = await self._socket.recv(self._session.bytes_wanted)
+            data, fds = await self._socket.recv(self._connection.bytes_wanted)
             if not data:
-                self._session.receive_eof()
+                self._connection.receive_eof()
                 return
-            self._session.receive_data(data, fds)
+            self._connection.receive_data(data, fds)
 
     async def _handle(self, received: Received) -> bytes:
         message = received.message
@@ -210,119 +129,93 @@ class FrontEndSession:
         try:
             reply = await self._handlers[type(message)](message, fds)
         except HostError as error:
-            # Ours, not the front-end's: it is told if it asked to be, and can go on without.
+            # Ours, not the front-end's: it gets a refusal if it asked for an answer, and can go on.
             log.warning(
                 "request failed device=%s request=%s: %s",
-                self._spec.name,
+                self._device.name,
                 type(message).__name__,
                 error,
             )
-            return self._session.refuse(received)
+            return self._connection.refuse(received)
         finally:
-            for fd in fds:  # those that nobody took
+            for fd in fds:  # those that no handler took
                 fd.close()
-        return self._session.reply(received, reply)
+        return self._connection.reply(received, reply)
 
     def _close(self) -> None:
-        for fd in self._session.close():
+        for fd in self._connection.close():
             Fd(fd).close()
-        for queue in self._queues.values():
+        for queue in self._queues:
             queue.close()
-        self._timelines.close()
-        self._slots.connect(None)
-        self.gpu.close()
-        self._memory.log = None
-        self._memory.replace([])
+        self._device.close()
+        self._memory.track(None)
         self._socket.close()
 
-    def _queue(self, index: int) -> VirtQueue:
-        queue = self._queues.get(index)
-        if queue is None:
-            raise PeerError(f"vring {index} of {len(QUEUES)}")
-        return queue
+    def _queue(self, index: int) -> Virtqueue:
+        if not 0 <= index < len(self._queues):
+            raise PeerError(f"vring {index} of {len(self._queues)}")
+        return self._queues[index]
 
     async def _start(self, index: int) -> None:
-        """Starts a queue if it is ready.
+        """Hand a queue to the device if it is ready."""
+        queue, features = self._queue(index), self._connection.features
+        if not features & F_PROTOCOL_FEATURES and not queue.setup.enabled:
+            queue.set_enabled(True)  # without that feature, rings are enabled from the start
+        if queue.life is RingLife.READY:
+            queue.features = features
+            await self._device.start_queue(index, queue)
 
-        A control queue that is told to start at 0 belongs to a driver that starts afresh. One that
-        starts elsewhere goes on after a pause of the VM, with everything that its driver has made.
-        """
-        queue, features = self._queue(index), self._session.features
-        if not features & F_PROTOCOL_FEATURES:
-            queue.setup.enabled = True
-        if queue.running or not queue.ready:
-            return
-        if index == CONTROL_QUEUE:
-            if queue.setup.fresh:
-                await self._timelines.pause()
-                await self._reset()
-            queue.setup.fresh = False
-            self._driven = True
-            self._timelines.resume()
-        queue.start(features)
-
-    async def _reset(self) -> None:
-        await self._errands.stop()
-        self._timelines.drop()
-        for queue in self._queues.values():
-            queue.forget_unanswered()
-        self.gpu.reset()
-        self._slots.forget()  # a front-end takes back its own mappings itself
-        if self.slots is not None:
-            await self.slots.clear()
-        if self._driven:
-            self._driven = False
-            self.gpu.counters.resets += 1
-            self._publish("device.reset", "the guest's driver is gone, or starts afresh")
+    async def _stop(self, index: int) -> int:
+        """Take a queue back from the device; return the index of the first entry not taken up."""
+        queue = self._queue(index)
+        await self._device.stop_queue(index)
+        return await queue.stop()
 
     # Features and memory
 
     async def _nothing(self, _: Request, __: Fds) -> None:
-        """For what needs no doing."""
+        """Do nothing, for requests that need nothing done."""
 
     async def _get_features(self, _: messages.GetFeatures, __: Fds) -> Reply:
-        return messages.U64Reply(self._session.offered_features)
+        return messages.U64Reply(self._connection.offered_features)
 
     async def _set_features(self, message: messages.SetFeatures, _: Fds) -> None:
-        self._memory.log = self._log if message.features & F_LOG_ALL else None
+        self._memory.track(self._log if message.features & F_LOG_ALL else None)
 
     async def _get_protocol_features(self, _: messages.GetProtocolFeatures, __: Fds) -> Reply:
-        return messages.U64Reply(self._session.offered_protocol_features)
+        return messages.U64Reply(self._connection.offered_protocol_features)
 
     async def _get_queue_num(self, _: messages.GetQueueNum, __: Fds) -> Reply:
-        return messages.U64Reply(len(QUEUES))
+        return messages.U64Reply(len(self._queues))
 
     async def _set_mem_table(self, message: messages.SetMemTable, fds: Fds) -> None:
-        self._memory.replace(list(zip(message.regions, fds, strict=True)))
-        for queue in self._queues.values():
-            queue.remap()
+        self._memory = self._memory.with_regions(list(zip(message.regions, fds, strict=True)))
+        self._device.set_memory(self._memory)
+        for queue in self._queues:
+            queue.set_memory(self._memory)
 
     async def _set_log_base(self, message: messages.SetLogBase, fds: Fds) -> None:
         self._log = DirtyLog(fds[0], message.size, message.offset)
-        if self._session.features & F_LOG_ALL:
-            self._memory.log = self._log
+        if self._connection.features & F_LOG_ALL:
+            self._memory.track(self._log)
 
     # Rings
 
     async def _set_vring_num(self, message: messages.SetVringNum, _: Fds) -> None:
-        self._queue(message.index).setup.num = message.num
+        self._queue(message.index).set_num(message.num)
 
     async def _set_vring_addr(self, message: messages.SetVringAddr, _: Fds) -> None:
-        queue = self._queue(message.index)
         logged = message.log if message.flags & VRING_F_LOG else None
-        queue.set_address(RingAddress(message.desc, message.avail, message.used, logged))
+        address = RingAddress(message.desc, message.avail, message.used, logged)
+        self._queue(message.index).set_address(address)
         await self._start(message.index)
 
     async def _set_vring_base(self, message: messages.SetVringBase, _: Fds) -> None:
-        setup = self._queue(message.index).setup
-        setup.base, setup.fresh = message.base, message.base == 0
+        self._queue(message.index).set_base(message.base)
 
     async def _get_vring_base(self, message: messages.GetVringBase, _: Fds) -> Reply:
-        queue = self._queue(message.index)
-        if message.index == CONTROL_QUEUE:
-            await self._timelines.pause()
-        base = await queue.stop()
-        queue.drop_kick()  # only a new one starts the ring again
+        base = await self._stop(message.index)
+        self._queue(message.index).forget_kick()  # only a new one starts the ring again
         return messages.VringState(message.index, base)
 
     async def _set_vring_kick(self, message: messages.SetVringKick, fds: Fds) -> None:
@@ -336,42 +229,46 @@ class FrontEndSession:
         self._queue(message.index).set_err(_event(fds))
 
     async def _set_vring_enable(self, message: messages.SetVringEnable, _: Fds) -> None:
-        queue = self._queue(message.index)
-        queue.setup.enabled = message.enable
+        self._queue(message.index).set_enabled(message.enable)
         if message.enable:
             await self._start(message.index)
         else:
-            await queue.stop()
+            await self._stop(message.index)
 
     # The device
 
     async def _reset_device(self, _: messages.ResetDevice, __: Fds) -> None:
-        await self._timelines.pause()
-        for queue in self._queues.values():
-            await queue.stop()
-            queue.setup.enabled, queue.setup.base = False, 0
-        await self._reset()
+        for index, queue in enumerate(self._queues):
+            await self._stop(index)
+            queue.set_enabled(False)
+            queue.setup.base = 0
+        await self._device.reset()
 
     async def _get_config(self, message: messages.GetConfig, _: Fds) -> Reply:
-        # Front-ends ask for what their own struct has, which may be more than ours.
-        data = self.gpu.config()[message.offset : message.offset + message.size]
+        # Front-ends ask for what their own struct has, which may be more than the device's.
+        data = self._device.config()[message.offset : message.offset + message.size]
         data = data.ljust(message.size, b"\0")
         return messages.ConfigReply(message.offset, message.flags, data)
 
     async def _set_config(self, message: messages.SetConfig, _: Fds) -> None:
-        self.gpu.write_config(message.offset, message.data)
+        self._device.write_config(message.offset, message.data)
 
     async def _get_shmem_config(self, _: messages.GetShmemConfig, __: Fds) -> Reply:
-        sizes = [0] * (ShmId.HOST_VISIBLE + 1)
-        sizes[ShmId.HOST_VISIBLE] = self._spec.window
-        return messages.ShmemConfig(tuple(sizes))
+        regions = self._device.shared_memory
+        return messages.ShmemConfig(
+            tuple(regions.get(shmid, 0) for shmid in range(max(regions, default=-1) + 1))
+        )
 
     async def _set_backend_req_fd(self, _: messages.SetBackendReqFd, fds: Fds) -> None:
-        acks = bool(self._session.protocol_features & ProtocolFeature.REPLY_ACK)
-        self._links.connect_back_end(fds[0], reply_ack=acks)
+        acks = bool(self._connection.protocol_features & ProtocolFeature.REPLY_ACK)
+        channel = BackEndChannel(FdSocket.of(fds[0]), reply_ack=acks)
+        if self._back_end is not None:
+            self._back_end.cancel()
+        self._device.set_back_end_channel(channel)
+        self._back_end = self._tasks.create_task(channel.run())
 
     async def _gpu_set_socket(self, _: messages.GpuSetSocket, fds: Fds) -> None:
-        self._links.connect_display(fds[0])
+        self._device.set_display_socket(fds[0])
 
 
 def _event(fds: Fds) -> Fd | None:

@@ -86,6 +86,16 @@ class Chain(NamedTuple):  # one is made for every command: a tuple is the quicke
     writable: tuple[tuple[int, int], ...]
 
 
+@dataclass(slots=True, eq=False)
+class RingIndices:
+    """How far the device has come: the next available entry that it takes, the next used element
+    that it writes, and the used index that the driver was last notified of; all modulo 65536."""
+
+    next_avail: int
+    next_used: int
+    signalled_used: int
+
+
 class SplitRing:
     """The device's side of one split virtqueue.
 
@@ -109,21 +119,22 @@ class SplitRing:
         self._event_idx = bool(features & F_EVENT_IDX)
         self._indirect = bool(features & F_INDIRECT_DESC)
         self.log_used = log_used
-        self._next_avail = base & 0xFFFF
-        # On a fresh ring this is 0; on one that is taken up again, what the device had published
-        # before.
-        self._next_used = views.used_idx.load()
-        self._signalled_used = self._next_used
+        # On a fresh ring the used index is 0; on one that is taken up again, what the device had
+        # published before.
+        used = views.used_idx.load()
+        self.indices = RingIndices(base & 0xFFFF, used, used)
 
-    @property
-    def next_avail(self) -> int:
-        """The index of the next available entry: what GET_VRING_BASE answers and SET_VRING_BASE
-        sets."""
-        return self._next_avail
-
-    def move(self, views: RingViews) -> None:
-        """Goes on at another mapping of the same memory."""
+    def move(
+        self,
+        views: RingViews,
+        memory: Memory,
+        *,
+        log_used: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Go on at another mapping of the same ring, in another memory table."""
         self._views = views
+        self._memory = memory
+        self.log_used = log_used
 
     def pop(self) -> Chain | None:
         """Takes the next available chain, or None if the driver has made no more available.
@@ -131,48 +142,43 @@ class SplitRing:
         Raises `RingError` where the ring is malformed. The chain is checked whole and copied before
         it is returned.
         """
-        waiting = (self._views.avail_idx.load() - self._next_avail) & 0xFFFF
+        waiting = (self._views.avail_idx.load() - self.indices.next_avail) & 0xFFFF
         if waiting == 0:
             return None
         if waiting > self._num:
             raise RingError(f"avail.idx is {waiting} entries ahead, in a queue of {self._num}")
-        head = int(self._views.available[self._next_avail % self._num])
+        head = int(self._views.available[self.indices.next_avail % self._num])
         chain = self._walk(head)
-        self._next_avail = (self._next_avail + 1) & 0xFFFF
+        self.indices.next_avail = (self.indices.next_avail + 1) & 0xFFFF
         return chain
 
     def put_back(self, count: int = 1) -> None:
         """Gives back the chains popped last: a device that stops before it is done leaves them for
         the next start."""
-        self._next_avail = (self._next_avail - count) & 0xFFFF
+        self.indices.next_avail = (self.indices.next_avail - count) & 0xFFFF
 
     def put(self, head: int, written: int) -> None:
         """Enters a chain as used, with `written` bytes in its writable buffers; the driver finds it
         after `publish`."""
-        slot = self._next_used % self._num
+        slot = self.indices.next_used % self._num
         self._views.used[slot] = (head, written)
-        self._next_used = (self._next_used + 1) & 0xFFFF
+        self.indices.next_used = (self.indices.next_used + 1) & 0xFFFF
         if self.log_used is not None:
             self.log_used(4 + slot * USED_ELEM.itemsize, USED_ELEM.itemsize)
 
-    def push(self, head: int, written: int) -> None:
-        """Publishes a chain as used, with `written` bytes in its writable buffers."""
-        self.put(head, written)
-        self._store_used()
-
     def publish(self) -> bool:
         """Publishes what was put; True if the driver wants an interrupt for it."""
-        if self._next_used != self._signalled_used:
+        if self.indices.next_used != self.indices.signalled_used:
             self._store_used()
         return self.should_notify()
 
     def should_notify(self) -> bool:
-        """Tells whether the driver wants an interrupt for what has been pushed since this was last
+        """Tell whether the driver wants an interrupt for what has been put since this was last
         asked."""
-        old, new = self._signalled_used, self._next_used
+        old, new = self.indices.signalled_used, self.indices.next_used
         if old == new:
             return False
-        self._signalled_used = new
+        self.indices.signalled_used = new
         # The used index must be visible before the driver's wish is read, or both sides could wait
         # for each other.
         self._views.fence()
@@ -181,27 +187,27 @@ class SplitRing:
         event = self._views.used_event.load()
         return (new - event - 1) & 0xFFFF < (new - old) & 0xFFFF
 
-    def disable_kicks(self) -> None:
-        """Asks the driver not to kick while the ring is being drained; a kick may come all the
+    def disable_notifications(self) -> None:
+        """Ask the driver not to notify while the ring is being drained; a kick may come all the
         same."""
         if not self._event_idx:  # with EVENT_IDX, an avail_event that stays behind says it
             self._set_used_flags(USED_F_NO_NOTIFY)
 
-    def enable_kicks(self) -> bool:
-        """Asks for kicks again; True if chains came meanwhile, so that they must be popped before
-        waiting."""
+    def enable_notifications(self) -> bool:
+        """Ask for notifications again; True if chains came meanwhile, so that they must be popped
+        before waiting."""
         if self._event_idx:
-            self._views.avail_event.store(self._next_avail)
+            self._views.avail_event.store(self.indices.next_avail)
             if self.log_used is not None:
                 self.log_used(4 + self._num * USED_ELEM.itemsize, 2)
         else:
             self._set_used_flags(0)
         # A driver that missed the request has its index visible after this fence.
         self._views.fence()
-        return self._views.avail_idx.load() != self._next_avail
+        return self._views.avail_idx.load() != self.indices.next_avail
 
     def _store_used(self) -> None:
-        self._views.used_idx.store(self._next_used)
+        self._views.used_idx.store(self.indices.next_used)
         if self.log_used is not None:
             self.log_used(2, 2)
 

@@ -16,7 +16,7 @@ from vgpud.daemon.device_server import DeviceServer
 from vgpud.daemon.methods.blobs import BlobMethods
 from vgpud.daemon.methods.devices import DeviceMethods
 from vgpud.daemon.methods.slots import SlotMethods
-from vgpud.vhost.session import FrontEndSession
+from vgpud.gpu.device import GpuDevice
 
 CALLER = Caller("", 1, 0, 0)
 PATIENCE = 10.0
@@ -55,11 +55,11 @@ class Methods:
         """Has a coroutine run in the daemon."""
         return asyncio.run_coroutine_threadsafe(work, self._daemon._loop).result(PATIENCE)
 
-    def session(self, device: str) -> FrontEndSession:
+    def live(self, device: str) -> GpuDevice:
         """What serves a device's front-end."""
-        session = self._daemon.daemon.devices[device].session
-        assert session is not None
-        return session
+        live = self._daemon.daemon.devices[device].live
+        assert live is not None
+        return live
 
     def kinds(self) -> list[str]:
         """Of the events so far."""

@@ -115,8 +115,7 @@ def test_a_reset_takes_slots_outside_of_the_bar_too(
         return
     methods.call("blob.map", device="gpu0", blob=make(methods), guest_phys_addr=RAM)
     poker.poke(RAM, 1)
-    session = methods.session("gpu0")
-    methods.run(session._reset())
+    methods.run(methods.live("gpu0").reset())
     assert methods.call("slot.list").items == ()
     with pytest.raises(AssertionError):
         poker.poke(RAM, 1)

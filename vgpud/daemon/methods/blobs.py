@@ -16,15 +16,15 @@ from vgpud.control.call import Caller, Handler, Reply, refused
 from vgpud.control.models import Blob, BlobExport, Done, ErrorKind, MapInfoName, Page
 from vgpud.control.rpc import ErrorCode, RpcError
 from vgpud.daemon.device_server import DeviceServer
-from vgpud.daemon.methods.lookup import device_named, devices_of, page, session_of
+from vgpud.daemon.methods.lookup import device_named, devices_of, live_device, page
 from vgpud.errors import GuestError, HostError
 from vgpud.gpu.blobs.per_blob_layout import PerBlobMemory
 from vgpud.gpu.blobs.vmm_blobs import FIRST_ID
+from vgpud.gpu.device import GpuDevice
 from vgpud.gpu.gpu import Gpu
 from vgpud.gpu.resources import GuestBlob, HostBlob
 from vgpud.gpu.wire.protocol import BlobMem, MapInfo
 from vgpud.slots.owner import TableSlots
-from vgpud.vhost.session import FrontEndSession
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ class _Held:
     """A blob that a caller has named, and who has it."""
 
     device: DeviceServer
-    session: FrontEndSession
+    live: GpuDevice
     blob: HostBlob
 
 
@@ -70,45 +70,45 @@ class BlobMethods:
         found = [
             (device, blob)
             for device in devices_of(self._devices, asked.device)
-            if device.session is not None
-            for blob in device.session.gpu.blobs()
+            if device.live is not None
+            for blob in device.live.gpu.blobs()
         ]
         return page(Page[Blob], found, asked, lambda pair: describe(*pair))
 
     async def _create(self, asked: params.CreateBlob, caller: Caller) -> Blob:
         device = device_named(self._devices, asked.device)
-        session = session_of(device)
-        blob = await _done(session, session.gpu.vmm_blobs.create(asked.size))
+        live = live_device(device)
+        blob = await _done(live, live.gpu.vmm_blobs.create(asked.size))
         return describe(device, blob)
 
     async def _map(self, asked: params.MapBlob, caller: Caller) -> Blob:
         held = self._own(asked)
-        blobs = held.session.gpu.vmm_blobs
+        blobs = held.live.gpu.vmm_blobs
         if asked.guest_phys_addr is None:
-            await _done(held.session, blobs.map(held.blob, asked.offset))
+            await _done(held.live, blobs.map(held.blob, asked.offset))
         elif asked.offset is not None:
             text = "offset is in the BAR window, guest_phys_addr outside of it: give one of them"
             raise RpcError(ErrorCode.INVALID_PARAMS, text)
         else:
             slots = _ram_slots(held, asked.guest_phys_addr)
-            await _done(held.session, blobs.map_ram(held.blob, slots, asked.guest_phys_addr))
+            await _done(held.live, blobs.map_ram(held.blob, slots, asked.guest_phys_addr))
         return describe(held.device, held.blob)
 
     async def _unmap(self, asked: params.OfBlob, caller: Caller) -> Blob:
         held = self._own(asked)
         if not held.blob.mapped:
             raise refused(ErrorKind.NOT_POSSIBLE, f"blob {held.blob.id} is not mapped")
-        await _done(held.session, held.session.gpu.vmm_blobs.unmap(held.blob))
+        await _done(held.live, held.live.gpu.vmm_blobs.unmap(held.blob))
         return describe(held.device, held.blob)
 
     async def _destroy(self, asked: params.OfBlob, caller: Caller) -> Done:
         held = self._own(asked)
-        await _done(held.session, held.session.gpu.vmm_blobs.destroy(held.blob))
+        await _done(held.live, held.live.gpu.vmm_blobs.destroy(held.blob))
         return Done()
 
     def _export(self, asked: params.OfBlob, caller: Caller) -> Reply:
         device = device_named(self._devices, asked.device)
-        blob = _find(device, session_of(device).gpu, asked.blob)
+        blob = _find(device, live_device(device).gpu, asked.blob)
         if isinstance(blob, GuestBlob):
             text = f"blob {blob.id} is in the guest's own memory, which its VMM has already"
             raise refused(ErrorKind.NOT_POSSIBLE, text)
@@ -129,12 +129,12 @@ class BlobMethods:
     def _own(self, asked: params.OfBlob) -> _Held:
         """A blob that is the VMM's to do with as it likes."""
         device = device_named(self._devices, asked.device)
-        session = session_of(device)
-        blob = _find(device, session.gpu, asked.blob)
+        live = live_device(device)
+        blob = _find(device, live.gpu, asked.blob)
         if isinstance(blob, GuestBlob) or blob.id < FIRST_ID:
             text = f"blob {blob.id} is the guest's: only its driver maps, unmaps and destroys it"
             raise refused(ErrorKind.NOT_POSSIBLE, text)
-        return _Held(device, session, blob)
+        return _Held(device, live, blob)
 
 
 def describe(device: DeviceServer, blob: AnyBlob) -> Blob:
@@ -184,15 +184,15 @@ def _find(device: DeviceServer, gpu: Gpu, blob_id: int) -> AnyBlob:
 
 def _ram_slots(held: _Held, address: int) -> TableSlots:
     """Who can map outside of the window, where the configuration wants that."""
-    device, spec = held.device, held.session.gpu.spec
+    device, spec = held.device, held.live.gpu.spec
     missing = []
-    if held.session.slots is None:
+    if held.live.slots is None:
         missing.append('slots = "agent", as a front-end maps into the BAR window only')
     if spec.layout is not Layout.PER_BLOB:
         missing.append('layout = "per-blob"')
-    if not held.session.gpu.plans.rule(BlobKind.HOST3D, held.blob.size).allow_guest_ram:
+    if not held.live.gpu.plans.rule(BlobKind.HOST3D, held.blob.size).allow_guest_ram:
         missing.append("allow_guest_ram = true in the slot_policy that the blob falls to")
-    slots = held.session.slots
+    slots = held.live.slots
     if missing or slots is None:
         text = f"a mapping outside of {device.name}'s BAR window needs {'; '.join(missing)}"
         raise refused(ErrorKind.NOT_POSSIBLE, text)
@@ -203,11 +203,11 @@ def _ram_slots(held: _Held, address: int) -> TableSlots:
     return slots
 
 
-async def _done(session: FrontEndSession, errand: Coroutine[Any, Any, T]) -> T:
-    """Have the session do it; where the system has refused, that is told instead of what a guest
+async def _done(live: GpuDevice, operation: Coroutine[Any, Any, T]) -> T:
+    """Have the device do it; where the system has refused, that is told instead of what a guest
     would be."""
     try:
-        return await session.run_errand(errand)
+        return await live.perform(operation)
     except GuestError as error:
         if isinstance(error.__cause__, HostError):
             raise error.__cause__ from error

@@ -14,7 +14,7 @@ from vgpud.control import params
 from vgpud.control.call import Caller, Handler, Reply, refused
 from vgpud.control.models import Device, ErrorKind, Output, Page, Resized, Screenshot
 from vgpud.daemon.device_server import DeviceServer
-from vgpud.daemon.methods.lookup import device_named, page, session_of
+from vgpud.daemon.methods.lookup import device_named, live_device, page
 from vgpud.gpu.blobs.buffers import BlobBuffers
 from vgpud.gpu.display import png
 from vgpud.memory import memfd
@@ -53,15 +53,15 @@ class DeviceMethods:
 
     async def _resize(self, asked: params.Resize, caller: Caller) -> Resized:
         device = device_named(self._devices, asked.device)
-        session = session_of(device)
-        if session.gpu.has_display:
+        live = live_device(device)
+        if live.gpu.has_display:
             raise refused(
                 ErrorKind.NOT_POSSIBLE,
                 f"the VMM has its own display for {device.name}, and that decides about modes:"
                 " resize its window instead",
             )
         _check_output(device, asked.scanout)
-        await session.resize(asked.scanout, asked.width, asked.height)
+        await live.resize(asked.scanout, asked.width, asked.height)
         return Resized(
             device=device.name, scanout=asked.scanout, width=asked.width, height=asked.height
         )
@@ -69,11 +69,11 @@ class DeviceMethods:
     async def _screenshot(self, asked: params.TakeScreenshot, caller: Caller) -> Reply:
         device = device_named(self._devices, asked.device)
         async with self._camera:
-            session = session_of(device)
-            if not session.gpu.has_display:  # else the VMM knows how many there are
+            live = live_device(device)
+            if not live.gpu.has_display:  # else the VMM knows how many there are
                 _check_output(device, asked.scanout)
-            read = session.gpu.scanouts.capture(asked.scanout)
-            size = session.gpu.scanouts.showing(asked.scanout)
+            read = live.gpu.scanouts.capture(asked.scanout)
+            size = live.gpu.scanouts.showing(asked.scanout)
             if read is None or size is None:
                 what = f"output {asked.scanout} of {device.name} shows nothing"
                 raise refused(ErrorKind.NOT_POSSIBLE, what)
@@ -92,8 +92,8 @@ class DeviceMethods:
 
 def describe(device: DeviceServer) -> Device:
     """A device and how it stands."""
-    spec, session, buffers = device.spec, device.session, device.buffers
-    gpu = session.gpu if session is not None else None
+    spec, live, buffers = device.spec, device.live, device.buffers
+    gpu = live.gpu if live is not None else None
     if gpu is not None:
         spec = gpu.spec
         modes = gpu.scanouts.outputs
@@ -132,17 +132,17 @@ def describe(device: DeviceServer) -> Device:
 
 def _problems(device: DeviceServer, buffers: BlobBuffers) -> tuple[str, ...]:
     problems = [*buffers.problems()]
-    if device.session is not None:
-        problems += device.session.gpu.plans.problems
+    if device.live is not None:
+        problems += device.live.gpu.plans.problems
     if device.agent is not None and device.agent.state() is None:
         problems.append('slots = "agent", but no agent is attached: nothing can be mapped')
-    if device.session is not None and device.session.gpu.spec != device.spec:
+    if device.live is not None and device.live.gpu.spec != device.spec:
         problems.append("part of the configuration holds from the next connection on only")
     return tuple(problems)
 
 
 def _check_output(device: DeviceServer, scanout: int) -> None:
-    count = len(session_of(device).gpu.scanouts.outputs)
+    count = len(live_device(device).gpu.scanouts.outputs)
     if scanout >= count:
         has = "one output, 0" if count == 1 else f"outputs 0 to {count - 1}"
         raise refused(ErrorKind.NOT_POSSIBLE, f"{device.name} has {has}, not {scanout}")

@@ -9,7 +9,7 @@ from vgpud.control.call import refused
 from vgpud.control.models import ErrorKind, Model, Page
 from vgpud.control.params import Paged
 from vgpud.daemon.device_server import DeviceServer
-from vgpud.vhost.session import FrontEndSession
+from vgpud.gpu.device import GpuDevice
 
 T = TypeVar("T")
 Item = TypeVar("Item", bound=Model)
@@ -29,11 +29,11 @@ def devices_of(devices: Mapping[str, DeviceServer], name: str | None) -> Sequenc
     return [*devices.values()] if name is None else [device_named(devices, name)]
 
 
-def session_of(device: DeviceServer) -> FrontEndSession:
+def live_device(device: DeviceServer) -> GpuDevice:
     """What serves the device's front-end; raises RpcError (no-front-end)."""
-    if device.session is None:
+    if device.live is None:
         raise refused(ErrorKind.NO_FRONT_END, f"no front-end is connected to {device.name}")
-    return device.session
+    return device.live
 
 
 def page(

@@ -45,7 +45,7 @@ def slots_of(device: DeviceServer) -> list[Slot]:
             )
             for entry, address in device.slots.entries()
         ]
-    if device.session is None:
+    if device.live is None:
         return []
     return [
         Slot(
@@ -58,5 +58,5 @@ def slots_of(device: DeviceServer) -> list[Slot]:
             guest_phys_addr=None,
             memory_size=length,
         )
-        for offset, length in sorted(device.session.mappings().items())
+        for offset, length in sorted(device.live.mappings().items())
     ]

@@ -13,13 +13,13 @@ from vgpud.gpu.blobs.layout import BlobLayout
 from vgpud.gpu.blobs.plans import Plans
 from vgpud.gpu.contexts import Contexts
 from vgpud.gpu.counters import Counters
+from vgpud.gpu.guest_memory import GuestMemory
 from vgpud.gpu.quota import Quota
 from vgpud.gpu.resources import OVERHEAD, GuestBlob, HostBlob, ResourceTable, make_backing
 from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.protocol import BlobFlag, BlobMem, ContextId, ResponseType
 from vgpud.gpu.work import Answer
 from vgpud.memory.window_map import BLOB_ALIGNMENT
-from vgpud.vhost.guest_memory import GuestMemory
 
 KNOWN_FLAGS = int(BlobFlag.USE_MAPPABLE | BlobFlag.USE_SHAREABLE | BlobFlag.USE_CROSS_DEVICE)
 

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from tests.support.ring_driver import Driver, GuestRam
+from tests.vhost.ring_model import push
 from vgpud.errors import RingError
 from vgpud.unix.fd import Fd
-from vgpud.vhost.guest_memory import GuestMemory
+from vgpud.vhost.memory_table import MemoryTable
+from vgpud.vhost.ring_views import RingAddress, ring_views
 from vgpud.vhost.split_ring import F_EVENT_IDX, MAX_QUEUE_SIZE, SplitRing
-from vgpud.vhost.vring import RingAddress, ring_views
 from vgpud.vhost.wire.messages import MemRegion
 from vgpud.vhost.wire.protocol import Gpa, Uva
 
@@ -32,15 +33,13 @@ def ram() -> Iterator[GuestRam]:
     ram.close()
 
 
-def shared(ram: GuestRam) -> GuestMemory:
-    memory = GuestMemory()
-    memory.replace(
+def shared(ram: GuestRam) -> MemoryTable:
+    return MemoryTable().with_regions(
         [
             (MemRegion(Gpa(r.gpa), r.size, Uva(r.uva), r.offset), Fd(os.dup(r.fd)))
             for r in ram.regions
         ]
     )
-    return memory
 
 
 def address_of(ram: GuestRam, driver: Driver) -> RingAddress:
@@ -101,16 +100,16 @@ def test_a_driver_and_a_device_on_real_memory(ram: GuestRam) -> None:
         assert chain.head == head
         assert memory.read(*chain.readable[0]) == b"q%d" % number
         memory.write(chain.writable[0][0], b"a%03d" % number)
-        ring.push(head, 4)
+        push(ring, head, 4)
         assert driver.wait(head, 0) == b"a%03d" % number
-    assert ring.next_avail == 8
+    assert ring.indices.next_avail == 8
 
 
 def test_the_views_keep_the_memory_mapped(ram: GuestRam) -> None:
     driver = Driver(ram, 0, size=4, arena=PAGE)
     memory = shared(ram)
     views = ring_views(memory, address_of(ram, driver), 4)
-    memory.replace([])
+    memory = memory.with_regions([])
     del memory
     ram.store_u16(driver.avail + 2, 0x4321)
     assert views.avail_idx.load() == 0x4321
@@ -147,9 +146,9 @@ def test_alignment(ram: GuestRam, part: str, align: int) -> None:
 
 def test_alignment_is_that_of_the_memory_too(ram: GuestRam) -> None:
     """A front-end that maps its file at an odd place has aligned addresses for what is not."""
-    memory, uva = GuestMemory(), 0x5000_0000_0000
+    memory, uva = MemoryTable(), 0x5000_0000_0000
     region = MemRegion(Gpa(0), 16 * PAGE, Uva(uva), PAGE + 1)
-    memory.replace([(region, Fd(os.dup(ram.regions[0].fd)))])
+    memory = memory.with_regions([(region, Fd(os.dup(ram.regions[0].fd)))])
     with pytest.raises(RingError, match="aligned"):
         ring_views(memory, RingAddress(uva, uva + PAGE, uva + 2 * PAGE), 4)
 
@@ -184,7 +183,7 @@ def test_addresses_are_the_front_ends_not_the_guests(ram: GuestRam) -> None:
 
 def test_no_memory_no_ring() -> None:
     with pytest.raises(RingError, match="no memory region"):
-        ring_views(GuestMemory(), RingAddress(0, 0, 0), 1)
+        ring_views(MemoryTable(), RingAddress(0, 0, 0), 1)
 
 
 def test_parts_may_lie_in_different_regions(ram: GuestRam) -> None:

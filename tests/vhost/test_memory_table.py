@@ -18,7 +18,7 @@ from vgpud.errors import GuestAddressError, PeerError
 from vgpud.memory.dirty_log import LOG_PAGE, DirtyLog
 from vgpud.memory.extents import NON_COHERENT
 from vgpud.unix.fd import Fd
-from vgpud.vhost.guest_memory import GuestMemory
+from vgpud.vhost.memory_table import MemoryTable
 
 PAGE = mmap.PAGESIZE
 TOP = 1 << 64
@@ -53,10 +53,8 @@ NEXT = Region(4 * PAGE, 4 * PAGE, 0x7100_0000_0000, 0)
 HIGH = Region(TOP - 4 * PAGE, 4 * PAGE, 0x7200_0000_0000, 4 * PAGE)
 
 
-def table(fd: Fd, regions: Sequence[Region] = (HIGH, NEXT, LOW)) -> GuestMemory:
-    memory = GuestMemory()
-    memory.replace([(region, fd.dup()) for region in regions])
-    return memory
+def table(fd: Fd, regions: Sequence[Region] = (HIGH, NEXT, LOW)) -> MemoryTable:
+    return MemoryTable().with_regions([(region, fd.dup()) for region in regions])
 
 
 def guest_bytes(fd: Fd) -> NDArray[np.uint8]:
@@ -118,15 +116,14 @@ def test_a_view_is_in_one_region_but_reads_and_writes_go_on_into_the_next() -> N
 
 
 def test_nothing_is_shared_before_the_first_table() -> None:
-    memory = GuestMemory()
-    assert memory.generation == 0
+    memory = MemoryTable()
     for access in (memory.view, memory.read, memory.user_view):
         with pytest.raises(GuestAddressError):
             access(0, 1)
     with pytest.raises(GuestAddressError):
         memory.resolve(entries((0, 1)))
     assert memory.resolve(entries()).size == 0
-    memory.mark_dirty(0, 1)
+    memory.tracking.mark_dirty(0, 1)
 
 
 @given(st.lists(st.tuples(st.integers(0, 8 * PAGE), st.integers(0, 3 * PAGE)), max_size=8))
@@ -173,8 +170,7 @@ def test_extents_keep_memory_mapped_that_the_table_has_left() -> None:
     with ram(12) as fd:
         memory = table(fd)
         extents = memory.resolve(entries((0, 10)))
-        memory.replace([])
-        assert memory.generation == 2
+        memory = memory.with_regions([])
         assert np.array_equal(extents.read(0, 10), random_bytes(12 * PAGE)[8 * PAGE :][:10])
         with pytest.raises(GuestAddressError):
             memory.view(0, 1)
@@ -185,10 +181,10 @@ def test_unchanged_regions_keep_their_mapping() -> None:
         memory = table(fd)
         before = {address: memory.view(address, 1).ctypes.data for address in (0, 4 * PAGE)}
         moved = Region(NEXT.guest_phys_addr + PAGE, NEXT.memory_size, 0, NEXT.mmap_offset)
-        memory.replace([(LOW, fd.dup()), (moved, fd.dup())])
+        memory = memory.with_regions([(LOW, fd.dup()), (moved, fd.dup())])
         assert memory.view(0, 1).ctypes.data == before[0]
         assert memory.view(5 * PAGE, 1).ctypes.data == before[4 * PAGE]
-        memory.replace([(LOW, other.dup())])
+        memory = memory.with_regions([(LOW, other.dup())])
         assert np.array_equal(memory.view(0, 4 * PAGE), contents(other)[8 * PAGE : 12 * PAGE])
 
 
@@ -213,16 +209,15 @@ def test_a_bad_table_changes_nothing_and_its_fds_are_closed(
         memory = table(fd, [LOW])
         sent = [(region, fd.dup()) for region in regions]
         with pytest.raises(PeerError, match=reason):
-            memory.replace(sent)
+            memory.with_regions(sent)
         assert all(one.closed for _, one in sent)
-        assert memory.generation == 1
         assert memory.view(0, 4 * PAGE).size == 4 * PAGE
 
 
 @pytest.mark.parametrize("path", ["/dev/null", "/"])
 def test_a_table_with_files_that_are_no_memory(path: str) -> None:
     with pytest.raises(PeerError, match="memory region 0x0"):
-        GuestMemory().replace([(Region(0, PAGE, 0, 0), Fd(os.open(path, os.O_RDONLY)))])
+        MemoryTable().with_regions([(Region(0, PAGE, 0, 0), Fd(os.open(path, os.O_RDONLY)))])
 
 
 def test_memory_that_is_truncated_is_told_of_and_replaced_by_what_is_sent_next() -> None:
@@ -234,7 +229,7 @@ def test_memory_that_is_truncated_is_told_of_and_replaced_by_what_is_sent_next()
         assert memory.faulted
         os.truncate(fd.fileno(), 12 * PAGE)
         os.pwrite(fd.fileno(), b"back", 9 * PAGE)
-        memory.replace([(LOW, fd.dup())])
+        memory = memory.with_regions([(LOW, fd.dup())])
         assert not memory.faulted
         assert memory.read(PAGE, 4) == b"back"
 
@@ -245,10 +240,10 @@ def dirty_pages(fd: Fd, offset: int = 0) -> list[int]:
     return pages
 
 
-def logged(fd: Fd, log: Fd, regions: Sequence[Region] = (NEXT, LOW)) -> GuestMemory:
+def logged(fd: Fd, log: Fd, regions: Sequence[Region] = (NEXT, LOW)) -> MemoryTable:
     memory = table(fd, regions)
     os.truncate(log.fileno(), 8)
-    memory.log = DirtyLog(log.dup(), 8)
+    memory.track(DirtyLog(log.dup(), 8))
     return memory
 
 
@@ -263,13 +258,13 @@ def test_writes_are_noted_in_the_log_and_reads_are_not() -> None:
         assert dirty_pages(log) == [2]
         memory.write(4 * PAGE - 1, b"xy")
         assert dirty_pages(log) == [2, 3, 4]
-        memory.mark_dirty(6 * LOG_PAGE, 0)
+        memory.tracking.mark_dirty(6 * LOG_PAGE, 0)
         assert dirty_pages(log) == [2, 3, 4]
         extents.write(PAGE - 1, b"x")
         assert dirty_pages(log) == [2, 3, 4, 7]
         extents.with_access(NON_COHERENT).fill(2 * PAGE, PAGE + 10, 0)
         assert dirty_pages(log) == [1, 2, 3, 4, 5, 7]
-        memory.log = None
+        memory.track(None)
         memory.write(6 * PAGE, b"x")
         assert dirty_pages(log) == [1, 2, 3, 4, 5, 7]
 
@@ -290,12 +285,11 @@ def test_a_log_must_cover_the_table_and_the_table_fit_the_log() -> None:
         memory = table(fd)
         os.truncate(log.fileno(), PAGE)
         with pytest.raises(PeerError, match=r"dirty log ends at guest address 0x8000000, before"):
-            memory.log = DirtyLog(log.dup(), PAGE)
-        assert memory.log is None
+            memory.track(DirtyLog(log.dup(), PAGE))
+        assert memory.tracking.log is None
         memory = logged(fd, log)
         with pytest.raises(PeerError, match="dirty log ends"):
-            memory.replace([(HIGH, fd.dup())])
-        assert memory.generation == 1
+            memory.with_regions([(HIGH, fd.dup())])
 
 
 def test_a_log_anywhere_in_its_file_and_never_beyond_it() -> None:
@@ -319,7 +313,7 @@ def test_a_log_that_can_not_be_mapped_or_shrinks() -> None:
         assert short.closed
         with ram(12) as fd:
             memory = table(fd, [LOW])
-            memory.log = DirtyLog(log.dup(), PAGE)
+            memory.track(DirtyLog(log.dup(), PAGE))
             os.truncate(log.fileno(), 0)
             memory.write(0, b"x")
             assert memory.faulted

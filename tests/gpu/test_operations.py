@@ -1,4 +1,4 @@
-"""Errands: done for whoever asks, and over before what they were begun in is."""
+"""Operations: done for whoever asks, and over before what they were begun in is."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from vgpud.errors import GuestError
+from vgpud.gpu.operations import Operations
 from vgpud.gpu.wire.protocol import ResponseType
-from vgpud.vhost.operations import Errands
 
 PATIENCE = 5.0
 
 
-def run(main: Callable[[Errands, asyncio.TaskGroup], Awaitable[None]]) -> None:
+def run(main: Callable[[Operations, asyncio.TaskGroup], Awaitable[None]]) -> None:
     async def whole() -> None:
         async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as tasks:
-            await main(Errands(), tasks)
+            await main(Operations(), tasks)
 
     asyncio.run(whole())
 
 
 class Slow:
-    """An errand that takes until it is told, and as long again to be undone."""
+    """An operation that takes until it is told, and as long again to be undone."""
 
     def __init__(self) -> None:
         self.done = asyncio.Event()
@@ -47,23 +47,23 @@ def test_whoever_asks_gets_what_comes_of_it() -> None:
     async def fails() -> None:
         raise GuestError(ResponseType.ERR_UNSPEC, "no")
 
-    async def main(errands: Errands, tasks: asyncio.TaskGroup) -> None:
+    async def main(operations: Operations, tasks: asyncio.TaskGroup) -> None:
         slow = Slow()
         slow.done.set()
-        assert await errands.run(slow(), tasks) == "done"
+        assert await operations.run(slow(), tasks) == "done"
         with pytest.raises(GuestError, match="no"):
-            await errands.run(fails(), tasks)
+            await operations.run(fails(), tasks)
 
     run(main)
 
 
 def test_stop_undoes_what_is_half_done() -> None:
-    async def main(errands: Errands, tasks: asyncio.TaskGroup) -> None:
+    async def main(operations: Operations, tasks: asyncio.TaskGroup) -> None:
         slow = Slow()
         slow.undone.set()
-        asked = asyncio.create_task(errands.run(slow(), tasks))
+        asked = asyncio.create_task(operations.run(slow(), tasks))
         await slow.begun.wait()
-        await errands.stop()
+        await operations.stop()
         assert slow.over
         with pytest.raises(GuestError, match="reset"):
             await asked
@@ -72,13 +72,13 @@ def test_stop_undoes_what_is_half_done() -> None:
 
 
 def test_stop_waits_also_for_one_whose_asker_has_gone() -> None:
-    async def main(errands: Errands, tasks: asyncio.TaskGroup) -> None:
+    async def main(operations: Operations, tasks: asyncio.TaskGroup) -> None:
         slow = Slow()
-        asked = asyncio.create_task(errands.run(slow(), tasks))
+        asked = asyncio.create_task(operations.run(slow(), tasks))
         await slow.begun.wait()
         asked.cancel()
         await asyncio.wait([asked])
-        stopping = asyncio.create_task(errands.stop())
+        stopping = asyncio.create_task(operations.stop())
         await asyncio.sleep(0)
         assert not stopping.done()
         slow.undone.set()
@@ -89,31 +89,31 @@ def test_stop_waits_also_for_one_whose_asker_has_gone() -> None:
 
 
 def test_while_it_stops_nothing_is_begun() -> None:
-    async def main(errands: Errands, tasks: asyncio.TaskGroup) -> None:
+    async def main(operations: Operations, tasks: asyncio.TaskGroup) -> None:
         first, second, third = Slow(), Slow(), Slow()
-        asked = asyncio.create_task(errands.run(first(), tasks))
+        asked = asyncio.create_task(operations.run(first(), tasks))
         await first.begun.wait()
-        stopping = asyncio.create_task(errands.stop())
+        stopping = asyncio.create_task(operations.stop())
         await asyncio.sleep(0)
         with pytest.raises(GuestError, match="reset"):
-            await errands.run(second(), tasks)
+            await operations.run(second(), tasks)
         assert not second.begun.is_set()
         first.undone.set()
         await stopping
         with pytest.raises(GuestError, match="reset"):
             await asked
         third.done.set()
-        assert await errands.run(third(), tasks) == "done"
+        assert await operations.run(third(), tasks) == "done"
 
     run(main)
 
 
 def test_after_the_end_nothing_is_begun() -> None:
-    async def main(errands: Errands, tasks: asyncio.TaskGroup) -> None:
-        await errands.close()
+    async def main(operations: Operations, tasks: asyncio.TaskGroup) -> None:
+        await operations.close()
         slow = Slow()
         with pytest.raises(GuestError, match="front-end has gone"):
-            await errands.run(slow(), tasks)
+            await operations.run(slow(), tasks)
         assert not slow.begun.is_set()
 
     run(main)

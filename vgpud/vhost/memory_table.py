@@ -68,25 +68,46 @@ class _Mapped:
         return self.start + self.size
 
 
-class GuestMemory:
-    """What the front-end shares of the guest's memory: nothing, until the first `replace`.
+class DirtyTracking:
+    """Where writes to the guest's memory are noted at the moment, if anywhere.
 
-    `generation` grows with each `replace`: whoever keeps views or `Extents` asks for them anew
-    then. Old ones stay mapped and harmless, but may no longer be the guest's.
+    One for all the tables of a session: a copy that began under one table is logged as soon as
+    the front-end wants it, whatever table is in force then.
     """
 
+    __slots__ = ("log",)
+
     def __init__(self) -> None:
-        self.generation = 0
-        self._regions: list[_Mapped] = []
-        self._starts: list[int] = []
-        self._log: DirtyLog | None = None
-        self._table = _table([])
+        self.log: DirtyLog | None = None
 
-    def replace(self, regions: Sequence[tuple[Region, Fd]]) -> None:
-        """Put a new memory table in the place of the old one; every fd is taken and closed.
+    def mark_dirty(self, guest_phys_addr: int, length: int) -> None:
+        """Note in the log, if there is one, that a range was written."""
+        if self.log is not None:
+            self.log.set(guest_phys_addr, length)
 
-        A region that is the same range of the same file keeps its mapping. Raises PeerError, with
-        the old table still in force, for regions that are empty, overlap, wrap or can't be mapped.
+
+class MemoryTable:
+    """One memory table: immutable, and empty until a front-end has sent one.
+
+    `with_regions` makes the next one. Views and `Extents` of an old one stay mapped and harmless,
+    but may no longer be the guest's. `tracking` notes what is written.
+    """
+
+    __slots__ = ("_columns", "_regions", "_starts", "tracking")
+
+    def __init__(
+        self, regions: Sequence[_Mapped] = (), tracking: DirtyTracking | None = None
+    ) -> None:
+        self._regions = tuple(regions)
+        self._starts = [one.start for one in self._regions]
+        self._columns = _columns(self._regions)
+        self.tracking = DirtyTracking() if tracking is None else tracking
+
+    def with_regions(self, regions: Sequence[tuple[Region, Fd]]) -> MemoryTable:
+        """Return the table of other regions, with the same tracking; every fd is taken and closed.
+
+        A region that is the same range of the same file keeps its mapping. Raises PeerError for
+        regions that are empty, overlap, wrap or can't be mapped, and where the log is too short.
         """
         with ExitStack() as stack:
             for _, fd in regions:
@@ -100,23 +121,18 @@ class GuestMemory:
                     f"memory regions overlap at guest address 0x{following.start:x}: "
                     f"0x{one.start:x}+0x{one.size:x}"
                 )
-        if self._log is not None:
-            _check_log(self._log, mapped)
-        self._regions = mapped
-        self._starts = [one.start for one in mapped]
-        self._table = _table(mapped)
-        self.generation += 1
+        if self.tracking.log is not None:
+            _check_log(self.tracking.log, mapped)
+        return MemoryTable(mapped, self.tracking)
 
-    @property
-    def log(self) -> DirtyLog | None:
-        """Where writes are noted, if anywhere; setting one that is too short raises PeerError."""
-        return self._log
+    def track(self, log: DirtyLog | None) -> None:
+        """Note writes in a log from now on, or with None nowhere, under any table of the session.
 
-    @log.setter
-    def log(self, log: DirtyLog | None) -> None:
+        Raises PeerError for a log that ends before the memory does.
+        """
         if log is not None:
             _check_log(log, self._regions)
-        self._log = log
+        self.tracking.log = log
 
     @property
     def faulted(self) -> bool:
@@ -124,16 +140,17 @@ class GuestMemory:
 
         Zeros have taken the place of what was lost; the session is over for good.
         """
-        if self._log is not None and self._log.faulted:
+        log = self.tracking.log
+        if log is not None and log.faulted:
             return True
         return any(region.mapping.faulted for region in self._regions)
 
     def regions(self) -> NDArray[np.void]:
         """Return where the regions are mapped, (regions,) of REGION, by guest address.
 
-        For native code that checks against it; to be asked for anew with each `generation`.
+        For native code that checks against it.
         """
-        table = self._table
+        table = self._columns
         regions = np.empty(table.start.size, REGION)
         regions["start"], regions["size"] = table.start, table.size
         regions["address"] = table.address
@@ -142,8 +159,8 @@ class GuestMemory:
     def view(self, guest_phys_addr: int, length: int) -> NDArray[np.uint8]:
         """Return a range as it is in memory, (length,) of uint8.
 
-        Raises GuestAddressError if it is not wholly in one region. Who writes to the view calls
-        `mark_dirty` afterwards.
+        Raises GuestAddressError if it is not wholly in one region. A caller that writes to the
+        view calls `tracking.mark_dirty` afterwards.
         """
         view = self._view(guest_phys_addr, length)
         if view is None:
@@ -181,12 +198,7 @@ class GuestMemory:
             for _, part in self._views(guest_phys_addr, length):
                 part[:] = rest[: part.size]
                 rest = rest[part.size :]
-        self.mark_dirty(guest_phys_addr, length)
-
-    def mark_dirty(self, guest_phys_addr: int, length: int) -> None:
-        """Note in the log, if there is one, that a range was written."""
-        if self._log is not None:
-            self._log.set(guest_phys_addr, length)
+        self.tracking.mark_dirty(guest_phys_addr, length)
 
     def resolve(self, entries: NDArray[np.void], *, access: Access = PLAIN) -> Extents:
         """Return the buffer that a guest's list of pages makes.
@@ -213,7 +225,7 @@ class GuestMemory:
         # Pages that follow each other in one region are one span.
         joined = (addresses[1:] == addresses[:-1] + lengths[:-1]) & (index[1:] == index[:-1])
         first = np.concatenate(([0], np.flatnonzero(~joined) + 1))
-        table = self._table
+        table = self._columns
         spans = np.empty(first.size, SPAN)
         region = index[first]
         spans["address"] = table.address[region] + (addresses[first] - table.start[region])
@@ -221,7 +233,9 @@ class GuestMemory:
         owners = tuple(
             self._regions[one].array for one in np.flatnonzero(np.bincount(index)).tolist()
         )
-        return Extents(spans, owners, access=access, guest=GuestPages(self, addresses[first]))
+        return Extents(
+            spans, owners, access=access, guest=GuestPages(self.tracking, addresses[first])
+        )
 
     def _map(self, region: Region, fd: Fd) -> _Mapped:
         start, size = region.guest_phys_addr, region.memory_size
@@ -286,7 +300,7 @@ class GuestMemory:
         self, addresses: NDArray[np.uint64], lengths: NDArray[np.uint64]
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:
         """Find ranges' regions: index, whether each is wholly in it, whether it is guest memory."""
-        table = self._table
+        table = self._columns
         index = table.start.searchsorted(addresses, "right") - 1
         if not self._regions:
             nowhere = np.zeros(index.shape, np.bool_)
@@ -320,7 +334,7 @@ class GuestMemory:
         return parts[:, 0], parts[:, 1]
 
 
-class _Table(NamedTuple):
+class _Columns(NamedTuple):
     """The regions as arrays, to look up many addresses at once; `run` is the bytes from a region's
     start to the next gap."""
 
@@ -330,13 +344,13 @@ class _Table(NamedTuple):
     run: NDArray[np.uint64]
 
 
-def _table(regions: Sequence[_Mapped]) -> _Table:
+def _columns(regions: Sequence[_Mapped]) -> _Columns:
     rows: list[tuple[int, int, int, int]] = []
     for one in reversed(regions):
         goes_on = rows and rows[-1][0] == one.end
         run = one.size + (rows[-1][3] if goes_on else 0)
         rows.append((one.start, one.size, one.address, run))
-    return _Table(*np.array(rows[::-1], np.uint64).reshape(-1, 4).T.copy())
+    return _Columns(*np.array(rows[::-1], np.uint64).reshape(-1, 4).T.copy())
 
 
 def _check_log(log: DirtyLog, regions: Sequence[_Mapped]) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vgpud.errors import GuestAddressError, RingError
 from vgpud.native.core import SharedU16, address_of, full_fence
-from vgpud.vhost.guest_memory import GuestMemory
+from vgpud.vhost.memory_table import MemoryTable
 from vgpud.vhost.split_ring import DESC, MAX_QUEUE_SIZE, USED_ELEM, RingViews
 
 _FLAGS, _IDX, _RING = 0, 2, 4  # bytes into both the available and the used ring
@@ -32,7 +32,7 @@ class RingAddress:
     log: int | None = None
 
 
-def ring_views(memory: GuestMemory, address: RingAddress, num: int) -> RingViews:
+def ring_views(memory: MemoryTable, address: RingAddress, num: int) -> RingViews:
     """Returns the views of a ring of `num` descriptors, which keep its memory mapped.
 
     Raises `RingError` for a size or an alignment that 2.7 does not allow, and for what is not guest
@@ -61,7 +61,7 @@ def ring_views(memory: GuestMemory, address: RingAddress, num: int) -> RingViews
     )
 
 
-def _view(memory: GuestMemory, address: int, length: int, align: int) -> NDArray[np.uint8]:
+def _view(memory: MemoryTable, address: int, length: int, align: int) -> NDArray[np.uint8]:
     try:
         view = memory.user_view(address, length)
     except GuestAddressError as error:

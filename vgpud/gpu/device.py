@@ -1,0 +1,206 @@
+"""The virtio-GPU as a vhost-user session has it: its two queues, its memory and sockets, its reset.
+
+What commands do is `gpu.gpu`; what the control API does with a device that a front-end has goes
+through here, too. Source: virtio 1.3, 5.7.2 "Virtqueues"; QEMU, docs/interop/vhost-user-gpu.rst.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections.abc import Coroutine, Mapping
+from typing import Any, Final, TypeVar
+
+from vgpud.errors import HostError, PeerError
+from vgpud.gpu.display.channel import DisplayLink
+from vgpud.gpu.gpu import FEATURES, Gpu
+from vgpud.gpu.guest_memory import GuestMemory
+from vgpud.gpu.operations import Operations
+from vgpud.gpu.queues import GpuQueue
+from vgpud.gpu.spec import DeviceSpec
+from vgpud.gpu.timelines import Timelines
+from vgpud.gpu.wire.protocol import CONTROL_QUEUE, CURSOR_QUEUE, ShmId
+from vgpud.slots.front_end import FrontendSlots
+from vgpud.slots.owner import TableSlots
+from vgpud.unix.fd import Fd
+from vgpud.unix.stream_socket import FdSocket
+from vgpud.vhost.back_end_channel import BackEndChannel
+from vgpud.vhost.device import Device
+from vgpud.vhost.memory_table import MemoryTable
+from vgpud.vhost.virtqueue import Virtqueue
+
+log = logging.getLogger(__name__)
+
+QUEUES: Final = ("control", "cursor")
+
+T = TypeVar("T")
+
+
+class GpuDevice(Device):
+    """One virtio-GPU, for one front-end's session; `gpu.compose` makes it of its parts.
+
+    `slots` sets memory slots, if that is not the front-end.
+    """
+
+    queues = QUEUES
+    features = FEATURES
+
+    def __init__(
+        self,
+        gpu: Gpu,
+        memory: GuestMemory,
+        timelines: Timelines,
+        front_end_slots: FrontendSlots,
+        slots: TableSlots | None,
+    ) -> None:
+        self.name = gpu.spec.name
+        self.shared_memory = {int(ShmId.HOST_VISIBLE): gpu.spec.window}
+        self.gpu = gpu
+        self.slots = slots
+        self._memory = memory
+        self._timelines = timelines
+        self._front_end_slots = front_end_slots
+        self._queues = {
+            index: GpuQueue(gpu, timelines, cursor=index == CURSOR_QUEUE)
+            for index in (CONTROL_QUEUE, CURSOR_QUEUE)
+        }
+        self._operations = Operations()
+        self._resizing = asyncio.Lock()  # one at a time, so that each can be undone
+        self._driven = False  # by a guest's driver, which a reset takes away
+        self._channel: BackEndChannel | None = None
+        self._display: asyncio.Task[None] | None = None
+        self._failure: asyncio.Task[None] | None = None
+
+    # What lasts as long as the session
+
+    def open(self, tasks: asyncio.TaskGroup) -> None:
+        self._tasks = tasks
+        self._failure = tasks.create_task(self._timelines.failed())
+
+    def set_memory(self, memory: MemoryTable) -> None:
+        self._memory.table = memory
+
+    def set_back_end_channel(self, channel: BackEndChannel) -> None:
+        self._channel = channel
+        self._front_end_slots.connect(channel)
+
+    def set_display_socket(self, socket: Fd) -> None:
+        if self._display is not None:
+            self._display.cancel()
+        gpu = self.gpu
+        link = DisplayLink(self.name, FdSocket.of(socket), gpu.scanouts, gpu.quota, gpu.counters)
+        gpu.attach_display(link)
+        self._display = self._tasks.create_task(self._show(link))
+
+    async def end(self) -> None:
+        for task in (self._failure, self._display):
+            if task is not None:
+                task.cancel()
+        await self._operations.close()
+
+    async def alive(self) -> None:
+        await self._timelines.answered()
+
+    def close(self) -> None:
+        self._timelines.close()
+        self._front_end_slots.connect(None)
+        self.gpu.close()
+        self._memory.table = MemoryTable()
+
+    # The configuration space
+
+    def config(self) -> bytes:
+        return self.gpu.config()
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        self.gpu.write_config(offset, data)
+
+    # The rings
+
+    async def start_queue(self, index: int, queue: Virtqueue) -> None:
+        """Start a queue.
+
+        A control queue that starts at 0 belongs to a driver that starts afresh. One that starts
+        elsewhere goes on after a pause of the VM, with everything that its driver has made.
+        """
+        handler = self._queues[index]
+        handler.queue = queue
+        if index == CONTROL_QUEUE:
+            if queue.setup.fresh:
+                await self.reset()
+            self._driven = True
+            self._timelines.resume()
+            queue.start(handler.handle, handler.fast_path)
+        else:
+            queue.start(handler.handle)
+
+    async def stop_queue(self, index: int) -> None:
+        if index == CONTROL_QUEUE:
+            await self.quiesce()
+
+    async def reset(self) -> None:
+        await self.quiesce()
+        await self._operations.stop()
+        self._timelines.drop()
+        for handler in self._queues.values():
+            handler.forget()
+        self.gpu.reset()
+        self._front_end_slots.forget()  # a front-end takes back its own mappings itself
+        if self.slots is not None:
+            await self.slots.clear()
+        if self._driven:
+            self._driven = False
+            self.gpu.driver_gone()
+
+    async def quiesce(self) -> None:
+        await self._timelines.pause()
+
+    # What the control API does with it
+
+    def reconfigure(self, spec: DeviceSpec) -> None:
+        """Take from another specification what can change while a front-end is connected."""
+        outputs = self.gpu.scanouts.outputs
+        self.gpu.reconfigure(spec)
+        changed = self.gpu.scanouts.outputs != outputs and not self.gpu.has_display
+        if changed and self._channel is not None:
+            self._channel.config_changed()
+
+    async def resize(self, scanout_id: int, width: int, height: int) -> None:
+        """Offer the guest another mode, in pixels.
+
+        Raises `GuestError` for an output that is not there, HostError where the front-end does not
+        pass it on.
+        """
+        async with self._resizing:
+            outputs = self.gpu.scanouts.outputs
+            self.gpu.resize(scanout_id, width, height)
+            try:
+                if self._channel is None or not self._channel.open:
+                    advice = "the front-end has given us no back-end channel"
+                    raise HostError("CONFIG_CHANGE_MSG", OSError(errno.ENOTCONN, ""), advice)
+                await self._channel.confirm_config_change()
+            except BaseException:
+                before = outputs[scanout_id]
+                self.gpu.resize(scanout_id, before.width, before.height)
+                raise
+            self.gpu.tell_resized(scanout_id)
+
+    async def perform(self, operation: Coroutine[Any, Any, T]) -> T:
+        """Perform an operation that the guest has not asked for; raise what it raises, and
+        `GuestError` if a reset or the end of the session came first."""
+        return await self._operations.run(operation, self._tasks)
+
+    def mappings(self) -> Mapping[int, int]:
+        """Return what the front-end has mapped itself: lengths by offset in the window, in
+        bytes."""
+        return self._front_end_slots.mapped
+
+    async def _show(self, link: DisplayLink) -> None:
+        try:
+            await link.run()
+        except* PeerError as errors:
+            # The guest goes on without: its scanouts can still be read, and a new socket may come.
+            log.warning("display closed device=%s: %s", self.name, errors.exceptions[0])
+        finally:
+            self.gpu.detach_display(link)

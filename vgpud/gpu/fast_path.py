@@ -1,0 +1,62 @@
+"""The fast path of the control queue: small TRANSFER_TO_HOST commands to images that are known to
+the C code, executed as their chains are taken.
+
+The part that executes commands enters an image when it has moved a rectangle to it by itself, and
+takes it out before anything about it changes.
+"""
+
+from __future__ import annotations
+
+from vgpud.gpu.guest_memory import GuestMemory
+from vgpud.gpu.wire.protocol import ResourceId
+from vgpud.memory.extents import PLAIN, Extents
+from vgpud.native.ring import FastPath
+from vgpud.native.transfers import TransferTable
+
+
+class TransferFastPath:
+    """The images of one device, in host memory, with their backing in the guest's `memory`."""
+
+    __slots__ = ("_images", "_memory", "_table")
+
+    def __init__(self, memory: GuestMemory) -> None:
+        self._images = TransferTable()
+        self._memory = memory
+        self._table = memory.table
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def enter(
+        self, resource_id: ResourceId, width: int, height: int, pixels: Extents, backing: Extents
+    ) -> None:
+        """Enter an image, its size in pixels; nothing is done if it is there."""
+        if resource_id in self._images or pixels.access != PLAIN or backing.access != PLAIN:
+            return
+        if self.ready() is None:
+            self._table = self._memory.table
+        self._images.add(resource_id, width, height, pixels.spans, backing.spans, (pixels, backing))
+
+    def remove(self, resource_id: ResourceId) -> None:
+        """Take an image out, if it is there."""
+        self._images.remove(resource_id)
+
+    def clear(self) -> None:
+        """Take all images out."""
+        self._images.clear()
+
+    def ready(self) -> FastPath | None:
+        """Return the fast path, unless there is no image; a new memory table takes all out."""
+        if self._table is not self._memory.table:
+            self._images.clear()
+        return self._images.fast_path if len(self._images) else None
+
+    @property
+    def served(self) -> int:
+        """How many commands the last batch had executed."""
+        return self._images.fast_path.served
+
+    def collect(self) -> tuple[int, int, int]:
+        """Return how many TRANSFER_TO_HOST_2D and _3D have been executed since the last call, and
+        how many of them were fenced."""
+        return self._images.collect()

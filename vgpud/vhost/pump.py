@@ -1,0 +1,278 @@
+"""What drives a ring that runs: chains go to the handler, responses to the driver.
+
+One function does it, `_run`, which the event loop calls when the driver has kicked, when a handler
+that had to wait is done, or when the time of others is over. It works until nothing is left, until
+one chain has to be waited for, or until its own time is up; so one queue can't keep another from
+being served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine
+from time import perf_counter
+from typing import Any, Final
+
+from vgpud.errors import GuestAddressError, PeerError, RingError
+from vgpud.native.ring import FastPath
+from vgpud.unix import eventfd
+from vgpud.vhost.coalescing import POLL, POLLING, Coalescing
+from vgpud.vhost.memory_table import MemoryTable
+from vgpud.vhost.ring import Ring
+from vgpud.vhost.ring_setup import RingSetup
+from vgpud.vhost.ring_views import RingAddress
+from vgpud.vhost.split_ring import Chain
+
+Handler = Callable[[Chain, bytes], Coroutine[Any, Any, None] | None]
+"""Called with a chain and its readable bytes. It answers now or later by `Virtqueue.complete`; a
+coroutine that it returns is waited for before the next chain is taken, and is cancelled when the
+ring stops."""
+
+QUANTUM: Final = 0.002
+"""Seconds after which other tasks, and so other devices, are served."""
+
+PUBLISH_AFTER: Final = 0.0005
+"""Seconds that answers wait for others to be published with."""
+
+POLL_INTERVAL: Final = 0.001
+"""Seconds between two looks at a ring whose front-end gave no kick descriptor
+(VHOST_USER_VRING_NOFD_MASK)."""
+
+
+class Pump:
+    """Drives `ring`, with the descriptors of `setup`, in `memory`.
+
+    `broken` is called, and has to end this, where the ring or its memory is not what it must be.
+    Everything else that goes wrong ends the task group.
+    """
+
+    def __init__(
+        self,
+        ring: Ring,
+        setup: RingSetup,
+        memory: MemoryTable,
+        handler: Handler,
+        fast_path: Callable[[], FastPath | None] | None,
+        *,
+        tasks: asyncio.TaskGroup,
+        broken: Callable[[Exception], None],
+    ) -> None:
+        self._ring = ring
+        self._num = setup.num  # of the ring that runs, whatever is said meanwhile
+        self._setup = setup
+        self._memory = memory
+        self._handler = handler
+        self._fast_path = fast_path
+        self._tasks = tasks
+        self._broken = broken
+        self._loop = asyncio.get_running_loop()
+        self._taken: deque[tuple[Chain, bytes]] = deque()  # not handled yet
+        self._coalescing = Coalescing()
+        self._batching = False  # what is answered is published with more
+        self._scheduled: asyncio.Handle | None = None
+        self._waiting: asyncio.Task[None] | None = None  # a handler that has to wait
+        self._ended = False
+
+    def begin(self) -> None:
+        """Look at the ring soon, and whenever the driver kicks on the descriptor that the setup has
+        now: what was made available before the first look is not kicked for again."""
+        kick = self._setup.kick
+        if kick is not None:
+            try:
+                self._loop.add_reader(kick.fileno(), self._on_kick)
+            except OSError as error:  # such as a plain file, which epoll refuses
+                raise PeerError(f"can't wait for kicks: {error.strerror}") from error
+        self._schedule()
+
+    def unwatch(self) -> None:
+        """Wait for no kicks any more."""
+        if self._setup.kick is not None:
+            self._loop.remove_reader(self._setup.kick.fileno())
+
+    def relocate(self, memory: MemoryTable, address: RingAddress) -> None:
+        """Go on where the ring is now."""
+        self._memory = memory
+        try:
+            self._ring.relocate(memory, address)
+        except (RingError, GuestAddressError) as error:
+            self._broken(error)
+
+    def complete(self, chain: Chain, response: bytes) -> None:
+        """Write a response, and hand its chain back to the driver."""
+        try:
+            self._ring.answer(chain, response)
+        except GuestAddressError as error:
+            self._broken(error)
+            return
+        if not self._batching:
+            self._publish()
+
+    async def cancel(self) -> None:
+        """Take no more chains; cancel the handler that has to wait, if one does, and wait until it
+        has ended."""
+        self._ended = True
+        if self._waiting is not None:
+            self._waiting.cancel()
+            await asyncio.wait([self._waiting])
+
+    def end(self) -> int:
+        """Let go of the ring; return the index of the first entry that has not been taken up."""
+        self._ended = True
+        self.unwatch()
+        if self._scheduled is not None:
+            self._scheduled.cancel()
+        unanswered = len(self._taken)
+        if self._waiting is not None:
+            # A handler that completed its chain although it was cancelled has answered it.
+            unanswered += self._waiting.cancelled() or not self._waiting.done()
+            if self._waiting is not asyncio.current_task(self._loop):
+                self._waiting.cancel()
+        # Not handled, or not answered: the next start takes them up again.
+        self._ring.put_back(unanswered)
+        self._taken.clear()
+        self._publish()
+        return self._ring.next_avail
+
+    def _schedule(self) -> None:
+        if self._scheduled is None and self._waiting is None and not self._ended:
+            self._scheduled = self._loop.call_soon(self._run)
+
+    def _on_kick(self) -> None:
+        assert self._setup.kick is not None
+        try:
+            eventfd.drain(self._setup.kick)
+        except PeerError as error:
+            self._fail(error)
+            return
+        # Right here, since to schedule it costs as much as a few commands.
+        if self._scheduled is None and self._waiting is None:
+            self._run()
+
+    def _run(self) -> None:
+        """Handle chains until none is left, one has to be waited for, or time is up."""
+        self._scheduled = None
+        pending: Coroutine[Any, Any, None] | None = None
+        try:
+            pending, empty = self._handle_all(perf_counter() + QUANTUM)
+        except (RingError, GuestAddressError) as error:
+            if self._memory.faulted:  # zeros in the place of the ring would explain it
+                self._fail(_truncated())
+            else:
+                self._broken(error)
+            return
+        except Exception as error:
+            self._fail(error)
+            return
+        if self._ended:
+            if pending is not None:
+                pending.close()
+        elif pending is not None:
+            self._wait_for(pending)
+        elif not empty:
+            self._schedule()
+        elif self._setup.polled:
+            self._scheduled = self._loop.call_later(POLL_INTERVAL, self._run)
+
+    def _handle_all(self, until: float) -> tuple[Coroutine[Any, Any, None] | None, bool]:
+        """Handle chains; return what is to be waited for, and whether none is left and the driver
+        kicks for the next."""
+        ring, coalescing = self._ring, self._coalescing
+        ring.disable_notifications()
+        polled_until = perf_counter() + POLLING
+        while True:
+            pending, empty = self._handle_taken(until)
+            if self._memory.faulted:
+                if pending is not None:
+                    pending.close()
+                raise _truncated()
+            if not empty:
+                return pending, False
+            if coalescing.may_hold(ring.unpublished, self._num):
+                if perf_counter() >= polled_until:
+                    return None, False
+                more = ring.poll(POLL)
+                coalescing.polled(more=more)
+                if more:
+                    continue
+            self._publish()
+            if not ring.enable_notifications():
+                return None, True
+            ring.disable_notifications()
+
+    def _handle_taken(self, until: float) -> tuple[Coroutine[Any, Any, None] | None, bool]:
+        """Handle chains as long as they come quickly; as `_handle_all`."""
+        ring, taken, handler, coalescing = (
+            *(self._ring, self._taken, self._handler),
+            self._coalescing,
+        )
+        publish_at = 0.0
+        self._batching = True
+        try:
+            while True:
+                if not taken:
+                    taken.extend(ring.take(self._fast_path and self._fast_path()))
+                    if ring.served:
+                        coalescing.add(ring.served)
+                        if not coalescing.may_hold(ring.unpublished, self._num):
+                            self._publish()
+                    if not taken:
+                        if not ring.served:
+                            return None, True
+                        if perf_counter() >= until:
+                            return None, False
+                        continue
+                coalescing.end()
+                pending = handler(*taken.popleft())
+                now = perf_counter()
+                if pending is not None or self._ended or now >= until:
+                    return pending, False
+                if now >= publish_at:
+                    if publish_at:
+                        self._publish()
+                    publish_at = now + PUBLISH_AFTER
+        finally:
+            self._batching = False
+            if not coalescing.active and not self._ended:
+                self._publish()
+
+    def _wait_for(self, pending: Coroutine[Any, Any, None]) -> None:
+        try:
+            self._waiting = self._tasks.create_task(pending)
+        except RuntimeError:  # the group is being cancelled
+            pending.close()
+            return
+        self._waiting.add_done_callback(self._waited)
+
+    def _waited(self, task: asyncio.Task[None]) -> None:
+        if self._ended or task.cancelled() or task.exception() is not None:
+            return
+        self._waiting = None
+        self._run()
+
+    def _publish(self) -> None:
+        """Publish what was completed, and interrupt the driver if it wants that."""
+        self._coalescing.published()
+        if self._ring.publish() and self._setup.call is not None:
+            try:
+                eventfd.signal(self._setup.call)
+            except PeerError as error:
+                self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """End the session, from where no exception can get to it."""
+        self._ended = True
+        self.unwatch()
+        failure = _raise(error)
+        try:
+            self._tasks.create_task(failure)
+        except RuntimeError:  # it is ending already
+            failure.close()
+
+
+async def _raise(error: Exception) -> None:
+    raise error
+
+
+def _truncated() -> PeerError:
+    return PeerError("the front-end truncated the memory that it shared")

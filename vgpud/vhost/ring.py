@@ -1,0 +1,170 @@
+"""The device's side of a ring in guest memory: chains taken with their requests, answered with
+their responses.
+
+There are two ways to do that, which share one set of indices, so that each can go on where the
+other stopped. The fast path, native/ring.c, takes and answers many usual chains in one call.
+`vhost.split_ring` takes the rest one by one, finds every error, and does all that is written while
+a front-end logs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vgpud.errors import RingError
+from vgpud.native.core import address_of
+from vgpud.native.ring import FastPath, FastRing
+from vgpud.vhost.memory_table import MemoryTable
+from vgpud.vhost.ring_views import RingAddress, ring_views
+from vgpud.vhost.split_ring import F_EVENT_IDX, F_INDIRECT_DESC, Chain, RingViews, SplitRing
+
+REQUEST_LIMIT = 8 << 20
+"""Bytes of one request. The largest a driver makes is a list of backing pages: 8 MiB list 2 GiB of
+them singly."""
+
+_RING = 4  # bytes of flags and index before both the available and the used ring
+
+
+class Ring:
+    """A ring of `num` descriptors at `address` in `memory`, from the available index `base` on.
+
+    `features` are the driver's, as acknowledged. Raises `RingError` and `GuestAddressError` where
+    no ring can be.
+    """
+
+    def __init__(
+        self, memory: MemoryTable, address: RingAddress, num: int, *, base: int = 0, features: int
+    ) -> None:
+        self._num = num
+        self._features = features
+        self._memory = memory
+        views = ring_views(memory, address, num)
+        log_used = _log_used(memory, address)
+        self._split = SplitRing(views, memory, base=base, features=features, log_used=log_used)
+        self._indices = self._split.indices
+        self._fast = self._bind(views)
+        self.served = 0
+        """How many chains the last `take` had the fast path answer."""
+
+    def relocate(self, memory: MemoryTable, address: RingAddress) -> None:
+        """Go on where the ring is now; raises as the constructor does."""
+        views = ring_views(memory, address, self._num)
+        self._memory = memory
+        self._split.move(views, memory, log_used=_log_used(memory, address))
+        self._fast = self._bind(views)
+
+    @property
+    def next_avail(self) -> int:
+        """The index of the next available entry: what GET_VRING_BASE answers."""
+        return self._indices.next_avail
+
+    @property
+    def unpublished(self) -> int:
+        """How many chains were answered since the last `publish`."""
+        return (self._indices.next_used - self._indices.signalled_used) & 0xFFFF
+
+    def take(self, fast_path: FastPath | None = None) -> list[tuple[Chain, bytes]]:
+        """Take the next chains, as many as are quickly taken, with their requests; none if the
+        driver has made no more available.
+
+        With `fast_path`, requests that come first and that it executes are answered instead:
+        `served` is how many, and if there are any, the list may be empty before the ring is.
+
+        The `readable` of the chains is empty: it has been read. Raises `RingError` where the next
+        chain is malformed or too long, and `GuestAddressError` where its request is not guest
+        memory.
+        """
+        if self._logged:
+            fast_path = None
+        at = self._indices
+        taken, unusual = self._fast.take(at.next_avail, at.next_used, fast_path)
+        self.served = 0
+        if fast_path is not None and (served := fast_path.served):
+            self.served = served
+            at.next_avail = (at.next_avail + served) & 0xFFFF
+            at.next_used = (at.next_used + served) & 0xFFFF
+        if taken:
+            at.next_avail = (at.next_avail + len(taken)) & 0xFFFF
+            return [
+                (Chain(head, (), ((address, room),) if room else ()), request)
+                for head, address, room, request in taken
+            ]
+        chain = self._split.pop() if unusual else None
+        return [] if chain is None else [(chain, self._gather(chain))]
+
+    def put_back(self, count: int = 1) -> None:
+        """Leave the chains taken last to the next start."""
+        self._split.put_back(count)
+
+    def answer(self, chain: Chain, response: bytes) -> None:
+        """Write a response into its chain, as much as there is room for, and the chain into the
+        used ring; the driver finds it there after `publish`.
+
+        Raises `GuestAddressError` where the buffers of the chain are not guest memory.
+        """
+        at = self._indices
+        if len(chain.writable) == 1 and not self._logged:
+            [(address, room)] = chain.writable
+            if self._fast.answer(at.next_used, chain.head, address, room, response) >= 0:
+                at.next_used = (at.next_used + 1) & 0xFFFF
+                return
+        written = 0
+        for address, length in chain.writable:
+            part = response[written : written + length]
+            if part:
+                self._memory.write(address, part)
+                written += len(part)
+        self._split.put(chain.head, written)
+
+    def publish(self) -> bool:
+        """Publish what was answered; True if the driver wants an interrupt for it."""
+        if self._split.log_used is not None:
+            return self._split.publish()
+        at = self._indices
+        old, at.signalled_used = at.signalled_used, at.next_used
+        return old != at.next_used and self._fast.publish(old, at.next_used)
+
+    def disable_notifications(self) -> None:
+        """Ask the driver not to kick while the ring is being drained; it may all the same."""
+        self._split.disable_notifications()
+
+    def enable_notifications(self) -> bool:
+        """Ask for kicks again; True if chains came meanwhile, so that they must be taken before
+        waiting."""
+        if self._split.log_used is not None:
+            return self._split.enable_notifications()
+        return self._fast.enable_notifications(self._indices.next_avail)
+
+    def poll(self, seconds: float) -> bool:
+        """Sleep for a while, much less than a second, unless a chain is there already; True if one
+        is there then."""
+        return self._fast.poll(self._indices.next_avail, int(seconds * 1e9))
+
+    @property
+    def _logged(self) -> bool:
+        return self._split.log_used is not None or self._memory.tracking.log is not None
+
+    def _bind(self, views: RingViews) -> FastRing:
+        return FastRing(
+            address_of(views.descriptors),
+            address_of(views.available) - _RING,
+            address_of(views.used) - _RING,
+            self._num,
+            event_idx=bool(self._features & F_EVENT_IDX),
+            indirect=bool(self._features & F_INDIRECT_DESC),
+            regions=self._memory.regions(),
+        )
+
+    def _gather(self, chain: Chain) -> bytes:
+        if sum(length for _, length in chain.readable) > REQUEST_LIMIT:
+            raise RingError(f"a request of more than {REQUEST_LIMIT} bytes")
+        if len(chain.readable) == 1:
+            return self._memory.read(*chain.readable[0])
+        return b"".join(self._memory.read(address, length) for address, length in chain.readable)
+
+
+def _log_used(memory: MemoryTable, address: RingAddress) -> Callable[[int, int], None] | None:
+    log = address.log
+    if log is None:
+        return None
+    return lambda offset, length: memory.tracking.mark_dirty(log + offset, length)
