@@ -55,7 +55,6 @@ PURE = {
 PENDING = {
     *("coherency/plan", "coherency/planner", "gpu/ports", "memory/engine", "memory/extents"),
     *("memory/window_map", "slots/agent", "slots/front_end", "slots/owner"),
-    *("vhost/operations", "vhost/session", "vhost/virtqueue"),
 }
 
 

@@ -148,7 +148,7 @@ class Rings(RuleBasedStateMachine):
 
     @rule()
     def move(self) -> None:
-        self.ring.move(self.ram.move(), self.ram)
+        self.ring.move(self.ram.move(), self.ram, log_used=self._log)
 
     def submit_one(self) -> None:
         head = self.driver.submit([(7, 8, False)], 1)
