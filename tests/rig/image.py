@@ -1,4 +1,4 @@
-"""Builds the guest's initramfs: the kernel's virtio_gpu modules, busybox, the guest programs, init.
+"""Builds the guest's initramfs: the kernel's virtio modules, busybox, the guest programs, init.
 
 The image's name carries the hash of everything that went into it: a changed program makes a new
 image, and runs that share the cache never take each other's. Must not import vgpud.
@@ -49,7 +49,7 @@ def build(cache: Path, root: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=cache) as name:
         tree = Path(name) / "tree"
         _base(tree, root)
-        _modules(tree / "lib", modules, ["virtio_gpu"])
+        _modules(tree / "lib", modules, ["virtio_gpu", "virtio_rng"])
         for source in sources:
             if source.suffix == ".c":
                 program = tree / "bin" / source.stem

@@ -57,6 +57,8 @@ class Session:
         protocol_features = SUPPORTED
         if not device.shared_memory:
             protocol_features &= ~ProtocolFeature.SHMEM
+        if not device.config():
+            protocol_features &= ~ProtocolFeature.CONFIG
         self._connection = BackendSession(device.features | TRANSPORT_FEATURES, protocol_features)
         self._memory = MemoryTable()
         self._log: DirtyLog | None = None
