@@ -19,7 +19,7 @@ from vgpud.microvm.slots import NUMBERS
 from vgpud.slots.agent import AgentSlots, Grant
 from vgpud.slots.entries import SlotUse
 from vgpud.unix.fd import Fd
-from vgpud.unix.stream_socket import FdSocket
+from vgpud.unix.stream_socket import StreamSocket
 from vgpud.vhost.session import Session
 from vgpud.vhost.wire.protocol import Gpa
 
@@ -49,7 +49,7 @@ async def serve(connection: socket.socket, agent: socket.socket, spec: DeviceSpe
     slots.connect(SocketLink(agent), Grant(NUMBERS, Gpa(boot.WINDOW_GPA)))
     device = compose(spec, Environment(slots=slots))
     try:
-        await Session(FdSocket(connection), device).run()
+        await Session(StreamSocket(connection), device).run()
     finally:
         slots.close()
 

@@ -43,9 +43,9 @@ def test_the_file_that_was_given_is_the_one_that_is_sent() -> None:
             await asyncio.sleep(0)
             other.close()  # whoever asked may close it at once
             data, fds = await vmm.socket.recv(4096)
-            assert os.fstat(fds[0]).st_ino == inode
-            for number in fds:
-                os.close(number)
+            assert os.fstat(fds[0].fileno()).st_ino == inode
+            for received in fds:
+                received.close()
             vmm.channel.receive_data(data)
             await vmm.request()
             await vmm.answer()

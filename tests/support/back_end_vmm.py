@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -15,7 +14,7 @@ import pytest
 from vgpud.memory import memfd
 from vgpud.slots.front_end import FrontendSlots
 from vgpud.unix.fd import Fd
-from vgpud.unix.stream_socket import FdSocket
+from vgpud.unix.stream_socket import StreamSocket
 from vgpud.vhost.back_end_channel import BackEndChannel
 from vgpud.vhost.wire.back_end_channel import BackendReceived, FrontEndChannel, ShmemMap
 
@@ -29,22 +28,22 @@ class Vmm:
 
     def __init__(self, slots: FrontendSlots, *, reply_ack: bool = True) -> None:
         ours, theirs = socket.socketpair()
-        self.link = BackEndChannel(FdSocket(ours), reply_ack=reply_ack)
+        self.link = BackEndChannel(StreamSocket(ours), reply_ack=reply_ack)
         slots.connect(self.link)
-        self.socket = FdSocket(theirs)
+        self.socket = StreamSocket(theirs)
         self.channel = FrontEndChannel()
         self.unanswered: list[BackendReceived] = []
 
-    async def request(self) -> tuple[object, list[int]]:
+    async def request(self) -> tuple[object, list[Fd]]:
         """The next request and its descriptors, which are closed already."""
-        fds: list[int] = []
+        fds: list[Fd] = []
         while (received := self.channel.next_request()) is None:
             data, more = await self.socket.recv(self.channel.bytes_wanted)
             assert data, "the channel has ended"
             self.channel.receive_data(data)
             fds += more
         for fd in fds:
-            os.close(fd)
+            fd.close()
         if received.need_reply:
             self.unanswered.append(received)
         return received.message, fds

@@ -14,12 +14,12 @@ import pytest
 
 from vgpud.errors import PeerError
 from vgpud.unix.fd import Fd
-from vgpud.unix.stream_socket import MAX_FDS, FdSocket
+from vgpud.unix.stream_socket import MAX_FDS, StreamSocket
 
 PATIENCE = 5.0
 LARGE = 4 << 20  # more than any socket buffer holds
 
-Test = Callable[[FdSocket, socket.socket], Awaitable[None]]
+Test = Callable[[StreamSocket, socket.socket], Awaitable[None]]
 
 
 def run(test: Test) -> None:
@@ -29,7 +29,7 @@ def run(test: Test) -> None:
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         with theirs:
-            sock = FdSocket(ours)
+            sock = StreamSocket(ours)
             try:
                 async with asyncio.timeout(PATIENCE):
                     await test(sock, theirs)
@@ -53,7 +53,7 @@ async def receive_all(peer: socket.socket, size: int) -> bytes:
 
 
 def test_bytes_as_they_come_and_the_end() -> None:
-    async def test(sock: FdSocket, peer: socket.socket) -> None:
+    async def test(sock: StreamSocket, peer: socket.socket) -> None:
         peer.send(b"abcdef")
         assert await sock.recv(4) == (b"abcd", [])
         assert await sock.recv(4) == (b"ef", [])
@@ -70,12 +70,12 @@ def test_bytes_as_they_come_and_the_end() -> None:
 
 
 def test_what_comes_behind_follows_without_a_gap() -> None:
-    async def test(sock: FdSocket, peer: socket.socket) -> None:
+    async def test(sock: StreamSocket, peer: socket.socket) -> None:
         large = os.urandom(LARGE)
         for first, behind in ((b"head", b"tail"), (b"", b"tail"), (b"head", large), (large, large)):
             read, write = os.pipe()
-            with Fd(read), Fd(write):
-                sending = asyncio.create_task(sock.send(first, [read], behind=behind))
+            with Fd(read) as end, Fd(write):
+                sending = asyncio.create_task(sock.send(first, [end], behind=behind))
                 while True:
                     with suppress(BlockingIOError):
                         data, fds, _, _ = socket.recv_fds(peer, 1, 2)
@@ -93,7 +93,7 @@ def test_what_comes_behind_follows_without_a_gap() -> None:
 def test_room_for_what_the_peer_has_yet_to_receive() -> None:
     most = int(Path("/proc/sys/net/core/wmem_max").read_text())
 
-    async def test(sock: FdSocket, peer: socket.socket) -> None:
+    async def test(sock: StreamSocket, peer: socket.socket) -> None:
         sock.buffer(LARGE)
         with socket.socket(fileno=os.dup(sock._sock.fileno())) as same:
             room = same.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
@@ -104,20 +104,20 @@ def test_room_for_what_the_peer_has_yet_to_receive() -> None:
 
 
 def test_descriptors_come_with_their_message_and_close_on_exec() -> None:
-    async def test(sock: FdSocket, peer: socket.socket) -> None:
+    async def test(sock: StreamSocket, peer: socket.socket) -> None:
         read, write = os.pipe()
         socket.send_fds(peer, [b"one"], [read, write])
         socket.send_fds(peer, [b"two"], [read])
         data, fds = await sock.recv(3)
         assert data == b"one"
-        with Fd(fds[0]), Fd(fds[1]):
+        with fds[0], fds[1]:
             assert all(fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC for fd in fds)
-            os.write(fds[1], b"through")
+            os.write(fds[1].fileno(), b"through")
             assert os.read(read, 10) == b"through"
         data, fds = await sock.recv(3)
         assert data == b"two"
-        with Fd(fds[0]):
-            assert os.fstat(fds[0]).st_ino == os.fstat(read).st_ino
+        with fds[0]:
+            assert os.fstat(fds[0].fileno()).st_ino == os.fstat(read).st_ino
         os.close(read)
         os.close(write)
 
@@ -125,19 +125,19 @@ def test_descriptors_come_with_their_message_and_close_on_exec() -> None:
 
 
 def test_as_many_as_there_is_room_for() -> None:
-    async def test(sock: FdSocket, peer: socket.socket) -> None:
+    async def test(sock: StreamSocket, peer: socket.socket) -> None:
         socket.send_fds(peer, [b"x"], [0] * MAX_FDS)
         data, fds = await sock.recv(10)
         assert data == b"x"
         assert len(fds) == MAX_FDS
         for fd in fds:
-            os.close(fd)
+            fd.close()
 
     run(test)
 
 
 def test_more_than_that_is_an_error_and_none_is_leaked() -> None:
-    async def test(sock: FdSocket, peer: socket.socket) -> None:
+    async def test(sock: StreamSocket, peer: socket.socket) -> None:
         before = open_fds()
         socket.send_fds(peer, [b"x"], [0] * (MAX_FDS + 1))
         with pytest.raises(PeerError, match="cut off"):
@@ -148,8 +148,8 @@ def test_more_than_that_is_an_error_and_none_is_leaked() -> None:
 
 
 def test_sent_descriptors_arrive_once_with_the_first_byte() -> None:
-    async def test(sock: FdSocket, peer: socket.socket) -> None:
-        read, write = os.pipe()
+    async def test(sock: StreamSocket, peer: socket.socket) -> None:
+        read, write = map(Fd, os.pipe())
         message = os.urandom(LARGE)
         sending = asyncio.create_task(sock.send(message, [read, write]))
         await asyncio.sleep(0.01)
@@ -157,8 +157,8 @@ def test_sent_descriptors_arrive_once_with_the_first_byte() -> None:
         data, fds, _, _ = socket.recv_fds(peer, 1, 8)
         assert data == message[:1]
         assert len(fds) == 2
-        for fd in (*fds, read, write):
-            os.close(fd)
+        for fd in (*map(Fd, fds), read, write):
+            fd.close()
         before = open_fds()
         while len(data) < LARGE:
             await asyncio.sleep(0)
@@ -176,7 +176,7 @@ def test_sent_descriptors_arrive_once_with_the_first_byte() -> None:
 
 
 def test_writers_take_turns() -> None:
-    async def test(sock: FdSocket, peer: socket.socket) -> None:
+    async def test(sock: StreamSocket, peer: socket.socket) -> None:
         messages = [bytes([number]) * (LARGE // 4) for number in range(4)]
         sending = [asyncio.create_task(sock.send(message)) for message in messages]
         assert await receive_all(peer, LARGE) == b"".join(messages)
@@ -186,7 +186,7 @@ def test_writers_take_turns() -> None:
 
 
 def test_reading_and_writing_at_the_same_time() -> None:
-    async def test(sock: FdSocket, peer: socket.socket) -> None:
+    async def test(sock: StreamSocket, peer: socket.socket) -> None:
         reading = asyncio.create_task(sock.recv(10))
         sending = asyncio.create_task(sock.send(memoryview(bytes(LARGE))))
         await asyncio.sleep(0.01)
@@ -200,7 +200,7 @@ def test_reading_and_writing_at_the_same_time() -> None:
 
 
 def test_nothing_to_send_is_sent_at_once() -> None:
-    async def test(sock: FdSocket, peer: socket.socket) -> None:
+    async def test(sock: StreamSocket, peer: socket.socket) -> None:
         await sock.send(b"")
         with pytest.raises(BlockingIOError):
             peer.recv(1)
@@ -209,7 +209,7 @@ def test_nothing_to_send_is_sent_at_once() -> None:
 
 
 def test_a_peer_that_is_gone() -> None:
-    async def test(sock: FdSocket, peer: socket.socket) -> None:
+    async def test(sock: StreamSocket, peer: socket.socket) -> None:
         sending = asyncio.create_task(sock.send(bytes(LARGE)))
         await asyncio.sleep(0.01)
         peer.close()
@@ -222,7 +222,7 @@ def test_a_peer_that_is_gone() -> None:
 
 
 def test_a_peer_that_leaves_without_reading() -> None:
-    async def test(sock: FdSocket, peer: socket.socket) -> None:
+    async def test(sock: StreamSocket, peer: socket.socket) -> None:
         await sock.send(b"unread")
         peer.close()
         with pytest.raises(PeerError, match="receiving: Connection reset"):
@@ -233,7 +233,7 @@ def test_a_peer_that_leaves_without_reading() -> None:
 
 @pytest.mark.parametrize("operation", ["recv", "send"])
 def test_what_is_cancelled_can_be_done_again(operation: str) -> None:
-    async def test(sock: FdSocket, peer: socket.socket) -> None:
+    async def test(sock: StreamSocket, peer: socket.socket) -> None:
         if operation == "recv":
             waiting = asyncio.create_task(sock.recv(4))
         else:
@@ -254,7 +254,7 @@ def test_what_is_cancelled_can_be_done_again(operation: str) -> None:
 
 
 def test_bytes_that_come_as_the_reader_is_cancelled_are_not_lost() -> None:
-    async def test(sock: FdSocket, peer: socket.socket) -> None:
+    async def test(sock: StreamSocket, peer: socket.socket) -> None:
         waiting = asyncio.create_task(sock.recv(4))
         await asyncio.sleep(0.01)
         peer.send(b"abcd")
@@ -269,7 +269,7 @@ def test_bytes_that_come_as_the_reader_is_cancelled_are_not_lost() -> None:
 def test_close_twice_and_with_a_cancelled_task_that_has_not_run_yet() -> None:
     """A socket is replaced while its reader is told to end: the reader ends by cancellation."""
 
-    async def test(sock: FdSocket, peer: socket.socket) -> None:
+    async def test(sock: StreamSocket, peer: socket.socket) -> None:
         waiting = asyncio.create_task(sock.recv(4))
         await asyncio.sleep(0.01)
         waiting.cancel()
@@ -283,10 +283,10 @@ def test_close_twice_and_with_a_cancelled_task_that_has_not_run_yet() -> None:
 
 
 def test_a_descriptor_that_is_a_unix_stream_socket() -> None:
-    async def test(_: FdSocket, peer: socket.socket) -> None:
+    async def test(_: StreamSocket, peer: socket.socket) -> None:
         ours, theirs = socket.socketpair()
         fd = Fd(ours.detach())
-        sock = FdSocket.of(fd)
+        sock = StreamSocket.of(fd)
         assert fd.closed
         with theirs:
             await sock.send(b"hello")  # it need not have been non-blocking
@@ -298,7 +298,7 @@ def test_a_descriptor_that_is_a_unix_stream_socket() -> None:
 
 @pytest.mark.parametrize("kind", ["file", "pipe", "datagram", "seqpacket", "inet"])
 def test_a_descriptor_that_is_not(kind: str) -> None:
-    async def test(_: FdSocket, __: socket.socket) -> None:
+    async def test(_: StreamSocket, __: socket.socket) -> None:
         before = open_fds()
         made: list[int] = []
         match kind:
@@ -315,7 +315,7 @@ def test_a_descriptor_that_is_not(kind: str) -> None:
                 made = [socket.socket(socket.AF_INET).detach()]
         first, *rest = map(Fd, made)
         with first, pytest.raises(PeerError, match="socket"):
-            FdSocket.of(first)
+            StreamSocket.of(first)
         for fd in rest:
             fd.close()
         assert open_fds() == before
@@ -324,8 +324,8 @@ def test_a_descriptor_that_is_not(kind: str) -> None:
 
 
 def test_a_socket_that_is_not_connected() -> None:
-    async def test(_: FdSocket, __: socket.socket) -> None:
-        sock = FdSocket.of(Fd(socket.socket(socket.AF_UNIX).detach()))
+    async def test(_: StreamSocket, __: socket.socket) -> None:
+        sock = StreamSocket.of(Fd(socket.socket(socket.AF_UNIX).detach()))
         with pytest.raises(PeerError):
             await sock.recv(1)
         with pytest.raises(PeerError):

@@ -96,7 +96,7 @@ def test_an_answer_that_makes_no_sense_ends_the_channel(nonsense: str) -> None:
         if nonsense == "09":  # it is right once
             await vmm.answer()
             await task
-        await vmm.socket.send(bytes.fromhex(nonsense) + answer, [0, 1])  # fds are not kept
+        await vmm.socket.send(bytes.fromhex(nonsense) + answer, [fd, fd])  # fds are not kept
         with pytest.raises(ExceptionGroup) as caught:
             await serving
         assert caught.group_contains(PeerError)

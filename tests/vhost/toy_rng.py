@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from vgpud.unix.stream_socket import FdSocket
+from vgpud.unix.stream_socket import StreamSocket
 from vgpud.vhost.device import Device
 from vgpud.vhost.session import Session
 from vgpud.vhost.split_ring import Chain
@@ -70,6 +70,6 @@ class RngServer:
             try:
                 while True:
                     connection, _ = await self._loop.sock_accept(listener)
-                    await Session(FdSocket(connection), ToyRng()).run()
+                    await Session(StreamSocket(connection), ToyRng()).run()
             except asyncio.CancelledError:
                 return

@@ -31,7 +31,7 @@ from vgpud.gpu.spec import DeviceSpec
 from vgpud.memory.render_nodes import RenderNodes
 from vgpud.slots.agent import AgentSlots
 from vgpud.slots.owner import TableSlots
-from vgpud.unix.stream_socket import FdSocket
+from vgpud.unix.stream_socket import StreamSocket
 from vgpud.vhost.session import Session
 
 log = logging.getLogger(__name__)
@@ -211,7 +211,7 @@ class DeviceServer:
                     blob_ids=self._blob_ids,
                 )
                 self.live = compose(self.spec, environment)
-                await Session(FdSocket(connection), self.live).run()
+                await Session(StreamSocket(connection), self.live).run()
             log.info("front-end gone device=%s", self.name)
         except* VgpudError as errors:
             reason = _innermost(errors)

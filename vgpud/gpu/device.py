@@ -24,7 +24,7 @@ from vgpud.gpu.wire.protocol import CONTROL_QUEUE, CURSOR_QUEUE, ShmId
 from vgpud.slots.front_end import FrontendSlots
 from vgpud.slots.owner import TableSlots
 from vgpud.unix.fd import Fd
-from vgpud.unix.stream_socket import FdSocket
+from vgpud.unix.stream_socket import StreamSocket
 from vgpud.vhost.back_end_channel import BackEndChannel
 from vgpud.vhost.device import Device
 from vgpud.vhost.memory_table import MemoryTable
@@ -89,7 +89,9 @@ class GpuDevice(Device):
         if self._display is not None:
             self._display.cancel()
         gpu = self.gpu
-        link = DisplayLink(self.name, FdSocket.of(socket), gpu.scanouts, gpu.quota, gpu.counters)
+        link = DisplayLink(
+            self.name, StreamSocket.of(socket), gpu.scanouts, gpu.quota, gpu.counters
+        )
         gpu.attach_display(link)
         self._display = self._tasks.create_task(self._show(link))
 

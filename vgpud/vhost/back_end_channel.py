@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from vgpud.errors import HostError
 from vgpud.unix.fd import Fd
-from vgpud.unix.stream_socket import FdSocket
+from vgpud.unix.stream_socket import StreamSocket
 from vgpud.vhost.wire.back_end_channel import BackendChannel, BackendMessage, ConfigChange
 
 PATIENCE = 30.0
@@ -40,7 +40,7 @@ class BackEndRequest:
 class BackEndChannel:
     """A channel from the arrival of its socket until either side closes it."""
 
-    def __init__(self, socket: FdSocket, *, reply_ack: bool) -> None:
+    def __init__(self, socket: StreamSocket, *, reply_ack: bool) -> None:
         self._socket = socket
         self._channel = BackendChannel(reply_ack=reply_ack)
         self._outbox: deque[BackEndRequest] = deque()
@@ -113,7 +113,7 @@ class BackEndChannel:
                     self._sent.append(request)
                 else:
                     request.answered.set_result(0)
-                fds = [request.fd.fileno()] if request.fd is not None else []
+                fds = [request.fd] if request.fd is not None else []
                 try:
                     await self._socket.send(data, fds)
                 finally:
@@ -123,7 +123,7 @@ class BackEndChannel:
         while True:
             data, fds = await self._socket.recv(_CHUNK)
             for fd in fds:  # answers have none
-                Fd(fd).close()
+                fd.close()
             if not data:
                 return
             self._channel.receive_data(data)

@@ -19,7 +19,7 @@ from vgpud.errors import HostError, PeerError
 from vgpud.memory.dirty_log import DirtyLog
 from vgpud.unix import eventfd
 from vgpud.unix.fd import Fd
-from vgpud.unix.stream_socket import FdSocket
+from vgpud.unix.stream_socket import StreamSocket
 from vgpud.vhost.back_end_channel import BackEndChannel
 from vgpud.vhost.device import Device
 from vgpud.vhost.memory_table import MemoryTable
@@ -29,7 +29,7 @@ from vgpud.vhost.ring_views import RingAddress
 from vgpud.vhost.split_ring import F_EVENT_IDX, F_INDIRECT_DESC
 from vgpud.vhost.virtqueue import Virtqueue
 from vgpud.vhost.wire import messages
-from vgpud.vhost.wire.connection import SUPPORTED, BackendSession, Received
+from vgpud.vhost.wire.connection import SUPPORTED, Connection, Received
 from vgpud.vhost.wire.messages import Reply, Request
 from vgpud.vhost.wire.protocol import (
     F_LOG_ALL,
@@ -51,7 +51,7 @@ Fds: TypeAlias = list[Fd]
 class Session:
     """One front-end's session with `device`, on `socket`, which are both closed at its end."""
 
-    def __init__(self, socket: FdSocket, device: Device) -> None:
+    def __init__(self, socket: StreamSocket, device: Device) -> None:
         self._socket = socket
         self._device = device
         protocol_features = SUPPORTED
@@ -59,7 +59,7 @@ class Session:
             protocol_features &= ~ProtocolFeature.SHMEM
         if not device.config():
             protocol_features &= ~ProtocolFeature.CONFIG
-        self._connection = BackendSession(device.features | TRANSPORT_FEATURES, protocol_features)
+        self._connection = Connection[Fd](device.features | TRANSPORT_FEATURES, protocol_features)
         self._memory = MemoryTable()
         self._log: DirtyLog | None = None
         self._queues: list[Virtqueue] = []
@@ -125,9 +125,9 @@ class Session:
                 return
             self._connection.receive_data(data, fds)
 
-    async def _handle(self, received: Received) -> bytes:
+    async def _handle(self, received: Received[Fd]) -> bytes:
         message = received.message
-        fds = [Fd(fd) for fd in received.fds]
+        fds = list(received.handles)
         try:
             reply = await self._handlers[type(message)](message, fds)
         except HostError as error:
@@ -146,7 +146,7 @@ class Session:
 
     def _close(self) -> None:
         for fd in self._connection.close():
-            Fd(fd).close()
+            fd.close()
         for queue in self._queues:
             queue.close()
         self._device.close()
@@ -263,7 +263,7 @@ class Session:
 
     async def _set_backend_req_fd(self, _: messages.SetBackendReqFd, fds: Fds) -> None:
         acks = bool(self._connection.protocol_features & ProtocolFeature.REPLY_ACK)
-        channel = BackEndChannel(FdSocket.of(fds[0]), reply_ack=acks)
+        channel = BackEndChannel(StreamSocket.of(fds[0]), reply_ack=acks)
         if self._back_end is not None:
             self._back_end.cancel()
         self._device.set_back_end_channel(channel)

@@ -17,7 +17,7 @@ from vgpud.gpu.quota import Quota
 from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import ScanoutId
 from vgpud.memory.extents import Extents
-from vgpud.unix.stream_socket import FdSocket
+from vgpud.unix.stream_socket import StreamSocket
 
 PATIENCE = 5.0
 EDID = display.ProtocolFeature.EDID
@@ -59,7 +59,7 @@ class Vmm:
     """The other end of the socket, which reads only when it is told to."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self.socket = FdSocket(sock)
+        self.socket = StreamSocket(sock)
         self.reader = display.RequestReader()
 
     async def next(self, patience: float | None = None) -> tuple[display.Request, bytes]:
@@ -102,7 +102,7 @@ async def linked(
     ours, theirs = socket.socketpair()
     screen = Screen()
     vmm = Vmm(theirs)
-    link = DisplayLink("gpu0", FdSocket(ours), screen, quota or Quota(1 << 30))
+    link = DisplayLink("gpu0", StreamSocket(ours), screen, quota or Quota(1 << 30))
     running = asyncio.create_task(link.run())
     try:
         async with asyncio.timeout(PATIENCE):

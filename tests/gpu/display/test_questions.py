@@ -16,7 +16,8 @@ from vgpud.gpu.quota import Quota
 from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import ResponseType
 from vgpud.gpu.wire.responses import DisplayInfo, DisplayMode, Edid
-from vgpud.unix.stream_socket import FdSocket
+from vgpud.unix import eventfd
+from vgpud.unix.stream_socket import StreamSocket
 
 MODES = tuple(DisplayMode(Rect(at, 0, 640 + at, 480), enabled=at < 2) for at in range(16))
 
@@ -188,7 +189,7 @@ def test_nonsense_closes_it(nonsense: bytes) -> None:
     async def test() -> None:
         ours, theirs = socket.socketpair()
         vmm = Vmm(theirs)
-        link = DisplayLink("gpu0", FdSocket(ours), Screen(), Quota(1 << 30))
+        link = DisplayLink("gpu0", StreamSocket(ours), Screen(), Quota(1 << 30))
         running = asyncio.create_task(link.run())
         async with asyncio.timeout(PATIENCE):
             await vmm.greet()
@@ -215,8 +216,9 @@ def test_answers_bytewise_and_with_descriptors_that_nobody_wants() -> None:
             asking = asyncio.create_task(link.modes())
             await vmm.next()
             reply = display.encode_reply(DisplayInfo(MODES))
-            for at in range(len(reply)):
-                await vmm.socket.send(reply[at : at + 1], [0] if at % 100 == 0 else [])
+            with eventfd.create() as fd:
+                for at in range(len(reply)):
+                    await vmm.socket.send(reply[at : at + 1], [fd] if at % 100 == 0 else [])
             assert await asking == MODES
 
     run(test)
@@ -227,7 +229,7 @@ def test_close_in_mid_frame() -> None:
         ours, theirs = socket.socketpair()
         screen = Screen()
         vmm = Vmm(theirs)
-        link = DisplayLink("gpu0", FdSocket(ours), screen, Quota(1 << 30))
+        link = DisplayLink("gpu0", StreamSocket(ours), screen, Quota(1 << 30))
         running = asyncio.create_task(link.run())
         async with asyncio.timeout(PATIENCE):
             await vmm.greet()

@@ -6,7 +6,7 @@ import pytest
 
 from vgpud.errors import PeerError
 from vgpud.vhost.wire import messages as m
-from vgpud.vhost.wire.connection import SUPPORTED, BackendSession, NeedData, Received
+from vgpud.vhost.wire.connection import SUPPORTED, Connection, NeedData, Received
 from vgpud.vhost.wire.protocol import F_PROTOCOL_FEATURES, HEADER, FrontendRequest, ProtocolFeature
 from vgpud.vhost.wire.requests import encode_request
 
@@ -27,11 +27,13 @@ class Peer:
     """A session and the bytes it is given, read as a pump reads a socket."""
 
     def __init__(self, offered: ProtocolFeature = SUPPORTED, features: int = DEVICE) -> None:
-        self.session = BackendSession(features, offered)
+        self.session = Connection[int](features, offered)
 
-    def feed(self, data: bytes, fds: tuple[int, ...] = (), step: int = 1 << 16) -> list[Received]:
+    def feed(
+        self, data: bytes, fds: tuple[int, ...] = (), step: int = 1 << 16
+    ) -> list[Received[int]]:
         """All requests in `data`; the fds come with its first bytes."""
-        received: list[Received] = []
+        received: list[Received[int]] = []
         while data:
             wanted = min(self.session.bytes_wanted, step)
             assert wanted > 0
@@ -46,7 +48,7 @@ class Peer:
 
     def ask(
         self, message: m.Request, fds: tuple[int, ...] = (), *, need_reply: bool = False
-    ) -> Received:
+    ) -> Received[int]:
         (received,) = self.feed(encode_request(message, need_reply=need_reply), fds)
         return received
 

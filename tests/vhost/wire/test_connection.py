@@ -12,7 +12,7 @@ from tests.vhost.wire.cases import REQUESTS, Case, regions
 from tests.vhost.wire.peer import DEVICE, REPLIES, Peer, broken, raw
 from vgpud.errors import PeerError
 from vgpud.vhost.wire import messages as m
-from vgpud.vhost.wire.connection import SUPPORTED, BackendSession, NeedData, Received
+from vgpud.vhost.wire.connection import SUPPORTED, Connection, NeedData, Received
 from vgpud.vhost.wire.protocol import (
     F_LOG_ALL,
     F_PROTOCOL_FEATURES,
@@ -52,13 +52,13 @@ def test_fds_may_come_with_any_byte(case: Case) -> None:
     for position in range(len(data)):
         peer = Peer().negotiate()
         fds = tuple(range(50, 50 + case.fds))
-        received: list[Received] = []
+        received: list[Received[int]] = []
         for index, byte in enumerate(data):
             peer.session.receive_data(bytes([byte]), fds if index == position else ())
             event = peer.session.next_event()
             if isinstance(event, Received):
                 received.append(event)
-        assert [r.fds for r in received] == [fds]
+        assert [r.handles for r in received] == [fds]
 
 
 @requests
@@ -112,15 +112,15 @@ def test_fds_a_byte_at_a_time_are_refused_in_time() -> None:
 def test_largest_mem_table() -> None:
     peer = Peer()
     fds = tuple(range(32))
-    assert peer.ask(m.SetMemTable(regions(32)), fds).fds == fds
+    assert peer.ask(m.SetMemTable(regions(32)), fds).handles == fds
     broken(peer, "payload of 1064 bytes", encode_request(m.SetMemTable(regions(33))), fds)
 
 
 def test_fds_of_one_message_do_not_reach_the_next() -> None:
     peer = Peer()
-    assert peer.ask(m.SetLogFd(), (7,)).fds == (7,)
-    assert peer.ask(m.SetOwner()).fds == ()
-    assert peer.ask(m.GpuSetSocket(), (8,)).fds == (8,)
+    assert peer.ask(m.SetLogFd(), (7,)).handles == (7,)
+    assert peer.ask(m.SetOwner()).handles == ()
+    assert peer.ask(m.GpuSetSocket(), (8,)).handles == (8,)
     assert peer.session.close() == ()
 
 
@@ -166,9 +166,9 @@ def test_what_is_offered() -> None:
 
 def test_only_what_is_implemented_can_be_offered() -> None:
     with pytest.raises(ValueError, match="GPA_ADDRESSES"):
-        BackendSession(DEVICE, ProtocolFeature.MQ | ProtocolFeature.GPA_ADDRESSES)
+        Connection[int](DEVICE, ProtocolFeature.MQ | ProtocolFeature.GPA_ADDRESSES)
     with pytest.raises(ValueError, match="not implemented"):
-        BackendSession(DEVICE, ProtocolFeature(1 << 40))
+        Connection[int](DEVICE, ProtocolFeature(1 << 40))
 
 
 def test_what_was_negotiated_shows() -> None:
@@ -268,6 +268,6 @@ def test_any_legal_order_in_any_pieces(cases: list[Case], step: int) -> None:
             break
         assert open_gate
         assert received.message == case.message
-        handed += received.fds
+        handed += received.handles
         peer.session.reply(received, REPLIES.get(case.request))
     assert handed == list(range(50, fd))

@@ -22,7 +22,7 @@ from tests.support.front_end import FrontEnd, RefusedError
 from tests.support.ring_driver import F_EVENT_IDX, F_INDIRECT_DESC, RingTimeoutError
 from vgpud.vhost.wire import messages as m
 from vgpud.vhost.wire.back_end_channel import BackendChannel, ConfigChange, ShmemMap, ShmemUnmap
-from vgpud.vhost.wire.connection import SUPPORTED, BackendSession, NeedData, Received
+from vgpud.vhost.wire.connection import SUPPORTED, Connection, NeedData, Received
 from vgpud.vhost.wire.protocol import F_LOG_ALL, F_PROTOCOL_FEATURES, ProtocolFeature
 
 FEATURES = 1 << 32 | F_INDIRECT_DESC
@@ -45,7 +45,7 @@ class ReversingBackend:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        self.session = BackendSession(FEATURES, SUPPORTED)
+        self.session = Connection[int](FEATURES, SUPPORTED)
         self.rings = [Ring(), Ring()]
         self.memory: list[tuple[m.MemRegion, mmap.mmap]] = []
         self.seen: list[str] = []
@@ -89,7 +89,7 @@ class ReversingBackend:
             if fd >= 0:
                 os.close(fd)
 
-    def handle(self, received: Received) -> bytes:
+    def handle(self, received: Received[int]) -> bytes:
         reply: m.Reply | None = None
         match received.message:
             case m.GetFeatures():
@@ -108,13 +108,13 @@ class ReversingBackend:
                 for _, mapping in self.memory:
                     mapping.close()
                 self.memory.clear()
-                for region, fd in zip(regions, received.fds, strict=True):
+                for region, fd in zip(regions, received.handles, strict=True):
                     length = region.mmap_offset + region.memory_size
                     self.memory.append((region, mmap.mmap(fd, length)))
                     os.close(fd)
             case m.SetLogBase() as base:
-                self.log = (mmap.mmap(received.fds[0], base.size), base)
-                os.close(received.fds[0])
+                self.log = (mmap.mmap(received.handles[0], base.size), base)
+                os.close(received.handles[0])
             case m.SetVringNum(index, num):
                 if num > 1024:
                     return self.session.refuse(received)
@@ -135,18 +135,18 @@ class ReversingBackend:
             case m.GetVringBase(index):
                 reply = m.VringState(index, self.rings[index].base)
             case m.SetBackendReqFd():
-                (self.backend_fd,) = received.fds
+                (self.backend_fd,) = received.handles
             case m.GpuSetSocket():
-                self.display_fds += received.fds
+                self.display_fds += received.handles
             case _:
-                assert not received.fds
+                assert not received.handles
         return self.session.reply(received, reply)
 
-    def keep(self, index: int, name: str, received: Received) -> None:
+    def keep(self, index: int, name: str, received: Received[int]) -> None:
         if name in self.rings[index].fds:
             os.close(self.rings[index].fds.pop(name))
-        if received.fds:
-            self.rings[index].fds[name] = received.fds[0]
+        if received.handles:
+            self.rings[index].fds[name] = received.handles[0]
 
     def at(self, address: int, *, user: bool = True) -> tuple[mmap.mmap, int]:
         for region, mapping in self.memory:

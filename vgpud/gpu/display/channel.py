@@ -31,8 +31,7 @@ from vgpud.gpu.quota import Quota
 from vgpud.gpu.wire import responses
 from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import ResponseType, ScanoutId
-from vgpud.unix.fd import Fd
-from vgpud.unix.stream_socket import FdSocket
+from vgpud.unix.stream_socket import StreamSocket
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +76,7 @@ class DisplayLink:
     def __init__(
         self,
         device: str,
-        socket: FdSocket,
+        socket: StreamSocket,
         source: Source,
         quota: Quota,
         counters: Counters | None = None,
@@ -201,7 +200,7 @@ class DisplayLink:
         while True:
             data, fds = await self._socket.recv(_CHUNK)
             for fd in fds:  # no answer has any
-                Fd(fd).close()
+                fd.close()
             if not data:
                 return
             self._reader.receive_data(data)

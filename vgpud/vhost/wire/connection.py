@@ -1,25 +1,25 @@
-"""The back-end's end of a vhost-user connection, sans-IO: bytes and fds in, requests out.
+"""The back-end's end of a vhost-user connection, sans-IO: bytes and handles in, requests out.
 
-Owns what a front-end may say and when: framing, header flags, feature negotiation, the extension
-that each request needs, the number of fds, and whether an answer is due. Owns no policy: every
-request that is legal is handed out. Source: vhost-user.rst, "Communication" and "Front-end message
-types".
+Decides what a front-end may say and when: framing, header flags, feature negotiation, the extension
+that each request needs, the number of descriptors, and whether an answer is due. It has no policy:
+every request that is legal is returned. A descriptor is an opaque handle here, of whatever type the
+caller's transport has. Source: vhost-user.rst, "Communication" and "Front-end message types".
 
-    session = BackendSession(features, protocol_features)
+    connection = Connection[Fd](features, protocol_features)
     while True:
-        match session.next_event():
+        match connection.next_event():
             case NeedData():
-                data, fds = ...  # at most session.bytes_wanted bytes, MSG_CMSG_CLOEXEC
-                session.receive_data(data, fds)  # or session.receive_eof()
+                data, fds = ...  # at most connection.bytes_wanted bytes
+                connection.receive_data(data, fds)  # or connection.receive_eof()
             case Received() as received:
-                answer = session.reply(received, ...)
+                answer = connection.reply(received, ...)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from vgpud.errors import PeerError
 from vgpud.vhost.wire.header import Header, decode_header, named
@@ -68,17 +68,20 @@ SUPPORTED: Final = (
 )
 """What may be offered: the protocol features whose messages are implemented."""
 
+H = TypeVar("H")
+"""A handle of a descriptor."""
+
 
 @dataclass(frozen=True, slots=True)
-class Received:
-    """A legal request. Its fds now belong to whoever got this; `need_reply`: the front-end waits.
+class Received(Generic[H]):
+    """A legal request, with the handles that came with it, which are the receiver's now.
 
-    `need_reply` covers both kinds of answer, the reply that some requests have and the
-    acknowledgement that any of them can be asked for. `BackendSession.reply` knows which.
+    `need_reply`: the front-end waits for an answer, which is the reply that some requests have, or
+    the acknowledgement that it can ask for with any other. `Connection.reply` knows which.
     """
 
     message: Request
-    fds: tuple[int, ...]
+    handles: tuple[H, ...]
     need_reply: bool
 
 
@@ -95,8 +98,8 @@ def _beyond(features: ProtocolFeature, limit: ProtocolFeature) -> ProtocolFeatur
     return ProtocolFeature(int(features) & ~int(limit))
 
 
-class BackendSession:
-    """One connection's state, from the first byte to `close`.
+class Connection(Generic[H]):
+    """The state of one connection, from the first byte to `close`.
 
     `features` is what the device offers in virtio's terms. The bits that belong to vhost are added
     here: VHOST_USER_F_PROTOCOL_FEATURES always, VHOST_F_LOG_ALL if LOG_SHMFD is offered. Raises
@@ -116,9 +119,9 @@ class BackendSession:
         self._features = 0
         self._protocol_features = ProtocolFeature(0)
         self._buffer = bytearray()
-        self._fds: list[int] = []
+        self._handles: list[H] = []
         self._header: Header | None = None  # of the message in the buffer, once judged
-        self._owed: Received | None = None  # the request that the front-end waits for
+        self._owed: Received[H] | None = None  # the request that the front-end waits for
         self._failure = ""
         self._closed = False
 
@@ -154,13 +157,14 @@ class BackendSession:
     def _end(self) -> int:
         return HEADER.size + (self._header.size if self._header else 0)
 
-    def receive_data(self, data: bytes, fds: Sequence[int] = ()) -> None:
-        """Take bytes just read, and the fds that came with them, which the session now owns.
+    def receive_data(self, data: bytes, handles: Sequence[H] = ()) -> None:
+        """Take bytes just read, and the handles that came with them, until `close` or a request
+        returns them.
 
         Judges nothing: call `next_event`. Raises `RuntimeError` for more than `bytes_wanted`, or
         for none (the end of the stream is `receive_eof`).
         """
-        self._fds += fds  # first of all: however this ends, close() must find them
+        self._handles += handles  # first of all: however this ends, close() must find them
         self._check_open()
         if not 0 < len(data) <= self.bytes_wanted:
             raise RuntimeError(f"{len(data)} bytes received, {self.bytes_wanted} wanted")
@@ -176,7 +180,7 @@ class BackendSession:
                 f"{len(self._buffer)} bytes of it came)"
             )
 
-    def next_event(self) -> Received | NeedData:
+    def next_event(self) -> Received[H] | NeedData:
         """The next request, or `NeedData`.
 
         Raises `PeerError` if the front-end broke the protocol, `RuntimeError` if the request before
@@ -191,7 +195,7 @@ class BackendSession:
             self._failure = str(error)
             raise
 
-    def reply(self, received: Received, reply: Reply | None = None) -> bytes:
+    def reply(self, received: Received[H], reply: Reply | None = None) -> bytes:
         """The bytes that answer `received`: `reply`, or an acknowledgement if asked for, or none.
 
         A request that has a reply of its own needs one of the right type (SET_LOG_BASE's may be
@@ -210,7 +214,7 @@ class BackendSession:
                 raise ValueError(f"{asked!r} can't be answered with {reply!r}")
         return self._answer(received, reply or U64Reply(0))
 
-    def refuse(self, received: Received) -> bytes:
+    def refuse(self, received: Received[H]) -> bytes:
         """The bytes that say that `received` failed; none if the front-end does not wait.
 
         Raises `PeerError`, and the session is over, for a request that waits for something that
@@ -230,15 +234,15 @@ class BackendSession:
                     self._fail(f"{message!r} can't be answered")
                 return self._answer(received, U64Reply(1))
 
-    def close(self) -> tuple[int, ...]:
-        """End the session; the fds that no one was handed, for the caller to close."""
-        fds = tuple(self._fds)
-        self._fds.clear()
+    def close(self) -> tuple[H, ...]:
+        """End the connection, and return the handles that no request returned, to be closed."""
+        handles = tuple(self._handles)
+        self._handles.clear()
         self._buffer.clear()
         self._header = None
         self._owed = None
         self._closed = True
-        return fds
+        return handles
 
     # -- Judging -----------------------------------------------------------------------------------
 
@@ -252,24 +256,24 @@ class BackendSession:
         self._failure = failure
         raise PeerError(failure)
 
-    def _next_event(self) -> Received | NeedData:
+    def _next_event(self) -> Received[H] | NeedData:
         # Also with half a header: a front-end must not be able to use up our fd table a byte at a
         # time.
-        if len(self._fds) > MAX_FDS:
-            raise PeerError(f"a message has {len(self._fds)} fds: {MAX_FDS} is the most of any")
+        if len(self._handles) > MAX_FDS:
+            raise PeerError(f"a message has {len(self._handles)} fds: {MAX_FDS} is the most of any")
         if self._header is None:
             if len(self._buffer) < HEADER.size:
                 return NEED_DATA
             self._header = self._judge_header(decode_header(self._buffer))
         request = FrontendRequest(self._header.request)
-        if len(self._fds) > MAX_REQUEST_FDS.get(request, 0):
-            raise PeerError(f"{named(request)} has {len(self._fds)} fds, too many")
+        if len(self._handles) > MAX_REQUEST_FDS.get(request, 0):
+            raise PeerError(f"{named(request)} has {len(self._handles)} fds, too many")
         if len(self._buffer) < self._end:
             return NEED_DATA
         message = decode_request(request, bytes(self._buffer[HEADER.size :]))
-        if len(self._fds) != fd_count(message):
+        if len(self._handles) != fd_count(message):
             raise PeerError(
-                f"{named(request)} has {len(self._fds)} fds, must have {fd_count(message)}"
+                f"{named(request)} has {len(self._handles)} fds, must have {fd_count(message)}"
             )
         self._negotiate(message)
         return self._hand_out(message, self._header)
@@ -316,19 +320,21 @@ class BackendSession:
             case _:
                 pass
 
-    def _hand_out(self, message: Request, header: Header) -> Received:
+    def _hand_out(self, message: Request, header: Header) -> Received[H]:
         # After _negotiate: the message that turns REPLY_ACK on can itself ask for an
         # acknowledgement. Without REPLY_ACK the flag means nothing, and must not be answered.
         asked = header.flags & HeaderFlag.NEED_REPLY
         acknowledge = bool(asked) and ProtocolFeature.REPLY_ACK in self._protocol_features
-        received = Received(message, tuple(self._fds), header.request in REPLY_TYPES or acknowledge)
-        self._fds.clear()
+        received = Received(
+            message, tuple(self._handles), header.request in REPLY_TYPES or acknowledge
+        )
+        self._handles.clear()
         self._buffer.clear()
         self._header = None
         self._owed = received if received.need_reply else None
         return received
 
-    def _answer(self, received: Received, reply: Reply) -> bytes:
+    def _answer(self, received: Received[H], reply: Reply) -> bytes:
         self._check_open()
         if not received.need_reply:
             return b""
