@@ -161,11 +161,11 @@ class ControlServer:
             stream.close()
 
     def _receive(self, message: bytes, sender: Sender, group: asyncio.TaskGroup) -> None:
-        caller = Caller(sender.address, sender.pid, sender.uid, sender.gid)
+        caller = sender.caller
         if not self._access.allows(caller):
             self._refuse(message, caller)
             return
-        if sender.cut:
+        if sender.truncated:
             text = f"a message is at most {MAX_MESSAGE} bytes"
             self._fail(None, caller, RpcError(ErrorCode.INVALID_REQUEST, text))
             return

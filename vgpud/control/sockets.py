@@ -1,13 +1,11 @@
-"""The control socket as the event loop sees it: datagrams that come with who sent them.
+"""The control socket as asyncio_dgram sees it: what its streams call an address is a `Sender` here,
+with the credentials of whom the datagram is from.
 
-Owns the one place where credentials and descriptors are part of a datagram. `asyncio_dgram` does
-the receiving: what its streams call an address is a `Sender` here. Source: unix(7), SCM_CREDENTIALS
-and SCM_RIGHTS; recvmsg(2), MSG_TRUNC.
+Source: unix(7), SO_PASSCRED.
 """
 
 from __future__ import annotations
 
-import array
 import errno
 import fcntl
 import os
@@ -18,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from vgpud.control.call import Address
+from vgpud.control.call import Address, Caller
 from vgpud.errors import ConfigError, HostError
+from vgpud.unix import ancillary
 from vgpud.unix.fd import Fd
 from vgpud.unix.listening import remove_stale
+from vgpud.unix.send_buffer import set_send_buffer
 
 MAX_MESSAGE: Final = 64 << 10
 """Bytes. Far more than any call needs, and less than a sender's default buffer lets through."""
@@ -30,30 +30,26 @@ SEND_BUFFER: Final = 8 << 20
 SOCKET_MODE: Final = 0o666
 """Everybody may send: credentials decide, so that who is refused can be told so."""
 
-_CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred
-_ROOM: Final = socket.CMSG_SPACE(_CREDENTIALS.size)
-"""For control data. No method takes a descriptor: without room, the kernel lets go of those that
-are sent before any of them gets into our table."""
-_SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h; Python has no name for it
+_INT: Final = struct.Struct("=i")
 
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """Where a datagram came from; an empty `address` can't be answered. `cut`: it was longer."""
+    """Where a datagram came from; a caller with an empty address can't be answered.
 
-    address: Address
-    pid: int
-    uid: int
-    gid: int
-    cut: bool
+    `truncated`: the datagram was longer than MAX_MESSAGE.
+    """
+
+    caller: Caller
+    truncated: bool
 
 
 class ControlSocket(socket.socket):
-    """An AF_UNIX datagram socket that tells senders apart by the kernel's word."""
+    """An AF_UNIX datagram socket that receives each sender's credentials."""
 
     @classmethod
     def bound(cls, path: Path) -> ControlSocket:
-        """A new one at `path`, in place of a dead one only.
+        """Return a new socket at `path`, in place of a dead one only.
 
         Raises ConfigError if something is there that must not be replaced, another server's socket
         or a file of another kind, and HostError if there can be no socket for other reasons.
@@ -75,7 +71,7 @@ class ControlSocket(socket.socket):
 
     @classmethod
     def of(cls, sock: socket.socket) -> ControlSocket:
-        """Takes over a socket that somebody else bound, with a mode of theirs."""
+        """Take over a socket that is bound already; the mode of its file stays."""
         control = cls(sock.family, sock.type, sock.proto, sock.detach())
         control._prepare()
         return control
@@ -83,32 +79,31 @@ class ControlSocket(socket.socket):
     def _prepare(self) -> None:
         self.setblocking(False)
         self.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        try:
-            self.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, SEND_BUFFER)
-        except PermissionError:
-            # As much as net.core.wmem_max lets anybody have.
-            self.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        set_send_buffer(self, SEND_BUFFER)
 
     def recvfrom(self, bufsize: int, flags: int = 0) -> tuple[bytes, Sender]:
-        """One datagram; of a longer one than MAX_MESSAGE, the beginning."""
-        size = min(bufsize, MAX_MESSAGE)
-        data, ancillary, received, address = self.recvmsg(
-            size, _ROOM, flags | socket.MSG_CMSG_CLOEXEC
+        """Receive one datagram; of one longer than MAX_MESSAGE, the beginning.
+
+        No method takes a descriptor: without room for any, the kernel drops those that are sent.
+        """
+        received = ancillary.receive(
+            self,
+            min(bufsize, MAX_MESSAGE),
+            max_fds=0,
+            credentials=True,
+            flags=flags | socket.MSG_DONTWAIT,
         )
-        pid, uid, gid = _credentials(ancillary)
-        cut = bool(received & socket.MSG_TRUNC)
-        return data, Sender(address or "", pid, uid, gid, cut)
+        who = received.credentials
+        caller = Caller(received.address, who.pid, who.uid, who.gid)
+        return received.data, Sender(caller, received.truncated)
 
     def send_to(self, address: Address, data: bytes, fd: Fd | None = None) -> None:
         """Send a datagram now; raises BlockingIOError where there is no room, OSError."""
-        ancillary = []
-        if fd is not None:
-            rights = array.array("i", [fd.fileno()])
-            ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, rights))
-        self.sendmsg([data], ancillary, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL, address)
+        fds = [fd] if fd is not None else []
+        ancillary.send(self, [data], fds, flags=socket.MSG_DONTWAIT, address=address)
 
     def is_gone(self, address: Address) -> bool:
-        """Whether no socket has that name any more."""
+        """Return whether no socket has that name any more."""
         with socket.socket(self.family, self.type) as probe:
             try:
                 probe.connect(address)
@@ -118,19 +113,7 @@ class ControlSocket(socket.socket):
         return False
 
     def unread(self) -> int:
-        """Bytes of our send buffer that are in clients' queues, with the kernel's overhead."""
-        count = array.array("i", [0])
-        fcntl.ioctl(self, termios.TIOCOUTQ, count)
-        return count[0]
-
-
-NOBODY: Final = (0, 0xFFFFFFFF, 0xFFFFFFFF)
-"""Credentials of a sender of whom the kernel says nothing: no user has this number."""
-
-
-def _credentials(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, int, int]:
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
-            pid, uid, gid = _CREDENTIALS.unpack(data[: _CREDENTIALS.size])
-            return pid, uid, gid
-    return NOBODY
+        """Return how much of our send buffer is in clients' queues: bytes, with the overhead."""
+        count = fcntl.ioctl(self, termios.TIOCOUTQ, bytes(_INT.size))
+        size: int = _INT.unpack(count)[0]
+        return size

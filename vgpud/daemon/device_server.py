@@ -17,7 +17,6 @@ from vgpud.coherency.kvm_mode import Finding
 from vgpud.coherency.planner import KvmMode
 from vgpud.coherency.probes import front_end as peer
 from vgpud.coherency.probes import kvm as probe_kvm
-from vgpud.coherency.probes.front_end import peer_pid
 from vgpud.coherency.slot_policy import SlotOwner
 from vgpud.control.events import Events
 from vgpud.control.rpc import Json
@@ -31,6 +30,7 @@ from vgpud.gpu.spec import DeviceSpec
 from vgpud.memory.render_nodes import RenderNodes
 from vgpud.slots.agent import AgentSlots
 from vgpud.slots.owner import TableSlots
+from vgpud.unix.credentials import peer_credentials
 from vgpud.unix.stream_socket import StreamSocket
 from vgpud.vhost.session import Session
 
@@ -179,7 +179,7 @@ class DeviceServer:
                     log.warning(
                         "front-end turned away device=%s pid=%d: pid %d is connected",
                         self.name,
-                        peer_pid(connection),
+                        peer_credentials(connection).pid,
                         self._pid,
                     )
                     connection.close()
@@ -193,7 +193,7 @@ class DeviceServer:
     async def serve_connection(self, connection: socket.socket) -> None:
         """Serves one front-end until it goes, or breaks the protocol."""
         self._free.clear()
-        self._pid = peer_pid(connection)
+        self._pid = peer_credentials(connection).pid
         log.info("front-end connected device=%s pid=%d", self.name, self._pid)
         self.counters.sessions += 1
         self._publish("device.connected", "a front-end has connected", pid=self._pid or None)

@@ -7,7 +7,6 @@ systemd.exec(5) on $JOURNAL_STREAM, syslog(3).
 
 from __future__ import annotations
 
-import array
 import errno
 import logging
 import os
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from vgpud.memory import memfd
+from vgpud.unix import ancillary
 
 JOURNAL_SOCKET: Final = Path("/run/systemd/journal/socket")
 SYSLOG_SOCKET: Final = Path("/dev/log")
@@ -152,9 +152,7 @@ class JournalHandler(_DatagramHandler):
     def _send_file(self, data: bytes) -> None:
         """What no datagram holds goes as a file, whose descriptor is all of the datagram."""
         with memfd.filled("vgpud-log", data) as file:  # sealed: no other does
-            rights = array.array("i", [file.fileno()])
-            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
-            self._sock.sendmsg([], ancillary, socket.MSG_NOSIGNAL, self._path)
+            ancillary.send(self._sock, [], [file], address=self._path)
 
 
 class SyslogHandler(_DatagramHandler):

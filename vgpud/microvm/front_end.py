@@ -9,7 +9,6 @@ rings"; the messages are `vhost.wire`.
 
 from __future__ import annotations
 
-import array
 import errno
 import select
 import socket
@@ -23,7 +22,7 @@ from typing import Final, NoReturn, Protocol, Self, TypeVar
 from vgpud.client import Client
 from vgpud.errors import HostError, PeerError
 from vgpud.gpu.wire.protocol import Feature, ShmId
-from vgpud.unix import eventfd
+from vgpud.unix import ancillary, eventfd
 from vgpud.unix.fd import Fd
 from vgpud.vhost.wire import messages
 from vgpud.vhost.wire.back_end_channel import (
@@ -195,12 +194,12 @@ class FrontEnd:
         self._back_end, theirs = socket.socketpair()
         self._back_end.settimeout(self._patience)
         self._cleanup.callback(self._back_end.close)
-        with theirs:
-            self._tell(messages.SetBackendReqFd(), [theirs.fileno()])
+        with Fd(theirs.detach()) as theirs_fd:
+            self._tell(messages.SetBackendReqFd(), [theirs_fd])
         self._send(messages.SetOwner())
         for index, (call, error) in enumerate(zip(self._calls, self._errors, strict=True)):
-            self._tell(messages.SetVringCall(index, True), [call.fileno()])
-            self._tell(messages.SetVringErr(index, True), [error.fileno()])
+            self._tell(messages.SetVringCall(index, True), [call])
+            self._tell(messages.SetVringErr(index, True), [error])
         sizes = self._ask(messages.GetShmemConfig(), messages.ShmemConfig).sizes
         if len(sizes) <= ShmId.HOST_VISIBLE:
             raise PeerError("the back-end has no host-visible window")
@@ -212,15 +211,15 @@ class FrontEnd:
         self._tell(messages.SetFeatures(self._features))
         # Guest RAM begins at 0, and what names it on the wire is up to us: its own addresses.
         region = messages.MemRegion(Gpa(0), self._guest.ram_size, Uva(0), 0)
-        self._tell(messages.SetMemTable((region,)), [self._guest.ram.fileno()])
+        self._tell(messages.SetMemTable((region,)), [self._guest.ram])
         for index, kick in enumerate(self._guest.kicks):
             queue = self._guest.queue(index)
             addresses = Uva(queue.desc), Uva(queue.used), Uva(queue.avail), Gpa(queue.used)
             self._tell(messages.SetVringNum(index, self._guest.queue_size))
             self._tell(messages.SetVringBase(index, 0))
             self._tell(messages.SetVringAddr(index, 0, *addresses))
-            self._tell(messages.SetVringKick(index, True), [kick.fileno()])
-            self._tell(messages.SetVringCall(index, True), [self._calls[index].fileno()])
+            self._tell(messages.SetVringKick(index, True), [kick])
+            self._tell(messages.SetVringCall(index, True), [self._calls[index]])
         for index in range(len(self._calls)):
             self._tell(messages.SetVringEnable(index, True))
 
@@ -318,7 +317,7 @@ class FrontEnd:
     # The main channel
 
     def _send(
-        self, message: messages.Request, fds: Sequence[int] = (), *, need_reply: bool = False
+        self, message: messages.Request, fds: Sequence[Fd] = (), *, need_reply: bool = False
     ) -> None:
         _send(self._socket, encode_request(message, need_reply=need_reply), fds)
 
@@ -329,7 +328,7 @@ class FrontEnd:
             raise PeerError(f"the back-end answered {request_of(message).name} with {answer}")
         return answer
 
-    def _tell(self, message: messages.Request, fds: Sequence[int] = ()) -> None:
+    def _tell(self, message: messages.Request, fds: Sequence[Fd] = ()) -> None:
         assert request_of(message) not in REPLY_TYPES
         self._send(message, fds, need_reply=True)
         answer = self._answer(message)
@@ -369,30 +368,23 @@ def _served(serve: Callable[[], bool]) -> bool:
     return False
 
 
-def _send(connection: socket.socket, data: bytes, fds: Sequence[int] = ()) -> None:
+def _send(connection: socket.socket, data: bytes, fds: Sequence[Fd] = ()) -> None:
     try:
-        sent = socket.send_fds(connection, [data], list(fds)) if fds else 0
-        connection.sendall(data[sent:])
+        sent = ancillary.send(connection, [data], fds)
+        connection.sendall(data[sent:], socket.MSG_NOSIGNAL)
     except OSError as error:
         raise _failed("sending to the back-end", error) from error
 
 
 def _receive(connection: socket.socket, size: int) -> tuple[bytes, list[Fd]]:
-    fds = array.array("i")
     try:
-        data, ancillary, flags, _ = connection.recvmsg(
-            size, socket.CMSG_SPACE(_MAX_FDS * fds.itemsize), socket.MSG_CMSG_CLOEXEC
-        )
+        received = ancillary.receive(connection, size, max_fds=_MAX_FDS)
     except OSError as error:
         raise _failed("waiting for the back-end", error) from error
-    for _, _, payload in ancillary:
-        fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
-    owned = [Fd(fd) for fd in fds]
-    if flags & socket.MSG_CTRUNC:
-        for fd in owned:
-            fd.close()
+    if received.fds_lost:
+        received.close()
         raise PeerError("the back-end sent more descriptors than any request has")
-    return data, owned
+    return received.data, received.fds
 
 
 def _failed(operation: str, error: OSError) -> HostError | PeerError:

@@ -16,7 +16,8 @@ from tests.rig.build import Rig
 from tests.rig.chroot import Chroot, cache_directory
 from tests.support.kvm_host import open_kvm
 from vgpud.coherency.probes import front_end as peer
-from vgpud.coherency.probes.front_end import Peer, look, peer_pid
+from vgpud.coherency.probes.front_end import Peer, look
+from vgpud.unix.credentials import peer_credentials
 
 PATIENCE = 20.0
 
@@ -64,7 +65,7 @@ def connect(short_directory: Path) -> Iterator[Connect]:
 def test_ourselves() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        assert peer_pid(ours) == os.getpid()
+        assert peer_credentials(ours).pid == os.getpid()
     program = Path("/proc/self/exe").readlink().name
     assert look(os.getpid()) == Peer(os.getpid(), program, 0)
 
@@ -75,7 +76,7 @@ def test_a_process_with_vms(connect: Connect, vms: int) -> None:
         with open_kvm():
             pass
     connection = connect([sys.executable, "-c", CLIENT, "SOCKET", str(vms)])
-    found = look(peer_pid(connection))
+    found = look(peer_credentials(connection).pid)
     assert (found.kvm_vms, found.problem, found.is_qemu) == (vms, "", False)
 
 
@@ -175,7 +176,8 @@ def test_a_real_qemu(rig: Rig, connect: Connect, accel: str, vms: int, told: str
     arguments = ["-M", "q35", "-S", "-nodefaults", "-display", "none", "-accel", accel]
     arguments += ["-chardev", "socket,id=c,path=SOCKET"]
     chroot = Chroot(cache_directory())
-    pid = peer_pid(connect(chroot.command("/usr/bin/qemu-system-x86_64", *arguments)))
+    connection = connect(chroot.command("/usr/bin/qemu-system-x86_64", *arguments))
+    pid = peer_credentials(connection).pid
     # It connects first, and opens KVM then.
     end = time.monotonic() + PATIENCE
     while (found := look(pid)).kvm_vms != vms or time.monotonic() < end - PATIENCE + 0.5:

@@ -1,22 +1,19 @@
-"""Who is at the other end of a vhost-user socket, and what its /proc entry tells of its VM.
+"""What the /proc entry of a front-end's process tells of its VM.
 
-Owns looking; `coherency.kvm_mode` says what it means. Source: unix(7) SO_PEERCRED, proc(5); QEMU's
-documentation of -accel. Other people's processes can be looked into by their own user and by root
-only, and not from another PID namespace: what can't be seen is None, with the reason.
+`coherency.kvm_mode` says what it means. Other users' processes can be examined by root only, and
+none from another PID namespace: what can't be seen is None, with the reason. Source: proc(5);
+QEMU's documentation of -accel.
 """
 
 from __future__ import annotations
 
 import errno
-import socket
-import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
-_UCRED: Final = struct.Struct("=iII")
 _KVM_VM: Final = "anon_inode:kvm-vm"
 _DELETED: Final = " (deleted)"  # an executable that was replaced, as by an upgrade
 
@@ -40,16 +37,6 @@ class Peer:
         """Whether it is QEMU's system emulator, by its executable's name."""
         name = self.program or ""
         return name.startswith("qemu-system-") or name == "qemu-kvm"
-
-
-def peer_pid(connection: socket.socket) -> int:
-    """The process that connected a unix socket, or made the pair; 0 if it is not in our namespace.
-
-    That need not be who uses it now: libvirt connects and hands the socket on.
-    """
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    pid: int = _UCRED.unpack(credentials)[0]
-    return pid
 
 
 def look(pid: int, proc: Path = Path("/proc")) -> Peer:
