@@ -275,11 +275,3 @@ def _answer_another_user(directory: Path, daemon_is_nobody: bool) -> None:
         process.communicate()
         server.sock.close()
     assert [*directory.iterdir()] == [path]
-
-
-def test_it_takes_neither_asyncio_nor_numpy() -> None:
-    code = "import sys, vgpud.client.client; print({'asyncio', 'numpy'} & {*sys.modules})"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "set()\n"

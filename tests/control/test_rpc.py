@@ -17,7 +17,6 @@ from vgpud.control.rpc import (
     Result,
     RpcError,
     decode,
-    decode_reply,
     encode,
     encode_call,
 )
@@ -59,7 +58,7 @@ def test_calls_both_ways(message: bytes, call: Call) -> None:
 @pytest.mark.parametrize(("message", "reply"), REPLIES)
 def test_replies_both_ways(message: bytes, reply: Result | Failure) -> None:
     assert encode([reply]) == message
-    assert _plain(decode_reply(message)) == _plain(reply)
+    assert _plain(decode(message).expect_reply()) == _plain(reply)
 
 
 def test_batches_both_ways() -> None:
@@ -91,7 +90,7 @@ def test_a_truncated_call_is_a_parse_error(message: bytes, _: Call) -> None:
 def test_a_truncated_reply_is_a_peer_error(message: bytes, _: Result | Failure) -> None:
     for length in range(len(message)):
         with pytest.raises(PeerError):
-            decode_reply(message[:length])
+            decode(message[:length]).expect_reply()
 
 
 @pytest.mark.parametrize(
@@ -131,7 +130,8 @@ def test_what_is_no_call(message: bytes, code: ErrorCode, call_id: int | None) -
 
 @pytest.mark.parametrize(("message", "_"), REPLIES)
 def test_an_answer_is_no_call_and_not_answered(message: bytes, _: Result | Failure) -> None:
-    assert decode(message) == Incoming((), answer=True)
+    incoming = decode(message)
+    assert incoming == Incoming((), answer=True, reply=incoming.reply)
     assert decode(b"[" + message + b"]") == Incoming((), batch=True)
     both = decode(b"[" + message + b"," + CALLS[0][0] + b"]")
     assert both == Incoming((CALLS[0][1],), batch=True)
@@ -159,7 +159,7 @@ def test_each_bad_item_of_a_batch_fails_by_itself() -> None:
 )
 def test_what_is_no_reply(message: bytes) -> None:
     with pytest.raises(PeerError):
-        decode_reply(message)
+        decode(message).expect_reply()
 
 
 _json = st.recursive(

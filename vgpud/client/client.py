@@ -7,7 +7,6 @@ on a `Client`, is `vgpud.client.slot_agent`'s.
 
 from __future__ import annotations
 
-import array
 import errno
 import os
 import secrets
@@ -22,30 +21,27 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, TypeAlias
 
-from vgpud.client.slot_agent import Answer, SlotAgent, descriptors
+from vgpud.client.channel import MAX_FDS, Answer
 from vgpud.control.rpc import (
     Call,
     ErrorCode,
     Failure,
+    Incoming,
     Json,
     Result,
     RpcError,
     decode,
-    decode_reply,
     encode,
     encode_call,
 )
 from vgpud.errors import HostError, PeerError
+from vgpud.unix import ancillary
 from vgpud.unix.fd import Fd
-
-__all__ = ["Client", "SlotAgent"]
 
 MAX_MESSAGE: Final = 1 << 20
 """Bytes. More than a datagram can be with the kernel's default buffers."""
 MAX_EVENTS: Final = 4096
 """Events kept while an answer is waited for; then the oldest go, which their numbers show."""
-MAX_FDS: Final = 4
-"""One is right, others are to be seen and closed."""
 HEARTBEAT: Final = 2.0
 """Seconds of silence after which a waiting client asks whether the daemon is still there: no
 datagram socket tells by itself."""
@@ -54,8 +50,6 @@ CLIENTS: Final = "clients"
 
 _DENIED: Final = "this user may not go there: ask for the directory's permissions, or use sudo"
 _ADVICE: Final = {errno.EACCES: _DENIED, errno.EPERM: _DENIED}
-_FD_SIZE: Final = array.array("i").itemsize
-_ROOM: Final = socket.CMSG_SPACE(MAX_FDS * _FD_SIZE)
 
 _Received: TypeAlias = tuple[Result | Failure, list[Fd]]
 
@@ -288,8 +282,8 @@ class Client:
     def _read(self, deadline: float | None) -> bool:
         while True:
             try:
-                message, ancillary, flags, _ = self._sock.recvmsg(
-                    MAX_MESSAGE, _ROOM, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+                received = ancillary.receive(
+                    self._sock, MAX_MESSAGE, max_fds=MAX_FDS, flags=socket.MSG_DONTWAIT
                 )
                 break
             except BlockingIOError:
@@ -299,31 +293,29 @@ class Client:
                     return False
             except OSError as error:
                 raise self._host_error(error) from error
-        fds = descriptors(ancillary)
         try:
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            if received.truncated or received.fds_lost:
                 raise PeerError("the daemon's datagram, or what came with it, is too large")
-            if message:
-                self._dispatch(message, fds)
+            if received.data:
+                self._dispatch(decode(received.data), received.fds)
         finally:
-            _close(fds)  # those that nobody took
+            received.close()  # the descriptors that were not taken
         return True
 
-    def _dispatch(self, message: bytes, fds: list[Fd]) -> None:
-        incoming = decode(message)
+    def _dispatch(self, incoming: Incoming, fds: list[Fd]) -> None:
         match incoming.calls:
             case (Call(method="event", params=params, notification=True),):
                 self._events.append(params)
             case (Call() as call,):
-                reply = self._reply(call, message, fds)
+                reply = self._reply(call, incoming, fds)
                 if reply:
                     self._send(reply, self._deadline(None))
             case _:
-                self._take(decode_reply(message), fds)
+                self._take(incoming.expect_reply(), fds)
 
-    def _reply(self, call: Call, message: bytes, fds: list[Fd]) -> bytes:
+    def _reply(self, call: Call, incoming: Incoming, fds: list[Fd]) -> bytes:
         if self._answer is not None:
-            return self._answer(message, fds)
+            return self._answer(incoming, fds)
         if call.notification:
             return b""
         error = RpcError(ErrorCode.METHOD_NOT_FOUND, f"a client has no method {call.method}")

@@ -1,24 +1,23 @@
 """A slot agent: sets memory slots in a VM for a vgpud that runs in another process.
 
-For VMM authors: blocking, no asyncio. Owns the slots that it was asked for, and what a daemon may
-ask for: only slots of the numbers, places and flags that the VMM grants. The calls come by a
-`Channel`: the control socket, as a `client.Client` has it, or a socket of the agent's own. Source:
-`control.slot_calls`.
+For VMM authors: blocking, no asyncio. A daemon may set only slots of the numbers, addresses and
+flags that the VMM grants. The calls come by a `Channel`: the control socket, as a `client.Client`
+has it, or a socket of the agent's own. The methods are in `control.slot_calls`.
 """
 
 from __future__ import annotations
 
-import array
 import errno
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Final, Protocol, Self, TypeAlias, cast
+from typing import Final, Protocol, Self, cast
 
 from pydantic import ValidationError
 
-from vgpud.control.rpc import Call, ErrorCode, Failure, Json, Result, RpcError, decode, encode
+from vgpud.client.channel import Channel, ConnectedChannel
+from vgpud.control.rpc import Call, ErrorCode, Failure, Incoming, Json, Result, RpcError, encode
 from vgpud.control.slot_calls import (
     AGENT_ATTACH,
     AGENT_DETACH,
@@ -38,38 +37,6 @@ NON_COHERENT_DMA: Final = 8
 """KVM_MEM_NON_COHERENT_DMA: the flag that a daemon asks for where a guest shall map a blob WC."""
 ATTACH_PATIENCE: Final = 30.0
 """Seconds. The daemon asks for slots before it answers, and waits for those itself."""
-
-_MAX_CALL: Final = 64 << 10
-_FD_SIZE: Final = array.array("i").itemsize
-_MAX_FDS: Final = 4  # one is right, others are to be seen and closed
-
-Answer: TypeAlias = Callable[[bytes, list[Fd]], bytes]
-"""What replies to a datagram with calls; empty if nothing is to be said."""
-
-
-class Channel(Protocol):
-    """A way to a daemon, such as a `client.Client`."""
-
-    def call(self, method: str, params: dict[str, Json], *, timeout: float | None = None) -> Json:
-        """Have the daemon do something; what it calls meanwhile is answered."""
-
-    def notify(self, method: str, params: dict[str, Json]) -> None:
-        """Have the daemon do something, and don't wait for it."""
-
-    def serve(self, answer: Answer | None) -> None:
-        """Have `answer` reply to the daemon's calls."""
-
-    def serve_one(self) -> bool:
-        """Wait for a datagram and deal with it; False when there will be none any more."""
-
-    def serve_until_gone(self) -> None:
-        """The same until `stop`; raises HostError or PeerError if the daemon is gone."""
-
-    def stop(self) -> None:
-        """End all waiting, from any thread."""
-
-    def close(self) -> None:
-        """Close it."""
 
 
 class RawVm(Protocol):
@@ -100,7 +67,7 @@ class SlotAgent:
         ram: Sequence[range] = (),
         flags: int = NON_COHERENT_DMA,
     ) -> None:
-        self._channel = _Connected(channel) if isinstance(channel, socket.socket) else channel
+        self._channel = ConnectedChannel(channel) if isinstance(channel, socket.socket) else channel
         self._slots = Memslots(_slot_vm(vm))
         self._numbers = numbers
         self.window = window
@@ -207,8 +174,7 @@ class SlotAgent:
         self._slots.close()
         self.live.clear()
 
-    def _answer(self, message: bytes, fds: list[Fd]) -> bytes:
-        incoming = decode(message)
+    def _answer(self, incoming: Incoming, fds: list[Fd]) -> bytes:
         if incoming.batch:
             # The descriptor would be anyone's.
             error = RpcError(ErrorCode.INVALID_REQUEST, "slot calls come one a datagram")
@@ -281,63 +247,6 @@ class SlotAgent:
         del self.live[params.slot]
 
 
-class _Connected:
-    """A `Channel` by a connected socket (SOCK_DGRAM or SOCK_SEQPACKET) to a daemon that knows what
-    it may ask for."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._answer: Answer = lambda message, fds: b""
-
-    def call(self, method: str, params: dict[str, Json], *, timeout: float | None = None) -> Json:
-        raise ValueError("an agent with a socket of its own is attached from the start")
-
-    def notify(self, method: str, params: dict[str, Json]) -> None:
-        self.call(method, params)
-
-    def serve(self, answer: Answer | None) -> None:
-        if answer is not None:
-            self._answer = answer
-
-    def serve_until_gone(self) -> None:
-        while self.serve_one():
-            pass
-
-    def serve_one(self) -> bool:
-        # Never raises for what a daemon sends, or for one that is gone.
-        try:
-            message, ancillary, message_flags, _ = self._sock.recvmsg(
-                _MAX_CALL, socket.CMSG_SPACE(_MAX_FDS * _FD_SIZE), socket.MSG_CMSG_CLOEXEC
-            )
-        except ConnectionResetError:
-            return True  # a datagram socket: the other end may be connected anew
-        fds = descriptors(ancillary)
-        try:
-            if not message:
-                return False
-            if message_flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-                cut = RpcError(ErrorCode.INVALID_REQUEST, "the datagram was cut off")
-                answer = encode([Failure(None, cut)])
-            else:
-                answer = self._answer(message, fds)
-        finally:
-            for fd in fds:
-                fd.close()
-        if answer:
-            try:
-                self._sock.send(answer, socket.MSG_NOSIGNAL)
-            except OSError:
-                # It is gone, or does not read: then it has no answer, and undoes what it asked for.
-                return True
-        return True
-
-    def stop(self) -> None:
-        self._sock.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self._sock.close()
-
-
 def _slot_vm(vm: SlotVm | RawVm | int) -> SlotVm:
     if not isinstance(vm, int) and hasattr(vm, "set_user_memory_region"):
         return cast("SlotVm", vm)
@@ -349,12 +258,3 @@ def _slot_vm(vm: SlotVm | RawVm | int) -> SlotVm:
 
 def _refused(number: int, text: str) -> RpcError:
     return RpcError(ErrorCode.VGPUD, text, error_data(number))
-
-
-def descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[Fd]:
-    """What came with a datagram, wrapped at once."""
-    fds = array.array("i")
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(data[: len(data) - len(data) % _FD_SIZE])
-    return [Fd(fd) for fd in fds]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from vgpud.control.agent_link import AgentLink
-from vgpud.control.rpc import Call, Failure, Json, Result, decode_reply, encode_call
+from vgpud.control.rpc import Call, Failure, Json, Result, decode, encode_call
 from vgpud.control.slot_calls import (
     PROT_READ,
     PROT_WRITE,
@@ -152,7 +152,7 @@ class AgentCalls:
             data = await self.link.recv()
             if not data:
                 raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
-            reply = decode_reply(data)
+            reply = decode(data).expect_reply()
             request = self._unanswered.pop(reply.id, None) if isinstance(reply.id, int) else None
             if request is not None and request is last:
                 answer = reply

@@ -1,7 +1,7 @@
-"""JSON-RPC 2.0: datagrams to calls, and results to datagrams. Both ends, sans-IO.
+"""JSON-RPC 2.0: datagrams to calls and answers, and the way back. Both ends, sans-IO.
 
-Owns the envelope only: what a method takes and gives is its server's business. Source: the JSON-RPC
-2.0 specification, sections 4 to 6.
+Only the envelope: the parameters and results of methods are in `control.methods`. Source: the
+JSON-RPC 2.0 specification, sections 4 to 6.
 """
 
 from __future__ import annotations
@@ -9,17 +9,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, Final, NoReturn, TypeAlias
 
 from vgpud.errors import PeerError, VgpudError
 
 Json: TypeAlias = Any
-"""Whatever json can say. Values of this type are to be validated before they are used."""
+"""Any value of JSON. Values of this type are to be validated before they are used."""
 
 CallId: TypeAlias = str | int | float | None
 """What links a reply to its call; None, JSON's null, also for an id that could not be read."""
+
+_QUOTED: Final = 80
+"""Bytes of a message in an error."""
 
 
 class ErrorCode(IntEnum):
@@ -71,34 +74,41 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """A message: calls in order, and in place of what is none, the failure to answer it with.
+    """A decoded message: calls in order, and in place of what is none, the failure to answer it
+    with.
 
-    Answers are none of them: `answer` says that the message is one, for `decode_reply`, and in a
-    batch they are left out. To answer them with errors could go on forever.
+    Answers are not among the calls: answering them with errors could go on forever. `answer` says
+    that the message claims to be one, and `reply` is what it says, None if it is not one of
+    JSON-RPC 2.0. In a batch, answers are left out.
     """
 
     calls: tuple[Call | Failure, ...]
     batch: bool = False
     answer: bool = False
+    reply: Result | Failure | None = None
+    size: int = field(default=0, compare=False)
+    """Bytes of the message."""
+    start: bytes = field(default=b"", repr=False, compare=False)
+    """What it begins with, for an error that quotes it."""
+
+    def expect_reply(self) -> Result | Failure:
+        """Return the answer to one call that the message is; raises PeerError if it is none."""
+        match self.calls:
+            case _ if self.reply is not None:
+                return self.reply
+            case (Failure(error=error),) if error.code == ErrorCode.PARSE_ERROR:
+                raise PeerError(f"the reply is {error}")
+        raise PeerError(f"the reply is not one of JSON-RPC 2.0: {self.start!r}")
 
 
 def decode(message: bytes) -> Incoming:
-    """What a server received. Never raises: what is wrong with it is in the result."""
-    try:
-        value = _json(message)
-    except ValueError as error:
-        return Incoming((_failure(ErrorCode.PARSE_ERROR, f"not JSON: {error}"),))
-    if _is_answer(value):
-        return Incoming((), answer=True)
-    if not isinstance(value, list):
-        return Incoming((_call(value),))
-    if not value:
-        return Incoming((_failure(ErrorCode.INVALID_REQUEST, "a batch must not be empty"),))
-    return Incoming(tuple(_call(item) for item in value if not _is_answer(item)), batch=True)
+    """Return what a server or a client received. Never raises: what is wrong with it is in the
+    result."""
+    return replace(_incoming(message), size=len(message), start=message[:_QUOTED])
 
 
 def encode(replies: Iterable[Result | Failure], *, batch: bool = False) -> bytes:
-    """What a server answers; nothing at all if there is nothing to say."""
+    """Return the message that a server answers with; no bytes at all without replies."""
     values = [_reply(reply) for reply in replies]
     if not values:
         return b""
@@ -106,7 +116,7 @@ def encode(replies: Iterable[Result | Failure], *, batch: bool = False) -> bytes
 
 
 def encode_call(call: Call) -> bytes:
-    """What a client sends."""
+    """Return the message that a client sends."""
     value: dict[str, Json] = {"jsonrpc": "2.0", "method": call.method}
     if call.params:
         value["params"] = call.params
@@ -115,23 +125,18 @@ def encode_call(call: Call) -> bytes:
     return _bytes(value)
 
 
-def decode_reply(message: bytes) -> Result | Failure:
-    """What a client received in answer to one call; raises PeerError if it is no such thing."""
+def _incoming(message: bytes) -> Incoming:
     try:
         value = _json(message)
     except ValueError as error:
-        raise PeerError(f"the reply is not JSON: {error}") from error
-    match value:
-        case {"jsonrpc": "2.0", "id": reply_id, "result": result, **rest} if not rest:
-            return Result(reply_id, result)
-        case {
-            "jsonrpc": "2.0",
-            "id": reply_id,
-            "error": {"code": int(code), "message": str(text), **more},
-            **rest,
-        } if not rest:
-            return Failure(reply_id, RpcError(code, text, more.get("data")))
-    raise PeerError(f"the reply is not one of JSON-RPC 2.0: {message[:80]!r}")
+        return Incoming((_failure(ErrorCode.PARSE_ERROR, f"not JSON: {error}"),))
+    if _is_answer(value):
+        return Incoming((), answer=True, reply=_answered(value))
+    if not isinstance(value, list):
+        return Incoming((_call(value),))
+    if not value:
+        return Incoming((_failure(ErrorCode.INVALID_REQUEST, "a batch must not be empty"),))
+    return Incoming(tuple(_call(item) for item in value if not _is_answer(item)), batch=True)
 
 
 def _call(value: Json) -> Call | Failure:
@@ -156,6 +161,20 @@ def _is_answer(value: Json) -> bool:
         and "method" not in value
         and ("result" in value or "error" in value)
     )
+
+
+def _answered(value: Json) -> Result | Failure | None:
+    match value:
+        case {"jsonrpc": "2.0", "id": reply_id, "result": result, **rest} if not rest:
+            return Result(reply_id, result)
+        case {
+            "jsonrpc": "2.0",
+            "id": reply_id,
+            "error": {"code": int(code), "message": str(text), **more},
+            **rest,
+        } if not rest:
+            return Failure(reply_id, RpcError(code, text, more.get("data")))
+    return None
 
 
 def _is_id(value: Json) -> bool:
