@@ -10,9 +10,9 @@ from tests.cli.ctl import answers
 from vgpud.coherency.slot_policy import SlotOwner
 from vgpud.daemon import openmetrics
 from vgpud.daemon.openmetrics import DeviceFigures, Figures
+from vgpud.daemon.process_figures import ProcessFigures
 from vgpud.gpu.counters import Counters
 from vgpud.gpu.wire import commands
-from vgpud.unix.process import ProcessFigures
 
 Labels = tuple[tuple[str, str], ...]
 ONE: Labels = (("device", "one"),)

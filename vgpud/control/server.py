@@ -31,6 +31,7 @@ from vgpud.control.sockets import MAX_MESSAGE, ControlSocket, Sender
 from vgpud.control.subscriptions import Subscriptions
 from vgpud.rate_limit import RateLimit
 from vgpud.unix.fd import Fd
+from vgpud.unix.socket_file import SocketFile
 
 _log = logging.getLogger(__name__)
 
@@ -60,11 +61,10 @@ class ControlServer:
         self._answering: Counter[Address] = Counter()
         self._sinks: dict[Address, tuple[Caller, ReplySink]] = {}
         self._limit = RateLimit()
-        self._path = None
+        self._file = None
         if isinstance(where, Path):
-            self._path = where
             self._sock = ControlSocket.bound(where)
-            self._inode = where.stat().st_ino
+            self._file = SocketFile(where)
         else:
             self._sock = ControlSocket.of(where)
         self._subscriptions = Subscriptions(events, self._sock)
@@ -108,13 +108,8 @@ class ControlServer:
             return
         self._outbox.close()
         self._sock.close()
-        if self._path is None:
-            return
-        try:
-            if self._path.stat().st_ino == self._inode:
-                self._path.unlink()
-        except OSError as error:
-            _log.debug("control socket not removed path=%s error=%s", self._path, error)
+        if self._file is not None:
+            self._file.remove()
 
     def add(self, handlers: Handlers) -> None:
         """Serve these methods too; raises ValueError for one that METHODS does not have."""

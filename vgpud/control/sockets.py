@@ -20,8 +20,8 @@ from vgpud.control.call import Address, Caller
 from vgpud.errors import ConfigError, HostError
 from vgpud.unix import ancillary
 from vgpud.unix.fd import Fd
-from vgpud.unix.listening import remove_stale
 from vgpud.unix.send_buffer import set_send_buffer
+from vgpud.unix.socket_file import remove_stale
 
 MAX_MESSAGE: Final = 64 << 10
 """Bytes. Far more than any call needs, and less than a sender's default buffer lets through."""

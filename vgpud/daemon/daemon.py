@@ -47,7 +47,7 @@ from vgpud.memory.render_nodes import Gpu, RenderNodes
 from vgpud.slots.agent import Grant
 from vgpud.slots.owner import TableSlots
 from vgpud.unix.activation import CONTROL, Activated
-from vgpud.unix.listener import make_directory
+from vgpud.unix.socket_file import make_directory
 from vgpud.vhost.wire.protocol import Gpa
 
 log = logging.getLogger(__name__)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Final
 
 from vgpud.coherency.slot_policy import SlotOwner
 from vgpud.control.models import Device
+from vgpud.daemon.process_figures import ProcessFigures
 from vgpud.gpu.counters import Counters
 from vgpud.gpu.wire.commands import Command
-from vgpud.unix.process import ProcessFigures
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric

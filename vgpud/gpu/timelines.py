@@ -21,7 +21,7 @@ from time import perf_counter
 from vgpud.errors import GuestError
 from vgpud.gpu.wire.protocol import ContextId, ResourceId
 from vgpud.gpu.work import Work
-from vgpud.unix.process import give_way
+from vgpud.unix.thread_priority import lower_thread_priority
 
 Timeline = tuple[ContextId, int] | None
 """A (context, ring index), or None for the device's own timeline."""
@@ -91,7 +91,7 @@ class Timelines:
     def __init__(self, name: str) -> None:
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(
-            THREADS, thread_name_prefix=f"{name}-dma", initializer=give_way
+            THREADS, thread_name_prefix=f"{name}-dma", initializer=lower_thread_priority
         )
         self._lines: dict[Timeline, _Line] = {}
         self._ready: deque[tuple[Timeline, _Line]] = deque()

@@ -1,36 +1,36 @@
-"""A device's listening socket and its file: opened or taken over, and removed if it is ours.
+"""A device's listening stream socket: opened at a path, or taken from the service manager.
 
-Owns the file in the filesystem, which goes with the socket unless the service manager made it.
+Source: unix(7); listen(2).
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 from pathlib import Path
+from typing import Final
 
-from vgpud.errors import HostError
+from vgpud.errors import ConfigError, HostError
 from vgpud.unix.activation import Activated
-from vgpud.unix.listening import listen
+from vgpud.unix.socket_file import SocketFile, make_directory, remove_stale
 
-log = logging.getLogger(__name__)
+BACKLOG: Final = 16
+"""Front-ends that may wait for a device: vhost-user serves one at a time."""
 
-DIRECTORY_MODE = 0o755  # who may connect is the sockets' own business
+SOCKET_MODE: Final = 0o660
 
 
 class Listener:
-    """A listening socket at `path`. With `inode`, the file is ours to remove, as long as it is that
-    one: another daemon may have replaced it."""
+    """A listening socket at `path`; `file` is its file if that goes with the socket."""
 
-    def __init__(self, sock: socket.socket, path: Path, inode: int | None) -> None:
+    def __init__(self, sock: socket.socket, path: Path, file: SocketFile | None) -> None:
         self.sock = sock
         self.path = path
-        self._inode = inode
+        self._file = file
 
     @classmethod
     def open(cls, path: Path, device: str, activated: Activated) -> Listener:
-        """The activated socket for a device, or else a new one at `path`.
+        """Return the activated socket for a device, whose file stays, or else a new one at `path`.
 
         Raises ConfigError or HostError where there can be none.
         """
@@ -41,19 +41,19 @@ class Listener:
         make_directory(path.parent)
         sock = listen(path)
         try:
-            return cls(sock, path, path.stat().st_ino)
+            return cls(sock, path, SocketFile(path))
         except OSError as error:
             sock.close()
             raise HostError(f"listening on {path}", error) from error
 
     def share(self) -> Listener:
-        """Another owner of the same socket, who is left the file."""
-        inode, self._inode = self._inode, None
-        return Listener(self.sock.dup(), self.path, inode)
+        """Return another owner of the socket, which gets the file."""
+        file, self._file = self._file, None
+        return Listener(self.sock.dup(), self.path, file)
 
     def unshare(self, other: Listener) -> None:
-        """Take back what `share` has given to another owner, who is closed."""
-        self._inode, other._inode = other._inode, None
+        """Take back what `share` gave to another owner, and close that one."""
+        self._file, other._file = other._file, None
         other.close()
 
     def close(self) -> None:
@@ -61,17 +61,34 @@ class Listener:
         if self.sock.fileno() == -1:
             return
         self.sock.close()
-        try:
-            if self._inode is not None and self.path.stat().st_ino == self._inode:
-                self.path.unlink()
-        except OSError as error:
-            log.debug("socket not removed path=%s: %s", self.path, error.strerror)
+        if self._file is not None:
+            self._file.remove()
 
 
-def make_directory(path: Path) -> None:
-    """Make the directory of a socket, if need be; raises HostError."""
+def listen(path: Path) -> socket.socket:
+    """Return a new listening stream socket at `path`; a file that no process serves is replaced.
+
+    Raises `ConfigError` for a path that can't be one, or that another process listens on, and
+    `HostError` for the rest.
+    """
+    sock = socket.socket(
+        socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+    )
     try:
-        path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+        remove_stale(path, sock.type)
+        sock.bind(os.fspath(path))
+        path.chmod(SOCKET_MODE)
+        sock.listen(BACKLOG)
     except OSError as error:
-        advice = "set daemon.runtime_dir to a directory that this user can write to"
-        raise HostError(f"making {path}", error, advice) from error
+        sock.close()
+        if "too long" in str(error):
+            raise ConfigError(
+                f"socket path of {len(os.fspath(path))} bytes is too long (107 at most): {path}"
+            ) from error
+        raise HostError(
+            f"listening on {path}", error, "choose another runtime_dir or socket"
+        ) from error
+    except ConfigError:
+        sock.close()
+        raise
+    return sock

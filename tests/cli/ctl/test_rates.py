@@ -8,10 +8,10 @@ from tests.cli.ctl import answers
 from vgpud.cli.ctl import rates
 from vgpud.daemon import openmetrics
 from vgpud.daemon.openmetrics import DeviceFigures, Figures
+from vgpud.daemon.process_figures import ProcessFigures
 from vgpud.errors import PeerError
 from vgpud.gpu.counters import Counters
 from vgpud.gpu.wire.commands import ResourceFlush, Submit3D
-from vgpud.unix.process import ProcessFigures
 
 IDLE = dict.fromkeys(rates.COUNTERS, 0.0)
 

@@ -20,7 +20,7 @@ from vgpud.control.models import Event, Metrics
 from vgpud.control.params import PagedText
 from vgpud.daemon import openmetrics
 from vgpud.daemon.openmetrics import DeviceFigures, Figures
-from vgpud.unix import process as own_process
+from vgpud.daemon.process_figures import own_figures
 
 PAGE: Final = 48 << 10
 """Bytes of text as JSON has it: fits into a datagram with what is around it."""
@@ -78,7 +78,7 @@ class MetricsMethods:
             devices=tuple(self._devices()),
             events=self._events,
             subscribers=self._subscribers(),
-            process=own_process.look(),
+            process=own_figures(),
         )
 
     def _count(self, event: Event) -> None:
