@@ -35,7 +35,7 @@ class Channel(Protocol):
         """Have `answer` reply to the daemon's calls."""
 
     def serve_one(self) -> bool:
-        """Wait for a datagram and deal with it; False when there will be none any more."""
+        """Wait for a datagram and handle it; return False when there will be no more."""
 
     def serve_until_gone(self) -> None:
         """Serve datagrams until `stop`; raises HostError or PeerError if the daemon is gone."""

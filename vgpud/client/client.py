@@ -1,8 +1,7 @@
 """A client of the control socket, on a plain blocking socket.
 
-Owns its socket and that socket's name, and tells apart what comes through it: answers, events, and
-what a daemon asks a slot agent. Source: unix(7), and `control.rpc`. `SlotAgent`, which a VMM makes
-on a `Client`, is `vgpud.client.slot_agent`'s.
+Three kinds of messages come through it: answers, events, and the daemon's calls to a slot agent,
+which is in `client.slot_agent`. Source: unix(7), and `control.rpc`.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ HEARTBEAT: Final = 2.0
 """Seconds of silence after which a waiting client asks whether the daemon is still there: no
 datagram socket tells by itself."""
 CLIENTS: Final = "clients"
-"""The directory beside the daemon's socket where a client makes its own, if it may."""
+"""The directory, next to the daemon's socket, where a client makes its own, if it may."""
 
 _DENIED: Final = "this user may not go there: ask for the directory's permissions, or use sudo"
 _ADVICE: Final = {errno.EACCES: _DENIED, errno.EPERM: _DENIED}
@@ -57,8 +56,8 @@ _Received: TypeAlias = tuple[Result | Failure, list[Fd]]
 class Client:
     """One caller, on any number of threads. Raises HostError if no daemon answers.
 
-    `timeout` is how many seconds an answer may take. What a daemon asks of a slot agent, and the
-    events that are subscribed to, are dealt with whenever any thread waits for something.
+    `timeout` is how many seconds an answer may take. A daemon's calls to a slot agent, and the
+    events that are subscribed to, are handled whenever any thread waits for something.
     """
 
     def __init__(self, path: Path | str, *, timeout: float = 5.0) -> None:
@@ -75,7 +74,7 @@ class Client:
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             # Connected, and so before it has a name: the kernel then takes in datagrams of the
-            # daemon's socket only, whoever else knows the name.
+            # daemon's socket only, however well known the name is.
             self._sock.connect(os.fspath(self._path))
             self._own_path = _bind(self._sock, self._path)
         except OSError as error:
@@ -111,11 +110,10 @@ class Client:
         *,
         timeout: float | None = None,
     ) -> Json:
-        """The result of a method, to be validated by the caller.
+        """Return the result of a method, to be validated by the caller.
 
-        Raises RpcError if the daemon answers with an error, PeerError if with anything else but an
-        answer, and HostError if it does not answer in time. A descriptor that comes along is
-        closed.
+        Raises RpcError if the daemon answers with an error, PeerError if it sends no valid answer,
+        and HostError if it does not answer in time. A descriptor that comes along is closed.
         """
         value, fds = self._call(method, params, timeout)
         _close(fds)
@@ -128,7 +126,7 @@ class Client:
         *,
         timeout: float | None = None,
     ) -> tuple[Json, Fd]:
-        """The result of a method with the descriptor that comes along, which is the caller's then.
+        """Return the result of a method and a descriptor, which the caller closes.
 
         Raises as `call`, and PeerError if there is none or more than one.
         """
@@ -140,11 +138,11 @@ class Client:
         return value, fds[0]
 
     def notify(self, method: str, params: dict[str, Json]) -> None:
-        """Have a method done, and not answered. Raises HostError as `call`."""
+        """Call a method as a notification, which is not answered. Raises HostError as `call`."""
         self._send(encode_call(Call(method, params, notification=True)), self._deadline(None))
 
     def pages(self, method: str, params: dict[str, Json] | None = None) -> Iterator[Json]:
-        """All items of a listing, page by page. Raises as `call`."""
+        """Return all items of a listing, fetched page by page. Raises as `call`."""
         offset = 0
         while True:
             page = self.call(method, {**(params or {}), "offset": offset})
@@ -169,11 +167,11 @@ class Client:
         return self._events_from(params)
 
     def serve(self, answer: Answer | None) -> None:
-        """Have `answer` reply to what the daemon calls here; None is nobody."""
+        """Have `answer` reply to the daemon's calls; without it, they get METHOD_NOT_FOUND."""
         self._answer = answer
 
     def serve_one(self, timeout: float | None = None) -> bool:
-        """Wait for a datagram and deal with it; False once `stop` was called.
+        """Wait for a datagram and handle it; return False once `stop` was called.
 
         Raises TimeoutError if nothing comes, and PeerError for what no daemon should send.
         """
@@ -194,7 +192,7 @@ class Client:
                     raise self._host_error(error, "the daemon was started anew") from None
 
     def stop(self) -> None:
-        """Make all that waits return, from any thread; the client can only be closed then."""
+        """Make all waiting calls return, from any thread; the client can only be closed then."""
         self._stopped = True
         self._sock.shutdown(socket.SHUT_RD)
 
@@ -210,13 +208,13 @@ class Client:
                 while self._events:
                     yield self._events.popleft()
                 if not self._step(None, time.monotonic() + HEARTBEAT):
-                    # Also gets back what we lost by not reading for too long.
+                    # This also ends an exclusion for not having read for too long.
                     self.call("events.subscribe", params)
                 elif self._stopped:
                     return
         finally:
             if self._sock.fileno() != -1:
-                with suppress(HostError):  # nobody is left to unsubscribe from
+                with suppress(HostError):  # then there is no subscription left
                     self.notify("events.unsubscribe", {})
 
     def _call(
@@ -262,7 +260,7 @@ class Client:
                 return
 
     def _step(self, number: int | None, deadline: float | None) -> bool:
-        """Read one datagram, or wait while another thread does; False if nothing came in time.
+        """Read one datagram, or wait while another thread does; return False on a time-out.
 
         Returns at once where the answer to call `number` has come meanwhile.
         """
@@ -343,7 +341,7 @@ class Client:
 
 
 def _bind(sock: socket.socket, path: Path) -> Path | None:
-    """Give a socket a name that the daemon can answer to; its file, if it has one.
+    """Bind a socket to a name that the daemon can answer to; return its file, if it has one.
 
     A daemon in a network namespace of its own, as a service has it, can't reach abstract names,
     and of the filesystem it may see little else than where its own socket is. Elsewhere, a user

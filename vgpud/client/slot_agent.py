@@ -101,8 +101,8 @@ class SlotAgent:
         self._channel.close()
 
     def attach(self, device: str, *, vm_setup: Sequence[str] = ()) -> Json:
-        """Offer all this to a device that has `slots = "agent"`; the daemon's answer, as the fields
-        of `control.models.Agent`.
+        """Offer all this to a device that has `slots = "agent"`, and return the daemon's answer, as
+        the fields of `control.models.Agent`.
 
         `vm_setup` says what was done to the VM before its guest ran: "disable-ignore-guest-pat",
         "non-coherent-vfio". Slots are set before this returns: the guest must stand still, or not
@@ -118,9 +118,9 @@ class SlotAgent:
         return state
 
     def move(self, window: range | None) -> Json:
-        """Tell the daemon that the guest has put the BAR elsewhere, or with None nowhere; the slots
+        """Tell the daemon that the guest has moved the BAR, or with None unmapped it; the slots
         have followed when this returns. The guest must stand still. Raises as `attach`, and
-        everything is where it was then."""
+        leaves everything as it was then."""
         if self._device is None:
             raise ValueError("the agent is not attached to a device")
         former, self.window = self.window, window or range(0)
@@ -134,7 +134,7 @@ class SlotAgent:
             self._ram = self._ram[:-1]
 
     def detach(self) -> None:
-        """Have the daemon ask for nothing any more, and delete all slots. Raises as `attach`."""
+        """End the daemon's use of this agent, and delete all slots. Raises as `attach`."""
         if self._device is not None:
             self._channel.call(AGENT_DETACH, {"device": self._device}, timeout=ATTACH_PATIENCE)
             self._device = None
@@ -153,7 +153,7 @@ class SlotAgent:
         self._channel.stop()
 
     def serve_one(self) -> bool:
-        """Wait for one datagram and answer it; False when there will be none any more.
+        """Wait for one datagram and answer it; return False when there will be no more.
 
         For VMMs with a loop of their own: the channel has a `fileno` to poll.
         """
@@ -176,7 +176,7 @@ class SlotAgent:
 
     def _answer(self, incoming: Incoming, fds: list[Fd]) -> bytes:
         if incoming.batch:
-            # The descriptor would be anyone's.
+            # It would be open which call the descriptor belongs to.
             error = RpcError(ErrorCode.INVALID_REQUEST, "slot calls come one a datagram")
             return encode([Failure(None, error)])
         replies: list[Result | Failure] = []

@@ -21,7 +21,7 @@ Address: TypeAlias = str | bytes
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sent a datagram, by the kernel's word (SCM_CREDENTIALS, unix(7))."""
+    """Who sent a datagram, with the credentials that the kernel vouches for (SCM_CREDENTIALS)."""
 
     address: Address
     pid: int
@@ -46,5 +46,5 @@ Handlers: TypeAlias = Mapping[str, Handler]
 
 
 def refused(kind: ErrorKind, message: str, **data: Json) -> RpcError:
-    """An error of ours, -32000."""
+    """Return an error of ours, code -32000."""
     return RpcError(ErrorCode.VGPUD, message, {"kind": str(kind), **data})

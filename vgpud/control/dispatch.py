@@ -1,6 +1,5 @@
-"""From calls to answers: parameters checked, methods called, errors said in JSON-RPC's terms.
+"""From calls to answers: parameters are validated, methods called, errors translated to JSON-RPC's.
 
-Owns what may go wrong in between, and that the answer fits into a datagram. Knows no sockets.
 Source: the JSON-RPC 2.0 specification, sections 4 to 6.
 """
 
@@ -31,11 +30,11 @@ MAX_BATCH: Final = 64
 _MAX_SHOWN: Final = 60
 """Characters of a caller's value in a message."""
 _MAX_FAULTS: Final = 8
-"""Faults of one call that are told."""
+"""Faults of one call that are listed in its answer."""
 
 
 class Dispatcher:
-    """Answers calls with the handlers that were added; raises ValueError for one of no method."""
+    """The handlers of the methods; raises ValueError for one of no method."""
 
     def __init__(self, handlers: Handlers) -> None:
         self._handlers: dict[str, Handler] = {}
@@ -49,7 +48,7 @@ class Dispatcher:
         self._handlers.update(handlers)
 
     async def answer(self, incoming: Incoming, caller: Caller) -> Outgoing | None:
-        """Call what was asked for; None if there is nothing to say."""
+        """Serve the calls of a message, and return the answer; None if there is none."""
         if len(incoming.calls) > MAX_BATCH:
             text = f"a batch is at most {MAX_BATCH} calls"
             return fit([Answer(None, RpcError(ErrorCode.INVALID_REQUEST, text))], batch=False)
@@ -105,7 +104,7 @@ class Dispatcher:
 
 
 def as_rpc_error(error: VgpudError) -> RpcError:
-    """An error of ours as a caller gets to see it."""
+    """Return an error of ours as a caller gets it."""
     match error:
         case RpcError():
             return error

@@ -37,7 +37,7 @@ class ErrorCode(IntEnum):
 
 
 class RpcError(VgpudError):
-    """A call that can't be served: what the caller is answered with."""
+    """An error that a call is answered with."""
 
     def __init__(self, code: int, message: str, data: Json = None) -> None:
         super().__init__(message)
@@ -48,7 +48,7 @@ class RpcError(VgpudError):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request, or a notification: that one is not answered, whatever becomes of it."""
+    """A request, or a notification, which is not answered even if it fails."""
 
     method: str
     params: dict[str, Json] | list[Json]
@@ -66,7 +66,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The answer to a call that was not."""
+    """The answer to a call that failed, or to what is no valid call."""
 
     id: CallId
     error: RpcError

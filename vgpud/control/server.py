@@ -1,7 +1,7 @@
 """The control socket: JSON-RPC 2.0, one message a datagram, on an AF_UNIX SOCK_DGRAM socket.
 
-Owns the socket, its file, and who is answered; the daemon provides the methods. Source: unix(7),
-and the JSON-RPC 2.0 specification by way of `control.rpc`.
+The daemon provides the methods. Source: unix(7), and the JSON-RPC 2.0 specification by way of
+`control.rpc`.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from vgpud.unix.socket_file import SocketFile
 _log = logging.getLogger(__name__)
 
 MAX_ANSWERING: Final = 256
-"""Datagrams that are being answered, of all clients: some calls have to wait for something."""
+"""Datagrams of all clients that are being answered: some calls have to wait for something."""
 MAX_ANSWERING_EACH: Final = 32
-"""The same, of one client."""
+"""Datagrams of one client that are being answered."""
 MAX_READ: Final = 4 << 10
-"""Bytes of a message that is read for the id in it, though its sender may not call anything."""
+"""Bytes of a message that is decoded for its id, though its sender may not call anything."""
 
 ReplySink: TypeAlias = Callable[[bytes], None]
 
@@ -84,8 +84,8 @@ class ControlServer:
 
     @property
     def access(self) -> Access:
-        """Who may call; another one also ends the subscriptions of those who no longer may, and
-        takes no more answers from them."""
+        """Who may call. Setting it ends the subscriptions of clients that no longer may, and takes
+        no more answers from them."""
         return self._access
 
     @access.setter
@@ -128,7 +128,7 @@ class ControlServer:
         last: the client may not use the socket any more."""
         if sink is None:
             owner, _ = self._sinks.get(caller.address, (None, None))
-            if owner == caller:  # else somebody else has that address by now
+            if owner == caller:  # else another client has that address by now
                 del self._sinks[caller.address]
         else:
             self._sinks[caller.address] = caller, sink
@@ -231,7 +231,7 @@ def _discover(params: Nothing, caller: Caller) -> OpenRpcDocument:
 
 
 def _refusal(incoming: Incoming | None, error: RpcError) -> bytes:
-    """What answers a message with an error as a whole; nothing for notifications."""
+    """Return the answer to a message that fails as a whole; no bytes for notifications."""
     if incoming is None or incoming.batch:
         return encode([Failure(None, error)])
     return encode(

@@ -1,10 +1,9 @@
 """The VMM's side of vhost-user, blocking: what the micro-VM and `vgpud bench` need of a front-end.
 
-Knows the guest as memory, queues and doorbells, whoever works them. Owns the connection, the
-back-end's channel and the rings' eventfds; speaks in the order in which QEMU does. Waiting for the
-device is where the back-end's requests are served, all in one thread: the guest stands still
-meanwhile. Source: the vhost-user specification, "Message Specification" and "Starting and stopping
-rings"; the messages are `vhost.wire`.
+The guest is memory, queues and doorbells. Messages are sent in the order in which QEMU sends them.
+The back-end's requests are served while the guest waits for the device, all in one thread. Source:
+the vhost-user specification, "Message Specification" and "Starting and stopping rings"; the
+messages are `vhost.wire`.
 """
 
 from __future__ import annotations
@@ -117,10 +116,10 @@ class Window(Protocol):
     """What puts files into the host-visible window; raises `HostError` where that is refused."""
 
     def map(self, fd: Fd, fd_offset: int, offset: int, length: int) -> None:
-        """Part of a file at an offset of the window; the fd is the caller's to close."""
+        """Map part of a file at an offset of the window; the caller closes the file."""
 
     def unmap(self, offset: int, length: int) -> None:
-        """Takes a mapping out again."""
+        """Remove a mapping."""
 
 
 class FrontEnd:
@@ -173,11 +172,11 @@ class FrontEnd:
         self.close()
 
     def close(self) -> None:
-        """Hangs up; a second call does nothing."""
+        """Close the connection; a second call does nothing."""
         self._cleanup.close()
 
     def introduce(self) -> None:
-        """All that comes before there is a guest: features, the back-end's channel, the window."""
+        """Do what comes before there is a guest: features, the back-end channel, the window."""
         offered = self._ask(messages.GetFeatures(), messages.U64Reply).value
         missing = self._features & ~offered
         if missing:
@@ -195,51 +194,49 @@ class FrontEnd:
         self._back_end.settimeout(self._patience)
         self._cleanup.callback(self._back_end.close)
         with Fd(theirs.detach()) as theirs_fd:
-            self._tell(messages.SetBackendReqFd(), [theirs_fd])
+            self._send_acknowledged(messages.SetBackendReqFd(), [theirs_fd])
         self._send(messages.SetOwner())
         for index, (call, error) in enumerate(zip(self._calls, self._errors, strict=True)):
-            self._tell(messages.SetVringCall(index, True), [call])
-            self._tell(messages.SetVringErr(index, True), [error])
+            self._send_acknowledged(messages.SetVringCall(index, True), [call])
+            self._send_acknowledged(messages.SetVringErr(index, True), [error])
         sizes = self._ask(messages.GetShmemConfig(), messages.ShmemConfig).sizes
         if len(sizes) <= ShmId.HOST_VISIBLE:
             raise PeerError("the back-end has no host-visible window")
         self.window_size = sizes[ShmId.HOST_VISIBLE]
 
     def start(self) -> None:
-        """The guest's driver starts: memory and rings, as the guest has them."""
+        """Start the device for the guest's driver: memory and rings, as the guest has them."""
         self._ask(messages.GetConfig(0, _CONFIG_SIZE, 0), messages.ConfigReply)
-        self._tell(messages.SetFeatures(self._features))
+        self._send_acknowledged(messages.SetFeatures(self._features))
         # Guest RAM begins at 0, and what names it on the wire is up to us: its own addresses.
         region = messages.MemRegion(Gpa(0), self._guest.ram_size, Uva(0), 0)
-        self._tell(messages.SetMemTable((region,)), [self._guest.ram])
+        self._send_acknowledged(messages.SetMemTable((region,)), [self._guest.ram])
         for index, kick in enumerate(self._guest.kicks):
             queue = self._guest.queue(index)
             addresses = Uva(queue.desc), Uva(queue.used), Uva(queue.avail), Gpa(queue.used)
-            self._tell(messages.SetVringNum(index, self._guest.queue_size))
-            self._tell(messages.SetVringBase(index, 0))
-            self._tell(messages.SetVringAddr(index, 0, *addresses))
-            self._tell(messages.SetVringKick(index, True), [kick])
-            self._tell(messages.SetVringCall(index, True), [self._calls[index]])
+            self._send_acknowledged(messages.SetVringNum(index, self._guest.queue_size))
+            self._send_acknowledged(messages.SetVringBase(index, 0))
+            self._send_acknowledged(messages.SetVringAddr(index, 0, *addresses))
+            self._send_acknowledged(messages.SetVringKick(index, True), [kick])
+            self._send_acknowledged(messages.SetVringCall(index, True), [self._calls[index]])
         for index in range(len(self._calls)):
-            self._tell(messages.SetVringEnable(index, True))
+            self._send_acknowledged(messages.SetVringEnable(index, True))
 
     def stop(self) -> list[int]:
-        """The guest is gone: stops the rings; how many chains each has taken."""
+        """Stop the rings, and return how many chains each has taken."""
         bases = []
         for index in range(len(self._calls)):
-            self._tell(messages.SetVringEnable(index, False))
+            self._send_acknowledged(messages.SetVringEnable(index, False))
             bases.append(self._ask(messages.GetVringBase(index), messages.VringState).base)
         return bases
 
     def watch(self, source: socket.socket | Client, serve: Callable[[], bool]) -> None:
-        """Has `wait` call `serve` whenever there is something to be read from `source`; false is
-        its end."""
+        """Have `wait` call `serve` whenever `source` is readable; it returns False at the end."""
         self._watched[source.fileno()] = serve
         self._poller = None
 
     def wait(self) -> None:
-        """Returns once the device has signalled a queue; serves the back-end's requests until
-        then."""
+        """Wait until the device has signalled a queue; serve the back-end's requests meanwhile."""
         if self._poller is None:
             self._sources = self._all_sources()
             self._poller = select.poll()
@@ -257,7 +254,8 @@ class FrontEnd:
                 return
 
     def _all_sources(self) -> dict[int, Callable[[], bool]]:
-        """What is waited for, and what is then to be done; true if the device has signalled."""
+        """Return by descriptor what to call when it is readable; True means that the device has
+        signalled."""
         assert self._back_end is not None
         sources: dict[int, Callable[[], bool]] = {
             self._socket.fileno(): partial(_give_up, "the back-end has hung up"),
@@ -275,7 +273,7 @@ class FrontEnd:
     # The back-end's channel
 
     def _serve_back_end(self, back_end: socket.socket) -> bool:
-        """Serves a request, if all of one is there; that is no signal."""
+        """Serve a request, if all of one is there; return False, as it is no signal."""
         data, fds = _receive(back_end, self._channel.bytes_wanted)
         self._channel_fds += fds
         if not data:
@@ -289,7 +287,7 @@ class FrontEnd:
             self._execute(received.message)
             status = 0
         except HostError:
-            # Told in one number: the protocol has no more.
+            # The protocol has one number for all errors.
             status = 1
         finally:
             self._close_fds()
@@ -328,7 +326,7 @@ class FrontEnd:
             raise PeerError(f"the back-end answered {request_of(message).name} with {answer}")
         return answer
 
-    def _tell(self, message: messages.Request, fds: Sequence[Fd] = ()) -> None:
+    def _send_acknowledged(self, message: messages.Request, fds: Sequence[Fd] = ()) -> None:
         assert request_of(message) not in REPLY_TYPES
         self._send(message, fds, need_reply=True)
         answer = self._answer(message)

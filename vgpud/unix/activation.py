@@ -1,7 +1,7 @@
-"""Sockets that the service manager opened before it started us: whose they are.
+"""Socket activation: the sockets that the service manager opened before it started us.
 
-Owns them until somebody takes one, and those that nobody has taken yet: a device that a reload adds
-may be the one. Their files are the service manager's. Source: sd_listen_fds(3), systemd.socket(5).
+Sockets that no device uses stay open, for a device that a reload adds. The files are the service
+manager's. Source: sd_listen_fds(3), systemd.socket(5).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 FIRST_FD: Final = 3
 """SD_LISTEN_FDS_START."""
 CONTROL: Final = "control"
-"""What FileDescriptorName= may call the control socket."""
+"""FileDescriptorName= of the control socket."""
 
 _KINDS: Final = {socket.SOCK_STREAM: "stream", socket.SOCK_DGRAM: "datagram"}
 
@@ -36,11 +36,11 @@ class _Passed:
 
     @property
     def address(self) -> str:
-        """Where it is bound, as a log line says it."""
+        """The address that it is bound to, for a log line."""
         return str(self.sock.getsockname()).replace("\0", "@")
 
     def bound_to(self, path: Path) -> bool:
-        """Whether that is where it is, by whatever name."""
+        """Return whether it is bound to that path, by that name of it or another."""
         bound = self.sock.getsockname()
         if not isinstance(bound, str) or not bound.startswith("/"):
             return False
@@ -52,11 +52,11 @@ class _Passed:
 
 
 class Activated:
-    """The sockets that were passed, less those that can't be of use."""
+    """The sockets that were passed, without those that can't be used."""
 
     def __init__(self, passed: Iterable[tuple[str, Fd]] = ()) -> None:
-        """Takes the descriptors; one that is no listening stream socket nor a datagram socket is
-        closed, which is logged."""
+        """Take the descriptors; log and close those that are neither listening stream sockets nor
+        datagram sockets."""
         self._passed: list[_Passed] = []
         for name, fd in passed:
             if (sock := _opened(name, fd)) is not None:
@@ -64,7 +64,8 @@ class Activated:
 
     @classmethod
     def from_environment(cls, environment: MutableMapping[str, str]) -> Activated:
-        """Those that are ours; the variables are taken out, as they are for no child of ours."""
+        """Return those that were passed to this process; remove the variables, which are not for
+        child processes."""
         pid = environment.pop("LISTEN_PID", "")
         count = environment.pop("LISTEN_FDS", "")
         names = environment.pop("LISTEN_FDNAMES", "").split(":")
@@ -82,10 +83,11 @@ class Activated:
         return cls(found)
 
     def find(self, path: Path, name: str, kind: socket.SocketKind) -> socket.socket | None:
-        """A duplicate of the socket that is bound to `path`, or else of one that is called `name`.
+        """Return a duplicate of the socket that is bound to `path`, or else of one that is called
+        `name`; None if none of that kind was passed.
 
-        None if none of that kind was passed. Ours stays open: whoever came in vain meanwhile waits
-        in its queue, and a device that comes back finds it.
+        The socket itself stays open: connections that are not accepted yet wait in its queue, and
+        a device that a reload adds again finds it.
         """
         of_kind = [passed for passed in self._passed if passed.sock.type == kind]
         at_path = [passed for passed in of_kind if passed.bound_to(path)]
@@ -96,7 +98,7 @@ class Activated:
         return named[0].sock.dup() if len(named) == 1 else None
 
     def complain(self, wanted: Iterable[tuple[Path, str, socket.SocketKind]]) -> None:
-        """Log which sockets none of `wanted` would find; they are kept."""
+        """Log which sockets are not found by any of `wanted`; they stay open."""
         used = []
         for path, name, kind in wanted:
             if (found := self.find(path, name, kind)) is not None:
@@ -113,7 +115,7 @@ class Activated:
                 )
 
     def close(self) -> None:
-        """Close all of them; their files stay."""
+        """Close all sockets; their files stay."""
         for passed in self._passed:
             passed.sock.close()
         self._passed.clear()
@@ -130,7 +132,9 @@ def _opened(name: str, fd: Fd) -> socket.socket | None:
     fd.take()
     listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     fit = sock.type == socket.SOCK_DGRAM or (sock.type == socket.SOCK_STREAM and listening)
-    if sock.family == socket.AF_UNIX and fit and sock.getsockname():  # else nobody can find it
+    if (
+        sock.family == socket.AF_UNIX and fit and sock.getsockname()
+    ):  # without a name it can't be connected to
         sock.setblocking(False)
         return sock
     sock.close()

@@ -23,7 +23,7 @@ _FD_SIZE: Final = array.array("i").itemsize
 
 @dataclass(frozen=True, slots=True)
 class ReceivedMessage:
-    """What one recvmsg returned; `fds` belong to the receiver, which closes those it does not keep.
+    """The result of one recvmsg; `fds` are the receiver's, which closes those it does not keep.
 
     `truncated`: the datagram was longer than the buffer. `fds_lost`: more descriptors came than
     there was room for, or than this process may have open. `credentials` are `UNKNOWN` unless they

@@ -26,8 +26,8 @@ def create() -> Fd:
 def adopt(fd: Fd) -> Fd:
     """Make a front-end's eventfd non-blocking, and return it.
 
-    To be done before its first use: whether it blocks is for the front-end to choose, and a full
-    count on one that does would stop the whole daemon.
+    Do this before the first use: the front-end chooses whether it blocks, and a full count on one
+    that does would stop the whole daemon.
     """
     try:
         os.set_blocking(fd.fileno(), False)
@@ -37,7 +37,7 @@ def adopt(fd: Fd) -> Fd:
 
 
 def signal(fd: Fd) -> None:
-    """Add one to the count; a count that is full already says all that there is to say."""
+    """Add one to the count; a full count stays as it is, since it signals already."""
     try:
         os.write(fd.fileno(), _ONE)
     except BlockingIOError:
@@ -47,7 +47,7 @@ def signal(fd: Fd) -> None:
 
 
 def drain(fd: Fd) -> int:
-    """Take the count and return it: 0 if nobody signalled."""
+    """Reset the count to 0 and return what it was."""
     try:
         count = os.read(fd.fileno(), 8)
     except BlockingIOError:

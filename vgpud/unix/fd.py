@@ -1,7 +1,4 @@
-"""One owner for each file descriptor.
-
-Owns the life of a descriptor: wrapped the moment it appears, closed exactly once.
-"""
+"""One owner for each file descriptor: wrapped the moment it appears, closed exactly once."""
 
 from __future__ import annotations
 
@@ -15,14 +12,14 @@ from typing import Self
 _GONE = -1
 
 RESERVE = 64
-"""Descriptors that what guests ask for may not take: for front-ends, their rings and sockets."""
+"""Descriptors that guests' requests may not use up: front-ends, rings and sockets need them."""
 
 
 class Fd:
-    """Owns a file descriptor; `take()` hands it on, `close()` ends it.
+    """The owner of a file descriptor; `take()` gives it away, `close()` closes it.
 
-    Has `fileno()`, so that it can be given to whatever takes a file. One that is dropped while it
-    is open is closed with a ResourceWarning: somewhere an owner forgot.
+    Has `fileno()`, so that functions that take a file take it. An owner that is dropped while the
+    descriptor is open closes it with a ResourceWarning.
     """
 
     __slots__ = ("_fd",)
@@ -83,7 +80,7 @@ class Fd:
 
 
 def in_reserve(fd: Fd) -> bool:
-    """Whether the process has so few descriptors left that this one should be given back.
+    """Return whether the process has so few descriptors left that this one should be closed.
 
     The kernel hands out the lowest number that is free, so a high one says that all below it are
     taken.

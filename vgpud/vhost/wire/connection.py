@@ -87,7 +87,7 @@ class Received(Generic[H]):
 
 @dataclass(frozen=True, slots=True)
 class NeedData:
-    """Nothing to hand out yet: read up to `bytes_wanted` bytes more."""
+    """No whole request yet: read up to `bytes_wanted` bytes more."""
 
 
 NEED_DATA: Final = NeedData()
@@ -137,17 +137,17 @@ class Connection(Generic[H]):
 
     @property
     def features(self) -> int:
-        """What the last SET_FEATURES said, vhost's bits with it; 0 before the first."""
+        """Features of the last SET_FEATURES, with vhost's own bits; 0 before the first."""
         return self._features
 
     @property
     def protocol_features(self) -> ProtocolFeature:
-        """What the last SET_PROTOCOL_FEATURES said; none before the first."""
+        """Features of the last SET_PROTOCOL_FEATURES; none before the first."""
         return self._protocol_features
 
     @property
     def bytes_wanted(self) -> int:
-        """How many bytes to read at most, so that fds stay with the message they came with.
+        """How many bytes to read at most, so that descriptors stay with their message.
 
         First a header's, then a payload's; 0 if `next_event` is to be called first.
         """
@@ -171,7 +171,7 @@ class Connection(Generic[H]):
         self._buffer += data
 
     def receive_eof(self) -> None:
-        """The front-end closed the connection. Raises `PeerError` if it did so in mid-message."""
+        """End the input. Raises `PeerError` if the front-end left in the middle of a message."""
         self._check_open()
         if self._buffer:
             request = f"{self._header.request}" if self._header else "unknown"
@@ -181,7 +181,7 @@ class Connection(Generic[H]):
             )
 
     def next_event(self) -> Received[H] | NeedData:
-        """The next request, or `NeedData`.
+        """Return the next request, or `NeedData`.
 
         Raises `PeerError` if the front-end broke the protocol, `RuntimeError` if the request before
         this one has not been answered: replies have no other tie to their request than their order.
@@ -196,7 +196,8 @@ class Connection(Generic[H]):
             raise
 
     def reply(self, received: Received[H], reply: Reply | None = None) -> bytes:
-        """The bytes that answer `received`: `reply`, or an acknowledgement if asked for, or none.
+        """Return the answer to `received`: `reply`, or an acknowledgement if it asks for one, or no
+        bytes.
 
         A request that has a reply of its own needs one of the right type (SET_LOG_BASE's may be
         left out), all others must have none; a GET_CONFIG's must be of the place and size asked
@@ -215,10 +216,10 @@ class Connection(Generic[H]):
         return self._answer(received, reply or U64Reply(0))
 
     def refuse(self, received: Received[H]) -> bytes:
-        """The bytes that say that `received` failed; none if the front-end does not wait.
+        """Return the answer that `received` failed; no bytes if the front-end does not wait.
 
-        Raises `PeerError`, and the session is over, for a request that waits for something that
-        can't be had and has no way of being told so.
+        Raises `PeerError`, which ends the connection, for a request whose reply has no form for a
+        failure.
         """
         match received.message:
             case GetConfig():
