@@ -10,6 +10,7 @@ from tests.control.control_stand import client, serving
 from vgpud.control.access import Access
 from vgpud.control.agent_link import ControlLink
 from vgpud.control.call import Address, Caller
+from vgpud.control.rpc import Incoming
 from vgpud.unix.fd import Fd
 
 CALLER = Caller("/agent", 0, 1000, 1000)
@@ -19,12 +20,12 @@ class Port:
     """A control socket of which only the sink is of interest."""
 
     def __init__(self) -> None:
-        self.sink: Callable[[bytes], None] | None = None
+        self.sink: Callable[[Incoming | None], None] | None = None
 
     def send(self, address: Address, data: bytes, fd: Fd | None) -> None:
         raise AssertionError("nothing is sent")
 
-    def replies_from(self, caller: Caller, sink: Callable[[bytes], None] | None) -> None:
+    def replies_from(self, caller: Caller, sink: Callable[[Incoming | None], None] | None) -> None:
         self.sink = sink
 
 
@@ -44,8 +45,8 @@ def test_an_agent_that_may_call_no_more_is_gone() -> None:
         waiting = asyncio.create_task(link.recv())
         await asyncio.sleep(0)
         assert port.sink is not None
-        port.sink(b"")
-        assert await waiting == b""
+        port.sink(None)
+        assert await waiting is None
         assert reasons == ["it may not use the control socket any more"]
         assert port.sink is None
 
@@ -54,16 +55,16 @@ def test_an_agent_that_may_call_no_more_is_gone() -> None:
 
 def test_answers_of_those_who_may_call_no_more_end(tmp_path: Path) -> None:
     path = tmp_path / "control.sock"
-    taken: list[bytes] = []
+    taken: list[Incoming | None] = []
 
     def change() -> None:
         running.server.replies_from(CALLER, taken.append)
         running.server.access = Access(["1000"])
         assert taken == []
         running.server.access = Nobody()
-        assert taken == [b""]
+        assert taken == [None]
         running.server.access = Nobody()
 
     with serving(path) as running, client(tmp_path / "agent", path):
         running.do(change)
-    assert taken == [b""]
+    assert taken == [None]

@@ -32,7 +32,7 @@ from vgpud.control.dispatch import MAX_BATCH
 from vgpud.control.fitting import MAX_REPLY
 from vgpud.control.models import DaemonInfo, Done
 from vgpud.control.params import Nothing, Paged
-from vgpud.control.rpc import ErrorCode
+from vgpud.control.rpc import ErrorCode, Incoming
 from vgpud.control.server import MAX_ANSWERING_EACH
 from vgpud.control.sockets import MAX_MESSAGE
 from vgpud.unix.fd import Fd
@@ -258,11 +258,17 @@ ANSWERS = (
 )
 
 
+def messages(taken: list[Incoming | None]) -> list[bytes]:
+    """The answers that a sink took, as they came."""
+    assert all(answer is not None and answer.answer for answer in taken)
+    return [answer.start for answer in taken if answer is not None]
+
+
 def test_answers_go_to_whoever_waits_for_them_and_are_not_answered(
     path: Path, tmp_path: Path
 ) -> None:
     callers: list[Caller] = []
-    taken: list[bytes] = []
+    taken: list[Incoming | None] = []
 
     def attach(params: Nothing, caller: Caller) -> Done:
         callers.append(caller)
@@ -285,19 +291,19 @@ def test_answers_go_to_whoever_waits_for_them_and_are_not_answered(
         # Nothing came back but the answers to these.
         assert ask(agent, CALL % 8)["id"] == 8
         assert ask(other, CALL % 9)["id"] == 9
-        assert taken == [*ANSWERS]
+        assert messages(taken) == [*ANSWERS]
         impostor = Caller(caller.address, caller.pid + 1, caller.uid, caller.gid)
         running.do(lambda: server.replies_from(impostor, taken.append))
         agent.send(ANSWERS[0])
         running.do(lambda: server.replies_from(caller, None))
         agent.send(ANSWERS[0])
         assert ask(agent, CALL % 10)["id"] == 10
-        assert taken == [*ANSWERS]
+        assert messages(taken) == [*ANSWERS]
 
 
 def test_a_sink_is_ended_by_who_has_it(path: Path, tmp_path: Path) -> None:
     """An address may have gone to another process since."""
-    taken: list[bytes] = []
+    taken: list[Incoming | None] = []
     with serving(path) as running, client(tmp_path / "agent", path) as agent:
         caller = Caller(str(tmp_path / "agent"), os.getpid(), os.getuid(), os.getgid())
         former = Caller(caller.address, caller.pid + 1, caller.uid, caller.gid)
@@ -306,11 +312,11 @@ def test_a_sink_is_ended_by_who_has_it(path: Path, tmp_path: Path) -> None:
         running.do(lambda: running.server.replies_from(former, None))
         agent.send(ANSWERS[0])
         assert ask(agent, CALL % 1)["id"] == 1
-        assert taken == [ANSWERS[0]]
+        assert messages(taken) == [ANSWERS[0]]
 
 
 def test_a_sink_that_fails_is_its_own_problem(path: Path, tmp_path: Path) -> None:
-    def fail(answer: bytes) -> None:
+    def fail(answer: Incoming | None) -> None:
         raise RuntimeError
 
     with serving(path) as running, client(tmp_path / "agent", path) as agent:

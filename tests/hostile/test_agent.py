@@ -13,6 +13,7 @@ import pytest
 
 from vgpud.control.events import Events
 from vgpud.control.models import Event
+from vgpud.control.rpc import Incoming, decode
 from vgpud.errors import HostError
 from vgpud.memory import memfd
 from vgpud.slots.agent import AgentSlots, Grant
@@ -31,7 +32,7 @@ class Link:
         self.asked: list[tuple[str, int]] = []
         self.calls: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.closed = False
-        self._answers: asyncio.Queue[bytes] = asyncio.Queue()
+        self._answers: asyncio.Queue[Incoming | None] = asyncio.Queue()
 
     def send(self, data: bytes, fd: Fd | None) -> None:
         if self.closed:
@@ -41,15 +42,15 @@ class Link:
             self.asked.append((call["method"], call["params"]["slot"]))
             self.calls.put_nowait(call)
 
-    async def recv(self) -> bytes:
-        return b"" if self.closed else await self._answers.get()
+    async def recv(self) -> Incoming | None:
+        return None if self.closed else await self._answers.get()
 
     async def writable(self) -> None:
         await asyncio.sleep(0)
 
     def close(self) -> None:
         self.closed = True
-        self._answers.put_nowait(b"")
+        self._answers.put_nowait(None)
 
     async def agree(self) -> None:
         """To the next thing that it is asked."""
@@ -62,7 +63,7 @@ class Link:
         self.say({"jsonrpc": "2.0", "id": call["id"], "error": {"code": 1, "message": message}})
 
     def say(self, answer: object) -> None:
-        self._answers.put_nowait(json.dumps(answer).encode())
+        self._answers.put_nowait(decode(json.dumps(answer).encode()))
 
 
 class Stand:

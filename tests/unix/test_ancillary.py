@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import socket
 from collections.abc import Iterator
@@ -126,3 +127,11 @@ def test_a_peer_that_is_gone(pair: Pair) -> None:
     pair[1].close()
     with pytest.raises((BrokenPipeError, ConnectionError)):
         ancillary.send(pair[0], [b"x"])
+
+
+def test_no_other_module_receives_or_sends_descriptors() -> None:
+    """A second place would forget MSG_CMSG_CLOEXEC, MSG_CTRUNC or an owner some day."""
+    package = Path(ancillary.__file__).parents[1]
+    calls = re.compile(r"\b(recvmsg|recvmsg_into|sendmsg|recv_fds|send_fds)\(")
+    found = [path for path in package.rglob("*.py") if calls.search(path.read_text())]
+    assert found == [Path(ancillary.__file__)]

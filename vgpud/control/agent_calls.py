@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from vgpud.control.agent_link import AgentLink
-from vgpud.control.rpc import Call, Failure, Json, Result, decode, encode_call
+from vgpud.control.rpc import Call, Failure, Json, Result, encode_call
 from vgpud.control.slot_calls import (
     PROT_READ,
     PROT_WRITE,
@@ -149,10 +149,10 @@ class AgentCalls:
             except BlockingIOError:
                 await self.link.writable()
         while self._unanswered:
-            data = await self.link.recv()
-            if not data:
+            incoming = await self.link.recv()
+            if incoming is None:
                 raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
-            reply = decode(data).expect_reply()
+            reply = incoming.expect_reply()
             request = self._unanswered.pop(reply.id, None) if isinstance(reply.id, int) else None
             if request is not None and request is last:
                 answer = reply

@@ -5,7 +5,6 @@ Owns what differs between them, and nothing of what is said. Source: unix(7); pi
 
 from __future__ import annotations
 
-import array
 import asyncio
 import errno
 import logging
@@ -16,6 +15,8 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from vgpud.control.call import Address, Caller
+from vgpud.control.rpc import Incoming, decode
+from vgpud.unix import ancillary
 from vgpud.unix.fd import Fd
 
 _log = logging.getLogger(__name__)
@@ -35,8 +36,8 @@ class AgentLink(Protocol):
     def send(self, data: bytes, fd: Fd | None) -> None:
         """Send a datagram now; raises BlockingIOError where there is no room, OSError."""
 
-    async def recv(self) -> bytes:
-        """The next answer; empty once the agent is gone or the link is closed."""
+    async def recv(self) -> Incoming | None:
+        """Return the next answer; None once the agent is gone or the link is closed."""
 
     async def writable(self) -> None:
         """Returns when there may be room again."""
@@ -55,20 +56,20 @@ class SocketLink:
         self._waiting: set[asyncio.Future[None]] = set()
 
     def send(self, data: bytes, fd: Fd | None) -> None:
-        ancillary = []
-        if fd is not None:
-            rights = array.array("i", [fd.fileno()])
-            ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, rights))
-        self._sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+        fds = [fd] if fd is not None else []
+        ancillary.send(self._sock, [data], fds, flags=socket.MSG_DONTWAIT)
 
-    async def recv(self) -> bytes:
+    async def recv(self) -> Incoming | None:
         loop = asyncio.get_running_loop()
         while self._sock.fileno() != -1:
             try:
-                return self._sock.recv(MAX_REPLY)
+                # Without room for descriptors: no answer has any.
+                data = self._sock.recv(MAX_REPLY, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 await self._ready(loop.add_reader, loop.remove_reader)
-        return b""
+            else:
+                return decode(data) if data else None
+        return None
 
     async def writable(self) -> None:
         loop = asyncio.get_running_loop()
@@ -101,9 +102,9 @@ class ControlPort(Protocol):
     def send(self, address: Address, data: bytes, fd: Fd | None) -> None:
         """Send a datagram now; raises BlockingIOError where there is no room, OSError."""
 
-    def replies_from(self, caller: Caller, sink: Callable[[bytes], None] | None) -> None:
-        """Have the caller's answers handed to `sink`, or with None to nobody any more. An empty one
-        is the last: the caller may not use the socket any more."""
+    def replies_from(self, caller: Caller, sink: Callable[[Incoming | None], None] | None) -> None:
+        """Pass the caller's answers to `sink`, or with None ignore them again. None instead of an
+        answer is the last: the caller may not use the socket any more."""
 
 
 class ControlLink:
@@ -115,7 +116,7 @@ class ControlLink:
         self.caller = caller
         self._port = port
         self._gone = gone
-        self._answers: deque[bytes] = deque()
+        self._answers: deque[Incoming] = deque()
         self._size = 0
         self._waiting: asyncio.Future[None] | None = None
         self._closed = False
@@ -129,18 +130,18 @@ class ControlLink:
             raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
         self._port.send(self.caller.address, data, fd)
 
-    async def recv(self) -> bytes:
+    async def recv(self) -> Incoming | None:
         while not self._closed:
             if self._answers:
                 answer = self._answers.popleft()
-                self._size -= len(answer)
+                self._size -= answer.size
                 return answer
             self._waiting = asyncio.get_running_loop().create_future()
             try:
                 await self._waiting
             finally:
                 self._waiting = None
-        return b""
+        return None
 
     async def writable(self) -> None:
         if not self._closed:
@@ -157,12 +158,12 @@ class ControlLink:
             self._process.close()
         self._notice()
 
-    def _take(self, answer: bytes) -> None:
-        if not answer:
+    def _take(self, answer: Incoming | None) -> None:
+        if answer is None:
             self._end("it may not use the control socket any more")
-        elif self._size + len(answer) <= MAX_UNREAD:
+        elif self._size + answer.size <= MAX_UNREAD:
             self._answers.append(answer)
-            self._size += len(answer)
+            self._size += answer.size
             self._notice()
 
     def _ended(self) -> None:

@@ -42,7 +42,7 @@ MAX_ANSWERING_EACH: Final = 32
 MAX_READ: Final = 4 << 10
 """Bytes of a message that is decoded for its id, though its sender may not call anything."""
 
-ReplySink: TypeAlias = Callable[[bytes], None]
+ReplySink: TypeAlias = Callable[[Incoming | None], None]
 
 
 class ControlServer:
@@ -95,7 +95,7 @@ class ControlServer:
         for caller, sink in [*self._sinks.values()]:
             if not access.allows(caller):
                 self.replies_from(caller, None)
-                sink(b"")
+                sink(None)
 
     @property
     def subscribers(self) -> int:
@@ -123,9 +123,9 @@ class ControlServer:
         self._outbox.send_now(address, data, fd)
 
     def replies_from(self, caller: Caller, sink: ReplySink | None) -> None:
-        """Hand answers that come from this client's address, user and process to `sink`; None ends
-        that. Those of anybody else, and of clients without a sink, are ignored. An empty one is the
-        last: the client may not use the socket any more."""
+        """Pass answers that come from this client's address, user and process to `sink`; None ends
+        that. Answers of other processes, and of clients without a sink, are ignored. None instead
+        of an answer is the last: the client may not use the socket any more."""
         if sink is None:
             owner, _ = self._sinks.get(caller.address, (None, None))
             if owner == caller:  # else another client has that address by now
@@ -166,7 +166,7 @@ class ControlServer:
             return
         incoming = decode(message)
         if incoming.answer:
-            self._pass_on(message, caller)
+            self._pass_on(incoming, caller)
         elif (
             self._answering[caller.address] >= MAX_ANSWERING_EACH
             or self._answering.total() >= MAX_ANSWERING
@@ -197,12 +197,12 @@ class ControlServer:
         if caller.address and data:
             self._outbox.send(caller.address, data)
 
-    def _pass_on(self, message: bytes, caller: Caller) -> None:
+    def _pass_on(self, answer: Incoming, caller: Caller) -> None:
         owner, sink = self._sinks.get(caller.address, (None, None))
         if sink is None or owner != caller:
             return
         try:
-            sink(message)
+            sink(answer)
         except Exception:
             if self._limit.allows():
                 _log.exception("answer not taken client=%r%s", caller, self._limit.suffix())

@@ -13,7 +13,7 @@ from vgpud.coherency.slot_policy import SlotOwner
 from vgpud.control.call import Address, Caller
 from vgpud.control.events import Events
 from vgpud.control.params import AttachAgent, OfDevice
-from vgpud.control.rpc import RpcError
+from vgpud.control.rpc import Incoming, RpcError
 from vgpud.daemon.device_server import DeviceServer
 from vgpud.daemon.methods.agents import AgentMethods
 from vgpud.unix.fd import Fd
@@ -25,7 +25,7 @@ class Port:
     def send(self, address: Address, data: bytes, fd: Fd | None) -> None:
         raise AssertionError("no agent without slots is asked for anything")
 
-    def replies_from(self, caller: Caller, sink: Callable[[bytes], None] | None) -> None:
+    def replies_from(self, caller: Caller, sink: Callable[[Incoming | None], None] | None) -> None:
         pass
 
 
