@@ -1,6 +1,6 @@
 """A connected unix stream socket whose messages carry file descriptors, on the event loop.
 
-asyncio has no recvmsg, hence this. Source: unix(7); recvmsg(2), MSG_DONTWAIT.
+asyncio receives no descriptors, hence this. Source: unix(7); recvmsg(2), MSG_DONTWAIT.
 """
 
 from __future__ import annotations
