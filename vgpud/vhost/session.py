@@ -105,9 +105,9 @@ class Session:
                 ]
                 self._device.open(tasks)
                 await self._serve()
-                await self._device.end()
                 if self._back_end is not None:
                     self._back_end.cancel()
+                await self._device.end()
                 for queue in self._queues:
                     await queue.stop()
 
