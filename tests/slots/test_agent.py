@@ -215,7 +215,7 @@ def test_a_slot_that_the_vmm_no_longer_has_is_gone(window: Fd) -> None:
     async def work(slots: AgentSlots) -> None:
         await slots.map(window, 0, 0, PAGE)
         delete = slots.table.remove(0, PAGE).operations[0]
-        await slots._do(delete, None)  # behind the table's back
+        await slots._do(delete)  # behind the table's back
         assert vm.slots == {}
         await slots.unmap(0, PAGE)
         assert len(slots.table) == 0

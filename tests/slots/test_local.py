@@ -104,28 +104,6 @@ def test_a_slot_a_blob(poker: Poker, window: Fd) -> None:
     run(work)
 
 
-def test_a_dma_buf_goes_into_the_windows_slot_and_back(poker: Poker, window: Fd) -> None:
-    async def work() -> None:
-        with Memslots(poker.vm) as memslots, memfd.create("test-blob", PAGE) as blob:
-            slots = LocalSlots(memslots, SlotTable(range(1, 2), base=BAR, inlays=True))
-            await slots.map(window, 0, 0, SIZE)
-            await slots.map(blob, 0, 4 * PAGE, PAGE)
-            contents = map_shared(blob, PAGE)
-            poker.poke(BAR + 4 * PAGE, 0x51)
-            await slots.move(MOVED)  # what is in it moves with it
-            poker.poke(MOVED + 4 * PAGE + 1, 0x52)
-            assert contents[:2].tolist() == [0x51, 0x52]
-            await slots.unmap(4 * PAGE, PAGE)
-            poker.poke(MOVED + 4 * PAGE, 0x53)
-            assert (contents[0], view[4 * PAGE]) == (0x51, 0x53)
-            await slots.map(blob, 0, 0, PAGE)
-            await slots.clear()
-            assert len(memslots) == 0
-
-    view = map_shared(window, SIZE)
-    run(work)
-
-
 def test_a_refused_flag_leaves_nothing_behind_and_the_blob_may_be_had_without(
     kvm: Kvm, poker: Poker, window: Fd
 ) -> None:

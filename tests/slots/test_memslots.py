@@ -1,4 +1,4 @@
-"""Slots on the real /dev/kvm: both layouts, a guest that writes through them, what goes wrong."""
+"""Slots on the real /dev/kvm: a guest that writes through them, what goes wrong."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from vgpud.slots.memslots import Memslots
 from vgpud.slots.slot_mapping import SlotMapping, identify
 from vgpud.slots.vm import scratch_slots, slot_numbers
 from vgpud.uapi.kvm import Kvm, MemFlag
-from vgpud.unix import eventfd
 from vgpud.unix.fd import Fd
 
 PAGE = 4096
@@ -91,87 +90,11 @@ def test_a_slot_has_the_part_of_the_file_that_was_asked_for(
     assert np.flatnonzero(view).tolist() == [3 * PAGE + 1]
 
 
-def test_what_is_put_into_a_window_is_seen_and_is_gone_when_it_is_taken_out(
-    poker: Poker, slots: Memslots, window: Fd
-) -> None:
-    # The slot does not begin where its file does.
-    view = map_shared(window, SIZE - PAGE, PAGE)
-    view[:] = 0x11
-    slots.attach(1, window, PAGE, SIZE - PAGE, inlays=True)
-    slots.set(1, 0, BAR)
-    assert poker.poke(BAR + 4 * PAGE, 0x12) == 0x11  # the guest has the page in its tables
-    with memfd.create("test-blob", 2 * PAGE) as blob:
-        contents = map_shared(blob, 2 * PAGE)
-        contents[:] = 0x22
-        slots.put_inlay(1, 4 * PAGE, blob, PAGE, PAGE)
-    assert poker.poke(BAR + 4 * PAGE, 0x33) == 0x22
-    assert contents[PAGE] == 0x33
-    assert view[4 * PAGE] == 0x12
-    assert poker.poke(BAR + 5 * PAGE, 0x34) == 0x11  # its neighbours are the window's
-    assert poker.poke(BAR + 3 * PAGE, 0x35) == 0x11
-    slots.remove_inlay(1, 4 * PAGE, PAGE)
-    assert poker.poke(BAR + 4 * PAGE, 0x44) == 0x11
-    assert (view[4 * PAGE], contents[PAGE]) == (0x44, 0x33)
-
-
-def test_an_inlay_that_can_not_be_leaves_the_window_as_it_was(
-    poker: Poker, slots: Memslots, window: Fd
-) -> None:
-    view = map_shared(window, SIZE)
-    slots.attach(1, window, 0, SIZE, inlays=True)
-    slots.set(1, 0, BAR)
-    with (
-        eventfd.create() as event,
-        pytest.raises(HostError, match="this kind of file can't be mapped"),
-    ):
-        slots.put_inlay(1, 4 * PAGE, event, 0, PAGE)
-    with (
-        memfd.create("test-blob", PAGE) as blob,
-        pytest.raises(HostError, match="the file has 0x1000 bytes only"),
-    ):
-        slots.put_inlay(1, 4 * PAGE, blob, 0, 2 * PAGE)
-    poker.poke(BAR + 4 * PAGE, 0x44)
-    assert view[4 * PAGE] == 0x44
-
-
-@pytest.mark.parametrize(
-    ("at", "length"), [(-PAGE, PAGE), (SIZE, PAGE), (SIZE - PAGE, 2 * PAGE), (0, 0)]
-)
-def test_an_inlay_never_leaves_its_slot(window: Fd, at: int, length: int) -> None:
-    mapping = SlotMapping(window, 0, SIZE, inlays=True)
-    with pytest.raises(ValueError, match="no room for"):
-        mapping.put_inlay(at, window, 0, length)
-    mapping.close()
-
-
-def test_a_slot_that_takes_no_inlays_keeps_no_file_open(window: Fd) -> None:
+def test_the_memory_of_a_slot_keeps_no_file_open(window: Fd) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     mapping = SlotMapping(window, 0, SIZE)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
-    with pytest.raises(ValueError, match="no room for"):
-        mapping.put_inlay(0, window, 0, PAGE)
     mapping.close()
-
-
-def test_30000_blobs_go_through_one_window_slot(kvm: Kvm) -> None:
-    """All of them live at once, each its own pages; the VM is asked once."""
-    blobs = 30_000
-    with (
-        memfd.create("test-wide", blobs * PAGE) as window,
-        memfd.create("test-blobs", 2 * blobs * PAGE) as file,
-        scratch_slots() as slots,
-    ):
-        slots.attach(0, window, 0, blobs * PAGE, inlays=True)
-        slots.set(0, 0, HIGH)
-        # Every other page of the file, so that no two of them can be one mapping.
-        for index in range(blobs):
-            slots.put_inlay(0, index * PAGE, file, 2 * index * PAGE, PAGE)
-        assert mappings("test-blobs") >= blobs
-        for index in range(blobs):
-            slots.remove_inlay(0, index * PAGE, PAGE)
-        assert mappings("test-blobs") == 0
-        assert mappings("test-wide") == 1
-        assert len(slots) == 1
 
 
 def test_all_slots_of_the_vm_are_taken_and_come_back(kvm: Kvm, window: Fd) -> None:

@@ -18,8 +18,6 @@ from vgpud.slots.table import (
     Change,
     DeleteSlot,
     Operation,
-    PutInlay,
-    RemoveInlay,
     SetSlot,
     SlotTable,
     inverse,
@@ -241,70 +239,6 @@ def test_the_inverse_of_the_inverse_is_the_same(kind: type[SetSlot | DeleteSlot]
     assert inverse(inverse(kind(entry, BASE))) == kind(entry, BASE)
 
 
-class TestInlays:
-    """Files inside of a live slot."""
-
-    @staticmethod
-    def table(flags: int = FLAG) -> SlotTable:
-        table = SlotTable(range(4), base=BASE, inlays=True)
-        add(table, 0, 16, flags, file(1))
-        return table
-
-    def test_a_file_inside_of_a_slot_becomes_part_of_it(self) -> None:
-        table = self.table()
-        host = next(iter(table))
-        change = add(table, 4 * PAGE, 2, FLAG, file(2))
-        assert change.added == Entry(
-            host.slot, SlotUse.BAR, 4 * PAGE, 2 * PAGE, FLAG, file(2), inlay=True
-        )
-        assert change.operations == (PutInlay(change.added, host),)
-        assert len(table) == 1
-        assert list(table.inlays) == [change.added]
-        assert table.remove(4 * PAGE, 2 * PAGE).operations == (RemoveInlay(change.added, host),)
-        assert inverse(inverse(change.operations[0])) == change.operations[0]
-
-    def test_flags_of_a_live_slot_hold_for_what_is_put_into_it(self) -> None:
-        with refused(errno.EINVAL, 'slot 0 is live with flags=0x8.* layout = "per-blob"'):
-            self.table().add(4 * PAGE, PAGE, 0, file(2))
-
-    def test_inlays_do_not_overlap(self) -> None:
-        table = self.table()
-        add(table, 4 * PAGE, 2, FLAG, file(2))
-        with refused(errno.EEXIST, "slot 0 has 0x2000 bytes at 0x4000"):
-            table.add(5 * PAGE, 2 * PAGE, FLAG, file(3))
-
-    def test_a_slots_own_pages_are_no_inlay(self) -> None:
-        with refused(errno.EEXIST, "slot 0 has"):
-            self.table().add(4 * PAGE, PAGE, FLAG, file(1, 4 * PAGE))
-
-    def test_a_slot_stays_while_something_is_in_it(self) -> None:
-        table = self.table()
-        add(table, 0, 16, FLAG, file(2))  # all of it
-        table.commit(table.remove(0, 16 * PAGE))
-        add(table, 4 * PAGE, 1, FLAG, file(2))
-        with refused(errno.EBUSY, "blobs are mapped into it"):
-            table.remove(0, 16 * PAGE)
-        table.commit(table.remove(4 * PAGE, PAGE))
-        table.commit(table.remove(0, 16 * PAGE))
-        assert len(table) == 0
-
-    def test_half_outside_is_outside(self) -> None:
-        with refused(errno.EEXIST, "slot 0 has"):
-            self.table().add(15 * PAGE, 2 * PAGE, FLAG, file(2))
-
-    def test_pages_of_another_type_are_refused_here_too(self) -> None:
-        table = self.table(flags=0)
-        add(table, 32 * PAGE, 1, FLAG, file(2))
-        with refused(errno.EBUSY, "slot 1 has some of these pages with KVM_MEM"):
-            table.add(4 * PAGE, PAGE, 0, file(2))
-
-    def test_they_move_with_their_slot(self) -> None:
-        table = self.table()
-        add(table, 4 * PAGE, 1, FLAG, file(2))
-        change = table.move(Gpa(2 * BASE))
-        assert [operation.entry.inlay for operation in change.operations] == [False, False]
-
-
 class Vm:
     """What KVM would do, and refuse."""
 
@@ -321,8 +255,6 @@ class Vm:
                 self.slots[entry.slot] = address, entry
             case DeleteSlot(_, address):
                 assert self.slots.pop(entry.slot) == (address, entry)
-            case _:
-                raise AssertionError
 
 
 steps = st.one_of(

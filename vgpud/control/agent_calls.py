@@ -29,7 +29,7 @@ from vgpud.control.slot_calls import (
 )
 from vgpud.errors import HostError, PeerError
 from vgpud.slots.owner import InDoubtError
-from vgpud.slots.table import DeleteSlot, Operation, PutInlay, RemoveInlay, SetSlot
+from vgpud.slots.table import DeleteSlot, Operation, SetSlot
 from vgpud.unix.fd import Fd
 
 _log = logging.getLogger(__name__)
@@ -207,8 +207,6 @@ def slot_request(operation: Operation, file: Fd | None) -> Request:
             method, fd = SLOT_SET, dup(file)
         case DeleteSlot(_, address):
             params, method = SlotDelete(slot=entry.slot), SLOT_DELETE
-        case PutInlay() | RemoveInlay():
-            raise AssertionError("a table without inlays")
     where = f"addr={address:#x} size={entry.size:#x} flags={entry.flags:#x}"
     return Request(method, params.model_dump(), f"{method} slot={entry.slot} {where}", fd)
 

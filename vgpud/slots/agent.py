@@ -307,7 +307,7 @@ class AgentSlots(TableSlots):
         if fd is not None:  # else `close` was quicker
             fd.close()
 
-    async def _do(self, operation: Operation, fd: Fd | None) -> None:
+    async def _do(self, operation: Operation) -> None:
         entry = operation.entry
         if isinstance(operation, DeleteSlot):
             if self._calls is not None:

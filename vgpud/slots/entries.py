@@ -45,10 +45,7 @@ class Backing:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A slot, or an inlay: that has the number of the slot that it lies in.
-
-    `offset` is in bytes, from the BAR's base for a BAR and from address 0 for RAM.
-    """
+    """A slot; `offset` is in bytes, from the BAR's base for a BAR and from address 0 for RAM."""
 
     slot: Slot
     use: SlotUse
@@ -56,7 +53,6 @@ class Entry:
     size: int
     flags: SlotFlag
     backing: Backing
-    inlay: bool = False
 
     @property
     def non_coherent(self) -> bool:

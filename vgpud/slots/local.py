@@ -12,7 +12,7 @@ from vgpud.errors import HostError
 from vgpud.slots.entries import Entry
 from vgpud.slots.memslots import Memslots
 from vgpud.slots.owner import TableSlots
-from vgpud.slots.table import DeleteSlot, Operation, PutInlay, RemoveInlay, SetSlot, SlotTable
+from vgpud.slots.table import DeleteSlot, Operation, SetSlot, SlotTable
 from vgpud.unix.fd import Fd
 
 _log = logging.getLogger(__name__)
@@ -26,46 +26,29 @@ class LocalSlots(TableSlots):
         self._memslots = memslots
 
     def _hold(self, entry: Entry, fd: Fd) -> None:
-        if not entry.inlay:
-            self._memslots.attach(
-                entry.slot, fd, entry.backing.offset, entry.size, inlays=self.table.takes_inlays
-            )
+        self._memslots.attach(entry.slot, fd, entry.backing.offset, entry.size)
 
     def _release(self, entry: Entry) -> None:
-        if not entry.inlay:
-            self._memslots.release(entry.slot)
+        self._memslots.release(entry.slot)
 
-    async def _do(self, operation: Operation, fd: Fd | None) -> None:
-        entry = operation.entry
-        match operation:
-            case SetSlot(_, address):
-                self._memslots.set(entry.slot, entry.flags, address)
-            case DeleteSlot():
-                self._memslots.delete(entry.slot)
-            case PutInlay(_, host):
-                assert fd is not None
-                at = entry.offset - host.offset
-                self._memslots.put_inlay(entry.slot, at, fd, entry.backing.offset, entry.size)
-            case RemoveInlay(_, host):
-                at = entry.offset - host.offset
-                self._memslots.remove_inlay(entry.slot, at, entry.size)
+    async def _do(self, operation: Operation) -> None:
+        self._perform_now(operation)
 
     def _undo(self, operations: Sequence[Operation]) -> None:
         for operation in operations:
-            entry = operation.entry
             try:
-                match operation:
-                    case SetSlot(_, address):
-                        self._memslots.set(entry.slot, entry.flags, address)
-                    case DeleteSlot():
-                        self._memslots.delete(entry.slot)
-                    case PutInlay() | RemoveInlay():
-                        pass  # alone in its change, and undoes itself
+                self._perform_now(operation)
             except HostError as error:
                 # The first error is the one to raise. The slot is set again with the next move.
-                _log.error(
-                    "slot not restored device=%s slot=%d: %s", self._device, entry.slot, error
-                )
+                slot = operation.entry.slot
+                _log.error("slot not restored device=%s slot=%d: %s", self._device, slot, error)
 
     def _left_behind(self, entry: Entry, error: HostError) -> None:
         _log.error("slot not deleted device=%s slot=%d: %s", self._device, entry.slot, error)
+
+    def _perform_now(self, operation: Operation) -> None:
+        match operation:
+            case SetSlot(entry, address):
+                self._memslots.set(entry.slot, entry.flags, address)
+            case DeleteSlot(entry):
+                self._memslots.delete(entry.slot)

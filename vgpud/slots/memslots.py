@@ -71,14 +71,11 @@ class Memslots:
     ) -> None:
         self.close()
 
-    def attach(self, slot: int, fd: Fd, fd_offset: int, size: int, *, inlays: bool = False) -> None:
-        """Map the memory that a slot will have; the file may be closed afterwards.
-
-        With `inlays`, parts of other files may be put into it.
-        """
+    def attach(self, slot: int, fd: Fd, fd_offset: int, size: int) -> None:
+        """Map the memory that a slot will have; the file may be closed afterwards."""
         if slot in self._slots:
             raise ValueError(f"slot {slot} has its memory already")
-        self._slots[slot] = _Live(SlotMapping(fd, fd_offset, size, inlays=inlays), size)
+        self._slots[slot] = _Live(SlotMapping(fd, fd_offset, size), size)
 
     def set(self, slot: int, flags: int, guest_phys_addr: int) -> None:
         """Have KVM show the memory to the guest.
@@ -104,17 +101,6 @@ class Memslots:
         if self._slots[slot].set:
             raise ValueError(f"slot {slot} is live")
         self._slots.pop(slot).mapping.close()
-
-    def put_inlay(self, slot: int, at: int, fd: Fd, fd_offset: int, length: int) -> None:
-        """Map a part of another file over `length` bytes from `at` on, for the guest as well.
-
-        Costs about a quarter of what a slot of its own does.
-        """
-        self._slots[slot].mapping.put_inlay(at, fd, fd_offset, length)
-
-    def remove_inlay(self, slot: int, at: int, length: int) -> None:
-        """Map the slot's own memory there again."""
-        self._slots[slot].mapping.remove_inlay(at, length)
 
     def close(self) -> None:
         """Delete all slots and unmap their memory; a second call does nothing. Never raises.

@@ -41,7 +41,7 @@ class TableSlots(ABC):
         self._events, self._device = events, device
 
     def entries(self) -> list[tuple[Entry, Gpa | None]]:
-        """The slots without what lies in them, and where the guest has each; None for nowhere."""
+        """The slots, and where the guest has each; None for nowhere."""
         return [(entry, self.table.address(entry)) for entry in self.table]
 
     async def map(
@@ -69,7 +69,7 @@ class TableSlots(ABC):
             assert change.added is not None
             self._hold(change.added, fd)
             try:
-                await self._perform(change, fd)
+                await self._perform(change)
             except BaseException:
                 self._release(change.added)
                 raise
@@ -90,7 +90,7 @@ class TableSlots(ABC):
     async def clear(self) -> None:
         """Take everything back: the device was reset. Never raises HostError."""
         async with self._turn:
-            for entry in [*self.table.inlays, *self.table]:
+            for entry in [*self.table]:
                 try:
                     await self._remove(entry)
                 except HostError as error:
@@ -102,10 +102,10 @@ class TableSlots(ABC):
         self._commit(change)
         self._release(entry)
 
-    async def _perform(self, change: Change, fd: Fd | None = None) -> None:
+    async def _perform(self, change: Change) -> None:
         for done, operation in enumerate(change.operations):
             try:
-                await self._do(operation, fd)
+                await self._do(operation)
             except HostError as error:
                 self._refused(operation, error)
                 in_doubt = isinstance(error, InDoubtError)
@@ -129,8 +129,6 @@ class TableSlots(ABC):
                     kind, done = "slot.set", "set"
                 case DeleteSlot(entry, address):
                     kind, done = "slot.deleted", "deleted"
-                case _:
-                    continue  # what lies in a slot is none
             self._events.publish(
                 kind,
                 f"slot {entry.slot} was {done}",
@@ -166,8 +164,8 @@ class TableSlots(ABC):
         """Let go of what `_hold` keeps."""
 
     @abstractmethod
-    async def _do(self, operation: Operation, fd: Fd | None) -> None:
-        """Have the VM do one thing; `fd` is the file of what is being mapped.
+    async def _do(self, operation: Operation) -> None:
+        """Have the VM do one thing.
 
         Raises HostError if it has not been done, InDoubtError if nobody knows.
         """

@@ -36,12 +36,6 @@ class Ranges:
         entry = self._entries[self._offsets[index]]
         return entry if entry.end > offset else None
 
-    def covering(self, offset: int, size: int) -> Entry | None:
-        """The entry that has all bytes of the range."""
-        entry = self.overlapping(offset, size)
-        whole = entry is not None and entry.offset <= offset and offset + size <= entry.end
-        return entry if whole else None
-
     def insert(self, entry: Entry) -> None:
         insort(self._offsets, entry.offset)
         self._entries[entry.offset] = entry

@@ -1,7 +1,7 @@
-"""The memory behind one slot: a file in our address space, with parts of others mapped over it.
+"""The memory behind one slot: a part of a file in our address space.
 
 Owns the address range, which stays where it is for the life of the slot: KVM finds the pages that
-it gives to the guest by that address, and follows when another file is mapped there. Source:
+it gives to the guest by that address. Source:
 Documentation/virt/kvm/api.rst of the kernel, "KVM_SET_USER_MEMORY_REGION".
 """
 
@@ -48,67 +48,21 @@ def identify(fd: Fd, offset: int, length: int) -> FileId:
 
 
 class SlotMapping:
-    """`length` bytes of a file from `offset` on, mapped at `address`. Raises HostError.
+    """`length` bytes of a file from `offset` on, mapped at `address`. Raises HostError."""
 
-    One that shall take inlays keeps the file open, to map it again where an inlay has gone.
-    """
-
-    __slots__ = ("_fd", "_length", "_offset", "address")
+    __slots__ = ("_length", "address")
 
     address: int
 
-    def __init__(self, fd: Fd, offset: int, length: int, *, inlays: bool = False) -> None:
+    def __init__(self, fd: Fd, offset: int, length: int) -> None:
         identify(fd, offset, length)
-        self._offset = offset
         self._length = length
-        self._fd: Fd | None = None
-        if inlays:
-            try:
-                self._fd = fd.dup()
-            except OSError as error:
-                advice = "raise the limit of open files (LimitNOFILE= of the service, ulimit -n)"
-                raise HostError("dup of a slot's file", error, advice) from error
-        try:
-            self.address = address_space.map_shared(fd.fileno(), offset, length)
-        except HostError:
-            self._close_file()
-            raise
-
-    def put_inlay(self, at: int, fd: Fd, offset: int, length: int) -> None:
-        """Map a part of another file over `length` bytes from `at` on: the guest sees it at once.
-
-        Raises HostError; our own memory is there then, as before.
-        """
-        self._check(at, length)
-        identify(fd, offset, length)
-        try:
-            address_space.map_shared(fd.fileno(), offset, length, at=self.address + at)
-        except HostError:
-            # The kernel may have taken the old pages out of the way before it failed.
-            self.remove_inlay(at, length)
-            raise
-
-    def remove_inlay(self, at: int, length: int) -> None:
-        """Map our own memory again. Raises HostError."""
-        self._check(at, length)
-        assert self._fd is not None
-        address_space.map_shared(self._fd.fileno(), self._offset + at, length, at=self.address + at)
+        self.address = address_space.map_shared(fd.fileno(), offset, length)
 
     def close(self) -> None:
         """Unmap everything; the slot must have been deleted. Never raises."""
-        self._close_file()
         try:
             address_space.unmap(self.address, self._length)
         except HostError as error:
             # Nothing that ends here splits a mapping in two, which alone can fail for want of room.
             _log.error("memory of a slot not unmapped address=%#x error=%s", self.address, error)
-
-    def _check(self, at: int, length: int) -> None:
-        # MAP_FIXED replaces whatever is there: outside of our own range that would be anything.
-        if self._fd is None or not 0 <= at <= self._length - length or length <= 0:
-            raise ValueError(f"no room for {length:#x} bytes at {at:#x} of a slot's mapping")
-
-    def _close_file(self) -> None:
-        if self._fd is not None:
-            self._fd.close()
-            self._fd = None

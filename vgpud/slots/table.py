@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import heapq
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from vgpud.coherency.slot_policy import PAGE_SIZE
@@ -44,23 +44,7 @@ class DeleteSlot:
     guest_phys_addr: Gpa
 
 
-@dataclass(frozen=True, slots=True)
-class PutInlay:
-    """Map another file's pages over a part of the slot `host`, whose number the entry has."""
-
-    entry: Entry
-    host: Entry
-
-
-@dataclass(frozen=True, slots=True)
-class RemoveInlay:
-    """Map the slot's own pages there again."""
-
-    entry: Entry
-    host: Entry
-
-
-Operation: TypeAlias = SetSlot | DeleteSlot | PutInlay | RemoveInlay
+Operation: TypeAlias = SetSlot | DeleteSlot
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,50 +69,33 @@ def inverse(operation: Operation) -> Operation:
             return DeleteSlot(entry, address)
         case DeleteSlot(entry, address):
             return SetSlot(entry, address)
-        case PutInlay(entry, host):
-            return RemoveInlay(entry, host)
-        case RemoveInlay(entry, host):
-            return PutInlay(entry, host)
 
 
 class SlotTable:
     """The slots that one device has in one VM, numbered out of `numbers`.
 
     `base` is where the guest has put the BAR; None while it has not, then BAR slots are kept in the
-    table and none is in the VM. With `inlays`, what is added inside of a live slot becomes part of
-    it instead of a slot of its own.
+    table and none is in the VM.
     """
 
     def __init__(
-        self,
-        numbers: range,
-        *,
-        base: Gpa | None = None,
-        inlays: bool = False,
-        allow_guest_ram: bool = False,
+        self, numbers: range, *, base: Gpa | None = None, allow_guest_ram: bool = False
     ) -> None:
         self.base = base
         self._numbers = numbers
         self._allow_guest_ram = allow_guest_ram
-        self.takes_inlays = inlays
         self._used = 0  # of numbers, from the first on
         self._freed: list[int] = []  # a heap
         self._slots = {use: Ranges() for use in SlotUse}
-        self._inlays = Ranges()
         self._pages = Pages()
 
     def __len__(self) -> int:
         return sum(len(ranges) for ranges in self._slots.values())
 
     def __iter__(self) -> Iterator[Entry]:
-        """The slots by use and address, without inlays."""
+        """The slots by use and address."""
         for ranges in self._slots.values():
             yield from ranges
-
-    @property
-    def inlays(self) -> Iterator[Entry]:
-        """What lies in other slots, by address."""
-        return iter(self._inlays)
 
     def address(self, entry: Entry) -> Gpa | None:
         """Where a slot is for the guest; None for a BAR that is nowhere."""
@@ -150,10 +117,6 @@ class SlotTable:
             advice = f"offset, size and offset in the file must be multiples of {PAGE_SIZE} bytes"
             raise _refused(operation, errno.EINVAL, advice)
         checked = self._checked_flags(operation, flags, use)
-        host = self._host(offset, size, backing) if use is SlotUse.BAR else None
-        if host is not None:
-            entry = Entry(host.slot, use, offset, size, checked, backing, inlay=True)
-            return self._add_inlay(operation, host, entry)
         entry = Entry(self._number(operation), use, offset, size, checked, backing)
         self._check_pages(operation, entry)
         found = self._slots[use].overlapping(offset, size)
@@ -168,27 +131,16 @@ class SlotTable:
     def remove(self, offset: int, size: int, use: SlotUse = SlotUse.BAR) -> Change:
         """What takes back exactly what one `add` has put at `offset`.
 
-        Raises HostError: ENOENT if that is no such range, EBUSY if others lie in it.
+        Raises HostError (ENOENT) if there is no such range.
         """
         entry = self.find(offset, size, use)
-        if entry.inlay:
-            host = self._slots[use].covering(offset, size)
-            assert host is not None
-            return Change((RemoveInlay(entry, host),), removed=entry)
-        if use is SlotUse.BAR and self._inlays.overlapping(offset, size) is not None:
-            operation = f"removing the slot of {size:#x} bytes at {offset:#x}"
-            raise _refused(operation, errno.EBUSY, "blobs are mapped into it: unmap them first")
         address = self.address(entry)
         if address is None:
             return Change((), removed=entry)
         return Change((DeleteSlot(entry, address),), removed=entry)
 
     def find(self, offset: int, size: int, use: SlotUse = SlotUse.BAR) -> Entry:
-        """The slot or inlay of exactly this range; raises HostError (ENOENT) if there is none."""
-        if use is SlotUse.BAR:
-            inlay = self._inlays.at(offset)
-            if inlay is not None and inlay.size == size:
-                return inlay
+        """The slot of exactly this range; raises HostError (ENOENT) if there is none."""
         entry = self._slots[use].at(offset)
         if entry is None or entry.size != size:
             operation = f"finding the {use} slot of {size:#x} bytes at {offset:#x}"
@@ -228,22 +180,16 @@ class SlotTable:
             self._take(change.added)
 
     def _take(self, entry: Entry) -> None:
-        if entry.inlay:
-            self._inlays.insert(entry)
+        if self._freed and self._freed[0] == entry.slot:
+            heapq.heappop(self._freed)
         else:
-            if self._freed and self._freed[0] == entry.slot:
-                heapq.heappop(self._freed)
-            else:
-                self._used += 1
-            self._slots[entry.use].insert(entry)
+            self._used += 1
+        self._slots[entry.use].insert(entry)
         self._pages.insert(entry)
 
     def _forget(self, entry: Entry) -> None:
-        if entry.inlay:
-            self._inlays.delete(entry)
-        else:
-            self._slots[entry.use].delete(entry)
-            heapq.heappush(self._freed, entry.slot)
+        self._slots[entry.use].delete(entry)
+        heapq.heappush(self._freed, entry.slot)
         self._pages.delete(entry)
 
     def _number(self, operation: str) -> Slot:
@@ -267,29 +213,6 @@ class SlotTable:
             )
             raise _refused(operation, errno.EINVAL, advice)
         return SlotFlag(flags)
-
-    def _host(self, offset: int, size: int, backing: Backing) -> Entry | None:
-        """The live slot that a new range becomes a part of."""
-        if not self.takes_inlays:
-            return None
-        host = self._slots[SlotUse.BAR].covering(offset, size)
-        if host is None:
-            return None
-        own = replace(host.backing, offset=host.backing.offset + offset - host.offset)
-        return None if backing == own else host  # the slot's own pages are there already
-
-    def _add_inlay(self, operation: str, host: Entry, entry: Entry) -> Change:
-        if entry.flags != host.flags:
-            advice = (
-                f"slot {host.slot} is live with flags={host.flags:#x}, which hold for all of it and"
-                ' for its life: give such blobs layout = "per-blob", or all of them the same policy'
-            )
-            raise _refused(operation, errno.EINVAL, advice)
-        found = self._inlays.overlapping(entry.offset, entry.size)
-        if found is not None:
-            raise _overlap(operation, found)
-        self._check_pages(operation, entry)
-        return Change((PutInlay(entry, host),), added=entry)
 
     def _check_pages(self, operation: str, entry: Entry) -> None:
         slot = self._pages.of_other_type(entry)

@@ -29,15 +29,11 @@ _REMEDIES: Final[Remedies] = MappingProxyType(
 _MAP_FAILED: Final = ffi.cast("void *", -1)
 
 
-def map_shared(fd: int, offset: int, length: int, *, at: int | None = None) -> int:
-    """Map a part of a file, shared and writable; return the address. Raises HostError.
-
-    With `at`, the address of whole pages that are mapped already: what is there is replaced.
-    """
+def map_shared(fd: int, offset: int, length: int) -> int:
+    """Map a part of a file, shared and writable; return the address. Raises HostError."""
     operation = f"mmap of {length:#x} bytes at offset {offset:#x}"
-    flags = lib.MAP_SHARED | (0 if at is None else lib.MAP_FIXED)
-    address = ffi.cast("void *", at or 0)
-    result = lib.mmap(address, length, lib.PROT_READ | lib.PROT_WRITE, flags, fd, offset)
+    protection = lib.PROT_READ | lib.PROT_WRITE
+    result = lib.mmap(ffi.NULL, length, protection, lib.MAP_SHARED, fd, offset)
     if result == _MAP_FAILED:
         number = ffi.errno
         error = OSError(number, os.strerror(number))

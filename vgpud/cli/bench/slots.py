@@ -1,4 +1,4 @@
-"""What mapping and unmapping a blob costs: a slot of its own, an inlay, or a place in the window.
+"""What mapping and unmapping a blob costs: a slot of its own, or an offset in the window.
 
 Owns the measurement and its table; nothing here is part of the daemon. Times are of a VM whose
 guest does not run: what a running one adds, by its faults and by the zapping of its page tables, is
@@ -120,25 +120,6 @@ def _slot_a_blob(live: int) -> Iterator[tuple[Before, Round]]:
 
 
 @contextmanager
-def _inlay(live: int) -> Iterator[tuple[Before, Round]]:
-    with ExitStack() as stack:
-        size = (live + 1) * PAGE_SIZE
-        blobs = stack.enter_context(memfd.create(_NAME, _blob(live + 1)))
-        window = stack.enter_context(memfd.create(_NAME, size))
-        slots = stack.enter_context(scratch_slots())
-        slots.attach(_WINDOW_SLOT, window, 0, size, inlays=True)
-        slots.set(_WINDOW_SLOT, 0, _BASE)
-        for index in range(live):
-            slots.put_inlay(_WINDOW_SLOT, index * PAGE_SIZE, blobs, _blob(index), PAGE_SIZE)
-
-        def one_round() -> None:
-            slots.put_inlay(_WINDOW_SLOT, live * PAGE_SIZE, blobs, _blob(live), PAGE_SIZE)
-            slots.remove_inlay(_WINDOW_SLOT, live * PAGE_SIZE, PAGE_SIZE)
-
-        yield nothing, one_round
-
-
-@contextmanager
 def _window(live: int) -> Iterator[tuple[Before, Round]]:
     with ExitStack() as stack:
         size = (live + 1) * PAGE_SIZE
@@ -167,10 +148,9 @@ def _blob(index: int) -> int:
     return 2 * index * PAGE_SIZE
 
 
-_WAYS: Final = {"slot": _slot_a_blob, "MAP_FIXED": _inlay, "window": _window}
+_WAYS: Final = {"slot": _slot_a_blob, "window": _window}
 _WORDS: Final = {
     "slot": "one of its own, added and deleted",
-    "MAP_FIXED": "a file's pages put into a slot",
     "window": "a place in it, pages given back",
 }
 _LABEL: Final = "  {:<44}"
