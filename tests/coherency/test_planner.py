@@ -26,7 +26,7 @@ from vgpud.coherency.planner import (
 from vgpud.coherency.slot_policy import DEFAULT_RULE, Fallback, GuestPat, MemoryType, Rule
 from vgpud.errors import GuestError
 from vgpud.gpu.wire.protocol import MapInfo, ResponseType
-from vgpud.slots.entries import SlotFlag
+from vgpud.uapi.memslot import SlotFlag
 
 WC, UC, WB = MemoryType.WC, MemoryType.UC, MemoryType.WB
 FLUSH, SNOOP, REFUSE = Fallback.FLUSH, Fallback.SNOOP, Fallback.REFUSE

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from vgpud.coherency.slot_policy import (
     DEFAULT_RULE,
-    PAGE_SIZE,
     BlobKind,
     Fallback,
     Layout,
@@ -18,6 +17,7 @@ from vgpud.coherency.slot_policy import (
     first_match,
     layouts,
 )
+from vgpud.uapi.page import PAGE_SIZE
 
 UC = Rule(memory_type=MemoryType.UC)
 SMALL = Rule(Match(max_size=2 * PAGE_SIZE), memory_type=MemoryType.WB)

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from vgpud.coherency.planner import KvmMode
 from vgpud.coherency.slot_policy import Buffers, GuestPat, Layout, Rule
-from vgpud.control.rpc import Json
 from vgpud.errors import GuestError, HostError
 from vgpud.gpu.gpu import Gpu
 from vgpud.gpu.guest_memory import GuestMemory
@@ -33,6 +32,7 @@ from vgpud.gpu.wire.responses import DisplayMode, OkNoData, Response
 from vgpud.gpu.wire.structs import Command
 from vgpud.gpu.work import Work
 from vgpud.memory import memfd
+from vgpud.publish import Json
 from vgpud.unix.fd import Fd
 
 KIB = 1 << 10

@@ -16,9 +16,9 @@ from vgpud.control.models import Event
 from vgpud.control.rpc import Incoming, decode
 from vgpud.errors import HostError
 from vgpud.memory import memfd
+from vgpud.memory.addresses import Gpa
 from vgpud.slots.agent import AgentSlots, Grant
 from vgpud.unix.fd import Fd
-from vgpud.vhost.wire.protocol import Gpa
 
 PAGE = 4096
 BAR = Gpa(0x4_0000)

@@ -28,8 +28,9 @@ from tests.support.ring_driver import GuestRam
 from vgpud.gpu.wire import commands as c
 from vgpud.gpu.wire import dma
 from vgpud.gpu.wire.protocol import ResponseType
+from vgpud.memory.addresses import Gpa, Uva
 from vgpud.vhost.wire import messages as m
-from vgpud.vhost.wire.protocol import HEADER, FrontendRequest, Gpa, ProtocolFeature, Uva
+from vgpud.vhost.wire.protocol import HEADER, FrontendRequest, ProtocolFeature
 from vgpud.vhost.wire.requests import encode_request
 
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)

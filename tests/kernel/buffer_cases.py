@@ -23,6 +23,7 @@ from vgpud.control.events import Events
 from vgpud.control.models import Event
 from vgpud.daemon.gpu_watch import GpuWatch
 from vgpud.errors import HostError
+from vgpud.memory.addresses import Gpa
 from vgpud.memory.buffers import Buffer, BufferSource
 from vgpud.memory.gem import GemSource
 from vgpud.memory.mapping import map_shared, name
@@ -36,7 +37,6 @@ from vgpud.slots.local import LocalSlots
 from vgpud.slots.memslots import Memslots
 from vgpud.slots.table import SlotTable
 from vgpud.unix.fd import Fd
-from vgpud.vhost.wire.protocol import Gpa
 
 PAGE = 4096
 MIB = 1 << 20

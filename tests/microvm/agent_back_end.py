@@ -14,6 +14,7 @@ from vgpud.control.events import Events
 from vgpud.daemon.config import Config
 from vgpud.gpu.compose import Environment, compose
 from vgpud.gpu.spec import DeviceSpec
+from vgpud.memory.addresses import Gpa
 from vgpud.microvm import boot
 from vgpud.microvm.slots import NUMBERS
 from vgpud.slots.agent import AgentSlots, Grant
@@ -21,7 +22,6 @@ from vgpud.slots.entries import SlotUse
 from vgpud.unix.fd import Fd
 from vgpud.unix.stream_socket import StreamSocket
 from vgpud.vhost.session import Session
-from vgpud.vhost.wire.protocol import Gpa
 
 
 class FlaggedSlots(AgentSlots):

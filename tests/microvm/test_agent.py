@@ -17,7 +17,7 @@ from vgpud.microvm.boot import WINDOW_GPA
 from vgpud.microvm.guest_code import GuestFailedError
 from vgpud.microvm.service import configuration
 from vgpud.microvm.vmm import run_front_end
-from vgpud.slots.entries import SlotFlag
+from vgpud.uapi.memslot import SlotFlag
 
 pytestmark = needs_kvm
 

@@ -22,11 +22,11 @@ from vgpud.control.agent_link import SocketLink
 from vgpud.control.events import Events
 from vgpud.errors import HostError
 from vgpud.memory import memfd
+from vgpud.memory.addresses import Gpa
 from vgpud.memory.mapping import map_shared
 from vgpud.slots.agent import AgentSlots, Grant
 from vgpud.slots.owner import InDoubtError
 from vgpud.unix.fd import Fd
-from vgpud.vhost.wire.protocol import Gpa
 
 PAGE = 4096
 SIZE = 16 * PAGE

@@ -18,14 +18,14 @@ from vgpud.gpu.blobs.window_layout import WindowLayout
 from vgpud.gpu.quota import Quota
 from vgpud.gpu.wire.protocol import ResourceId
 from vgpud.memory import memfd
+from vgpud.memory.addresses import Gpa
 from vgpud.memory.mapping import map_shared
-from vgpud.slots.entries import SlotFlag
 from vgpud.slots.local import LocalSlots
 from vgpud.slots.memslots import Memslots
 from vgpud.slots.table import SlotTable
 from vgpud.uapi.kvm import Kvm, Vm
+from vgpud.uapi.memslot import SlotFlag
 from vgpud.unix.fd import Fd
-from vgpud.vhost.wire.protocol import Gpa
 
 PAGE = 4096
 SIZE = 16 * PAGE

@@ -19,7 +19,8 @@ from vgpud.memory.mapping import map_shared
 from vgpud.slots.memslots import Memslots
 from vgpud.slots.slot_mapping import SlotMapping, identify
 from vgpud.slots.vm import scratch_slots, slot_numbers
-from vgpud.uapi.kvm import Kvm, MemFlag
+from vgpud.uapi.kvm import Kvm
+from vgpud.uapi.memslot import SlotFlag
 from vgpud.unix.fd import Fd
 
 PAGE = 4096
@@ -115,7 +116,7 @@ def test_all_slots_of_the_vm_are_taken_and_come_back(kvm: Kvm, window: Fd) -> No
 
 
 def test_the_flag_goes_to_kvm_and_an_einval_comes_back_as_such(kvm: Kvm, window: Fd) -> None:
-    flag = MemFlag.NON_COHERENT_DMA
+    flag = SlotFlag.NON_COHERENT_DMA
     with scratch_slots() as slots:
         slots.attach(1, window, 0, SIZE)
         if has_flag(kvm):

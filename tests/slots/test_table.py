@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vgpud.errors import HostError
-from vgpud.slots.entries import Backing, Entry, Slot, SlotFlag, SlotUse
+from vgpud.memory.addresses import Gpa
+from vgpud.slots.entries import Backing, Entry, Slot, SlotUse
 from vgpud.slots.table import (
     GPA_LIMIT,
     Change,
@@ -22,7 +23,7 @@ from vgpud.slots.table import (
     SlotTable,
     inverse,
 )
-from vgpud.vhost.wire.protocol import Gpa
+from vgpud.uapi.memslot import SlotFlag
 
 PAGE = 4096
 BASE = Gpa(1 << 32)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 from tests.support.ring_driver import TIMEOUT
 from vgpud.errors import PeerError
+from vgpud.memory.addresses import Gpa, Uva
 from vgpud.vhost.wire import messages as m
 from vgpud.vhost.wire.back_end_channel import (
     BackendMessage,
@@ -24,7 +25,6 @@ from vgpud.vhost.wire.back_end_channel import (
     ShmemMap,
     ShmemUnmap,
 )
-from vgpud.vhost.wire.protocol import Gpa, Uva
 
 BAR_GPA = 0x40_0000_0000
 """Where the guest sees the shared-memory region."""

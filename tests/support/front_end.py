@@ -21,6 +21,7 @@ from typing import Self
 
 from tests.support.back_end_requests import BackendRequests, Bar
 from tests.support.ring_driver import F_EVENT_IDX, F_INDIRECT_DESC, TIMEOUT, Driver, GuestRam
+from vgpud.memory.addresses import Gpa, Uva
 from vgpud.vhost.wire import messages as m
 from vgpud.vhost.wire.header import decode_header
 from vgpud.vhost.wire.protocol import (
@@ -28,10 +29,8 @@ from vgpud.vhost.wire.protocol import (
     F_PROTOCOL_FEATURES,
     HEADER,
     VRING_F_LOG,
-    Gpa,
     HeaderFlag,
     ProtocolFeature,
-    Uva,
 )
 from vgpud.vhost.wire.replies import REPLY_TYPES, decode_reply
 from vgpud.vhost.wire.requests import encode_request, request_of

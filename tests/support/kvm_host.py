@@ -18,7 +18,8 @@ import pytest
 from vgpud.errors import HostError
 from vgpud.native.core import address_of
 from vgpud.uapi.exits import Exit, HltExit
-from vgpud.uapi.kvm import Kvm, MemFlag, Vm
+from vgpud.uapi.kvm import Kvm, Vm
+from vgpud.uapi.memslot import SlotFlag
 from vgpud.uapi.registers import Registers
 
 RAM_SLOT = 0
@@ -50,7 +51,7 @@ def has_flag(kvm: Kvm) -> bool:
     with kvm.create_vm() as vm:
         try:
             vm.set_user_memory_region(
-                0, MemFlag.NON_COHERENT_DMA, 0, memory.nbytes, address_of(memory)
+                0, SlotFlag.NON_COHERENT_DMA, 0, memory.nbytes, address_of(memory)
             )
         except HostError:
             return False

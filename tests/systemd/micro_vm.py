@@ -14,8 +14,8 @@ import zlib
 from pathlib import Path
 
 from vgpud.client import Client
-from vgpud.control.rpc import Json
 from vgpud.microvm.vmm import Attach, run_front_end
+from vgpud.publish import Json
 
 
 def main(control: str, path: str, device: str) -> None:

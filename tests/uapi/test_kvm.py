@@ -18,7 +18,8 @@ from tests.support.kvm_host import Poker, has_flag, open_kvm
 from vgpud.errors import HostError
 from vgpud.native.core import address_of
 from vgpud.uapi.exits import MmioExit
-from vgpud.uapi.kvm import Cap, DeviceType, Kvm, MemFlag, Quirk, Vm
+from vgpud.uapi.kvm import Cap, DeviceType, Kvm, Quirk, Vm
+from vgpud.uapi.memslot import SlotFlag
 from vgpud.unix import eventfd
 
 GPA = 0x1_0000
@@ -121,7 +122,7 @@ def test_a_slot_that_can_not_be(
 
 
 def test_the_flag_is_taken_or_refused_in_words(kvm: Kvm, vm: Vm, memory: NDArray[np.uint8]) -> None:
-    flag = MemFlag.NON_COHERENT_DMA
+    flag = SlotFlag.NON_COHERENT_DMA
     address = address_of(memory)
     if "VGPUD_FLAG" in os.environ:
         # Set where the kernel was built for these tests.
@@ -132,10 +133,10 @@ def test_the_flag_is_taken_or_refused_in_words(kvm: Kvm, vm: Vm, memory: NDArray
         assert raised.value.errno == errno.EINVAL
         return
     vm.set_user_memory_region(1, flag, GPA, SIZE, address)
-    for flags in (0, MemFlag.LOG_DIRTY_PAGES):
+    for flags in (0, SlotFlag.LOG_DIRTY_PAGES):
         with pytest.raises(HostError):
             vm.set_user_memory_region(1, flags, GPA, SIZE, address)
-    vm.set_user_memory_region(1, flag | MemFlag.LOG_DIRTY_PAGES, GPA, SIZE, address)
+    vm.set_user_memory_region(1, flag | SlotFlag.LOG_DIRTY_PAGES, GPA, SIZE, address)
     vm.set_user_memory_region(1, flag, 2 * GPA, SIZE, address)
     vm.set_user_memory_region(1, 0, 0, 0, 0)
     vm.set_user_memory_region(1, 0, GPA, SIZE, address)
@@ -151,7 +152,7 @@ def test_a_guest_writes_through_a_slot(poker: Poker, memory: NDArray[np.uint8]) 
 
 
 def test_the_dirty_log_has_what_was_written_once(poker: Poker, memory: NDArray[np.uint8]) -> None:
-    poker.vm.set_user_memory_region(1, MemFlag.LOG_DIRTY_PAGES, GPA, SIZE, address_of(memory))
+    poker.vm.set_user_memory_region(1, SlotFlag.LOG_DIRTY_PAGES, GPA, SIZE, address_of(memory))
     poker.vm.get_dirty_log(1, SIZE // 0x1000)
     poker.poke(GPA + 0x2000, 1)
     assert poker.vm.get_dirty_log(1, SIZE // 0x1000).tolist() == [False, False, True, False]

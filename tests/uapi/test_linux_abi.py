@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import errno
+import mmap
 
 import pytest
 from vgpud.uapi._linux import ffi, lib
 
 from vgpud.errors import HostError
-from vgpud.slots.entries import SlotFlag
 from vgpud.uapi import address_space, drm, udmabuf
 from vgpud.uapi.ioctl import ioctl
-from vgpud.uapi.kvm import MemFlag
+from vgpud.uapi.memslot import SlotFlag
+from vgpud.uapi.page import PAGE_SIZE
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ def test_kvm_run_begins_as_documented() -> None:
 def test_request_numbers_are_the_kernels() -> None:
     assert lib.KVM_SET_USER_MEMORY_REGION == 0x4020AE46
     assert lib.KVM_SET_USER_MEMORY_REGION2 == 0x40A0AE49
-    assert MemFlag.NON_COHERENT_DMA == 8
+    assert SlotFlag.NON_COHERENT_DMA == 8
     assert lib.DRM_IOCTL_VERSION == 0xC0406400
     assert lib.DRM_IOCTL_GEM_CLOSE == 0x40086409
     assert lib.DRM_IOCTL_DROP_MASTER == 0x641F
@@ -74,10 +75,14 @@ def test_request_numbers_are_the_kernels() -> None:
     assert lib.DRM_IOCTL_MODE_CREATE_DUMB == 0xC02064B2
 
 
-def test_the_policy_means_the_same_flags() -> None:
+def test_flags_of_memory_slots_are_the_kernels() -> None:
     assert {flag.name: flag.value for flag in SlotFlag} == {
-        flag.name: flag.value for flag in MemFlag if flag is not MemFlag.GUEST_MEMFD
+        flag.name: getattr(lib, f"KVM_MEM_{flag.name}") for flag in SlotFlag
     }
+
+
+def test_a_page_is_what_the_kernel_maps() -> None:
+    assert PAGE_SIZE == mmap.PAGESIZE
 
 
 def test_an_error_names_the_call_and_the_remedy() -> None:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from tests.support.ring_driver import Driver, GuestRam
+from vgpud.memory.addresses import Gpa, Uva
 from vgpud.native.ring import FastPath
 from vgpud.unix import eventfd
 from vgpud.unix.fd import Fd
@@ -18,7 +19,6 @@ from vgpud.vhost.ring_views import RingAddress
 from vgpud.vhost.split_ring import F_EVENT_IDX, F_INDIRECT_DESC, Chain
 from vgpud.vhost.virtqueue import Virtqueue
 from vgpud.vhost.wire.messages import MemRegion
-from vgpud.vhost.wire.protocol import Gpa, Uva
 
 PATIENCE = 5.0
 REGION = 1 << 20

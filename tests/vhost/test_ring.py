@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from tests.support.ring_driver import Driver, GuestRam
 from vgpud.errors import GuestAddressError, RingError
+from vgpud.memory.addresses import Gpa, Uva
 from vgpud.native import ring as native
 from vgpud.unix.fd import Fd
 from vgpud.vhost.memory_table import MemoryTable
@@ -22,7 +23,6 @@ from vgpud.vhost.ring import REQUEST_LIMIT, Ring
 from vgpud.vhost.ring_views import RingAddress, ring_views
 from vgpud.vhost.split_ring import F_EVENT_IDX, F_INDIRECT_DESC, Chain, SplitRing
 from vgpud.vhost.wire.messages import MemRegion
-from vgpud.vhost.wire.protocol import Gpa, Uva
 
 SIZE = 1 << 16
 NUM = 8

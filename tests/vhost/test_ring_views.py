@@ -14,12 +14,12 @@ import pytest
 from tests.support.ring_driver import Driver, GuestRam
 from tests.vhost.ring_model import push
 from vgpud.errors import RingError
+from vgpud.memory.addresses import Gpa, Uva
 from vgpud.unix.fd import Fd
 from vgpud.vhost.memory_table import MemoryTable
 from vgpud.vhost.ring_views import RingAddress, ring_views
 from vgpud.vhost.split_ring import F_EVENT_IDX, MAX_QUEUE_SIZE, SplitRing
 from vgpud.vhost.wire.messages import MemRegion
-from vgpud.vhost.wire.protocol import Gpa, Uva
 
 PAGE = mmap.PAGESIZE
 SIZE = 1 << 20

@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Final
 from vgpud.cli.main import exit_status
 from vgpud.cli.stdout import say
 from vgpud.errors import ConfigError, VgpudError
-from vgpud.vhost.wire.protocol import Gpa
+from vgpud.memory.addresses import Gpa
+from vgpud.uapi.page import PAGE_SIZE
 
 if TYPE_CHECKING:
     from vgpud.daemon.config import Config
     from vgpud.daemon.daemon import Agent
 
-PAGE: Final = 4096
 
 _KINDS: Final = {
     SOCK_STREAM: "stream",
@@ -118,7 +118,7 @@ def _agent(args: argparse.Namespace, inherited: ExitStack) -> Agent | None:
 
 def _address(text: str) -> Gpa:
     address = int(text, 0)
-    if address < 0 or address % PAGE:
+    if address < 0 or address % PAGE_SIZE:
         raise argparse.ArgumentTypeError(f"{text} is no guest-physical address of a page")
     return Gpa(address)
 

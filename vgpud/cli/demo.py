@@ -31,7 +31,7 @@ from vgpud.microvm.guest_code import Mapped, Pat
 from vgpud.microvm.service import DEVICE, Service, configuration
 from vgpud.microvm.slots import Accepted
 from vgpud.microvm.vmm import Attach, Outcome, run_front_end
-from vgpud.slots.entries import SlotFlag
+from vgpud.uapi.memslot import SlotFlag
 
 PICTURE: Final = "vgpud-demo.png"
 WIDTH: Final = 100

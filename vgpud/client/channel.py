@@ -9,7 +9,8 @@ import socket
 from collections.abc import Callable
 from typing import Final, Protocol, TypeAlias
 
-from vgpud.control.rpc import ErrorCode, Failure, Incoming, Json, RpcError, decode, encode
+from vgpud.control.rpc import ErrorCode, Failure, Incoming, RpcError, decode, encode
+from vgpud.publish import Json
 from vgpud.unix import ancillary
 from vgpud.unix.fd import Fd
 

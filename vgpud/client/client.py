@@ -26,7 +26,6 @@ from vgpud.control.rpc import (
     ErrorCode,
     Failure,
     Incoming,
-    Json,
     Result,
     RpcError,
     decode,
@@ -34,6 +33,7 @@ from vgpud.control.rpc import (
     encode_call,
 )
 from vgpud.errors import HostError, PeerError
+from vgpud.publish import Json
 from vgpud.unix import ancillary
 from vgpud.unix.fd import Fd
 

@@ -17,7 +17,7 @@ from typing import Final, Protocol, Self, cast
 from pydantic import ValidationError
 
 from vgpud.client.channel import Channel, ConnectedChannel
-from vgpud.control.rpc import Call, ErrorCode, Failure, Incoming, Json, Result, RpcError, encode
+from vgpud.control.rpc import Call, ErrorCode, Failure, Incoming, Result, RpcError, encode
 from vgpud.control.slot_calls import (
     AGENT_ATTACH,
     AGENT_DETACH,
@@ -30,10 +30,12 @@ from vgpud.control.slot_calls import (
     error_data,
 )
 from vgpud.errors import HostError, PeerError
+from vgpud.publish import Json
 from vgpud.slots.memslots import Memslots, SlotVm
+from vgpud.uapi.memslot import SlotFlag
 from vgpud.unix.fd import Fd
 
-NON_COHERENT_DMA: Final = 8
+NON_COHERENT_DMA: Final = int(SlotFlag.NON_COHERENT_DMA)
 """KVM_MEM_NON_COHERENT_DMA: the flag that a daemon asks for where a guest shall map a blob WC."""
 ATTACH_PATIENCE: Final = 30.0
 """Seconds. The daemon asks for slots before it answers, and waits for those itself."""

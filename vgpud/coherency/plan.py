@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from vgpud.gpu.wire.protocol import MapInfo
-from vgpud.slots.entries import SlotFlag
+from vgpud.uapi.memslot import SlotFlag
 
 
 class VmSetup(StrEnum):

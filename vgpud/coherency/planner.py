@@ -28,7 +28,7 @@ from vgpud.coherency.plan import Duty, HostRead, HostWrite, Plan, Sync, VmSetup
 from vgpud.coherency.slot_policy import Fallback, GuestPat, MemoryType, Rule
 from vgpud.errors import GuestError
 from vgpud.gpu.wire.protocol import MapInfo, ResponseType
-from vgpud.slots.entries import SlotFlag
+from vgpud.uapi.memslot import SlotFlag
 
 __all__ = [
     "Duty",

@@ -14,8 +14,7 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Final
 
-PAGE_SIZE: Final = 4096
-"""Bytes. A host blob is a whole number of guest pages, since pages are what gets mapped."""
+from vgpud.uapi.page import PAGE_SIZE
 
 
 class BlobKind(StrEnum):
@@ -136,7 +135,8 @@ def first_match(rules: Sequence[Rule], device: str, blob: BlobKind, size: int) -
 def layouts(rules: Sequence[Rule], device: str) -> set[Layout]:
     """Every layout that some blob of `device` would get under `rules`.
 
-    Only `HOST3D` counts, as no other kind is mapped into the BAR. The rule that a blob falls to
+    Only `HOST3D` counts, as no other kind is mapped into the BAR. A host blob is a whole number of
+    pages, since pages are what gets mapped. The rule that a blob falls to
     changes with its size only at a limit that some rule names: trying those tries all sizes.
     """
     sizes = {PAGE_SIZE}

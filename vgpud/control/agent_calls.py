@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from vgpud.control.agent_link import AgentLink
-from vgpud.control.rpc import Call, Failure, Json, Result, encode_call
+from vgpud.control.rpc import Call, Failure, Result, encode_call
 from vgpud.control.slot_calls import (
     PROT_READ,
     PROT_WRITE,
@@ -28,6 +28,7 @@ from vgpud.control.slot_calls import (
     words_of,
 )
 from vgpud.errors import HostError, PeerError
+from vgpud.publish import Json
 from vgpud.slots.owner import InDoubtError
 from vgpud.slots.table import DeleteSlot, Operation, SetSlot
 from vgpud.unix.fd import Fd

@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 from pydantic import BaseModel
 
 from vgpud.control.models import ErrorKind
-from vgpud.control.rpc import ErrorCode, Json, RpcError
+from vgpud.control.rpc import ErrorCode, RpcError
+from vgpud.publish import Json
 from vgpud.unix.fd import Fd
 
 Address: TypeAlias = str | bytes

@@ -18,8 +18,9 @@ from vgpud.control.fitting import INTERNAL_ERROR, Answer, Outgoing, fit
 from vgpud.control.methods import METHODS
 from vgpud.control.models import ErrorKind
 from vgpud.control.params import Params
-from vgpud.control.rpc import Call, ErrorCode, Failure, Incoming, Json, RpcError
+from vgpud.control.rpc import Call, ErrorCode, Failure, Incoming, RpcError
 from vgpud.errors import ConfigError, GuestError, HostError, PeerError, RingError, VgpudError
+from vgpud.publish import Json
 from vgpud.rate_limit import RateLimit
 
 _log = logging.getLogger(__name__)

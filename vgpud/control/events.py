@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from vgpud.control.models import Event
-from vgpud.control.rpc import Json
+from vgpud.publish import Json
 
 
 class Events:

@@ -14,7 +14,8 @@ from pydantic import BaseModel
 
 from vgpud.control.call import refused
 from vgpud.control.models import ErrorKind, Model, Page
-from vgpud.control.rpc import CallId, ErrorCode, Failure, Json, Result, RpcError, encode
+from vgpud.control.rpc import CallId, ErrorCode, Failure, Result, RpcError, encode
+from vgpud.publish import Json
 from vgpud.rate_limit import RateLimit
 from vgpud.unix.fd import Fd
 

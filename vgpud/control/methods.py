@@ -13,7 +13,7 @@ from typing import Final
 from pydantic import BaseModel, RootModel
 
 from vgpud.control import models, params
-from vgpud.control.rpc import Json
+from vgpud.publish import Json
 
 
 class OpenRpcDocument(RootModel[dict[str, Json]]):

@@ -11,7 +11,7 @@ from typing import Annotated, Generic, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from vgpud.control.rpc import Json
+from vgpud.publish import Json
 
 Count: TypeAlias = Annotated[int, Field(ge=0)]
 Bytes: TypeAlias = Annotated[int, Field(ge=0)]

@@ -16,7 +16,8 @@ from vgpud import __version__
 from vgpud.control import models, slot_calls
 from vgpud.control.field_docs import WithFieldDocs
 from vgpud.control.methods import METHODS, OpenRpcDocument
-from vgpud.control.rpc import ErrorCode, Json
+from vgpud.control.rpc import ErrorCode
+from vgpud.publish import Json
 
 _SCHEMAS: Final = "#/components/schemas/"
 _ERRORS: Final = "#/components/errors/"

@@ -10,11 +10,10 @@ from typing import Annotated, Final, Literal, Self, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vgpud.control.slot_calls import MAX_SLOTS, GuestAddress, SlotFlags, SlotNumber
+from vgpud.uapi.memslot import SlotFlag
 
 MAX_PAGE: Final = 1000
 """Items. What fits into a datagram is less, for most listings."""
-NON_COHERENT_DMA: Final = 8
-"""KVM_MEM_NON_COHERENT_DMA, the one flag that a daemon asks an agent for."""
 
 Name: TypeAlias = Annotated[str, Field(min_length=1, max_length=63)]
 BlobId: TypeAlias = Annotated[int, Field(ge=1, lt=1 << 63)]
@@ -96,7 +95,7 @@ class AttachAgent(OfDevice):
     """Where the guest has the BAR window; null while it is nowhere."""
     first_slot: SlotNumber
     slot_count: Annotated[int, Field(ge=1, le=1 << 15)]
-    flags: SlotFlags = NON_COHERENT_DMA
+    flags: SlotFlags = int(SlotFlag.NON_COHERENT_DMA)  # the one that a daemon asks for
     vm_setup: tuple[Literal["disable-ignore-guest-pat", "non-coherent-vfio"], ...] = Field(
         default=(), strict=False
     )

@@ -11,12 +11,10 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import Any, Final, NoReturn, TypeAlias
+from typing import Final, NoReturn, TypeAlias
 
 from vgpud.errors import PeerError, VgpudError
-
-Json: TypeAlias = Any
-"""Any value of JSON. Values of this type are to be validated before they are used."""
+from vgpud.publish import Json
 
 CallId: TypeAlias = str | int | float | None
 """What links a reply to its call; None, JSON's null, also for an id that could not be read."""

@@ -14,7 +14,8 @@ from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from vgpud.control.rpc import Json, RpcError
+from vgpud.control.rpc import RpcError
+from vgpud.publish import Json
 
 SLOT_SET: Final = "slot.set"
 SLOT_DELETE: Final = "slot.delete"

@@ -43,12 +43,12 @@ from vgpud.daemon.watchdog import Watchdog
 from vgpud.errors import ConfigError, VgpudError
 from vgpud.gpu.blobs.buffers import gpu_of
 from vgpud.gpu.spec import DeviceSpec
+from vgpud.memory.addresses import Gpa
 from vgpud.memory.render_nodes import Gpu, RenderNodes
 from vgpud.slots.agent import Grant
 from vgpud.slots.owner import TableSlots
 from vgpud.unix.activation import CONTROL, Activated
 from vgpud.unix.socket_file import make_directory
-from vgpud.vhost.wire.protocol import Gpa
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,6 @@ from vgpud.coherency.probes import front_end as peer
 from vgpud.coherency.probes import kvm as probe_kvm
 from vgpud.coherency.slot_policy import SlotOwner
 from vgpud.control.events import Events
-from vgpud.control.rpc import Json
 from vgpud.errors import VgpudError
 from vgpud.gpu.blobs.buffers import BlobBuffers, resolve
 from vgpud.gpu.blobs.vmm_blobs import FIRST_ID
@@ -28,6 +27,7 @@ from vgpud.gpu.counters import Counters
 from vgpud.gpu.device import GpuDevice
 from vgpud.gpu.spec import DeviceSpec
 from vgpud.memory.render_nodes import RenderNodes
+from vgpud.publish import Json
 from vgpud.slots.agent import AgentSlots
 from vgpud.slots.owner import TableSlots
 from vgpud.unix.credentials import peer_credentials

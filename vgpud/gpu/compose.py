@@ -12,10 +12,10 @@ from vgpud.gpu.counters import Counters
 from vgpud.gpu.device import GpuDevice
 from vgpud.gpu.gpu import Gpu
 from vgpud.gpu.guest_memory import GuestMemory
-from vgpud.gpu.ports import Publish, unheard
 from vgpud.gpu.spec import DeviceSpec
 from vgpud.gpu.timelines import Timelines
 from vgpud.memory.render_nodes import RenderNodes
+from vgpud.publish import Publish, unheard
 from vgpud.slots.front_end import FrontendSlots
 from vgpud.slots.owner import TableSlots
 

@@ -32,7 +32,7 @@ from vgpud.gpu.cursors import Cursors
 from vgpud.gpu.dma_renderer import DmaContext
 from vgpud.gpu.guest_memory import GuestMemory
 from vgpud.gpu.images import Images
-from vgpud.gpu.ports import BarSlots, Display, Publish, Works, unheard
+from vgpud.gpu.ports import BarSlots, Display, Works
 from vgpud.gpu.quota import Quota
 from vgpud.gpu.resources import GuestBlob, HostBlob, Image, Resource, ResourceTable
 from vgpud.gpu.scanouts import Scanouts
@@ -44,6 +44,7 @@ from vgpud.gpu.work import Answer, Work
 from vgpud.memory.engine import Engine
 from vgpud.memory.render_nodes import RenderNodes
 from vgpud.memory.window_map import BLOB_ALIGNMENT
+from vgpud.publish import Publish, unheard
 
 log = logging.getLogger(__name__)
 

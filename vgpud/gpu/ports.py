@@ -12,7 +12,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vgpud.control.rpc import Json
 from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import ResourceId
 from vgpud.gpu.wire.responses import DisplayMode
@@ -61,19 +60,6 @@ class Works(Protocol):
 
     async def aside(self, copy: Callable[[], None]) -> None:
         """Runs a long copy on another thread and waits for it."""
-
-
-class Publish(Protocol):
-    """Tells whoever wants to know what has happened on the device."""
-
-    def __call__(
-        self, kind: str, message: str, *, resource: int | None = None, **data: Json
-    ) -> None:
-        """An event; `data` is what programs want of it."""
-
-
-def unheard(kind: str, message: str, *, resource: int | None = None, **data: Json) -> None:
-    """A `Publish` for a device that nobody listens to."""
 
 
 class Display(Protocol):

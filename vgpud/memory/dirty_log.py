@@ -12,8 +12,9 @@ from vgpud.memory.mapping import map_file
 from vgpud.native import core as native
 from vgpud.unix.fd import Fd
 
-#: Bytes that one bit stands for, whatever the page size of either side (VHOST_LOG_PAGE).
 LOG_PAGE: Final = 4096
+"""Bytes that one bit stands for, by the protocol (VHOST_LOG_PAGE), whatever the page size of either
+side."""
 
 
 class DirtyLog:

@@ -16,9 +16,9 @@ from typing import Final
 
 from vgpud.errors import HostError
 from vgpud.memory.buffers import Buffer
-from vgpud.memory.mapping import PAGE_SIZE
 from vgpud.memory.render_nodes import Gpu, RenderNodes
 from vgpud.uapi import drm
+from vgpud.uapi.page import PAGE_SIZE
 from vgpud.unix.fd import Fd
 
 _BITS: Final = 32

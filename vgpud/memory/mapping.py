@@ -14,16 +14,15 @@ import threading
 import weakref
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vgpud.errors import HostError
 from vgpud.native import core as native
+from vgpud.uapi.page import PAGE_SIZE
 from vgpud.unix.fd import Fd
-
-PAGE_SIZE: Final = os.sysconf("SC_PAGE_SIZE")
 
 # Memory has a name besides its addresses: the number of a file here times 2**48, plus the offset in
 # the file. Number 0 is all that is no file; there the address itself (below 2**47 on x86-64, as

@@ -13,8 +13,8 @@ from typing import Final
 from vgpud.errors import HostError
 from vgpud.memory import memfd
 from vgpud.memory.buffers import Buffer
-from vgpud.memory.mapping import PAGE_SIZE
 from vgpud.uapi import udmabuf
+from vgpud.uapi.page import PAGE_SIZE
 from vgpud.unix.fd import Fd
 
 PATH: Final = Path("/dev/udmabuf")

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from dataclasses import dataclass
+from typing import Final
 
 from vgpud.errors import GuestError
 from vgpud.gpu.wire.protocol import ResourceId, ResponseType
+from vgpud.uapi.page import PAGE_SIZE
 
-BLOB_ALIGNMENT = 4096
-"""What offsets and sizes of mapped blobs are multiples of, in bytes: the page that KVM and the
-guest map by."""
+BLOB_ALIGNMENT: Final = PAGE_SIZE
+"""Bytes. What offsets and sizes of mapped blobs are multiples of, as virtio has it: KVM and the
+guest map by pages."""
 
 
 @dataclass(slots=True)

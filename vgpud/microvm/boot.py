@@ -12,6 +12,7 @@ from struct import Struct
 from typing import Final
 
 from vgpud.microvm.guest_code import LINUX_PAT, QUEUE_SIZE, Boot, Program, Queue
+from vgpud.uapi.page import PAGE_SIZE
 from vgpud.uapi.registers import DescriptorTable, Registers, Segment, SpecialRegisters
 
 RAM_SIZE: Final = 2 << 20
@@ -25,7 +26,6 @@ DOORBELL_GPA: Final = 0xFE00_0000
 DOORBELL_STRIDE: Final = 4
 """Bytes from one queue's doorbell to the next, each 16 bits wide."""
 
-_PAGE: Final = 4096
 _PML4, _PDPT, _RAM_DIRECTORY, _DEVICE_DIRECTORY = 0x1000, 0x2000, 0x3000, 0x4000
 _WINDOW_TABLE, _DOORBELL_TABLE = 0x5000, 0x6000
 _GDT, _BOOT = 0x7000, 0x8000
@@ -63,10 +63,10 @@ def boot_block(
 
     ValueError if the window can't be mapped by the one page table, or the pictures don't fit.
     """
-    picture = -(-width * height * 4 // _PAGE) * _PAGE
+    picture = -(-width * height * 4 // PAGE_SIZE) * PAGE_SIZE
     if window_size > WINDOW_LIMIT:
         raise ValueError(f"a window of {window_size:#x} bytes, {WINDOW_LIMIT:#x} can be mapped")
-    if width < 1 or height < 1 or 2 * picture + _PAGE > window_size:
+    if width < 1 or height < 1 or 2 * picture + PAGE_SIZE > window_size:
         raise ValueError(f"{width} x {height} pixels twice in a window of {window_size:#x} bytes")
     return Boot(
         program=program,
@@ -86,7 +86,7 @@ def boot_block(
 
 def queue(index: int) -> Queue:
     """Where a queue's rings are: a page each, so that a stray write shows."""
-    desc = _RINGS + index * _PAGE
+    desc = _RINGS + index * PAGE_SIZE
     avail = desc + 16 * QUEUE_SIZE
     used = -(-(avail + 6 + 2 * QUEUE_SIZE) // 4) * 4
     return Queue(desc, avail, used, _DOORBELL_VA + index * DOORBELL_STRIDE)

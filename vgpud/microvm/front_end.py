@@ -21,6 +21,7 @@ from typing import Final, NoReturn, Protocol, Self, TypeVar
 from vgpud.client import Client
 from vgpud.errors import HostError, PeerError
 from vgpud.gpu.wire.protocol import Feature, ShmId
+from vgpud.memory.addresses import Gpa, Uva
 from vgpud.unix import ancillary, eventfd
 from vgpud.unix.fd import Fd
 from vgpud.vhost.wire import messages
@@ -32,14 +33,7 @@ from vgpud.vhost.wire.back_end_channel import (
     ShmemUnmap,
 )
 from vgpud.vhost.wire.header import decode_header
-from vgpud.vhost.wire.protocol import (
-    F_PROTOCOL_FEATURES,
-    HEADER,
-    Gpa,
-    HeaderFlag,
-    ProtocolFeature,
-    Uva,
-)
+from vgpud.vhost.wire.protocol import F_PROTOCOL_FEATURES, HEADER, HeaderFlag, ProtocolFeature
 from vgpud.vhost.wire.replies import REPLY_TYPES, decode_reply
 from vgpud.vhost.wire.requests import encode_request, request_of
 

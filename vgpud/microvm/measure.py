@@ -24,7 +24,7 @@ from vgpud.microvm import boot
 from vgpud.microvm.guest_code import CHASE_LINES, GuestFailedError, Program, Samples
 from vgpud.microvm.machine import Machine
 from vgpud.microvm.slots import Window
-from vgpud.slots.entries import SlotFlag
+from vgpud.uapi.memslot import SlotFlag
 
 MARGIN: Final = 2.0
 """Two kinds of load differ if the slower half of one's middle is still so many times quicker than

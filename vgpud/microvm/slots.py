@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 
 from vgpud.errors import HostError
+from vgpud.memory.addresses import Gpa
 from vgpud.memory.extents import NON_COHERENT, Extents
 from vgpud.native.core import SPAN
 from vgpud.slots.entries import Backing
@@ -21,7 +22,6 @@ from vgpud.slots.memslots import Memslots, SlotVm
 from vgpud.slots.slot_mapping import identify
 from vgpud.slots.table import Change, DeleteSlot, Operation, SetSlot, SlotTable
 from vgpud.unix.fd import Fd
-from vgpud.vhost.wire.protocol import Gpa
 
 NUMBERS: Final = range(1, 32)
 """The slots that the window may have; 0 is RAM."""

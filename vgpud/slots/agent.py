@@ -19,21 +19,23 @@ from vgpud.coherency import kvm_mode
 from vgpud.coherency.kvm_mode import Finding
 from vgpud.coherency.planner import KvmMode
 from vgpud.coherency.probes import kvm as probe_kvm
-from vgpud.coherency.slot_policy import PAGE_SIZE
 from vgpud.control.agent_calls import PATIENCE, AgentCalls, AgentGoneError, dup, slot_request
 from vgpud.control.agent_link import AgentLink
 from vgpud.control.events import Events
 from vgpud.control.models import Agent
-from vgpud.control.rpc import Failure, Json
+from vgpud.control.rpc import Failure
 from vgpud.control.slot_calls import SLOT_SET, errno_of, words_of
 from vgpud.errors import HostError
 from vgpud.memory import memfd
+from vgpud.memory.addresses import Gpa
+from vgpud.publish import Json
 from vgpud.rate_limit import RateLimit
-from vgpud.slots.entries import Backing, Entry, Slot, SlotFlag, SlotUse
+from vgpud.slots.entries import Backing, Entry, Slot, SlotUse
 from vgpud.slots.owner import TableSlots
 from vgpud.slots.table import GPA_LIMIT, Change, DeleteSlot, Operation, SetSlot, SlotTable
+from vgpud.uapi.memslot import SlotFlag
+from vgpud.uapi.page import PAGE_SIZE
 from vgpud.unix.fd import Fd
-from vgpud.vhost.wire.protocol import Gpa
 
 _log = logging.getLogger(__name__)
 

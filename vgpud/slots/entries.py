@@ -6,20 +6,13 @@ Values only. Source: Documentation/virt/kvm/api.rst of the kernel, "KVM_SET_USER
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntFlag, StrEnum
+from enum import StrEnum
 from typing import NewType
+
+from vgpud.uapi.memslot import SlotFlag
 
 Slot = NewType("Slot", int)
 """The number of a KVM memory slot."""
-
-
-class SlotFlag(IntFlag):
-    """Flags of a memory slot, as the kernel's ABI has them."""
-
-    NONE = 0
-    LOG_DIRTY_PAGES = 1
-    READONLY = 2
-    NON_COHERENT_DMA = 8
 
 
 class SlotUse(StrEnum):

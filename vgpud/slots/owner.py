@@ -13,11 +13,11 @@ from collections.abc import Sequence
 
 from vgpud.control.events import Events
 from vgpud.errors import HostError
+from vgpud.memory.addresses import Gpa
 from vgpud.slots.entries import Backing, Entry, SlotUse
 from vgpud.slots.slot_mapping import identify
 from vgpud.slots.table import Change, DeleteSlot, Operation, SetSlot, SlotTable
 from vgpud.unix.fd import Fd
-from vgpud.vhost.wire.protocol import Gpa
 
 
 class InDoubtError(HostError):

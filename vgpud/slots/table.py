@@ -16,11 +16,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from vgpud.coherency.slot_policy import PAGE_SIZE
 from vgpud.errors import HostError
-from vgpud.slots.entries import Backing, Entry, Slot, SlotFlag, SlotUse
+from vgpud.memory.addresses import Gpa
+from vgpud.slots.entries import Backing, Entry, Slot, SlotUse
 from vgpud.slots.ranges import Pages, Ranges
-from vgpud.vhost.wire.protocol import Gpa
+from vgpud.uapi.memslot import SlotFlag
+from vgpud.uapi.page import PAGE_SIZE
 
 GPA_LIMIT: Final = 1 << 52
 """What guest-physical addresses are below, in any x86 processor: MAXPHYADDR is 52 bits at most."""

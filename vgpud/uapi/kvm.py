@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 from vgpud.errors import HostError
 from vgpud.uapi._linux import ffi, lib
 from vgpud.uapi.ioctl import Remedies, ioctl
+from vgpud.uapi.memslot import SlotFlag
 from vgpud.uapi.owned import FdOwner, Owned, own
+from vgpud.uapi.page import PAGE_SIZE
 from vgpud.uapi.registers import CpuidEntry
 from vgpud.uapi.vcpu import Vcpu, cpuid_entries
 
 API_VERSION: Final = 12
 """The only one there is: it has not changed since Linux 2.6.22 and won't."""
-PAGE_SIZE: Final = 4096
-"""Bytes: what the addresses and sizes of slots are multiples of, on x86."""
 
 
 class Cap(IntEnum):
@@ -55,20 +55,6 @@ class Cap(IntEnum):
 
 
 _CAPS: Final = frozenset(Cap)
-
-
-class MemFlag(IntFlag):
-    """Flags of a memory region: `KVM_MEM_*`.
-
-    NON_COHERENT_DMA is in no mainline kernel (EINVAL). Where it is, the guest's page attributes
-    decide the memory type in the region; it holds for the life of a slot.
-    """
-
-    NONE = 0
-    LOG_DIRTY_PAGES = lib.KVM_MEM_LOG_DIRTY_PAGES
-    READONLY = lib.KVM_MEM_READONLY
-    GUEST_MEMFD = lib.KVM_MEM_GUEST_MEMFD
-    NON_COHERENT_DMA = lib.KVM_MEM_NON_COHERENT_DMA
 
 
 class Quirk(IntFlag):
@@ -332,7 +318,7 @@ class Vm(Owned):
         remedies = _MEMORY_REMEDIES
         if (region.guest_phys_addr | region.userspace_addr | size) % PAGE_SIZE:
             remedies = _UNALIGNED_REMEDIES
-        elif region.flags & MemFlag.NON_COHERENT_DMA:
+        elif region.flags & SlotFlag.NON_COHERENT_DMA:
             remedies = _FLAGGED_REMEDIES
         self._ioctl(request, region, name, remedies)
 

@@ -13,7 +13,7 @@ from tests.coherency.model.scenario import Steps, World, device_steps, engine_st
 from vgpud.coherency.planner import Facts, GuestMtrr, HostBacking, KvmMode, Plan, Row, plan, table
 from vgpud.coherency.slot_policy import Fallback, MemoryType, Rule
 from vgpud.errors import GuestError
-from vgpud.slots.entries import SlotFlag
+from vgpud.uapi.memslot import SlotFlag
 
 
 @dataclass(frozen=True, eq=False)

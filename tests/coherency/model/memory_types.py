@@ -13,7 +13,7 @@ from enum import StrEnum
 
 from vgpud.coherency.planner import Facts, GuestMtrr, HostBacking, KvmMode, Plan
 from vgpud.gpu.wire.protocol import MapInfo
-from vgpud.slots.entries import SlotFlag
+from vgpud.uapi.memslot import SlotFlag
 
 
 class Type(StrEnum):

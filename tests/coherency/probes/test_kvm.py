@@ -16,10 +16,11 @@ from tests.support.kvm_host import has_flag, open_kvm
 from vgpud.coherency.probes import kvm as probe_kvm
 from vgpud.coherency.probes.kvm import KvmFacts, probe
 from vgpud.errors import HostError
-from vgpud.uapi.kvm import MemFlag, Quirk
+from vgpud.uapi.kvm import Quirk
+from vgpud.uapi.memslot import SlotFlag
 
 KVM = Path("/dev/kvm")
-FLAG = MemFlag.NON_COHERENT_DMA
+FLAG = SlotFlag.NON_COHERENT_DMA
 
 
 @pytest.fixture(scope="module")

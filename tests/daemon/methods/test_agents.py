@@ -24,10 +24,10 @@ from vgpud.client import Client, SlotAgent
 from vgpud.control.rpc import RpcError
 from vgpud.errors import HostError
 from vgpud.memory import memfd
+from vgpud.memory.addresses import Gpa
 from vgpud.memory.mapping import map_shared
 from vgpud.slots.entries import SlotUse
 from vgpud.unix.fd import Fd
-from vgpud.vhost.wire.protocol import Gpa
 
 ROOT = Path(__file__).parents[3]
 PAGE = 4096

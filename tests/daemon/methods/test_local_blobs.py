@@ -15,10 +15,10 @@ from tests.support.kvm_host import Poker, open_kvm
 from vgpud.control.rpc import RpcError
 from vgpud.daemon.config import Config
 from vgpud.errors import GuestError, HostError
+from vgpud.memory.addresses import Gpa
 from vgpud.slots.local import LocalSlots
 from vgpud.slots.memslots import Memslots
 from vgpud.slots.table import SlotTable
-from vgpud.vhost.wire.protocol import Gpa
 
 PAGE = 4096
 BAR = Gpa(0x100_0000)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vgpud.memory.addresses import Gpa, Uva
 from vgpud.vhost.wire import messages as m
 from vgpud.vhost.wire.back_end_channel import BackendMessage, ConfigChange, ShmemMap, ShmemUnmap
-from vgpud.vhost.wire.protocol import BackendRequest, FrontendRequest, Gpa, ProtocolFeature, Uva
+from vgpud.vhost.wire.protocol import BackendRequest, FrontendRequest, ProtocolFeature
 
 R = FrontendRequest
 NO_FEATURE = ProtocolFeature(0)

@@ -24,6 +24,7 @@ from vgpud.gpu.wire.protocol import (
     ResourceId,
     ScanoutId,
 )
+from vgpud.uapi.page import PAGE_SIZE
 
 WIDTH: Final = 1280
 HEIGHT: Final = 800
@@ -39,7 +40,6 @@ _TARGET = ResourceId(4)
 _PASSING = ResourceId(5)
 _CONTEXT = ContextId(1)
 _FIRST_RING, _SECOND_RING = 1, 2
-_PAGE: Final = 4096
 _NO_ENTRIES = c.mem_entries()
 
 
@@ -63,7 +63,7 @@ def prepare(backing: int) -> list[c.Command]:
         c.ResourceAttachBacking(Header(CommandType.RESOURCE_ATTACH_BACKING), _IMAGE, entries),
         c.CtxCreate(_in_context(CommandType.CTX_CREATE), CapsetId.DMA, b"bench"),
     ]
-    for resource, size in ((_SMALL, _PAGE), (_SOURCE, COPY_SIZE), (_TARGET, COPY_SIZE)):
+    for resource, size in ((_SMALL, PAGE_SIZE), (_SOURCE, COPY_SIZE), (_TARGET, COPY_SIZE)):
         fixed.append(_create(resource, size))
         attach = _in_context(CommandType.CTX_ATTACH_RESOURCE)
         fixed.append(c.CtxAttachResource(attach, resource))
@@ -148,7 +148,7 @@ KINDS: Final = (
         "blob made, mapped, freed: 4",
         CONTROL_QUEUE,
         (
-            _create(_PASSING, _PAGE),
+            _create(_PASSING, PAGE_SIZE),
             c.ResourceMapBlob(Header(CommandType.RESOURCE_MAP_BLOB), _PASSING, _MAP_AT),
             c.ResourceUnmapBlob(Header(CommandType.RESOURCE_UNMAP_BLOB), _PASSING),
             c.ResourceUnref(Header(CommandType.RESOURCE_UNREF), _PASSING),

@@ -21,6 +21,7 @@ from vgpud.gpu.wire.protocol import CONTROL_QUEUE, CURSOR_QUEUE
 from vgpud.memory import memfd
 from vgpud.memory.mapping import map_shared
 from vgpud.native.core import SharedU16, full_fence
+from vgpud.uapi.page import PAGE_SIZE
 from vgpud.unix import eventfd
 from vgpud.vhost.split_ring import DESC, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, USED_ELEM
 
@@ -31,8 +32,8 @@ RESPONSE_SIZE: Final = 512
 REQUEST_SIZE: Final = 512
 
 _AVAIL: Final = QUEUE_SIZE * DESC.itemsize
-_USED: Final = _AVAIL + 4096
-_CHAINS: Final = _USED + 4096
+_USED: Final = _AVAIL + PAGE_SIZE
+_CHAINS: Final = _USED + PAGE_SIZE
 _CHAIN_SIZE: Final = 64 + REQUEST_SIZE + RESPONSE_SIZE
 _QUEUE_BYTES: Final = _CHAINS + QUEUE_SIZE * _CHAIN_SIZE
 
@@ -55,7 +56,7 @@ class Guest:
     def __init__(self, extra: int) -> None:
         self.extra = len(QUEUES) * _QUEUE_BYTES
         """Where the extra bytes begin: guest-physical."""
-        self.ram_size = -(-(self.extra + extra) // 4096) * 4096
+        self.ram_size = -(-(self.extra + extra) // PAGE_SIZE) * PAGE_SIZE
         with ExitStack() as cleanup:
             self.ram = cleanup.enter_context(memfd.create("bench-ram", self.ram_size))
             self.memory = map_shared(self.ram, self.ram_size)

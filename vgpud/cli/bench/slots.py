@@ -17,10 +17,10 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 from vgpud.cli.bench.figures import Bar, Chart, Progress, Spread, nothing
-from vgpud.coherency.slot_policy import PAGE_SIZE
 from vgpud.memory import memfd
 from vgpud.memory.window import HostWindow
 from vgpud.slots.vm import scratch_slots
+from vgpud.uapi.page import PAGE_SIZE
 
 LIVE: Final = (0, 1000, 8000)
 ROUNDS: Final = 2000

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from vgpud.client import Client
 from vgpud.control.methods import METHODS
 from vgpud.control.models import Event, Metrics, Model
-from vgpud.control.rpc import Json
 from vgpud.errors import PeerError
+from vgpud.publish import Json
 
 Answer = TypeVar("Answer", bound=Model)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from vgpud.cli.stdout import pour
-from vgpud.control.rpc import Json
 from vgpud.errors import HostError
+from vgpud.publish import Json
 from vgpud.unix.fd import Fd
 
 CHUNK: Final = 1 << 20

@@ -22,7 +22,7 @@ from vgpud.control.models import (
     Screenshot,
     Slot,
 )
-from vgpud.control.rpc import Json
+from vgpud.publish import Json
 
 _ADDRESSES: Final = {"flags", "fd_offset", "guest_phys_addr", "offset"}
 """Those keys of events' data whose numbers are bits or places."""

@@ -17,7 +17,9 @@ import numpy as np
 from vgpud.errors import HostError
 from vgpud.native.core import address_of
 from vgpud.uapi import kernel_files as files
-from vgpud.uapi.kvm import Cap, DeviceType, Kvm, MemFlag, Quirk, Vm
+from vgpud.uapi.kvm import Cap, DeviceType, Kvm, Quirk, Vm
+from vgpud.uapi.memslot import SlotFlag
+from vgpud.uapi.page import PAGE_SIZE
 
 Vendor: TypeAlias = Literal["vmx", "svm", "other"]
 State: TypeAlias = Literal["usable", "absent", "denied", "failed"]
@@ -136,7 +138,7 @@ def _quirk(vm: Vm) -> bool:
 
 def _flag(vm: Vm) -> tuple[bool, str]:
     """Set a flagged slot, toggle the flag, delete the slot; whether it is the flag that we mean."""
-    size = mmap.PAGESIZE
+    size = PAGE_SIZE
     # The pages are there until the slot is gone, whatever happens in between.
     memory = np.frombuffer(mmap.mmap(-1, size), np.uint8)
     address = address_of(memory)
@@ -151,13 +153,13 @@ def _flag(vm: Vm) -> tuple[bool, str]:
         return False
 
     # A plain slot first: else a refusal of the flagged one would tell nothing about the flag.
-    if refused(MemFlag.NONE) or refused(MemFlag.NONE, 0):
+    if refused(SlotFlag.NONE) or refused(SlotFlag.NONE, 0):
         return False, "but a plain slot is refused as well"
-    if refused(MemFlag.NON_COHERENT_DMA):
+    if refused(SlotFlag.NON_COHERENT_DMA):
         return False, "a slot with it is refused (EINVAL)"
     # Fixed for the life of a slot: where it can be toggled, the bit means something else.
-    fixed = refused(MemFlag.NONE)
-    if refused(MemFlag.NONE, 0):
+    fixed = refused(SlotFlag.NONE)
+    if refused(SlotFlag.NONE, 0):
         return False, "a slot with it was made, but can't be deleted"
     if not fixed:
         return False, "its bit can be toggled on a live slot, so it is another flag"

@@ -6,7 +6,6 @@ Source: proc(5), sysfs(5), getrlimit(2); the kernel's Documentation/admin-guide/
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import re
 import resource
@@ -18,6 +17,7 @@ from vgpud.errors import HostError
 from vgpud.memory import memfd
 from vgpud.uapi import kernel_files as files
 from vgpud.uapi import udmabuf
+from vgpud.uapi.page import PAGE_SIZE
 from vgpud.unix.fd import Fd
 
 _CAP_IPC_LOCK: Final = 14  # capabilities(7)
@@ -132,8 +132,8 @@ def _udmabuf(path: Path) -> UdmabufFacts:
         state: Udmabuf = "absent" if error.errno in {errno.ENOENT, errno.ENODEV} else "failed"
         return UdmabufFacts(state, f"open {path}: {error.strerror}")
     try:
-        with device, memfd.create("vgpud-probe", mmap.PAGESIZE) as pages:
-            size = mmap.PAGESIZE
+        with device, memfd.create("vgpud-probe", PAGE_SIZE) as pages:
+            size = PAGE_SIZE
             Fd(udmabuf.create(device.fileno(), pages.fileno(), 0, size)).close()
     except HostError as error:
         return UdmabufFacts("failed", str(error))

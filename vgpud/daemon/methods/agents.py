@@ -16,8 +16,8 @@ from vgpud.control.params import AttachAgent, OfDevice
 from vgpud.control.slot_calls import AGENT_ATTACH, AGENT_DETACH
 from vgpud.daemon.device_server import DeviceServer
 from vgpud.daemon.methods.lookup import device_named
+from vgpud.memory.addresses import Gpa
 from vgpud.slots.agent import AgentSlots, Grant
-from vgpud.vhost.wire.protocol import Gpa
 
 
 class AgentMethods:

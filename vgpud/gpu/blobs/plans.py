@@ -13,8 +13,8 @@ from vgpud.coherency.planner import Plan, plan
 from vgpud.coherency.slot_policy import BlobKind, MemoryType, Rule, first_match
 from vgpud.errors import GuestError
 from vgpud.gpu.blobs.vm_facts import VmFacts
-from vgpud.gpu.ports import Publish
 from vgpud.gpu.wire.protocol import MapInfo
+from vgpud.publish import Publish
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from vgpud.coherency.planner import Facts, HostBacking, KvmMode, facts_of, window_slot_flags
 from vgpud.coherency.slot_policy import DEFAULT_RULE, Layout, Rule
 from vgpud.gpu.spec import DeviceSpec
-from vgpud.slots.entries import SlotFlag
+from vgpud.uapi.memslot import SlotFlag
 
 
 class VmFacts:

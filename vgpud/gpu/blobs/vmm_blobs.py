@@ -18,11 +18,12 @@ from vgpud.gpu.blobs.layout import BlobLayout
 from vgpud.gpu.blobs.per_blob_layout import PerBlobMemory
 from vgpud.gpu.blobs.plans import Plans
 from vgpud.gpu.counters import Counters
-from vgpud.gpu.ports import Publish, RamSlots
+from vgpud.gpu.ports import RamSlots
 from vgpud.gpu.quota import Quota
 from vgpud.gpu.resources import OVERHEAD, HostBlob
 from vgpud.gpu.wire.protocol import BlobMem, ResourceId, ResponseType
 from vgpud.memory.window_map import BLOB_ALIGNMENT, check_placement
+from vgpud.publish import Publish
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from vgpud.gpu.wire.protocol import ResourceId, ResponseType
 from vgpud.memory.extents import Extents
 from vgpud.memory.window import HostWindow
 from vgpud.memory.window_map import Place, WindowMap
-from vgpud.slots.entries import SlotFlag
+from vgpud.uapi.memslot import SlotFlag
 from vgpud.unix.fd import Fd
 
 COPY_ASIDE = 256 << 10

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vgpud.vhost.wire.protocol import Gpa, ProtocolFeature, Uva
+from vgpud.memory.addresses import Gpa, Uva
+from vgpud.vhost.wire.protocol import ProtocolFeature
 
 # -- Features --------------------------------------------------------------------------------------
 

@@ -10,13 +10,7 @@ from __future__ import annotations
 import struct
 from enum import IntEnum, IntFlag
 from types import MappingProxyType
-from typing import Final, NewType
-
-Gpa = NewType("Gpa", int)
-"""A guest-physical address."""
-
-Uva = NewType("Uva", int)
-"""An address in the front-end's address space, which only the memory table gives a meaning."""
+from typing import Final
 
 
 class FrontendRequest(IntEnum):

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Final, assert_never
 
 from vgpud.errors import PeerError
+from vgpud.memory.addresses import Gpa, Uva
 from vgpud.vhost.wire import messages as m
 from vgpud.vhost.wire.header import Header, encode_header, named
 from vgpud.vhost.wire.protocol import (
@@ -23,10 +24,8 @@ from vgpud.vhost.wire.protocol import (
     VRING_IDX_MASK,
     VRING_NOFD,
     FrontendRequest,
-    Gpa,
     HeaderFlag,
     ProtocolFeature,
-    Uva,
 )
 
 _U64 = struct.Struct("=Q")
