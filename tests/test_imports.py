@@ -36,11 +36,12 @@ BELOW["__init__"] = set()
 # Modules that compute and have no effects: they import none of these.
 EFFECTS = {"asyncio", "cffi", "mmap", "os", "select", "socket", "subprocess", "threading"}
 PURE = {
-    *("coherency/kvm_mode", "coherency/plan", "coherency/planner", "coherency/slot_policy"),
+    *("coherency/facts", "coherency/kvm_mode", "coherency/plan"),
+    *("coherency/planner", "coherency/slot_policy"),
     *("control/field_docs", "control/methods", "control/models", "control/openrpc"),
     *("control/params", "control/rpc", "control/slot_calls"),
     *("gpu/display/damage", "gpu/display/messages", "gpu/display/png", "gpu/display/tiles"),
-    *("gpu/quota", "gpu/spec", "gpu/work"),
+    *("gpu/memory_types", "gpu/quota", "gpu/spec", "gpu/work"),
     *(f"gpu/wire/{name}" for name in ("commands", "cvt", "displayid", "dma", "edid", "formats")),
     *(f"gpu/wire/{name}" for name in ("header", "protocol", "responses", "structs", "value")),
     *("memory/addresses", "memory/window_map"),
@@ -54,7 +55,7 @@ PURE = {
 
 # What is above its place still; each goes as its package is cut loose.
 PENDING = {
-    *("coherency/plan", "coherency/planner", "memory/engine", "memory/extents"),
+    *("memory/engine", "memory/extents"),
     *("memory/window_map", "slots/agent", "slots/front_end", "slots/owner"),
 }
 

@@ -17,10 +17,14 @@ import pytest
 from tests.microvm.kvm import needs_kvm
 from tests.microvm.test_png import decode
 from vgpud.cli import demo
-from vgpud.coherency.kvm_mode import Finding
-from vgpud.coherency.planner import Facts, GuestMtrr, HostBacking, KvmMode, Plan, plan
+from vgpud.coherency.facts import Facts, GuestMtrr, HostBacking
+from vgpud.coherency.kvm_mode import Finding, KvmMode
+from vgpud.coherency.plan import Plan
+from vgpud.coherency.planner import plan
+from vgpud.coherency.probes.device_access import DeviceAccess
 from vgpud.coherency.probes.kvm import KvmFacts
-from vgpud.coherency.slot_policy import DEFAULT_RULE, Fallback, Rule
+from vgpud.coherency.slot_policy import DEFAULT_RULE, Fallback, MemoryType, Rule
+from vgpud.gpu.memory_types import MAP_INFO
 from vgpud.gpu.wire.protocol import MapInfo
 from vgpud.microvm.guest_code import LINUX_PAT, Dma, Mapped, Pat, Written
 from vgpud.microvm.slots import Accepted
@@ -104,13 +108,13 @@ def chosen(mode: KvmMode = KvmMode.FLAG) -> Plan:
 
 def outcome(how: Plan) -> Outcome:
     """A run that went well under this plan."""
-    bits = {MapInfo.WC: 1 << 3, MapInfo.CACHED: 0}[how.map_info]
+    bits = {MemoryType.WC: 1 << 3, MemoryType.WB: 0}[how.memory_type]
     picture = np.arange(4 * 2 * 4, dtype=np.uint8).reshape(2, 4, 4)
     copied = picture[::-1].copy()
     seen_crc, copy_crc = (zlib.crc32(pixels.tobytes()) for pixels in (picture, copied))
     return Outcome(
         pat=Pat(LINUX_PAT, LINUX_PAT),
-        mapped=(Mapped(1, how.map_info, 0, 4096, 1 << 32 | bits | 3),),
+        mapped=(Mapped(1, MAP_INFO[how.memory_type], 0, 4096, 1 << 32 | bits | 3),),
         rounds=(
             Round(Written(0, 1, 0, 32), Dma(0, 1, 1, 2, 2, 0)),
             Round(Written(1, seen_crc, 0, 32), Dma(1, seen_crc, seen_crc, copy_crc, copy_crc, 0)),
@@ -124,7 +128,8 @@ def outcome(how: Plan) -> Outcome:
 
 def logged(how: Plan) -> list[str]:
     """What the back-end logs under this plan."""
-    return [f"INFO plan device=microvm blob=host3d map_info={how.map_info.name}: {how.reason}"]
+    map_info = MAP_INFO[how.memory_type].name
+    return [f"INFO plan device=microvm blob=host3d map_info={map_info}: {how.reason}"]
 
 
 MODES = [KvmMode.FLAG, KvmMode.QUIRK_DISABLED, KvmMode.SVM, KvmMode.FORCED_WB, KvmMode.UNKNOWN]
@@ -133,7 +138,7 @@ MODES = [KvmMode.FLAG, KvmMode.QUIRK_DISABLED, KvmMode.SVM, KvmMode.FORCED_WB, K
 @pytest.mark.parametrize("mode", MODES)
 def test_a_run_that_went_well_shows_all_steps(mode: KvmMode) -> None:
     how = chosen(mode)
-    facts = KvmFacts("/dev/kvm", "usable", non_coherent_dma_flag=mode is KvmMode.FLAG)
+    facts = KvmFacts("/dev/kvm", DeviceAccess.USABLE, non_coherent_dma_flag=mode is KvmMode.FLAG)
     went = outcome(how)
     steps = (
         demo.programmed(how, logged(how), 0),
@@ -168,7 +173,7 @@ def test_step_2_needs_the_type_that_was_planned(answer: int) -> None:
     how = chosen()
     went = outcome(how)
     wrong = replace(went, mapped=(*went.mapped, replace(went.mapped[0], map_info=answer)))
-    facts = KvmFacts("/dev/kvm", "usable", non_coherent_dma_flag=True)
+    facts = KvmFacts("/dev/kvm", DeviceAccess.USABLE, non_coherent_dma_flag=True)
     finding = Finding(KvmMode.FLAG, "why")
     assert not demo.told(finding, facts, how, wrong).ok
     assert not demo.told(finding, facts, how, replace(went, mapped=())).ok

@@ -8,18 +8,27 @@ from itertools import product
 
 import pytest
 
-from vgpud.coherency.kvm_mode import Vendor, of_agent, of_front_end, of_own_vm
-from vgpud.coherency.planner import KvmMode
+from vgpud.coherency.kvm_mode import (
+    HonorGuestPat,
+    KvmMode,
+    Vendor,
+    of_agent,
+    of_front_end,
+    of_own_vm,
+)
+from vgpud.coherency.plan import VmSetup
 
 YES_NO_UNKNOWN = (True, False, None)
 HONOURS = {KvmMode.FLAG, KvmMode.QUIRK_DISABLED, KvmMode.VFIO, KvmMode.SVM, KvmMode.EMULATED}
+
+HONOURING = {HonorGuestPat.ON, HonorGuestPat.AUTO}
 
 
 @dataclass(frozen=True)
 class Host:
     """A host's KVM, by default Intel's of a new kernel."""
 
-    vendor: Vendor | None = "vmx"
+    vendor: Vendor | None = Vendor.VMX
     tdp: bool | None = True
     non_coherent_dma_flag: bool | None = False
     ignore_guest_pat_quirk: bool | None = True
@@ -32,7 +41,7 @@ class Peer:
     program: str | None = "qemu-system-x86_64"
     is_qemu: bool = True
     kvm_vms: int | None = 1
-    honor_guest_pat: str = "unsaid"
+    honor_guest_pat: HonorGuestPat = HonorGuestPat.UNSAID
     problem: str = ""
 
 
@@ -40,10 +49,10 @@ OLD = Host(ignore_guest_pat_quirk=False)
 NEW = Host()
 UNTRIED = Host(non_coherent_dma_flag=None, ignore_guest_pat_quirk=None)
 PATCHED = Host(non_coherent_dma_flag=True, ignore_guest_pat_quirk=False)
-AMD = Host("svm", ignore_guest_pat_quirk=False)
+AMD = Host(Vendor.SVM, ignore_guest_pat_quirk=False)
 SHADOW_INTEL = Host(tdp=False, non_coherent_dma_flag=True)
-SHADOW_AMD = Host("svm", tdp=False)
-OTHER = Host("other", tdp=None, non_coherent_dma_flag=True)
+SHADOW_AMD = Host(Vendor.SVM, tdp=False)
+OTHER = Host(Vendor.OTHER, tdp=None, non_coherent_dma_flag=True)
 NONE = Host(None, None, None, None)
 
 
@@ -57,9 +66,9 @@ NONE = Host(None, None, None, None)
         (PATCHED, KvmMode.FLAG),
         (Host(non_coherent_dma_flag=True), KvmMode.FLAG),
         (AMD, KvmMode.SVM),
-        (Host("svm", non_coherent_dma_flag=True), KvmMode.FLAG),
-        (Host("svm", None, None, None), KvmMode.UNKNOWN),
-        (Host("svm", True, None, None), KvmMode.SVM),
+        (Host(Vendor.SVM, non_coherent_dma_flag=True), KvmMode.FLAG),
+        (Host(Vendor.SVM, None, None, None), KvmMode.UNKNOWN),
+        (Host(Vendor.SVM, True, None, None), KvmMode.SVM),
         (SHADOW_INTEL, KvmMode.FORCED_WB),
         (SHADOW_AMD, KvmMode.FORCED_WB),
         (OTHER, KvmMode.UNKNOWN),
@@ -80,27 +89,27 @@ def test_a_vm_in_our_hands(host: Host, mode: KvmMode) -> None:
         (NEW, Peer(kvm_vms=None), KvmMode.UNKNOWN),
         # QEMU on Intel.
         (NEW, Peer(), KvmMode.UNKNOWN),
-        (NEW, Peer(honor_guest_pat="on"), KvmMode.QUIRK_DISABLED),
-        (NEW, Peer(honor_guest_pat="auto"), KvmMode.QUIRK_DISABLED),
-        (NEW, Peer(honor_guest_pat="off"), KvmMode.FORCED_WB),
+        (NEW, Peer(honor_guest_pat=HonorGuestPat.ON), KvmMode.QUIRK_DISABLED),
+        (NEW, Peer(honor_guest_pat=HonorGuestPat.AUTO), KvmMode.QUIRK_DISABLED),
+        (NEW, Peer(honor_guest_pat=HonorGuestPat.OFF), KvmMode.FORCED_WB),
         (OLD, Peer(), KvmMode.FORCED_WB),
-        (OLD, Peer(honor_guest_pat="auto"), KvmMode.FORCED_WB),
+        (OLD, Peer(honor_guest_pat=HonorGuestPat.AUTO), KvmMode.FORCED_WB),
         (UNTRIED, Peer(), KvmMode.UNKNOWN),
-        (UNTRIED, Peer(honor_guest_pat="auto"), KvmMode.UNKNOWN),
-        (UNTRIED, Peer(honor_guest_pat="on"), KvmMode.QUIRK_DISABLED),
+        (UNTRIED, Peer(honor_guest_pat=HonorGuestPat.AUTO), KvmMode.UNKNOWN),
+        (UNTRIED, Peer(honor_guest_pat=HonorGuestPat.ON), KvmMode.QUIRK_DISABLED),
         # A stock VMM sets no flag.
         (PATCHED, Peer(), KvmMode.FORCED_WB),
         # Other VMMs, which have ways of their own.
         (NEW, Peer("crosvm", False), KvmMode.UNKNOWN),
-        (NEW, Peer("crosvm", False, honor_guest_pat="on"), KvmMode.UNKNOWN),
+        (NEW, Peer("crosvm", False, honor_guest_pat=HonorGuestPat.ON), KvmMode.UNKNOWN),
         (PATCHED, Peer("crosvm", False), KvmMode.UNKNOWN),
         (OLD, Peer("crosvm", False), KvmMode.FORCED_WB),
         # Whatever the VMM does.
         (AMD, Peer(), KvmMode.SVM),
         (AMD, Peer("crosvm", False), KvmMode.SVM),
         (SHADOW_AMD, Peer(), KvmMode.FORCED_WB),
-        (SHADOW_INTEL, Peer(honor_guest_pat="on"), KvmMode.FORCED_WB),
-        (OTHER, Peer(honor_guest_pat="on"), KvmMode.UNKNOWN),
+        (SHADOW_INTEL, Peer(honor_guest_pat=HonorGuestPat.ON), KvmMode.FORCED_WB),
+        (OTHER, Peer(honor_guest_pat=HonorGuestPat.ON), KvmMode.UNKNOWN),
         (NONE, Peer(), KvmMode.UNKNOWN),
     ],
 )
@@ -108,26 +117,28 @@ def test_a_front_end(host: Host, peer: Peer, mode: KvmMode) -> None:
     assert of_front_end(host, peer).mode is mode
 
 
-HOSTS = [Host(*facts) for facts in product(("vmx", "svm", "other", None), *[YES_NO_UNKNOWN] * 3)]
+HOSTS = [Host(*facts) for facts in product((*Vendor, None), *[YES_NO_UNKNOWN] * 3)]
 
 
 def test_nobody_is_believed_to_honour_without_evidence() -> None:
     for host in HOSTS:
         if of_own_vm(host).mode in HONOURS:
-            assert host.vendor in {"vmx", "svm"}
+            assert host.vendor in {Vendor.VMX, Vendor.SVM}
             assert host.tdp is not False
-            assert host.vendor == "svm" or host.non_coherent_dma_flag or host.ignore_guest_pat_quirk
-        for qemu, vms, told in product(
-            (True, False), (0, 1, None), ("on", "off", "auto", "unsaid")
-        ):
+            assert (
+                host.vendor is Vendor.SVM
+                or host.non_coherent_dma_flag
+                or host.ignore_guest_pat_quirk
+            )
+        for qemu, vms, told in product((True, False), (0, 1, None), HonorGuestPat):
             mode = of_front_end(host, Peer("x", qemu, vms, told)).mode
             if mode is KvmMode.EMULATED:
                 assert (qemu, vms) == (True, 0)
             elif mode in HONOURS:
                 assert vms
                 assert host.tdp is not False
-                assert host.vendor == "svm" or (
-                    host.vendor == "vmx" and qemu and told in {"on", "auto"}
+                assert host.vendor is Vendor.SVM or (
+                    host.vendor is Vendor.VMX and qemu and told in HONOURING
                 )
             # Only an own VM's slots can be flagged.
             assert mode is not KvmMode.FLAG
@@ -160,20 +171,20 @@ def test_what_an_agent_s_vmm_did_to_its_vm_is_not_seen() -> None:
         (NONE, False, (), KvmMode.UNKNOWN),
         (AMD, False, (), KvmMode.SVM),
         # What the VMM says of its VM, as far as it can be true.
-        (NEW, False, ("disable-ignore-guest-pat",), KvmMode.QUIRK_DISABLED),
-        (NONE, None, ("disable-ignore-guest-pat",), KvmMode.QUIRK_DISABLED),
-        (OLD, False, ("disable-ignore-guest-pat",), KvmMode.FORCED_WB),
-        (OLD, False, ("non-coherent-vfio",), KvmMode.VFIO),
-        (NEW, True, ("disable-ignore-guest-pat",), KvmMode.FLAG),
-        (AMD, False, ("non-coherent-vfio",), KvmMode.SVM),
+        (NEW, False, (VmSetup.DISABLE_IGNORE_GUEST_PAT,), KvmMode.QUIRK_DISABLED),
+        (NONE, None, (VmSetup.DISABLE_IGNORE_GUEST_PAT,), KvmMode.QUIRK_DISABLED),
+        (OLD, False, (VmSetup.DISABLE_IGNORE_GUEST_PAT,), KvmMode.FORCED_WB),
+        (OLD, False, (VmSetup.NON_COHERENT_VFIO,), KvmMode.VFIO),
+        (NEW, True, (VmSetup.DISABLE_IGNORE_GUEST_PAT,), KvmMode.FLAG),
+        (AMD, False, (VmSetup.NON_COHERENT_VFIO,), KvmMode.SVM),
         # Where page tables are shadowed, or KVM is another, neither helps.
-        (SHADOW_INTEL, True, ("non-coherent-vfio",), KvmMode.FORCED_WB),
+        (SHADOW_INTEL, True, (VmSetup.NON_COHERENT_VFIO,), KvmMode.FORCED_WB),
         (SHADOW_AMD, True, (), KvmMode.FORCED_WB),
-        (OTHER, True, ("disable-ignore-guest-pat",), KvmMode.UNKNOWN),
+        (OTHER, True, (VmSetup.DISABLE_IGNORE_GUEST_PAT,), KvmMode.UNKNOWN),
     ],
 )
 def test_what_an_agent_has_tried_and_says(
-    host: Host, accepted: bool | None, setup: tuple[str, ...], mode: KvmMode
+    host: Host, accepted: bool | None, setup: tuple[VmSetup, ...], mode: KvmMode
 ) -> None:
     found = of_agent(host, flag_accepted=accepted, vm_setup=setup)
     assert found.mode is mode

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vgpud.coherency.planner import KvmMode
+from vgpud.coherency.kvm_mode import KvmMode
 from vgpud.coherency.slot_policy import Buffers, GuestPat, Layout, Rule
 from vgpud.errors import GuestError, HostError
 from vgpud.gpu.gpu import Gpu

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from tests.support.kvm_host import Poker, has_flag, open_kvm
-from vgpud.coherency.planner import facts_of, plan
+from vgpud.coherency.facts import facts_of
+from vgpud.coherency.planner import plan
 from vgpud.coherency.slot_policy import DEFAULT_RULE, GuestPat
 from vgpud.control.events import Events
 from vgpud.errors import HostError

@@ -18,14 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgpud.coherency import kvm_mode
+from vgpud.coherency.facts import Facts, GuestMtrr, HostBacking
 from vgpud.coherency.kvm_mode import Finding
-from vgpud.coherency.planner import Facts, GuestMtrr, HostBacking, Plan, VmSetup, plan
+from vgpud.coherency.plan import Plan, VmSetup
+from vgpud.coherency.planner import plan
 from vgpud.coherency.probes import kvm as probe_kvm
 from vgpud.coherency.probes import system as probe_system
+from vgpud.coherency.probes.device_access import DeviceAccess
 from vgpud.coherency.probes.kvm import KvmFacts
-from vgpud.coherency.slot_policy import DEFAULT_RULE, GuestPat, SlotOwner
+from vgpud.coherency.slot_policy import DEFAULT_RULE, GuestPat, MemoryType, SlotOwner
 from vgpud.errors import HostError, VgpudError
 from vgpud.gpu.display import png
+from vgpud.gpu.memory_types import MAP_INFO
 from vgpud.gpu.wire.protocol import MapInfo
 from vgpud.microvm.guest_code import Mapped, Pat
 from vgpud.microvm.service import DEVICE, Service, configuration
@@ -39,7 +43,7 @@ WIDTH: Final = 100
 
 _TYPES: Final = {0: "UC", 1: "WC", 4: "WT", 5: "WP", 6: "WB", 7: "UC-"}
 """What an entry of the PAT stands for. Source: Intel SDM vol. 3, "Page Attribute Table (PAT)"."""
-_WANTED: Final = {MapInfo.CACHED: "WB", MapInfo.UNCACHED: "UC-", MapInfo.WC: "WC"}
+_WANTED: Final = {MemoryType.WB: "WB", MemoryType.UC: "UC-", MemoryType.WC: "WC"}
 
 _MAP_INFO: Final = {int(value): value.name for value in MapInfo}
 
@@ -105,7 +109,7 @@ def run(out: Path | None = None) -> Demo:
     if out is not None:  # now, and not when all has been done
         _make(out)
     facts = probe_kvm.probe()
-    if facts.state != "usable":
+    if facts.state is not DeviceAccess.USABLE:
         raise VgpudError(f"{facts.problem}; {facts.advice}" if facts.advice else facts.problem)
     finding = kvm_mode.of_own_vm(facts)
     # The micro-VM's guest has its MTRRs at write-back: machine.py sets them.
@@ -135,7 +139,7 @@ def run(out: Path | None = None) -> Demo:
 
 def programmed(chosen: Plan, log: list[str], status: int) -> Step:
     """The device is the DMA engine: what it is programmed with is how it loads and stores."""
-    agreed = f" map_info={chosen.map_info.name}: {chosen.reason}"
+    agreed = f" map_info={MAP_INFO[chosen.memory_type].name}: {chosen.reason}"
     loads = "after flushing the lines they are in" if chosen.flush_before_read else "plain"
     stores = "past the caches (non-temporal)" if chosen.non_temporal_write else "plain"
     ok = (
@@ -172,19 +176,19 @@ def told(finding: Finding, facts: KvmFacts, chosen: Plan, outcome: Outcome) -> S
     if not facts.non_coherent_dma_flag:
         evidence["flag"] = f"KVM_MEM_NON_COHERENT_DMA: {facts.flag_trial or 'could not be tried'}"
         evidence["instead"] = chosen.reason
-    if chosen.map_info is MapInfo.CACHED:
+    if chosen.memory_type is MemoryType.WB:
         evidence["correct as"] = (
             "it holds whether KVM honours the guest's PAT or not: the engine flushes each line"
             " before it reads it, whoever has dirtied it, and leaves none behind that it wrote"
         )
     ok = bool(outcome.mapped) and all(
-        mapped.map_info == chosen.map_info for mapped in outcome.mapped
+        mapped.map_info == MAP_INFO[chosen.memory_type] for mapped in outcome.mapped
     )
     return Step(2, "The guest is told a memory type that is true", ok, evidence)
 
 
 def written(chosen: Plan, outcome: Outcome) -> Step:
-    wanted = _WANTED[chosen.map_info]
+    wanted = _WANTED[chosen.memory_type]
     types = [_type(outcome.pat, mapped) for mapped in outcome.mapped]
     seen = _crc(outcome.seen)
     ok = (

@@ -1,9 +1,9 @@
-"""What KVM makes of a guest's page attributes: the planner's `KvmMode`, from what can be seen.
+"""What KVM makes of a guest's page attributes: its `KvmMode`, from what can be seen of it.
 
 Two questions: of a VM that this process, or an agent of ours, sets up and puts slots into; and of a
 VMM that is only our vhost-user front-end. What can't be seen is UNKNOWN, which is planned for as
-ignored. Pure: `host` finds the facts, and knows nothing of this module. Source: Linux, arch/x86/kvm
-(vmx_get_mt_mask, KVM_X86_QUIRK_IGNORE_GUEST_PAT); QEMU, accel/kvm.
+ignored. `coherency.probes` finds the facts. Source: Linux, arch/x86/kvm (vmx_get_mt_mask,
+KVM_X86_QUIRK_IGNORE_GUEST_PAT); QEMU, accel/kvm.
 """
 
 from __future__ import annotations
@@ -11,16 +11,45 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal, Protocol, TypeAlias
+from typing import Protocol
 
-from vgpud.coherency.planner import KvmMode
+from vgpud.coherency.plan import VmSetup
 
-Vendor: TypeAlias = Literal["vmx", "svm", "other"]
-"""Which of KVM's processor modules is at work."""
+
+class KvmMode(StrEnum):
+    """What decides the memory type of a guest's access to a slot of RAM.
+
+    FLAG: the slot's flag KVM_MEM_NON_COHERENT_DMA; the guest's PAT with it. QUIRK_DISABLED: the
+    guest's PAT, as KVM_X86_QUIRK_IGNORE_GUEST_PAT is disabled for the VM, or as the operator says.
+    VFIO: the guest's PAT, as a device with non-coherent DMA is assigned. SVM: the guest's PAT,
+    always. FORCED_WB: nothing, KVM maps RAM as write-back. EMULATED: there is no KVM, an emulator's
+    own loads and stores do what the guest does. UNKNOWN: any of these.
+    """
+
+    FLAG = "flag"
+    QUIRK_DISABLED = "quirk-disabled"
+    VFIO = "vfio"
+    SVM = "svm"
+    FORCED_WB = "forced-wb"
+    EMULATED = "emulated"
+    UNKNOWN = "unknown"
+
+    @property
+    def honours_guest_pat(self) -> bool:
+        """Whether the guest's PAT decides, with FLAG in the slots that have the flag."""
+        return self in {KvmMode.FLAG, KvmMode.QUIRK_DISABLED, KvmMode.VFIO, KvmMode.SVM}
+
+
+class Vendor(StrEnum):
+    """Which of KVM's processor modules is in use: Intel's, AMD's or another."""
+
+    VMX = "vmx"
+    SVM = "svm"
+    OTHER = "other"
 
 
 class HonorGuestPat(StrEnum):
-    """What a QEMU was told of honor-guest-pat; the default is not the same in every version."""
+    """What a QEMU's command line says of honor-guest-pat, whose default depends on the version."""
 
     ON = "on"
     OFF = "off"
@@ -48,7 +77,7 @@ class HostKvm(Protocol):
         """Whether the quirk by which Intel's KVM ignores the guest's PAT can be disabled."""
 
 
-class FrontEnd(Protocol):
+class FrontEndProcess(Protocol):
     """What is known of the process at the other end of a vhost-user socket."""
 
     @property
@@ -64,8 +93,8 @@ class FrontEnd(Protocol):
         """How many KVM VMs it has open."""
 
     @property
-    def honor_guest_pat(self) -> str:
-        """What it was told, one of `HonorGuestPat`."""
+    def honor_guest_pat(self) -> HonorGuestPat:
+        """What its command line says of that option."""
 
     @property
     def problem(self) -> str:
@@ -81,16 +110,16 @@ class Finding:
 
 
 def of_own_vm(host: HostKvm) -> Finding:
-    """The best mode for a VM whose set-up and slots are in our hands, or in an agent's."""
+    """Return the best mode for a VM whose set-up and slots are in our hands, or in an agent's."""
     if host.vendor is None:
         return Finding(KvmMode.UNKNOWN, "there is no KVM here")
-    if host.vendor == "other":
+    if host.vendor is Vendor.OTHER:
         return _other()
     if host.tdp is False:
         return _shadow()
     if host.non_coherent_dma_flag:
         return Finding(KvmMode.FLAG, "this kernel takes KVM_MEM_NON_COHERENT_DMA on a slot")
-    if host.vendor == "svm":
+    if host.vendor is Vendor.SVM:
         return _svm(host.tdp)
     if host.ignore_guest_pat_quirk:
         return Finding(
@@ -112,27 +141,30 @@ class _AgentsKvm:
 
 
 def of_agent(
-    host: HostKvm, *, flag_accepted: bool | None = None, vm_setup: Collection[str] = ()
+    host: HostKvm, *, flag_accepted: bool | None = None, vm_setup: Collection[VmSetup] = ()
 ) -> Finding:
-    """The mode of a VM whose slots an agent sets for us; its set-up is the VMM's.
+    """Return the mode of a VM whose slots an agent sets for us; its set-up is the VMM's.
 
     `flag_accepted` is what came of a flagged slot in that very VM, None if none was tried;
-    `vm_setup` is what the agent says was done to it, of the words of `agent.attach`.
+    `vm_setup` is what the agent says was done to it.
     """
     flag = host.non_coherent_dma_flag if flag_accepted is None else flag_accepted
     seen = _AgentsKvm(host.vendor, host.tdp, flag, host.ignore_guest_pat_quirk)
-    if host.vendor == "other" or host.tdp is False:
+    if host.vendor is Vendor.OTHER or host.tdp is False:
         return of_own_vm(seen)  # whatever the agent says
     if flag_accepted:
         return Finding(
             KvmMode.FLAG, "the agent's VM has taken a slot with KVM_MEM_NON_COHERENT_DMA"
         )
-    if host.vendor != "svm":
-        if "disable-ignore-guest-pat" in vm_setup and host.ignore_guest_pat_quirk is not False:
+    if host.vendor is not Vendor.SVM:
+        if (
+            VmSetup.DISABLE_IGNORE_GUEST_PAT in vm_setup
+            and host.ignore_guest_pat_quirk is not False
+        ):
             return Finding(
                 KvmMode.QUIRK_DISABLED, "the agent says that KVM was told to honour guest PAT"
             )
-        if "non-coherent-vfio" in vm_setup:
+        if VmSetup.NON_COHERENT_VFIO in vm_setup:
             return Finding(
                 KvmMode.VFIO, "the agent says that a device with non-coherent DMA is assigned"
             )
@@ -145,10 +177,10 @@ def of_agent(
     return found
 
 
-def of_front_end(host: HostKvm, peer: FrontEnd) -> Finding:
-    """The mode of the VM that a vhost-user front-end runs.
+def of_front_end(host: HostKvm, peer: FrontEndProcess) -> Finding:
+    """Return the mode of the VM that a vhost-user front-end runs.
 
-    To be asked when the guest runs: QEMU connects its sockets before it opens KVM.
+    Only once the guest runs is that known: QEMU connects its sockets before it opens KVM.
     """
     if peer.kvm_vms is None:
         return Finding(KvmMode.UNKNOWN, f"the VMM can't be looked into: {peer.problem}")
@@ -160,16 +192,16 @@ def of_front_end(host: HostKvm, peer: FrontEnd) -> Finding:
             KvmMode.UNKNOWN,
             f"{peer.program} has no KVM VM open, but may have connected for a VMM that has",
         )
-    if host.vendor == "svm":
+    if host.vendor is Vendor.SVM:
         return _svm(host.tdp)
-    if host.vendor != "vmx":
+    if host.vendor is not Vendor.VMX:
         return _other()
     if host.tdp is False:
         return _shadow()
     # First, as a QEMU that was told so and could not would not have started.
-    if peer.is_qemu and peer.honor_guest_pat == HonorGuestPat.ON:
+    if peer.is_qemu and peer.honor_guest_pat is HonorGuestPat.ON:
         return Finding(KvmMode.QUIRK_DISABLED, "QEMU was started with honor-guest-pat=on")
-    if peer.is_qemu and peer.honor_guest_pat == HonorGuestPat.OFF:
+    if peer.is_qemu and peer.honor_guest_pat is HonorGuestPat.OFF:
         return Finding(KvmMode.FORCED_WB, "QEMU was started with honor-guest-pat=off")
     if host.ignore_guest_pat_quirk is False and (
         peer.is_qemu or host.non_coherent_dma_flag is False
@@ -177,7 +209,7 @@ def of_front_end(host: HostKvm, peer: FrontEnd) -> Finding:
         return _forced()
     if not peer.is_qemu:
         return Finding(KvmMode.UNKNOWN, f"how {peer.program} sets up its VM can't be seen")
-    if peer.honor_guest_pat == HonorGuestPat.AUTO and host.ignore_guest_pat_quirk:
+    if peer.honor_guest_pat is HonorGuestPat.AUTO and host.ignore_guest_pat_quirk:
         return Finding(KvmMode.QUIRK_DISABLED, "QEMU was started with honor-guest-pat=auto")
     return Finding(
         KvmMode.UNKNOWN,

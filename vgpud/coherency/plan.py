@@ -1,7 +1,7 @@
-"""What a coherency plan says: what a guest is told of a blob, how VM and slot are set up for it,
-and what the host does around every access.
+"""What a coherency plan says: the memory type that a guest maps a blob with, how VM and slot are
+set up for it, and what the host does around every access.
 
-Owns the words, not the decision (`coherency.planner`) nor the doing (`host`). Sources: Intel SDM
+`coherency.planner` decides on plans, `memory` carries them out. Sources: Intel SDM
 vol. 1, 10.4.6.2 (non-temporal stores), vol. 2 (CLFLUSH, CLFLUSHOPT, CLWB), vol. 3, 13.3.1
 (write-combining buffers).
 """
@@ -11,12 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from vgpud.gpu.wire.protocol import MapInfo
+from vgpud.coherency.slot_policy import MemoryType
 from vgpud.uapi.memslot import SlotFlag
 
 
 class VmSetup(StrEnum):
-    """What a plan takes for granted of the VM, beside its slots.
+    """What a plan takes for granted of the VM, apart from its slots.
 
     DISABLE_IGNORE_GUEST_PAT: KVM_X86_QUIRK_IGNORE_GUEST_PAT disabled with KVM_CAP_DISABLE_QUIRKS2,
     before the first KVM_RUN. NON_COHERENT_VFIO: a group or file with non-coherent DMA in a kvm-vfio
@@ -56,8 +56,8 @@ class HostWrite(StrEnum):
     NON_TEMPORAL: with non-temporal stores, byte for byte what is to be written, then SFENCE; it is
     in memory then, and in no cache. (A plain store and a flush is no substitute: it writes back the
     whole line, old bytes of others in it included.) FLUSHED: flush, non-temporal stores, flush; for
-    a mapping that passes by the caches that the guest's may be in. Nobody else may write to these
-    lines meanwhile.
+    a mapping that passes by the caches that the guest's may be in. No other party may write to
+    these lines meanwhile.
     """
 
     PLAIN = "plain"
@@ -68,7 +68,7 @@ class HostWrite(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Sync:
     """What the host does when a range passes to the device, before it works on it, and when it
-    comes back, before anybody else looks."""
+    comes back, before any other party reads it."""
 
     to_device: Duty
     from_device: Duty
@@ -76,18 +76,18 @@ class Sync:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is told, set up and done for one blob.
+    """What a guest is told, and what is set up and done, for one blob.
 
-    `map_info` goes to the guest. `slot_flags` are the memory slot's, beside what its owner sets for
-    its own reasons. `before_hand_over`: what is done with a range that is made part of the blob,
-    before the guest can touch it. `host_read` and `host_write` are for accesses that are not the
-    device's. `device_snoops`: what the device is programmed to do. `pinned`: pages must not be
-    swapped, compacted or migrated while the guest has them, since the kernel copies them through
-    the cache (udmabuf pins a memfd's pages; GEM pins its own, so it is not asked for). `reason` is
-    one sentence, for people.
+    `memory_type` is what the guest is told to map it with. `slot_flags` are the memory slot's,
+    besides what its owner sets for its own reasons. `before_hand_over`: what is done with a range
+    that is made part of the blob, before the guest can touch it. `host_read` and `host_write` are
+    for accesses that are not the device's. `device_snoops`: what the device is programmed to do.
+    `pinned`: pages must not be swapped, compacted or migrated while the guest has them, since the
+    kernel copies them through the cache (udmabuf pins a memfd's pages; GEM pins its own, so it is
+    not asked for). `reason` is one sentence, for people.
     """
 
-    map_info: MapInfo
+    memory_type: MemoryType
     slot_flags: SlotFlag
     vm_setup: tuple[VmSetup, ...]
     before_hand_over: Duty

@@ -1,5 +1,5 @@
-"""The coherency planner: which memory type a guest is told of a blob, and what the host does so
-that guest, host and device see the same bytes.
+"""The coherency planner: which memory type a guest is told to map a blob with, and what the host
+does so that guest, host and device see the same bytes.
 
 Its truth is checked against a model of caches, write-combining buffers and memory (tests/model),
 row by row of `table()`: a step that it asks for is needed, and no step that is needed is missing.
@@ -20,93 +20,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import Enum, StrEnum, auto
+from enum import Enum, auto
 from itertools import product
 from typing import Final, assert_never
 
+from vgpud.coherency.facts import Facts, GuestMtrr, HostBacking
+from vgpud.coherency.kvm_mode import KvmMode
 from vgpud.coherency.plan import Duty, HostRead, HostWrite, Plan, Sync, VmSetup
-from vgpud.coherency.slot_policy import Fallback, GuestPat, MemoryType, Rule
-from vgpud.errors import GuestError
-from vgpud.gpu.wire.protocol import MapInfo, ResponseType
+from vgpud.coherency.slot_policy import Fallback, MemoryType, Rule
+from vgpud.errors import Unsupported
 from vgpud.uapi.memslot import SlotFlag
 
-__all__ = [
-    "Duty",
-    "Facts",
-    "GuestMtrr",
-    "HostBacking",
-    "HostRead",
-    "HostWrite",
-    "KvmMode",
-    "Plan",
-    "Row",
-    "Sync",
-    "VmSetup",
-    "facts_of",
-    "plan",
-    "table",
-    "window_slot_flags",
-]
-
-
-class KvmMode(StrEnum):
-    """What decides the memory type of a guest's access to a slot of RAM.
-
-    FLAG: the slot's flag KVM_MEM_NON_COHERENT_DMA; the guest's PAT with it. QUIRK_DISABLED: the
-    guest's PAT, as KVM_X86_QUIRK_IGNORE_GUEST_PAT is disabled for the VM, or as the operator says.
-    VFIO: the guest's PAT, as a device with non-coherent DMA is assigned. SVM: the guest's PAT,
-    always. FORCED_WB: nothing, KVM maps RAM as write-back. EMULATED: there is no KVM, an emulator's
-    own loads and stores do what the guest does. UNKNOWN: any of these.
-    """
-
-    FLAG = "flag"
-    QUIRK_DISABLED = "quirk-disabled"
-    VFIO = "vfio"
-    SVM = "svm"
-    FORCED_WB = "forced-wb"
-    EMULATED = "emulated"
-    UNKNOWN = "unknown"
-
-
-class HostBacking(StrEnum):
-    """What memory a blob is in, and how this process has it mapped.
-
-    RAM_WB: RAM, mapped write-back (memfd, udmabuf). RAM_WC: RAM, mapped write-combining (what GEM
-    drivers give). MMIO: memory of the device behind a host BAR, mapped write-combining or uncached.
-    """
-
-    RAM_WB = "ram-wb"
-    RAM_WC = "ram-wc"
-    MMIO = "mmio"
-
-
-class GuestMtrr(StrEnum):
-    """What the guest's own MTRRs say of the BAR.
-
-    SeaBIOS and OVMF leave the PCI hole UC. A guest's kernel then makes UC- of a cached mapping, and
-    KVMs up to Linux 6.10 make UC of it in the EPT.
-    """
-
-    WB = "wb"
-    UC = "uc"
-
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What is known of VM, memory and device.
-
-    `device_snoops`: the device's accesses are snooped whatever we do. One that does not snoop can
-    be made to, buffer by buffer.
-    """
-
-    kvm: KvmMode
-    backing: HostBacking = HostBacking.RAM_WB
-    mtrr: GuestMtrr = GuestMtrr.UC
-    device_snoops: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
+class PlanRow:
     """One row of `table()`: `plan` is None where the policy is to refuse, `reason` says why."""
 
     facts: Facts
@@ -123,12 +50,6 @@ class _Guest(Enum):
     EITHER = auto()
 
 
-_MAP_INFO: Final = {
-    MemoryType.WC: MapInfo.WC,
-    MemoryType.UC: MapInfo.UNCACHED,
-    MemoryType.WB: MapInfo.CACHED,
-}
-
 _HONOURS: Final = {
     KvmMode.FLAG: "the slot's KVM_MEM_NON_COHERENT_DMA has KVM honour the guest's memory type",
     KvmMode.QUIRK_DISABLED: "KVM honours the guest's memory type, as the VM was set up to",
@@ -142,34 +63,8 @@ _SETUP: Final = {
 }
 
 
-def facts_of(
-    guest_pat: GuestPat,
-    *,
-    seen: KvmMode = KvmMode.UNKNOWN,
-    backing: HostBacking = HostBacking.RAM_WB,
-    mtrr: GuestMtrr = GuestMtrr.UC,
-    device_snoops: bool = False,
-) -> Facts:
-    """The facts of a device whose configuration says `guest_pat`.
-
-    AUTO stands for what was `seen` of the VM. HONORED and IGNORED are the operator's word and
-    override that, but they are about a VM's set-up: a flagged slot is beside the question, so
-    HONORED leaves `seen` alone where that honours the guest's PAT anyway.
-    """
-    match guest_pat:
-        case GuestPat.AUTO:
-            mode = seen
-        case GuestPat.HONORED:
-            mode = seen if seen in _HONOURS else KvmMode.QUIRK_DISABLED
-        case GuestPat.IGNORED:
-            mode = KvmMode.FORCED_WB
-        case _ as unreachable:
-            assert_never(unreachable)
-    return Facts(mode, backing, mtrr, device_snoops)
-
-
 def window_slot_flags(facts: Facts, rules: Sequence[Rule]) -> SlotFlag:
-    """The flags of one slot that holds blobs under all of these rules.
+    """Return the flags of one slot that holds blobs under all of these rules.
 
     It is flagged if some rule asks for it: without the flag that rule's type could not be had, with
     it a rule that wants write-back still gets a type that is true.
@@ -178,15 +73,13 @@ def window_slot_flags(facts: Facts, rules: Sequence[Rule]) -> SlotFlag:
     return SlotFlag.NON_COHERENT_DMA if wanted and _takes_flag(facts) else SlotFlag.NONE
 
 
-def plan(facts: Facts | GuestPat, rule: Rule, *, slot_flags: SlotFlag | None = None) -> Plan:
-    """Decides for a blob under `rule`.
+def plan(facts: Facts, rule: Rule, *, slot_flags: SlotFlag | None = None) -> Plan:
+    """Return the plan for a blob under `rule`.
 
     `slot_flags` are those of the slot that the blob goes into, where it is there already
-    (`window_slot_flags`); None if the plan is to choose. A `GuestPat` stands for `facts_of` it.
-    Raises `GuestError` (UNSPEC) if the rule's type can't be had and it says to refuse.
+    (`window_slot_flags`); None if the plan is to choose. Raises Unsupported if the rule's type
+    can't be had and it says to refuse.
     """
-    if isinstance(facts, GuestPat):
-        facts = facts_of(facts)
     if facts.backing is HostBacking.MMIO:
         return _plan_mmio(rule)
     if facts.kvm is KvmMode.EMULATED:
@@ -199,7 +92,7 @@ def plan(facts: Facts | GuestPat, rule: Rule, *, slot_flags: SlotFlag | None = N
     if honoured:
         return _ram(
             facts,
-            told=_MAP_INFO[rule.memory_type],
+            told=rule.memory_type,
             guest=_Guest.UNCACHED,
             slot_flags=slot_flags,
             vm_setup=_SETUP.get(facts.kvm, ()),
@@ -216,7 +109,7 @@ def plan(facts: Facts | GuestPat, rule: Rule, *, slot_flags: SlotFlag | None = N
         raise _refusal(why)
     return _ram(
         facts,
-        told=MapInfo.CACHED,
+        told=MemoryType.WB,
         guest=_told_cached(facts, honoured),
         slot_flags=slot_flags,
         snoops=rule.fallback is Fallback.SNOOP,
@@ -224,18 +117,18 @@ def plan(facts: Facts | GuestPat, rule: Rule, *, slot_flags: SlotFlag | None = N
     )
 
 
-def table() -> Iterator[Row]:
-    """Every combination of facts and policy, with its plan."""
+def table() -> Iterator[PlanRow]:
+    """Yield every combination of facts and policy, with its plan."""
     for kvm, backing, mtrr, snoops in product(KvmMode, HostBacking, GuestMtrr, (False, True)):
         facts = Facts(kvm, backing, mtrr, snoops)
         for memory_type, fallback in product(MemoryType, Fallback):
             rule = Rule(memory_type=memory_type, fallback=fallback)
             try:
                 found = plan(facts, rule)
-            except GuestError as error:
-                yield Row(facts, rule, None, str(error))
+            except Unsupported as error:
+                yield PlanRow(facts, rule, None, str(error))
             else:
-                yield Row(facts, rule, found, found.reason)
+                yield PlanRow(facts, rule, found, found.reason)
 
 
 def _plan_mmio(rule: Rule) -> Plan:
@@ -253,7 +146,7 @@ def _plan_mmio(rule: Rule) -> Plan:
             raise _refusal(why)
         told = MemoryType.WC
     return Plan(
-        map_info=_MAP_INFO[told],
+        memory_type=told,
         slot_flags=SlotFlag.NONE,
         vm_setup=(),
         before_hand_over=Duty.NOTHING,
@@ -274,7 +167,7 @@ def _plan_emulated(facts: Facts, rule: Rule) -> Plan:
     """
     return _ram(
         facts,
-        told=_MAP_INFO[rule.memory_type],
+        told=rule.memory_type,
         guest=_Guest.CACHED if facts.backing is HostBacking.RAM_WB else _Guest.EITHER,
         slot_flags=SlotFlag.NONE,
         reason=f"{rule.memory_type}: no KVM overrides it, but the emulator may cache what it does",
@@ -290,7 +183,7 @@ def _plan_cached(facts: Facts, rule: Rule, slot_flags: SlotFlag, honoured: bool 
             raise _refusal(why)
         return _ram(
             facts,
-            told=MapInfo.WC,
+            told=MemoryType.WC,
             guest=_Guest.UNCACHED,
             slot_flags=slot_flags,
             vm_setup=_SETUP.get(facts.kvm, ()),
@@ -298,7 +191,7 @@ def _plan_cached(facts: Facts, rule: Rule, slot_flags: SlotFlag, honoured: bool 
         )
     return _ram(
         facts,
-        told=MapInfo.CACHED,
+        told=MemoryType.WB,
         guest=_told_cached(facts, honoured),
         slot_flags=slot_flags,
         reason="cached by policy",
@@ -308,7 +201,7 @@ def _plan_cached(facts: Facts, rule: Rule, slot_flags: SlotFlag, honoured: bool 
 def _ram(
     facts: Facts,
     *,
-    told: MapInfo,
+    told: MemoryType,
     guest: _Guest,
     slot_flags: SlotFlag,
     reason: str,
@@ -334,7 +227,7 @@ def _ram(
     if sync is Duty.FLUSH:
         reason += ", flushed at sync points"
     return Plan(
-        map_info=told,
+        memory_type=told,
         slot_flags=slot_flags,
         vm_setup=vm_setup,
         before_hand_over=Duty.FLUSH if uncached else Duty.NOTHING,
@@ -376,5 +269,5 @@ def _takes_flag(facts: Facts) -> bool:
     return facts.kvm is KvmMode.FLAG and facts.backing is not HostBacking.MMIO
 
 
-def _refusal(why: str) -> GuestError:
-    return GuestError(ResponseType.ERR_UNSPEC, f"{why}, and the policy is to refuse")
+def _refusal(why: str) -> Unsupported:
+    return Unsupported(f"{why}, and the policy is to refuse")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import fnmatchcase
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from vgpud.uapi.page import PAGE_SIZE
 
@@ -77,6 +77,10 @@ class Buffers(StrEnum):
     UDMABUF = "udmabuf"
     GEM = "gem"
     AUTO = "auto"
+
+
+ResolvedBuffers: TypeAlias = Literal[Buffers.MEMFD, Buffers.UDMABUF, Buffers.GEM]
+"""What they are made of once AUTO has been decided."""
 
 
 @dataclass(frozen=True, slots=True)

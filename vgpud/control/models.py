@@ -11,12 +11,22 @@ from typing import Annotated, Generic, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from vgpud.coherency.slot_policy import BlobKind, GuestPat, Layout, ResolvedBuffers, SlotOwner
 from vgpud.publish import Json
+from vgpud.slots.entries import SlotUse
 
 Count: TypeAlias = Annotated[int, Field(ge=0)]
 Bytes: TypeAlias = Annotated[int, Field(ge=0)]
-MapInfoName: TypeAlias = Literal["cached", "uncached", "wc"]
-"""What a guest is told to map a blob as, VIRTIO_GPU_MAP_CACHE_*."""
+BlobKindName: TypeAlias = Literal["guest", BlobKind.HOST3D, BlobKind.HOST3D_GUEST]
+"""Where a blob's memory is: the guest's own, or a kind that slot policies are about."""
+
+
+class MapInfoName(StrEnum):
+    """What a guest is told to map a blob as, VIRTIO_GPU_MAP_CACHE_*."""
+
+    CACHED = "cached"
+    UNCACHED = "uncached"
+    WC = "wc"
 
 
 class ErrorKind(StrEnum):
@@ -102,15 +112,15 @@ class Device(Model):
     socket: str | None
     connected: bool
     front_end_pid: int | None
-    layout: Literal["window", "per-blob"]
+    layout: Layout
     window: Bytes
     memory_limit: Bytes
     memory_used: Bytes
-    buffers: Literal["memfd", "udmabuf", "gem"]
+    buffers: ResolvedBuffers
     """What host blobs are made of now, whatever the configuration leaves open."""
     render_node: str | None
-    slots: Literal["frontend", "agent", "local"]
-    guest_pat: Literal["honored", "ignored", "auto"]
+    slots: SlotOwner
+    guest_pat: GuestPat
     kvm_mode: str | None
     """What decides the guest's memory types; null until a guest's driver needed to know."""
     kvm_reason: str | None
@@ -152,7 +162,7 @@ class Blob(Model):
     blob: int
     """The guest's resource id, or for a blob of the VMM's a number above all of those."""
     origin: Literal["guest", "vmm"]
-    kind: Literal["guest", "host3d", "host3d_guest"]
+    kind: BlobKindName
     size: Bytes
     mapped: bool
     offset: int | None
@@ -178,10 +188,10 @@ class Slot(Model):
     """A mapping of host memory into the guest."""
 
     device: str
-    owner: Literal["frontend", "agent", "local"]
+    owner: SlotOwner
     slot: int | None
     """Its number; null where the front-end made it, and has the number to itself."""
-    use: Literal["bar", "ram"]
+    use: SlotUse
     flags: Count
     bar_offset: int | None
     guest_phys_addr: int | None

@@ -5,16 +5,22 @@ Units as in `models`.
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal, Self, TypeAlias
+from typing import Annotated, Final, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
+from vgpud.coherency.plan import VmSetup
 from vgpud.control.slot_calls import MAX_SLOTS, GuestAddress, SlotFlags, SlotNumber
 from vgpud.uapi.memslot import SlotFlag
 
 MAX_PAGE: Final = 1000
 """Items. What fits into a datagram is less, for most listings."""
 
+VmSetupName: TypeAlias = Annotated[
+    VmSetup,
+    Field(strict=False),
+    WithJsonSchema({"enum": [step.value for step in VmSetup], "type": "string"}),
+]
 Name: TypeAlias = Annotated[str, Field(min_length=1, max_length=63)]
 BlobId: TypeAlias = Annotated[int, Field(ge=1, lt=1 << 63)]
 BlobSize: TypeAlias = Annotated[int, Field(gt=0, lt=1 << 63)]
@@ -96,9 +102,7 @@ class AttachAgent(OfDevice):
     first_slot: SlotNumber
     slot_count: Annotated[int, Field(ge=1, le=1 << 15)]
     flags: SlotFlags = int(SlotFlag.NON_COHERENT_DMA)  # the one that a daemon asks for
-    vm_setup: tuple[Literal["disable-ignore-guest-pat", "non-coherent-vfio"], ...] = Field(
-        default=(), strict=False
-    )
+    vm_setup: tuple[VmSetupName, ...] = Field(default=(), strict=False)
     """What the VMM did to its VM before the guest ran, for it to honour the guest's PAT."""
 
     @model_validator(mode="after")

@@ -13,8 +13,7 @@ import socket
 from itertools import count
 
 from vgpud.coherency import kvm_mode
-from vgpud.coherency.kvm_mode import Finding
-from vgpud.coherency.planner import KvmMode
+from vgpud.coherency.kvm_mode import Finding, KvmMode
 from vgpud.coherency.probes import front_end as peer
 from vgpud.coherency.probes import kvm as probe_kvm
 from vgpud.coherency.slot_policy import SlotOwner
@@ -235,7 +234,7 @@ class DeviceServer:
         elif self._slots is not None:
             found = kvm_mode.of_agent(probe_kvm.probe())
         else:
-            found = kvm_mode.of_front_end(probe_kvm.probe(), peer.look(self._pid))
+            found = kvm_mode.of_front_end(probe_kvm.probe(), peer.probe(self._pid))
         if found != self.finding:  # a guest can have us look over and over, by resets
             log.info("guest PAT device=%s kvm=%s: %s", self.name, found.mode, found.reason)
         self.finding = found

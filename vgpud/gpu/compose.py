@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 
-from vgpud.coherency.planner import KvmMode
+from vgpud.coherency.kvm_mode import KvmMode
 from vgpud.gpu.blobs.vmm_blobs import FIRST_ID
 from vgpud.gpu.counters import Counters
 from vgpud.gpu.device import GpuDevice

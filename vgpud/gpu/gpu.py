@@ -16,7 +16,7 @@ from dataclasses import replace
 from itertools import count
 from typing import Any, TypeAlias
 
-from vgpud.coherency.planner import KvmMode
+from vgpud.coherency.kvm_mode import KvmMode
 from vgpud.coherency.slot_policy import Layout
 from vgpud.gpu.blobs.buffers import resolve
 from vgpud.gpu.blobs.commands import Blobs

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from vgpud.coherency.planner import Plan
+from vgpud.coherency.plan import Plan
 from vgpud.errors import GuestAddressError, GuestError
 from vgpud.gpu.blobs.layout import HostMemory
 from vgpud.gpu.guest_memory import GuestMemory

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from vgpud.coherency import kvm_mode
-from vgpud.coherency.kvm_mode import Finding
-from vgpud.coherency.planner import KvmMode
+from vgpud.coherency.kvm_mode import Finding, KvmMode
+from vgpud.coherency.plan import VmSetup
 from vgpud.coherency.probes import kvm as probe_kvm
 from vgpud.control.agent_calls import PATIENCE, AgentCalls, AgentGoneError, dup, slot_request
 from vgpud.control.agent_link import AgentLink
@@ -54,7 +54,7 @@ class Grant:
     numbers: range
     base: Gpa | None
     flags: int = int(SlotFlag.NON_COHERENT_DMA)
-    vm_setup: tuple[str, ...] = ()
+    vm_setup: tuple[VmSetup, ...] = ()
     pid: int | None = None
     uid: int | None = None
 
@@ -292,7 +292,7 @@ class AgentSlots(TableSlots):
             flags=grant.flags,
             flag_accepted=self.flag_accepted,
             vm_setup=grant.vm_setup,
-            kvm_mode=str(found.mode),
+            kvm_mode=found.mode,
             reason=found.reason,
         )
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vgpud.coherency.probes.drm import NON_SNOOPING, Gpu, GpuNode
+from vgpud.coherency.kvm_mode import Vendor
+from vgpud.coherency.probes.device_access import DeviceAccess
+from vgpud.coherency.probes.drm import NON_SNOOPING, GpuFacts, GpuNode
 from vgpud.coherency.probes.host import HostFacts
 from vgpud.coherency.probes.kvm import KvmFacts
 from vgpud.coherency.probes.qemu import QemuFacts
@@ -19,10 +21,10 @@ from vgpud.coherency.probes.system import (
 TRIXIE = "Debian GNU/Linux 13 (trixie)"
 
 
-def gpu(driver: str, *, accessible: bool = True) -> Gpu:
+def gpu(driver: str, *, accessible: bool = True) -> GpuFacts:
     """A GPU with two nodes."""
     nodes = tuple(GpuNode(f"/dev/dri/{name}", accessible) for name in ("card0", "renderD128"))
-    return Gpu("0000:00:02.0", driver, nodes, NON_SNOOPING.get(driver))
+    return GpuFacts("0000:00:02.0", driver, nodes, NON_SNOOPING.get(driver))
 
 
 INTEL = HostFacts(
@@ -36,8 +38,8 @@ INTEL = HostFacts(
     ),
     kvm=KvmFacts(
         path="/dev/kvm",
-        state="usable",
-        vendor="vmx",
+        state=DeviceAccess.USABLE,
+        vendor=Vendor.VMX,
         module="kvm_intel",
         tdp=True,
         tdp_mmu=True,
@@ -53,7 +55,7 @@ INTEL = HostFacts(
     memory=MemoryFacts(
         locked_limit=None,
         huge_pages=(HugePages(2 << 20, 0, 0), HugePages(1 << 30, 0, 0)),
-        udmabuf=UdmabufFacts("usable"),
+        udmabuf=UdmabufFacts(DeviceAccess.USABLE),
     ),
     gpus=(gpu("xe"),),
     qemu=QemuFacts("/usr/bin/qemu-system-x86_64", "11.1.3", True, "auto"),
@@ -84,50 +86,61 @@ FLAGGED = replace(
 AMD = replace(
     INTEL,
     cpu=replace(INTEL.cpu, vendor="AuthenticAMD", model="AMD Ryzen 9 9950X 16-Core Processor"),
-    kvm=replace(OLD_KVM, vendor="svm", module="kvm_amd"),
+    kvm=replace(OLD_KVM, vendor=Vendor.SVM, module="kvm_amd"),
     gpus=(gpu("amdgpu"),),
 )
 AMD_NO_NPT = replace(AMD, kvm=replace(AMD.kvm, tdp=False, tdp_mmu=False))
 OTHER = replace(
     AMD,
     cpu=replace(AMD.cpu, hypervisor=True, self_snoop=False),
-    kvm=replace(OLD_KVM, vendor="other", module="kvm_pvm", tdp=None, tdp_mmu=False),
+    kvm=replace(OLD_KVM, vendor=Vendor.OTHER, module="kvm_pvm", tdp=None, tdp_mmu=False),
     gpus=(),
 )
 DENIED = replace(
     INTEL,
     kvm=KvmFacts(
         path="/dev/kvm",
-        state="denied",
+        state=DeviceAccess.DENIED,
         problem="open /dev/kvm: Permission denied",
         advice="no permission",
-        vendor="vmx",
+        vendor=Vendor.VMX,
         module="kvm_intel",
         tdp=True,
         tdp_mmu=True,
     ),
-    memory=MemoryFacts(8 << 20, (), UdmabufFacts("denied", "open /dev/udmabuf: Permission denied")),
+    memory=MemoryFacts(
+        8 << 20, (), UdmabufFacts(DeviceAccess.DENIED, "open /dev/udmabuf: Permission denied")
+    ),
     gpus=(gpu("xe", accessible=False),),
 )
 FAILED = replace(
     INTEL,
     kvm=replace(
-        DENIED.kvm, state="failed", problem="KVM_CREATE_VM: Device or resource busy", advice=""
+        DENIED.kvm,
+        state=DeviceAccess.FAILED,
+        problem="KVM_CREATE_VM: Device or resource busy",
+        advice="",
     ),
 )
 ABSENT = replace(
     INTEL,
-    kvm=KvmFacts("/dev/kvm", "absent", "open /dev/kvm: No such file or directory", "load it"),
-    memory=replace(INTEL.memory, udmabuf=UdmabufFacts("absent", "open: No such file")),
+    kvm=KvmFacts(
+        "/dev/kvm", DeviceAccess.ABSENT, "open /dev/kvm: No such file or directory", "load it"
+    ),
+    memory=replace(INTEL.memory, udmabuf=UdmabufFacts(DeviceAccess.ABSENT, "open: No such file")),
     gpus=(),
     qemu=None,
 )
 ABSENT_IN_VM = replace(ABSENT, cpu=replace(AMD.cpu, hypervisor=True))
-NODE_ABSENT = replace(ABSENT, kvm=replace(ABSENT.kvm, vendor="vmx", module="kvm_intel", tdp=True))
+NODE_ABSENT = replace(
+    ABSENT, kvm=replace(ABSENT.kvm, vendor=Vendor.VMX, module="kvm_intel", tdp=True)
+)
 BROKEN = replace(
     FLAGGED,
     cpu=CpuFacts("", "", False, False, ()),
-    memory=replace(INTEL.memory, huge_pages=(), udmabuf=UdmabufFacts("failed", "UDMABUF_CREATE")),
+    memory=replace(
+        INTEL.memory, huge_pages=(), udmabuf=UdmabufFacts(DeviceAccess.FAILED, "UDMABUF_CREATE")
+    ),
     qemu=QemuFacts("/usr/bin/qemu-system-x86_64", problem="no answer in 5 seconds"),
 )
 

@@ -11,9 +11,11 @@ from tests.cli.doctor import hosts
 from vgpud.cli.doctor import Report, examine, render, render_table
 from vgpud.cli.doctor.report import VmKind
 from vgpud.cli.doctor.screen import WIDTH
-from vgpud.coherency.planner import HostBacking, table
+from vgpud.coherency.facts import HostBacking
+from vgpud.coherency.planner import table
 from vgpud.coherency.probes.host import HostFacts
-from vgpud.gpu.wire.protocol import MapInfo
+from vgpud.coherency.slot_policy import MemoryType
+from vgpud.gpu.memory_types import map_info_name
 
 EVERY = pytest.mark.parametrize("facts", hosts.HOSTS.values(), ids=hosts.HOSTS)
 LINES = 66
@@ -52,9 +54,9 @@ def test_no_guest_is_told_what_kvm_would_not_let_it_have(facts: HostFacts) -> No
         plan = vm.plans[HostBacking.RAM_WB].plan
         assert plan is not None
         if vm.guest_pat in {"ignored", "unknown"}:
-            assert plan.map_info is MapInfo.CACHED
+            assert plan.memory_type is MemoryType.WB
         else:
-            assert plan.map_info is MapInfo.WC
+            assert plan.memory_type is MemoryType.WC
 
 
 @pytest.mark.parametrize(
@@ -137,5 +139,5 @@ def test_the_whole_table() -> None:
     numbered = dict(re.findall(r"^ *(\d+)  (.+)$", re.sub(r"\n {6}", " ", reasons), re.MULTILINE))
     for row, (memory_type, fallback, told, number) in zip(rows, printed, strict=True):
         assert (row.rule.memory_type, row.rule.fallback) == (memory_type, fallback)
-        assert told == ("refused" if row.plan is None else row.plan.map_info.name.lower())
+        assert told == ("refused" if row.plan is None else map_info_name(row.plan.memory_type))
         assert numbered[number] == row.reason

@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 from itertools import product
 
 from tests.coherency.model.scenario import Steps, World, device_steps, engine_steps, worlds
-from vgpud.coherency.planner import Facts, GuestMtrr, HostBacking, KvmMode, Plan, Row, plan, table
+from vgpud.coherency.facts import Facts, GuestMtrr, HostBacking
+from vgpud.coherency.kvm_mode import KvmMode
+from vgpud.coherency.plan import Plan
+from vgpud.coherency.planner import PlanRow, plan, table
 from vgpud.coherency.slot_policy import Fallback, MemoryType, Rule
-from vgpud.errors import GuestError
+from vgpud.errors import Unsupported
 from vgpud.uapi.memslot import SlotFlag
 
 
@@ -22,7 +25,7 @@ class Case:
 
     worlds: tuple[World, ...]
     steps: Steps
-    rows: list[Row] = field(default_factory=list)
+    rows: list[PlanRow] = field(default_factory=list)
 
     def __str__(self) -> str:
         facts = self.rows[0].facts
@@ -33,7 +36,7 @@ class Case:
         return " ".join(parts)
 
 
-def rows() -> Iterator[Row]:
+def rows() -> Iterator[PlanRow]:
     """Every row of the table, and those of a window's slot that other rules decided about."""
     yield from table()
     for backing, mtrr, snoops in product(HostBacking, GuestMtrr, (False, True)):
@@ -43,10 +46,10 @@ def rows() -> Iterator[Row]:
             for slot_flags in (SlotFlag.NONE, SlotFlag.NON_COHERENT_DMA):
                 try:
                     found = plan(facts, rule, slot_flags=slot_flags)
-                except GuestError as error:
-                    yield Row(facts, rule, None, str(error))
+                except Unsupported as error:
+                    yield PlanRow(facts, rule, None, str(error))
                 else:
-                    yield Row(facts, rule, found, found.reason)
+                    yield PlanRow(facts, rule, found, found.reason)
 
 
 def cases(make: Callable[[Plan], Steps]) -> list[Case]:

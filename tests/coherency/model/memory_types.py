@@ -11,8 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from vgpud.coherency.planner import Facts, GuestMtrr, HostBacking, KvmMode, Plan
-from vgpud.gpu.wire.protocol import MapInfo
+from vgpud.coherency.facts import Facts, GuestMtrr, HostBacking
+from vgpud.coherency.kvm_mode import KvmMode
+from vgpud.coherency.plan import Plan
+from vgpud.coherency.slot_policy import MemoryType
 from vgpud.uapi.memslot import SlotFlag
 
 
@@ -123,16 +125,16 @@ def hypervisors(mode: KvmMode, slot_flags: int) -> set[Hypervisor]:
     return HYPERVISORS[mode]
 
 
-def guest_pat(told: MapInfo, mtrr: GuestMtrr) -> set[Type]:
+def guest_pat(told: MemoryType, mtrr: GuestMtrr) -> set[Type]:
     """What a guest that was told this puts into its page tables.
 
     Linux makes UC- of a cached mapping of what its MTRRs say is UC; a guest with page tables of its
     own making need not.
     """
     match told:
-        case MapInfo.WC:
+        case MemoryType.WC:
             return {WC}
-        case MapInfo.UNCACHED:
+        case MemoryType.UC:
             return {UC_MINUS}
         case _:
             return {WB} if mtrr is GuestMtrr.WB else {WB, UC_MINUS}
@@ -154,7 +156,7 @@ def guest_accesses(
 ) -> set[Access]:
     """What the guest's loads and stores may do under this hypervisor."""
     mmio = facts.backing is HostBacking.MMIO
-    pats = guest_pat(plan.map_info, facts.mtrr)
+    pats = guest_pat(plan.memory_type, facts.mtrr)
     match hypervisor:
         case H.EMULATOR:
             return host_accesses(facts.backing, self_snoop=self_snoop)

@@ -22,7 +22,8 @@ from tests.coherency.model.memory_types import (
     host_accesses,
     hypervisors,
 )
-from vgpud.coherency.planner import Duty, Facts, HostBacking, HostRead, HostWrite, Plan
+from vgpud.coherency.facts import Facts, HostBacking
+from vgpud.coherency.plan import Duty, HostRead, HostWrite, Plan
 
 OLD = -1
 """What memory holds before it is ours."""

@@ -26,7 +26,8 @@ from tests.coherency.model.scenario import (
     worlds,
 )
 from tests.coherency.model.test_plans import NAIVE, violation
-from vgpud.coherency.planner import Facts, HostBacking, KvmMode
+from vgpud.coherency.facts import Facts, HostBacking
+from vgpud.coherency.kvm_mode import KvmMode
 
 LINES = 2
 TURNS = 30

@@ -22,7 +22,9 @@ from tests.coherency.model.memory_types import (
     host_accesses,
     hypervisors,
 )
-from vgpud.coherency.planner import Facts, GuestMtrr, HostBacking, KvmMode, plan
+from vgpud.coherency.facts import Facts, GuestMtrr, HostBacking
+from vgpud.coherency.kvm_mode import KvmMode
+from vgpud.coherency.planner import plan
 from vgpud.coherency.slot_policy import MemoryType, Rule
 
 MTRR_TYPES = (UC, WC, WT, WB, WP)

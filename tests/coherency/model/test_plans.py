@@ -25,9 +25,10 @@ from tests.coherency.model.scenario import (
     engine_steps,
     worlds,
 )
-from vgpud.coherency.planner import Facts, HostBacking, KvmMode, plan
+from vgpud.coherency.facts import Facts, HostBacking
+from vgpud.coherency.kvm_mode import KvmMode
+from vgpud.coherency.planner import plan
 from vgpud.coherency.slot_policy import DEFAULT_RULE, MemoryType, Rule
-from vgpud.gpu.wire.protocol import MapInfo
 
 
 @cache
@@ -105,7 +106,7 @@ NAIVE = plan(Facts(KvmMode.QUIRK_DISABLED), DEFAULT_RULE)
 
 @pytest.mark.parametrize("backing", [HostBacking.RAM_WB, HostBacking.RAM_WC])
 def test_the_naive_plan_is_noticed(backing: HostBacking) -> None:
-    assert NAIVE.map_info is MapInfo.WC
+    assert NAIVE.memory_type is MemoryType.WC
     facts = Facts(KvmMode.FORCED_WB, backing)
     for world in worlds(facts, NAIVE):
         assert violation(world, device_steps(NAIVE)) is not None
@@ -148,7 +149,7 @@ def test_a_line_that_two_parties_write_needs_byte_enables() -> None:
 def test_what_the_guest_is_told_is_true() -> None:
     """Told WC or UC, its accesses pass by the caches wherever a processor does them; told UC, they
     are not combined either. Told cached, nothing is promised."""
-    told = Counter[MapInfo]()
+    told = Counter[MemoryType]()
     for row in rows():
         if row.plan is None or row.facts.kvm is KvmMode.EMULATED:
             continue
@@ -158,12 +159,12 @@ def test_what_the_guest_is_told_is_true() -> None:
             if hypervisor is not Hypervisor.EMULATOR
             for access in guest_accesses(hypervisor, row.facts, row.plan, self_snoop=False)
         }
-        told[row.plan.map_info] += 1
-        match row.plan.map_info:
-            case MapInfo.WC:
+        told[row.plan.memory_type] += 1
+        match row.plan.memory_type:
+            case MemoryType.WC:
                 assert found <= {WC, UC}, row
-            case MapInfo.UNCACHED:
+            case MemoryType.UC:
                 assert found == {UC}, row
-            case MapInfo.CACHED:
+            case MemoryType.WB:
                 assert WB in found, row
-    assert set(told) == {MapInfo.WC, MapInfo.UNCACHED, MapInfo.CACHED}
+    assert set(told) == {MemoryType.WC, MemoryType.UC, MemoryType.WB}

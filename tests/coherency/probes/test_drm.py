@@ -8,7 +8,7 @@ import pytest
 
 from tests.memory.gpu_trees import record
 from vgpud.coherency.probes import drm as probe_drm
-from vgpud.coherency.probes.drm import Gpu, GpuNode, probe
+from vgpud.coherency.probes.drm import GpuFacts, GpuNode, probe
 
 
 def nodes(*names: str) -> tuple[GpuNode, ...]:
@@ -62,7 +62,7 @@ def test_nodes_of_others(other_user: Path) -> None:
     (other_user / "dev/dri/card0").chmod(0o400)
     (other_user / "dev/dri/renderD128").unlink()
     assert probe(other_user) == (
-        Gpu(
+        GpuFacts(
             "0000:00:02.0",
             "xe",
             (GpuNode("/dev/dri/card0", False), GpuNode("/dev/dri/renderD128", False)),

@@ -15,8 +15,8 @@ import pytest
 from tests.rig.build import Rig
 from tests.rig.chroot import Chroot, cache_directory
 from tests.support.kvm_host import open_kvm
-from vgpud.coherency.probes import front_end as peer
-from vgpud.coherency.probes.front_end import Peer, look
+from vgpud.coherency.kvm_mode import HonorGuestPat
+from vgpud.coherency.probes.front_end import Peer, probe
 from vgpud.unix.credentials import peer_credentials
 
 PATIENCE = 20.0
@@ -67,7 +67,7 @@ def test_ourselves() -> None:
     with ours, theirs:
         assert peer_credentials(ours).pid == os.getpid()
     program = Path("/proc/self/exe").readlink().name
-    assert look(os.getpid()) == Peer(os.getpid(), program, 0)
+    assert probe(os.getpid()) == Peer(os.getpid(), program, 0)
 
 
 @pytest.mark.parametrize("vms", [0, 1, 2])
@@ -76,24 +76,24 @@ def test_a_process_with_vms(connect: Connect, vms: int) -> None:
         with open_kvm():
             pass
     connection = connect([sys.executable, "-c", CLIENT, "SOCKET", str(vms)])
-    found = look(peer_credentials(connection).pid)
+    found = probe(peer_credentials(connection).pid)
     assert (found.kvm_vms, found.problem, found.is_qemu) == (vms, "", False)
 
 
 def test_one_that_has_gone() -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    found = look(process.pid)
+    found = probe(process.pid)
     assert found.kvm_vms is None
     assert found.problem.startswith(f"/proc/{process.pid}/exe: there is no such process, or")
 
 
 def test_one_of_another_namespace() -> None:
-    assert look(0) == Peer(0, problem="its process is in another PID namespace")
+    assert probe(0) == Peer(0, problem="its process is in another PID namespace")
 
 
 def test_one_of_another_user(other_user: Path) -> None:
-    found = look(1)
+    found = probe(1)
     assert found.kvm_vms is None
     assert found.problem == "/proc/1/exe: Permission denied"
 
@@ -106,7 +106,7 @@ def recorded(proc: Path, exe: str, fds: Sequence[str], arguments: Sequence[str])
     for number, target in enumerate(fds):
         (entry / "fd" / str(number)).symlink_to(target)
     (entry / "cmdline").write_bytes(b"".join(word.encode() + b"\0" for word in arguments))
-    return look(7, proc)
+    return probe(7, proc)
 
 
 @pytest.mark.parametrize(
@@ -180,9 +180,9 @@ def test_a_real_qemu(rig: Rig, connect: Connect, accel: str, vms: int, told: str
     pid = peer_credentials(connection).pid
     # It connects first, and opens KVM then.
     end = time.monotonic() + PATIENCE
-    while (found := look(pid)).kvm_vms != vms or time.monotonic() < end - PATIENCE + 0.5:
+    while (found := probe(pid)).kvm_vms != vms or time.monotonic() < end - PATIENCE + 0.5:
         assert time.monotonic() < end
         time.sleep(0.02)
-    assert found == Peer(pid, "qemu-system-x86_64", vms, told)
+    assert found == Peer(pid, "qemu-system-x86_64", vms, HonorGuestPat(told))
     assert found.is_qemu
-    assert peer.look(pid) == found
+    assert probe(pid) == found

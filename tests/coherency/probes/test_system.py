@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from vgpud.coherency.probes import system as probe_system
+from vgpud.coherency.probes.device_access import DeviceAccess
 from vgpud.coherency.probes.system import HugePages, UdmabufFacts
 from vgpud.native.core import cpu_features
 
@@ -96,7 +97,7 @@ def test_what_may_be_locked(locked_limit: int, tmp_path: Path) -> None:
 
 def test_no_udmabuf(tmp_path: Path) -> None:
     path = tmp_path / "dev/udmabuf"
-    expected = UdmabufFacts("absent", f"open {path}: No such file or directory")
+    expected = UdmabufFacts(DeviceAccess.ABSENT, f"open {path}: No such file or directory")
     assert probe_system.memory(tmp_path).udmabuf == expected
 
 

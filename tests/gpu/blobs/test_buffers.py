@@ -25,7 +25,9 @@ from tests.gpu.machine import (
     stop_at,
 )
 from tests.memory.gpu_trees import record
-from vgpud.coherency.planner import HostBacking, KvmMode, facts_of, plan
+from vgpud.coherency.facts import HostBacking, facts_of
+from vgpud.coherency.kvm_mode import KvmMode
+from vgpud.coherency.planner import plan
 from vgpud.coherency.slot_policy import DEFAULT_RULE, Buffers, GuestPat, Layout, SlotOwner
 from vgpud.errors import HostError
 from vgpud.gpu.blobs.buffers import gpu_of, resolve

@@ -9,7 +9,7 @@ import pytest
 
 from tests.gpu import driver as d
 from tests.gpu.machine import PAGE, Machine, Screen, refused
-from vgpud.coherency.planner import KvmMode
+from vgpud.coherency.kvm_mode import KvmMode
 from vgpud.coherency.slot_policy import Fallback, GuestPat, Layout, MemoryType, Rule
 from vgpud.errors import GuestError
 from vgpud.gpu.spec import Output

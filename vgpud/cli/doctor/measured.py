@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from vgpud.cli.doctor.report import GuestPat, Report
-from vgpud.coherency.planner import KvmMode
+from vgpud.cli.doctor.report import PatState, Report
+from vgpud.coherency.kvm_mode import KvmMode
 from vgpud.errors import VgpudError
 from vgpud.microvm.measure import Row, Setup, Verdict, measure
 
@@ -58,11 +58,11 @@ def advice(report: Report, rows: tuple[Row, ...]) -> str:
     for row in rows:
         if row.setup is not setup:
             continue
-        if row.verdict is Verdict.IGNORED and report.guest_pat is GuestPat.HONORED:
+        if row.verdict is Verdict.IGNORED and report.guest_pat is PatState.HONORED:
             return (
                 "This contradicts the plans above: until it is understood, say"
                 ' guest_pat = "ignored" in each [[device]], and please report it.'
             )
-        if row.verdict is Verdict.HONOURED and report.guest_pat is GuestPat.UNKNOWN:
+        if row.verdict is Verdict.HONOURED and report.guest_pat is PatState.UNKNOWN:
             return 'So guest_pat = "honored" may be said in a [[device]], and blobs are mapped WC.'
     return ""

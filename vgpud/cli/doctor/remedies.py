@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
+from vgpud.coherency.kvm_mode import Vendor
+from vgpud.coherency.probes.device_access import DeviceAccess
 from vgpud.coherency.probes.host import HostFacts
 
 QEMU_WITH_BLOBS: Final = (11, 1)
@@ -90,12 +92,12 @@ def _remedies(facts: HostFacts, who: Who, *, pins: bool) -> Iterable[Remedy]:
 def _kvm(facts: HostFacts, who: Who) -> Iterator[Remedy]:
     kvm = facts.kvm
     match kvm.state:
-        case "usable":
+        case DeviceAccess.USABLE:
             return
-        case "denied":
+        case DeviceAccess.DENIED:
             problem = f"User {who.user} may not open {kvm.path}, so nothing of KVM could be tried."
             yield _permission(Gain.KVM, problem, kvm.path, who)
-        case "absent" if kvm.vendor is not None:
+        case DeviceAccess.ABSENT if kvm.vendor is not None:
             yield Remedy(
                 Gain.KVM,
                 f"{kvm.module} is loaded, but there is no {kvm.path}.",
@@ -103,7 +105,7 @@ def _kvm(facts: HostFacts, who: Who) -> Iterator[Remedy]:
                 " (DeviceAllow=/dev/kvm rw).",
                 (f"sudo mknod -m 660 {kvm.path} c 10 232",),
             )
-        case "absent":
+        case DeviceAccess.ABSENT:
             yield _no_kvm(facts)
         case _:
             yield Remedy(Gain.KVM, f"KVM does not work: {kvm.problem}.", _sentence(kvm.advice))
@@ -152,7 +154,7 @@ def _guest_pat(facts: HostFacts) -> Iterator[Remedy]:
             " then blobs are cached and flushed, which is right on any KVM.",
         )
     elif kvm.vendor is not None and kvm.tdp is False:
-        module, parameter = ("kvm_amd", "npt") if kvm.vendor == "svm" else ("kvm_intel", "ept")
+        module, parameter = ("kvm_amd", "npt") if kvm.vendor is Vendor.SVM else ("kvm_intel", "ept")
         yield Remedy(
             Gain.GUEST_PAT,
             f"{parameter.upper()} is off: KVM then maps all guest memory write-back.",
@@ -160,12 +162,12 @@ def _guest_pat(facts: HostFacts) -> Iterator[Remedy]:
             (f"sudo modprobe -r {module} && sudo modprobe {module} {parameter}=1",),
         )
     elif (
-        kvm.vendor == "vmx"
+        kvm.vendor is Vendor.VMX
         and not kvm.non_coherent_dma_flag
         and (kvm.ignore_guest_pat_quirk is False)
     ):
         yield _no_quirk(facts)
-    elif kvm.vendor == "vmx" and kvm.ignore_guest_pat_quirk and _knows_honor(facts):
+    elif kvm.vendor is Vendor.VMX and kvm.ignore_guest_pat_quirk and _knows_honor(facts):
         yield Remedy(
             Gain.GUEST_PAT,
             "KVM ignores guest PAT until its VMM asks it not to, and of QEMU vgpud sees that only"
@@ -245,19 +247,19 @@ def _gpus(facts: HostFacts, who: Who) -> Iterator[Remedy]:
 def _udmabuf(facts: HostFacts, who: Who) -> Iterator[Remedy]:
     udmabuf = facts.memory.udmabuf
     match udmabuf.state:
-        case "absent":
+        case DeviceAccess.ABSENT:
             yield Remedy(
                 Gain.DMA_BUF,
                 "There is no /dev/udmabuf: a blob's memory can't be handed on as a dma-buf.",
                 "Load the module (CONFIG_UDMABUF).",
                 ("sudo modprobe udmabuf",),
             )
-        case "denied":
+        case DeviceAccess.DENIED:
             problem = f"User {who.user} may not open /dev/udmabuf."
             yield _permission(Gain.DMA_BUF, problem, "/dev/udmabuf", who)
         case "failed":
             yield Remedy(Gain.DMA_BUF, f"udmabuf does not work: {udmabuf.problem}.", "See dmesg.")
-        case "usable":
+        case DeviceAccess.USABLE:
             return
 
 

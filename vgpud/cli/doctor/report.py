@@ -18,18 +18,20 @@ from typing import Any, Final
 
 from vgpud import __version__
 from vgpud.cli.doctor.remedies import Owner, Remedy, Who, remedies
-from vgpud.coherency import kvm_mode
-from vgpud.coherency import planner as coherency
-from vgpud.coherency.kvm_mode import Finding, HonorGuestPat
+from vgpud.coherency import kvm_mode, planner
+from vgpud.coherency.facts import Facts, GuestMtrr, HostBacking
+from vgpud.coherency.kvm_mode import Finding, HonorGuestPat, KvmMode, Vendor
 from vgpud.coherency.plan import Plan
-from vgpud.coherency.planner import Facts, GuestMtrr, HostBacking, KvmMode, Row
+from vgpud.coherency.planner import PlanRow
+from vgpud.coherency.probes.device_access import DeviceAccess
 from vgpud.coherency.probes.front_end import Peer
 from vgpud.coherency.probes.host import HostFacts
 from vgpud.coherency.slot_policy import DEFAULT_RULE
-from vgpud.errors import GuestError
+from vgpud.errors import Unsupported
+from vgpud.gpu.memory_types import map_info_name
 
 
-class GuestPat(StrEnum):
+class PatState(StrEnum):
     """Whether the guest's page attributes decide."""
 
     HONORED = "honored"
@@ -48,13 +50,13 @@ class VmKind(StrEnum):
 
 
 _STATES: Final = {
-    KvmMode.FLAG: GuestPat.HONORED,
-    KvmMode.QUIRK_DISABLED: GuestPat.HONORED,
-    KvmMode.VFIO: GuestPat.HONORED,
-    KvmMode.SVM: GuestPat.HONORED,
-    KvmMode.FORCED_WB: GuestPat.IGNORED,
-    KvmMode.EMULATED: GuestPat.EMULATED,
-    KvmMode.UNKNOWN: GuestPat.UNKNOWN,
+    KvmMode.FLAG: PatState.HONORED,
+    KvmMode.QUIRK_DISABLED: PatState.HONORED,
+    KvmMode.VFIO: PatState.HONORED,
+    KvmMode.SVM: PatState.HONORED,
+    KvmMode.FORCED_WB: PatState.IGNORED,
+    KvmMode.EMULATED: PatState.EMULATED,
+    KvmMode.UNKNOWN: PatState.UNKNOWN,
 }
 
 _QEMU: Final = "qemu-system-x86_64"
@@ -66,10 +68,10 @@ class VmPlans:
 
     kind: VmKind
     finding: Finding
-    plans: dict[HostBacking, Row]
+    plans: dict[HostBacking, PlanRow]
 
     @property
-    def guest_pat(self) -> GuestPat:
+    def guest_pat(self) -> PatState:
         """Whether the guest's page attributes decide in such a VM."""
         return _STATES[self.finding.mode]
 
@@ -83,7 +85,7 @@ class Report:
     remedies: tuple[Remedy, ...]
 
     @property
-    def guest_pat(self) -> GuestPat:
+    def guest_pat(self) -> PatState:
         """The best that can be had here: in a VM of vgpud's own or of an agent, if there is KVM."""
         return self.vms[0].guest_pat
 
@@ -132,29 +134,29 @@ def examine(facts: HostFacts, root: Path = Path("/")) -> Report:
 def _vms(facts: HostFacts) -> Iterator[tuple[VmKind, Finding]]:
     """The kinds of VM that can run here; the one that we know most of comes first."""
     kvm, qemu = facts.kvm, facts.qemu
-    if kvm.state != "absent":
+    if kvm.state is not DeviceAccess.ABSENT:
         yield VmKind.OWN, kvm_mode.of_own_vm(kvm)
         # Elsewhere QEMU would refuse to start with it.
         knows = qemu is None or qemu.honor_guest_pat is not False
-        if kvm.vendor == "vmx" and kvm.ignore_guest_pat_quirk is not False and knows:
+        if kvm.vendor is Vendor.VMX and kvm.ignore_guest_pat_quirk is not False and knows:
             told = Peer(0, _QEMU, 1, HonorGuestPat.ON)
             yield VmKind.QEMU_TOLD, kvm_mode.of_front_end(kvm, told)
         yield VmKind.QEMU_KVM, kvm_mode.of_front_end(kvm, Peer(0, _QEMU, 1))
     yield VmKind.QEMU_TCG, kvm_mode.of_front_end(kvm, Peer(0, _QEMU, 0))
 
 
-def _row(mode: KvmMode, backing: HostBacking) -> Row:
+def _row(mode: KvmMode, backing: HostBacking) -> PlanRow:
     # SeaBIOS and OVMF leave the BARs uncached; where a guest's MTRRs count for nothing, that is the
     # cautious thing to assume.
     facts = Facts(mode, backing, GuestMtrr.UC, device_snoops=False)
     try:
-        plan = coherency.plan(facts, DEFAULT_RULE)
-    except GuestError as error:
-        return Row(facts, DEFAULT_RULE, None, str(error))
-    return Row(facts, DEFAULT_RULE, plan, plan.reason)
+        plan = planner.plan(facts, DEFAULT_RULE)
+    except Unsupported as error:
+        return PlanRow(facts, DEFAULT_RULE, None, str(error))
+    return PlanRow(facts, DEFAULT_RULE, plan, plan.reason)
 
 
-def row_json(row: Row) -> dict[str, Any]:
+def row_json(row: PlanRow) -> dict[str, Any]:
     """A row of the planner's table; what the plan says is null where the policy is to refuse."""
     return {
         "kvm_mode": row.facts.kvm.value,
@@ -176,7 +178,7 @@ _PLAN_KEYS: Final = (
 
 def _plan_json(plan: Plan) -> dict[str, Any]:
     values = (
-        plan.map_info.name.lower(),
+        map_info_name(plan.memory_type),
         plan.slot_flags,
         [step.value for step in plan.vm_setup],
         plan.before_hand_over.value,

@@ -13,41 +13,45 @@ from typing import Final
 from vgpud import __version__
 from vgpud.cli.doctor.measured import Measured, advice
 from vgpud.cli.doctor.remedies import size
-from vgpud.cli.doctor.report import GuestPat, Report, VmKind, VmPlans
+from vgpud.cli.doctor.report import PatState, Report, VmKind, VmPlans
+from vgpud.coherency.facts import Facts, HostBacking
+from vgpud.coherency.kvm_mode import Vendor
 from vgpud.coherency.plan import Duty, Plan, VmSetup
-from vgpud.coherency.planner import Facts, HostBacking, Row
-from vgpud.coherency.probes.drm import Gpu
+from vgpud.coherency.planner import PlanRow
+from vgpud.coherency.probes.device_access import DeviceAccess
+from vgpud.coherency.probes.drm import GpuFacts
 from vgpud.coherency.probes.host import HostFacts
 from vgpud.coherency.probes.kvm import KvmFacts
-from vgpud.gpu.wire.protocol import MapInfo
+from vgpud.coherency.slot_policy import MemoryType
+from vgpud.gpu.memory_types import map_info_name
 from vgpud.microvm.measure import Setup
 
 WIDTH: Final = 100
 _LABEL: Final = 20
 
 _VERDICTS: Final = {
-    GuestPat.HONORED: (
+    PatState.HONORED: (
         "Guests can map blobs write-combined here, in the VMs that are told so below: {reason}."
     ),
-    GuestPat.IGNORED: (
+    PatState.IGNORED: (
         "Guests can't have write-combined blobs here ({reason}): vgpud maps them cached and flushes"
         " them where guest and device hand them over."
     ),
-    GuestPat.UNKNOWN: (
+    PatState.UNKNOWN: (
         "Whether guests can have write-combined blobs here is not known ({reason}): vgpud maps them"
         " cached and flushes them where guest and device hand them over, which is right either way."
     ),
-    GuestPat.EMULATED: (
+    PatState.EMULATED: (
         "There is no KVM here: guests are emulated, and nothing overrides their PAT; vgpud flushes"
         " blobs where guest and device hand them over."
     ),
 }
 
 _STATES: Final = {
-    GuestPat.HONORED: "honoured",
-    GuestPat.IGNORED: "ignored",
-    GuestPat.EMULATED: "emulated",
-    GuestPat.UNKNOWN: "unknown",
+    PatState.HONORED: "honoured",
+    PatState.IGNORED: "ignored",
+    PatState.EMULATED: "emulated",
+    PatState.UNKNOWN: "unknown",
 }
 
 _VMS: Final = {
@@ -64,9 +68,9 @@ _BACKINGS: Final = {
 }
 
 _TOLD: Final = {
-    MapInfo.CACHED: "cached",
-    MapInfo.UNCACHED: "uncached",
-    MapInfo.WC: "write-combined",
+    MemoryType.WB: "cached",
+    MemoryType.UC: "uncached",
+    MemoryType.WC: "write-combined",
 }
 
 _SETUP: Final = {
@@ -118,7 +122,7 @@ def _facts(facts: HostFacts) -> Iterator[tuple[str, str]]:
     if not facts.gpus:
         yield "GPU", "none"
     udmabuf = facts.memory.udmabuf
-    yield "udmabuf", "yes" if udmabuf.state == "usable" else udmabuf.state
+    yield "udmabuf", "yes" if udmabuf.state is DeviceAccess.USABLE else udmabuf.state
     pools = [f"{pool.total} of {size(pool.size)}" for pool in facts.memory.huge_pages]
     yield "huge pages", ", ".join(pools) or "none"
     limit = facts.memory.locked_limit
@@ -126,9 +130,13 @@ def _facts(facts: HostFacts) -> Iterator[tuple[str, str]]:
 
 
 def _kvm(kvm: KvmFacts) -> Iterator[tuple[str, str]]:
-    by = {"vmx": "Intel VMX", "svm": "AMD SVM", "other": "neither Intel's nor AMD's"}
+    by = {
+        Vendor.VMX: "Intel VMX",
+        Vendor.SVM: "AMD SVM",
+        Vendor.OTHER: "neither Intel's nor AMD's",
+    }
     through = f"{kvm.module} ({by[kvm.vendor]})" if kvm.module and kvm.vendor else "no module"
-    if kvm.state != "usable":
+    if kvm.state is not DeviceAccess.USABLE:
         yield "KVM", f"{kvm.state}; {through}"
         yield "nested paging", _tdp(kvm)
         return
@@ -143,7 +151,7 @@ def _kvm(kvm: KvmFacts) -> Iterator[tuple[str, str]]:
 
 
 def _tdp(kvm: KvmFacts) -> str:
-    name = {"vmx": "EPT ", "svm": "NPT "}.get(kvm.vendor or "", "")
+    name = {Vendor.VMX: "EPT ", Vendor.SVM: "NPT "}.get(kvm.vendor or Vendor.OTHER, "")
     return f"{name}{_yes(kvm.tdp)}; tdp_mmu: {_yes(kvm.tdp_mmu)}"
 
 
@@ -160,7 +168,7 @@ def _qemu(facts: HostFacts) -> str:
     return f"{qemu.version}, knows honor-guest-pat: {knows}"
 
 
-def _gpu(gpu: Gpu) -> str:
+def _gpu(gpu: GpuFacts) -> str:
     nodes = ", ".join(
         node.path.removeprefix("/dev/dri/") + ("" if node.accessible else " (denied)")
         for node in gpu.nodes
@@ -179,11 +187,11 @@ def _vm(vm: VmPlans, facts: HostFacts) -> Iterator[str]:
         yield from _wrapped(f"{places}: {words}", first="    - ", rest="      ")
 
 
-def _plan(row: Row) -> str:
+def _plan(row: PlanRow) -> str:
     plan = row.plan
     if plan is None:
         return f"refused: {row.reason}"
-    parts = [_TOLD[plan.map_info]]
+    parts = [_TOLD[plan.memory_type]]
     if plan.slot_flags:
         parts.append(f"slot flags {plan.slot_flags:#x}")
     parts += [_SETUP[step] for step in plan.vm_setup]
@@ -220,7 +228,7 @@ _MEASURED: Final = {
 }
 
 
-def render_table(rows: Iterable[Row]) -> str:
+def render_table(rows: Iterable[PlanRow]) -> str:
     """The planner's whole table, as `vgpud doctor --plans` prints it; the reasons are below."""
     reasons: dict[str, int] = {}
     lines: list[str] = []
@@ -255,12 +263,12 @@ def _heading(facts: Facts) -> str:
     return f"KVM {facts.kvm}, backing {facts.backing}, guest MTRR {facts.mtrr}, {snoops} device"
 
 
-def _row(row: Row) -> list[str]:
+def _row(row: PlanRow) -> list[str]:
     policy = f"{row.rule.memory_type}, {row.rule.fallback}"
     plan = row.plan
     if plan is None:
         return [policy, "refused", *("-" for _ in _TABLE[2:-1])]
-    return [policy, plan.map_info.name.lower(), *_steps(plan)]
+    return [policy, map_info_name(plan.memory_type), *_steps(plan)]
 
 
 def _steps(plan: Plan) -> Iterator[str]:

@@ -34,7 +34,7 @@ class GpuNode:
 
 
 @dataclass(frozen=True, slots=True)
-class Gpu:
+class GpuFacts:
     """One device of subsystem drm: `device` is its bus address or name, `non_snooping` the
     allocation that its driver offers, None where none is known."""
 
@@ -44,7 +44,7 @@ class Gpu:
     non_snooping: str | None
 
 
-def probe(root: Path = files.ROOT) -> tuple[Gpu, ...]:
+def probe(root: Path = files.ROOT) -> tuple[GpuFacts, ...]:
     """The GPUs of this host, or of the one whose /sys and /dev are recorded below `root`."""
     found: dict[str, list[Found]] = {}
     for node in sorted(enumerate_nodes(root), key=lambda node: node.path):
@@ -52,9 +52,9 @@ def probe(root: Path = files.ROOT) -> tuple[Gpu, ...]:
     return tuple(_gpu(root, device, nodes) for device, nodes in found.items())
 
 
-def _gpu(root: Path, device: str, nodes: list[Found]) -> Gpu:
+def _gpu(root: Path, device: str, nodes: list[Found]) -> GpuFacts:
     driver = nodes[0].driver
-    return Gpu(
+    return GpuFacts(
         device=Path(device).name,
         driver=driver,
         nodes=tuple(GpuNode(node.path, _may_open(root / node.path.lstrip("/"))) for node in nodes),

@@ -14,6 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
+from vgpud.coherency.kvm_mode import HonorGuestPat
+
 _KVM_VM: Final = "anon_inode:kvm-vm"
 _DELETED: Final = " (deleted)"  # an executable that was replaced, as by an upgrade
 
@@ -29,7 +31,7 @@ class Peer:
     pid: int
     program: str | None = None
     kvm_vms: int | None = None
-    honor_guest_pat: str = "unsaid"
+    honor_guest_pat: HonorGuestPat = HonorGuestPat.UNSAID
     problem: str = ""
 
     @property
@@ -39,10 +41,10 @@ class Peer:
         return name.startswith("qemu-system-") or name == "qemu-kvm"
 
 
-def look(pid: int, proc: Path = Path("/proc")) -> Peer:
-    """What there is to be seen of a process now. Raises nothing.
+def probe(pid: int, proc: Path = Path("/proc")) -> Peer:
+    """Return what can be seen of a process now. Raises nothing.
 
-    QEMU connects its sockets before it opens KVM: look when the guest runs.
+    QEMU connects its sockets before it opens KVM: the guest has to run.
     """
     if pid <= 0:
         return Peer(pid, problem="its process is in another PID namespace")
@@ -66,28 +68,31 @@ def _is_vm(fd: Path) -> bool:
         return False
 
 
-def _honor_guest_pat(arguments: Sequence[str]) -> str:
+def _honor_guest_pat(arguments: Sequence[str]) -> HonorGuestPat:
     """What every -accel kvm on a command line agrees on.
 
     QEMU takes the first that works: of two that differ, that may be either.
     """
-    told = set()
+    values = set()
     for option, value in pairwise(arguments):
         match option:
             case "-accel" | "--accel":
                 properties = dict(_properties(value))
                 if properties.get("accel") == "kvm":
-                    told.add(properties.get("honor-guest-pat", "unsaid"))
+                    values.add(properties.get("honor-guest-pat"))
             case "-readconfig" | "--readconfig":
-                return "unsaid"  # There may be another in that file.
-    [answer] = told if len(told) == 1 else {"unsaid"}
-    return answer if answer in {"on", "off", "auto"} else "unsaid"
+                return HonorGuestPat.UNSAID  # There may be another in that file.
+    if len(values) == 1:
+        for known in (HonorGuestPat.ON, HonorGuestPat.OFF, HonorGuestPat.AUTO):
+            if values == {known}:
+                return known
+    return HonorGuestPat.UNSAID
 
 
 def _properties(value: str) -> Iterator[tuple[str, str]]:
     """`kvm,a=b` as pairs, the first one's name being understood; two commas are one in a value."""
-    for place, part in enumerate(value.replace(",,", "\0").split(",")):
+    for index, part in enumerate(value.replace(",,", "\0").split(",")):
         name, separator, said = part.partition("=")
         if not separator:
-            name, said = ("accel" if place == 0 else part), ("on" if place else part)
+            name, said = ("accel" if index == 0 else part), ("on" if index else part)
         yield name, said.replace("\0", ",")

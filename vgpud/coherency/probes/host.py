@@ -15,7 +15,7 @@ from vgpud.coherency.probes import drm as probe_drm
 from vgpud.coherency.probes import kvm as probe_kvm
 from vgpud.coherency.probes import qemu as probe_qemu
 from vgpud.coherency.probes import system as probe_system
-from vgpud.coherency.probes.drm import Gpu
+from vgpud.coherency.probes.drm import GpuFacts
 from vgpud.coherency.probes.kvm import KvmFacts
 from vgpud.coherency.probes.qemu import QemuFacts
 from vgpud.coherency.probes.system import CpuFacts, MemoryFacts, SystemFacts
@@ -30,7 +30,7 @@ class HostFacts:
     cpu: CpuFacts
     kvm: KvmFacts
     memory: MemoryFacts
-    gpus: tuple[Gpu, ...]
+    gpus: tuple[GpuFacts, ...]
     qemu: QemuFacts | None
 
     def to_json(self) -> dict[str, Any]:

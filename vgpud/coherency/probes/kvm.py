@@ -10,19 +10,18 @@ import errno
 import mmap
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 import numpy as np
 
+from vgpud.coherency.kvm_mode import Vendor
+from vgpud.coherency.probes.device_access import DeviceAccess
 from vgpud.errors import HostError
 from vgpud.native.core import address_of
 from vgpud.uapi import kernel_files as files
 from vgpud.uapi.kvm import Cap, DeviceType, Kvm, Quirk, Vm
 from vgpud.uapi.memslot import SlotFlag
 from vgpud.uapi.page import PAGE_SIZE
-
-Vendor: TypeAlias = Literal["vmx", "svm", "other"]
-State: TypeAlias = Literal["usable", "absent", "denied", "failed"]
 
 _PATH: Final = "/dev/kvm"
 
@@ -32,8 +31,8 @@ _SLOT: Final = 0
 
 # Which parameter of a processor module tells whether the processor walks the guest's page tables.
 _MODULES: Final[dict[Vendor, tuple[str, str]]] = {
-    "vmx": ("kvm_intel", "ept"),
-    "svm": ("kvm_amd", "npt"),
+    Vendor.VMX: ("kvm_intel", "ept"),
+    Vendor.SVM: ("kvm_amd", "npt"),
 }
 
 
@@ -48,7 +47,7 @@ class KvmFacts:
     """
 
     path: str
-    state: State
+    state: DeviceAccess
     problem: str = ""
     advice: str = ""
     vendor: Vendor | None = None
@@ -72,17 +71,9 @@ def probe(root: Path = files.ROOT) -> KvmFacts:
         return _tried(seen, root / _PATH.lstrip("/"))
     except HostError as error:
         problem = str(error).removesuffix(f"; {error.advice}")
-        return replace(seen, state=_state(error), problem=problem, advice=error.advice)
-
-
-def _state(error: HostError) -> State:
-    match error.errno:
-        case errno.EACCES | errno.EPERM:
-            return "denied"
-        case errno.ENOENT | errno.ENODEV | errno.ENXIO:
-            return "absent"
-        case _:
-            return "failed"
+        return replace(
+            seen, state=DeviceAccess.after(error.errno), problem=problem, advice=error.advice
+        )
 
 
 def _seen(root: Path) -> KvmFacts:
@@ -91,7 +82,7 @@ def _seen(root: Path) -> KvmFacts:
     Only one can serve, but both have a directory in /sys where they are built into the kernel: then
     the processor's own flags decide.
     """
-    seen = KvmFacts(path=_PATH, state="usable")
+    seen = KvmFacts(path=_PATH, state=DeviceAccess.USABLE)
     modules = root / "sys/module"
     mmu = files.switch(modules / "kvm/parameters/tdp_mmu")
     loaded = [name for name, _ in _MODULES.values() if (modules / name).is_dir()]
@@ -102,7 +93,7 @@ def _seen(root: Path) -> KvmFacts:
             return replace(seen, vendor=vendor, module=name, tdp=tdp, tdp_mmu=mmu if tdp else tdp)
     others = sorted({other.name for other in modules.glob("kvm_*")} - set(loaded))
     if others:
-        return replace(seen, vendor="other", module=others[0], tdp_mmu=mmu)
+        return replace(seen, vendor=Vendor.OTHER, module=others[0], tdp_mmu=mmu)
     return seen
 
 
@@ -114,7 +105,7 @@ def _tried(seen: KvmFacts, path: Path) -> KvmFacts:
         with kvm.create_vm() as vm:
             return replace(
                 seen,
-                vendor=seen.vendor or "other",
+                vendor=seen.vendor or Vendor.OTHER,
                 api_version=kvm.api_version,
                 memslots=kvm.check_extension(Cap.NR_MEMSLOTS),
                 user_memory2=bool(kvm.check_extension(Cap.USER_MEMORY2)),

@@ -5,14 +5,14 @@ Source: proc(5), sysfs(5), getrlimit(2); the kernel's Documentation/admin-guide/
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import resource
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
+from vgpud.coherency.probes.device_access import DeviceAccess
 from vgpud.errors import HostError
 from vgpud.memory import memfd
 from vgpud.uapi import kernel_files as files
@@ -21,8 +21,6 @@ from vgpud.uapi.page import PAGE_SIZE
 from vgpud.unix.fd import Fd
 
 _CAP_IPC_LOCK: Final = 14  # capabilities(7)
-
-Udmabuf: TypeAlias = Literal["usable", "absent", "denied", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +57,7 @@ class HugePages:
 class UdmabufFacts:
     """Whether a memfd can be made a dma-buf, by making one; `problem` says why not."""
 
-    state: Udmabuf
+    state: DeviceAccess
     problem: str = ""
 
 
@@ -127,14 +125,11 @@ def _udmabuf(path: Path) -> UdmabufFacts:
     try:
         device = Fd(os.open(path, os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
-        if error.errno in {errno.EACCES, errno.EPERM}:
-            return UdmabufFacts("denied", f"open {path}: {error.strerror}")
-        state: Udmabuf = "absent" if error.errno in {errno.ENOENT, errno.ENODEV} else "failed"
-        return UdmabufFacts(state, f"open {path}: {error.strerror}")
+        return UdmabufFacts(DeviceAccess.after(error.errno), f"open {path}: {error.strerror}")
     try:
         with device, memfd.create("vgpud-probe", PAGE_SIZE) as pages:
             size = PAGE_SIZE
             Fd(udmabuf.create(device.fileno(), pages.fileno(), 0, size)).close()
     except HostError as error:
-        return UdmabufFacts("failed", str(error))
-    return UdmabufFacts("usable")
+        return UdmabufFacts(DeviceAccess.FAILED, str(error))
+    return UdmabufFacts(DeviceAccess.USABLE)

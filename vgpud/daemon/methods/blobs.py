@@ -18,26 +18,18 @@ from vgpud.control.rpc import ErrorCode, RpcError
 from vgpud.daemon.device_server import DeviceServer
 from vgpud.daemon.methods.lookup import device_named, devices_of, live_device, page
 from vgpud.errors import GuestError, HostError
+from vgpud.gpu.blobs.commands import KINDS
 from vgpud.gpu.blobs.per_blob_layout import PerBlobMemory
 from vgpud.gpu.blobs.vmm_blobs import FIRST_ID
 from vgpud.gpu.device import GpuDevice
 from vgpud.gpu.gpu import Gpu
+from vgpud.gpu.memory_types import map_info_name
 from vgpud.gpu.resources import GuestBlob, HostBlob
-from vgpud.gpu.wire.protocol import BlobMem, MapInfo
 from vgpud.slots.owner import TableSlots
 
 T = TypeVar("T")
 
 AnyBlob: TypeAlias = GuestBlob | HostBlob
-_KINDS: Mapping[BlobMem, Literal["host3d", "host3d_guest"]] = {
-    BlobMem.HOST3D: "host3d",
-    BlobMem.HOST3D_GUEST: "host3d_guest",
-}
-_MAP_INFO: Mapping[MapInfo, MapInfoName] = {
-    MapInfo.CACHED: "cached",
-    MapInfo.UNCACHED: "uncached",
-    MapInfo.WC: "wc",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +156,12 @@ def describe(device: DeviceServer, blob: AnyBlob) -> Blob:
         device=device.name,
         blob=blob.id,
         origin=origin,
-        kind=_KINDS[blob.blob_mem],
+        kind=KINDS[blob.blob_mem],
         size=blob.size,
         mapped=blob.mapped,
         offset=offset,
         guest_phys_addr=address,
-        map_info=_MAP_INFO[blob.plan.map_info],
+        map_info=MapInfoName(map_info_name(blob.plan.memory_type)),
         flags=int(blob.plan.slot_flags),
         reason=blob.plan.reason,
     )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vgpud.coherency.slot_policy import Buffers
 from vgpud.control import params
 from vgpud.control.call import Caller, Handler, Reply, refused
 from vgpud.control.models import Device, ErrorKind, Output, Page, Resized, Screenshot
@@ -21,12 +20,6 @@ from vgpud.memory import memfd
 from vgpud.unix.fd import Fd
 
 Picture: TypeAlias = NDArray[np.uint8]
-
-_KINDS: Mapping[Buffers, Literal["memfd", "udmabuf", "gem"]] = {
-    Buffers.MEMFD: "memfd",
-    Buffers.UDMABUF: "udmabuf",
-    Buffers.GEM: "gem",
-}
 
 
 class DeviceMethods:
@@ -107,15 +100,15 @@ def describe(device: DeviceServer) -> Device:
         socket=device.socket,
         connected=device.connected,
         front_end_pid=device.front_end_pid,
-        layout=spec.layout.value,
+        layout=spec.layout,
         window=spec.window,
         memory_limit=spec.memory_limit,
         memory_used=gpu.quota.used if gpu is not None else 0,
-        buffers=_KINDS[buffers.kind],
+        buffers=buffers.kind,
         render_node=spec.render_node,
-        slots=device.slot_owner.value,
-        guest_pat=spec.guest_pat.value,
-        kvm_mode=str(finding.mode) if finding is not None else None,
+        slots=device.slot_owner,
+        guest_pat=spec.guest_pat,
+        kvm_mode=finding.mode if finding is not None else None,
         kvm_reason=finding.reason if finding is not None else None,
         outputs=tuple(
             Output(scanout=number, width=mode.width, height=mode.height, showing=shown)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from vgpud.coherency.slot_policy import SlotOwner
 from vgpud.control import params
 from vgpud.control.call import Caller, Handler
 from vgpud.control.models import Page, Slot
@@ -30,14 +31,14 @@ class SlotMethods:
 
 
 def slots_of(device: DeviceServer) -> list[Slot]:
-    """A device's mappings: slots by a table that is ours, or what a front-end has mapped."""
+    """Return a device's mappings: slots by a table that is ours, or what a front-end has mapped."""
     if device.slots is not None:
         return [
             Slot(
                 device=device.name,
-                owner=device.slot_owner.value,
+                owner=device.slot_owner,
                 slot=entry.slot,
-                use=entry.use.value,
+                use=entry.use,
                 flags=int(entry.flags),
                 bar_offset=entry.offset if entry.use is SlotUse.BAR else None,
                 guest_phys_addr=address,
@@ -50,9 +51,9 @@ def slots_of(device: DeviceServer) -> list[Slot]:
     return [
         Slot(
             device=device.name,
-            owner="frontend",
+            owner=SlotOwner.FRONTEND,
             slot=None,
-            use="bar",
+            use=SlotUse.BAR,
             flags=0,
             bar_offset=offset,
             guest_phys_addr=None,

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vgpud.coherency.planner import HostBacking
-from vgpud.coherency.slot_policy import Buffers, Layout, SlotOwner
+from vgpud.coherency.facts import HostBacking
+from vgpud.coherency.slot_policy import Buffers, Layout, ResolvedBuffers, SlotOwner
 from vgpud.gpu.spec import DeviceSpec
 from vgpud.memory.buffers import BufferSource, MemfdSource
 from vgpud.memory.gem import GemSource
@@ -18,10 +18,10 @@ from vgpud.memory.udmabuf import UdmabufSource
 
 @dataclass(frozen=True, slots=True)
 class BlobBuffers:
-    """A device's buffers: their `kind` (never AUTO), what memory they are for the planner, and
+    """A device's buffers: their `kind`, what memory they are for the planner, and
     where they come from. `fallback` says why they are not what the configuration would have."""
 
-    kind: Buffers
+    kind: ResolvedBuffers
     backing: HostBacking
     source: BufferSource
     fallback: str | None = None

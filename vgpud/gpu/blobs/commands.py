@@ -14,6 +14,7 @@ from vgpud.gpu.blobs.plans import Plans
 from vgpud.gpu.contexts import Contexts
 from vgpud.gpu.counters import Counters
 from vgpud.gpu.guest_memory import GuestMemory
+from vgpud.gpu.memory_types import MAP_INFO
 from vgpud.gpu.quota import Quota
 from vgpud.gpu.resources import OVERHEAD, GuestBlob, HostBlob, ResourceTable, make_backing
 from vgpud.gpu.wire import commands, responses
@@ -23,7 +24,8 @@ from vgpud.memory.window_map import BLOB_ALIGNMENT
 
 KNOWN_FLAGS = int(BlobFlag.USE_MAPPABLE | BlobFlag.USE_SHAREABLE | BlobFlag.USE_CROSS_DEVICE)
 
-_KINDS = {BlobMem.HOST3D: BlobKind.HOST3D, BlobMem.HOST3D_GUEST: BlobKind.HOST3D_GUEST}
+KINDS = {BlobMem.HOST3D: BlobKind.HOST3D, BlobMem.HOST3D_GUEST: BlobKind.HOST3D_GUEST}
+"""What a slot policy calls the kinds of blob that have host memory."""
 
 
 class Blobs:
@@ -72,7 +74,7 @@ class Blobs:
         async with self._turn:
             await blob.memory.map(command.offset)
         self._counters.maps += 1
-        return responses.MapInfo(blob.plan.map_info)
+        return responses.MapInfo(MAP_INFO[blob.plan.memory_type])
 
     async def unmap(self, command: commands.ResourceUnmapBlob) -> responses.Response:
         """RESOURCE_UNMAP_BLOB."""
@@ -101,7 +103,7 @@ class Blobs:
         self._contexts.get(command.header.ctx_id)
         if size % BLOB_ALIGNMENT:
             raise _invalid(f"a host blob of {size:#x} bytes, not aligned to {BLOB_ALIGNMENT:#x}")
-        plan_ = self._plans.make(_KINDS[kind], size)
+        plan_ = self._plans.make(KINDS[kind], size)
         charge = self._quota.charge(OVERHEAD)
         backing = None
         try:

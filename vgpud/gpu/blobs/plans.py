@@ -7,22 +7,17 @@ for each rule and reason in a session, not for each blob: guests make thousands.
 from __future__ import annotations
 
 import logging
-from typing import Final
 
-from vgpud.coherency.planner import Plan, plan
-from vgpud.coherency.slot_policy import BlobKind, MemoryType, Rule, first_match
-from vgpud.errors import GuestError
+from vgpud.coherency.plan import Plan
+from vgpud.coherency.planner import plan
+from vgpud.coherency.slot_policy import BlobKind, Rule, first_match
+from vgpud.errors import GuestError, Unsupported
 from vgpud.gpu.blobs.vm_facts import VmFacts
-from vgpud.gpu.wire.protocol import MapInfo
+from vgpud.gpu.memory_types import MAP_INFO
+from vgpud.gpu.wire.protocol import ResponseType
 from vgpud.publish import Publish
 
 log = logging.getLogger(__name__)
-
-_TYPES: Final = {
-    MapInfo.CACHED: MemoryType.WB,
-    MapInfo.UNCACHED: MemoryType.UC,
-    MapInfo.WC: MemoryType.WC,
-}
 
 
 class Plans:
@@ -49,9 +44,9 @@ class Plans:
         rule = self.rule(kind, size)
         try:
             result = plan(self._vm.facts, rule, slot_flags=self._vm.slot_flags)
-        except GuestError as error:
+        except Unsupported as error:
             self._refused(rule, kind, str(error))
-            raise
+            raise GuestError(ResponseType.ERR_UNSPEC, str(error)) from error
         self._made(rule, kind, result)
         return result
 
@@ -60,7 +55,7 @@ class Plans:
         self._problems.clear()
 
     def _made(self, rule: Rule, kind: BlobKind, result: Plan) -> None:
-        told, wanted, reason = _TYPES[result.map_info], rule.memory_type, result.reason
+        told, wanted, reason = result.memory_type, rule.memory_type, result.reason
         problem = ""
         if told is wanted:
             self._problems.pop((rule, kind), None)
@@ -69,7 +64,7 @@ class Plans:
             self._problems[rule, kind] = problem
         if not self._is_news(rule, kind, reason):
             return
-        name = result.map_info.name
+        name = MAP_INFO[result.memory_type].name
         log.info("plan device=%s blob=%s map_info=%s: %s", self._device, kind, name, reason)
         if problem:
             self._publish(

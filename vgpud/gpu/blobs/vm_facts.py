@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vgpud.coherency.planner import Facts, HostBacking, KvmMode, facts_of, window_slot_flags
+from vgpud.coherency.facts import Facts, HostBacking, facts_of
+from vgpud.coherency.kvm_mode import KvmMode
+from vgpud.coherency.planner import window_slot_flags
 from vgpud.coherency.slot_policy import DEFAULT_RULE, Layout, Rule
 from vgpud.gpu.spec import DeviceSpec
 from vgpud.uapi.memslot import SlotFlag

@@ -1,0 +1,27 @@
+"""Whether a device file of this host can be used, found by opening it and trying."""
+
+from __future__ import annotations
+
+import errno
+from enum import StrEnum
+from typing import Self
+
+
+class DeviceAccess(StrEnum):
+    """What came of trying a device file."""
+
+    USABLE = "usable"
+    ABSENT = "absent"
+    DENIED = "denied"
+    FAILED = "failed"
+
+    @classmethod
+    def after(cls, number: int | None) -> Self:
+        """Return what an attempt that failed with this errno shows."""
+        match number:
+            case errno.EACCES | errno.EPERM:
+                return cls.DENIED
+            case errno.ENOENT | errno.ENODEV | errno.ENXIO:
+                return cls.ABSENT
+            case _:
+                return cls.FAILED
