@@ -7,25 +7,25 @@ from pathlib import Path
 
 import pytest
 
-from vgpud.control.events import Events
 from vgpud.control.models import Reloaded
 from vgpud.daemon.config import Config
 from vgpud.daemon.daemon import Daemon
 from vgpud.daemon.notify import Notifier
 from vgpud.errors import ConfigError
+from vgpud.publish import unheard
 from vgpud.slots.agent import AgentSlots
 
 TEXT = '[[device]]\nname = "gpu0"\nslots = "local"\n[[device]]\nname = "gpu1"\nslots = "local"\n'
 
 
 def test_slots_in_a_vm_of_this_process_are_those_that_are_given() -> None:
-    slots = {name: AgentSlots(name, Events()) for name in ("gpu0", "gpu1")}
+    slots = {name: AgentSlots(name, unheard) for name in ("gpu0", "gpu1")}
     daemon = Daemon(Config.from_toml(TEXT), slots=slots)
     assert {name: device.slots for name, device in daemon.devices.items()} == slots
 
 
 def test_a_device_without_its_vm_is_a_fault_of_the_configuration() -> None:
-    slots = {"gpu0": AgentSlots("gpu0", Events())}
+    slots = {"gpu0": AgentSlots("gpu0", unheard)}
     with pytest.raises(ConfigError) as caught:
         Daemon(Config.from_toml(TEXT), slots=slots)
     [line] = str(caught.value).splitlines()

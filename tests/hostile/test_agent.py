@@ -7,10 +7,13 @@ import errno
 import json
 import resource
 from collections.abc import Iterator
+from functools import partial
+from itertools import count
 from typing import Any
 
 import pytest
 
+from vgpud.control.agent_calls import AgentCalls
 from vgpud.control.events import Events
 from vgpud.control.models import Event
 from vgpud.control.rpc import Incoming, decode
@@ -73,7 +76,13 @@ class Stand:
         self.events: list[Event] = []
         events = Events()
         events.listen(self.events.append)
-        self.slots = AgentSlots("gpu0", events, patience=patience)
+        self.slots = AgentSlots("gpu0", partial(events.publish, device="gpu0"))
+        self._ids = count(1)
+        self._patience = patience
+
+    def calls(self, link: Link) -> AgentCalls:
+        """The daemon's end of a link."""
+        return AgentCalls(link, self._ids, patience=self._patience)
 
     @property
     def kinds(self) -> list[str]:
@@ -100,7 +109,7 @@ def test_what_an_agent_says_is_told_as_a_line(
 
     async def main() -> None:
         stand, link = Stand(), Link()
-        stand.slots.connect(link, grant())
+        stand.slots.connect(stand.calls(link), grant())
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(link.refuse(message))
             with pytest.raises(HostError) as raised:
@@ -123,7 +132,7 @@ def test_an_agent_that_goes_while_the_bar_leaves(blob: Fd) -> None:
     async def main() -> None:
         stand, link = Stand(), Link()
         slots = stand.slots
-        slots.connect(link, grant())
+        slots.connect(stand.calls(link), grant())
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(link.agree())
             await slots.map(blob, 0, 0, PAGE)
@@ -132,7 +141,7 @@ def test_an_agent_that_goes_while_the_bar_leaves(blob: Fd) -> None:
         slots.lost("killed")
         with pytest.raises(HostError, match="no agent is attached"):
             await moving
-        assert slots.state() is None
+        assert slots.attached() is None
         assert "agent.moved" not in stand.kinds
         slots.close()
 
@@ -145,7 +154,7 @@ def test_a_trial_that_nobody_knows_the_end_of_is_undone(given_up: str, blob: Fd)
 
     async def main() -> None:
         stand, link = Stand(patience=0.1), Link()
-        stand.slots.connect(link, grant(None, FLAG))
+        stand.slots.connect(stand.calls(link), grant(None, FLAG))
         moving = asyncio.create_task(stand.slots.move(BAR))
         call = await link.calls.get()
         if given_up == "cancelled":
@@ -163,7 +172,7 @@ def test_a_trial_that_nobody_knows_the_end_of_is_undone(given_up: str, blob: Fd)
 def test_slots_that_are_closed_while_they_are_cleared(blob: Fd) -> None:
     async def main() -> None:
         stand, link = Stand(), Link()
-        stand.slots.connect(link, grant())
+        stand.slots.connect(stand.calls(link), grant())
         for number in range(2):
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(link.agree())
@@ -182,11 +191,11 @@ def test_slots_that_are_closed_tell_so_and_take_no_agent(blob: Fd) -> None:
 
     async def main() -> None:
         stand, link, late = Stand(), Link(), Link()
-        stand.slots.connect(link, grant())
+        stand.slots.connect(stand.calls(link), grant())
         mapping = asyncio.create_task(stand.slots.map(blob, 0, 0, PAGE))
         await link.calls.get()
         stand.slots.lost("killed")
-        attaching = asyncio.create_task(stand.slots.attach(late, grant()))
+        attaching = asyncio.create_task(stand.slots.attach(stand.calls(late), grant()))
         stand.slots.close()
         with pytest.raises(HostError):
             await mapping
@@ -201,7 +210,7 @@ def test_slots_that_are_closed_tell_so_and_take_no_agent(blob: Fd) -> None:
 def test_an_agent_whose_device_goes_is_told_of_as_detached() -> None:
     async def main() -> None:
         stand, link = Stand(), Link()
-        stand.slots.connect(link, grant())
+        stand.slots.connect(stand.calls(link), grant())
         stand.slots.close()
         stand.slots.close()
         assert stand.kinds == ["agent.detached"]
@@ -216,7 +225,7 @@ def test_whoever_looks_often_has_the_host_looked_at_once() -> None:
     async def main() -> None:
         stand, link = Stand(), Link()
         slots = stand.slots
-        slots.connect(link, grant(None, FLAG))
+        slots.connect(stand.calls(link), grant(None, FLAG))
         found = slots.finding()
         assert slots.finding() is found
         async with asyncio.TaskGroup() as tasks:
@@ -227,7 +236,7 @@ def test_whoever_looks_often_has_the_host_looked_at_once() -> None:
         assert accepted is not found
         assert slots.finding() is accepted
         slots.lost("killed")
-        slots.connect(Link(), grant(None, FLAG))
+        slots.connect(stand.calls(Link()), grant(None, FLAG))
         assert slots.finding() is not found
         slots.close()
 
@@ -239,7 +248,7 @@ def test_what_can_be_undone_is_where_descriptors_have_run_out(
 ) -> None:
     async def main() -> None:
         stand, link = Stand(), Link()
-        stand.slots.connect(link, grant())
+        stand.slots.connect(stand.calls(link), grant())
         for number in range(2):
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(link.agree())

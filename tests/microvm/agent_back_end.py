@@ -7,16 +7,18 @@ import argparse
 import asyncio
 import os
 import socket
+from itertools import count
 from pathlib import Path
 
+from vgpud.control.agent_calls import AgentCalls
 from vgpud.control.agent_link import SocketLink
-from vgpud.control.events import Events
 from vgpud.daemon.config import Config
 from vgpud.gpu.compose import Environment, compose
 from vgpud.gpu.spec import DeviceSpec
 from vgpud.memory.addresses import Gpa
 from vgpud.microvm import boot
 from vgpud.microvm.slots import NUMBERS
+from vgpud.publish import unheard
 from vgpud.slots.agent import AgentSlots, Grant
 from vgpud.slots.entries import SlotUse
 from vgpud.unix.fd import Fd
@@ -45,8 +47,9 @@ class FlaggedSlots(AgentSlots):
 
 async def serve(connection: socket.socket, agent: socket.socket, spec: DeviceSpec) -> None:
     """Serve until the front-end hangs up."""
-    slots = FlaggedSlots(spec.name, Events(), patience=2.0)
-    slots.connect(SocketLink(agent), Grant(NUMBERS, Gpa(boot.WINDOW_GPA)))
+    slots = FlaggedSlots(spec.name, unheard)
+    calls = AgentCalls(SocketLink(agent), count(1), patience=2.0)
+    slots.connect(calls, Grant(NUMBERS, Gpa(boot.WINDOW_GPA)))
     device = compose(spec, Environment(slots=slots))
     try:
         await Session(StreamSocket(connection), device).run()

@@ -11,6 +11,7 @@ import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,15 @@ import pytest
 
 from tests.support.kvm_host import Poker, has_flag, open_kvm
 from vgpud.client.slot_agent import SlotAgent
+from vgpud.control.agent_calls import AgentCalls
 from vgpud.control.agent_link import SocketLink
-from vgpud.control.events import Events
 from vgpud.errors import HostError
 from vgpud.memory import memfd
 from vgpud.memory.addresses import Gpa
 from vgpud.memory.mapping import map_shared
+from vgpud.publish import unheard
 from vgpud.slots.agent import AgentSlots, Grant
-from vgpud.slots.owner import InDoubtError
+from vgpud.slots.errors import InDoubtError
 from vgpud.unix.fd import Fd
 
 PAGE = 4096
@@ -96,8 +98,9 @@ def with_slots(
     sock: socket.socket, work: Callable[[AgentSlots], Awaitable[None]], patience: float = 5.0
 ) -> None:
     async def main() -> None:
-        slots = AgentSlots("gpu0", Events(), patience=patience)
-        slots.connect(SocketLink(sock), Grant(range(1, 9), BAR))
+        slots = AgentSlots("gpu0", unheard)
+        agent = AgentCalls(SocketLink(sock), count(1), patience=patience)
+        slots.connect(agent, Grant(range(1, 9), BAR))
         try:
             async with asyncio.timeout(20):
                 await work(slots)

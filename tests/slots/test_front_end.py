@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.back_end_vmm import SHMID, SIZE, connected, mapping, run, start_map
 from vgpud.errors import HostError
-from vgpud.slots.front_end import FrontendSlots
+from vgpud.slots.front_end import FrontEndSlots
 from vgpud.unix.fd import Fd
 from vgpud.vhost import back_end_channel
 from vgpud.vhost.wire.back_end_channel import ShmemUnmap
@@ -105,7 +105,7 @@ def test_a_refusal_is_a_host_error(status: int) -> None:
 
 def test_without_a_channel_everything_is_refused_at_once() -> None:
     async def test(fd: Fd) -> None:
-        slots = FrontendSlots()
+        slots = FrontEndSlots(SHMID)
         with pytest.raises(HostError) as caught:
             await slots.map(fd, 0, 0, SIZE)
         assert caught.value.errno == errno.ENOTCONN

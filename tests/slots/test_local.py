@@ -13,7 +13,6 @@ from tests.support.kvm_host import Poker, has_flag, open_kvm
 from vgpud.coherency.facts import facts_of
 from vgpud.coherency.planner import plan
 from vgpud.coherency.slot_policy import DEFAULT_RULE, GuestPat
-from vgpud.control.events import Events
 from vgpud.errors import HostError
 from vgpud.gpu.blobs.window_layout import WindowLayout
 from vgpud.gpu.quota import Quota
@@ -21,6 +20,7 @@ from vgpud.gpu.wire.protocol import ResourceId
 from vgpud.memory import memfd
 from vgpud.memory.addresses import Gpa
 from vgpud.memory.mapping import map_shared
+from vgpud.publish import unheard
 from vgpud.slots.local import LocalSlots
 from vgpud.slots.memslots import Memslots
 from vgpud.slots.table import SlotTable
@@ -169,7 +169,7 @@ def test_a_slot_that_could_not_be_put_back_is_put_back_by_the_next_move(
         vm = FailingVm()
         with Memslots(vm) as memslots:
             slots = LocalSlots(memslots, SlotTable(range(9), base=BAR))
-            slots.report_to(Events(), "gpu0")
+            slots.report_to(unheard, "gpu0")
             await slots.map(window, 0, 0, PAGE)
             await slots.map(window, PAGE, PAGE, PAGE)
             vm.refuse = lambda slot, address: slot == 1

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from vgpud.errors import HostError
 from vgpud.memory.addresses import Gpa
-from vgpud.slots.entries import Backing, Entry, Slot, SlotUse
+from vgpud.slots.entries import Entry, Slot, SlotBacking, SlotUse
 from vgpud.slots.table import (
     GPA_LIMIT,
     Change,
@@ -30,8 +30,8 @@ BASE = Gpa(1 << 32)
 FLAG = SlotFlag.NON_COHERENT_DMA
 
 
-def file(inode: int = 1, offset: int = 0) -> Backing:
-    return Backing(0, inode, offset)
+def file(inode: int = 1, offset: int = 0) -> SlotBacking:
+    return SlotBacking(0, inode, offset)
 
 
 def add(
@@ -39,7 +39,7 @@ def add(
     offset: int,
     pages: int = 1,
     flags: int = 0,
-    backing: Backing | None = None,
+    backing: SlotBacking | None = None,
     use: SlotUse = SlotUse.BAR,
 ) -> Change:
     backing = backing if backing is not None else file(100 + offset // PAGE)

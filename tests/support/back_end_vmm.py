@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from vgpud.memory import memfd
-from vgpud.slots.front_end import FrontendSlots
+from vgpud.slots.front_end import FrontEndSlots
 from vgpud.unix.fd import Fd
 from vgpud.unix.stream_socket import StreamSocket
 from vgpud.vhost.back_end_channel import BackEndChannel
@@ -26,7 +26,7 @@ SIZE = 0x4000
 class Vmm:
     """The front-end's end of one channel."""
 
-    def __init__(self, slots: FrontendSlots, *, reply_ack: bool = True) -> None:
+    def __init__(self, slots: FrontEndSlots, *, reply_ack: bool = True) -> None:
         ours, theirs = socket.socketpair()
         self.link = BackEndChannel(StreamSocket(ours), reply_ack=reply_ack)
         slots.connect(self.link)
@@ -60,9 +60,9 @@ class Vmm:
 
 
 @asynccontextmanager
-async def connected(*, reply_ack: bool = True) -> AsyncIterator[tuple[FrontendSlots, Vmm]]:
+async def connected(*, reply_ack: bool = True) -> AsyncIterator[tuple[FrontEndSlots, Vmm]]:
     """A channel that is served, until the VMM closes it; then nothing may be left of it."""
-    slots = FrontendSlots()
+    slots = FrontEndSlots(SHMID)
     vmm = Vmm(slots, reply_ack=reply_ack)
     try:
         async with asyncio.timeout(PATIENCE):
@@ -102,7 +102,7 @@ def mapping(offset: int) -> ShmemMap:
     return ShmemMap(SHMID, 0x1000, offset, 0x2000, writable=True)
 
 
-async def start_map(slots: FrontendSlots, vmm: Vmm, fd: Fd, offset: int) -> asyncio.Task[None]:
+async def start_map(slots: FrontEndSlots, vmm: Vmm, fd: Fd, offset: int) -> asyncio.Task[None]:
     task = asyncio.create_task(slots.map(fd, 0x1000, offset, 0x2000))
     message, fds = await vmm.request()
     assert message == mapping(offset)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vgpud.daemon.config import Config
 from vgpud.daemon.daemon import Daemon
-from vgpud.slots.owner import TableSlots
+from vgpud.slots.owner import TrackedSlots
 
 START_S: Final = 10.0
 STOP_S: Final = 10.0
@@ -26,7 +26,7 @@ class DaemonThread:
     Leaving the context stops the daemon and raises what it ended with, if that was an error.
     """
 
-    def __init__(self, config: Config, slots: Mapping[str, TableSlots] | None = None) -> None:
+    def __init__(self, config: Config, slots: Mapping[str, TrackedSlots] | None = None) -> None:
         """Say what to serve; entering the context returns once every socket listens."""
         self._config = config
         self._slots = slots

@@ -6,9 +6,18 @@ import asyncio
 
 import pytest
 
-from tests.support.back_end_vmm import PATIENCE, SIZE, Vmm, connected, mapping, run, start_map
+from tests.support.back_end_vmm import (
+    PATIENCE,
+    SHMID,
+    SIZE,
+    Vmm,
+    connected,
+    mapping,
+    run,
+    start_map,
+)
 from vgpud.errors import HostError, PeerError
-from vgpud.slots.front_end import FrontendSlots
+from vgpud.slots.front_end import FrontEndSlots
 from vgpud.unix.fd import Fd
 from vgpud.vhost.wire.back_end_channel import ConfigChange
 
@@ -29,7 +38,7 @@ def test_the_end_of_the_channel_fails_who_waits() -> None:
 
 def test_after_the_end_of_the_channel_nobody_waits() -> None:
     async def test(fd: Fd) -> None:
-        slots = FrontendSlots()
+        slots = FrontEndSlots(SHMID)
         vmm = Vmm(slots)
         serving = asyncio.create_task(vmm.link.run())
         await asyncio.sleep(0)
@@ -47,7 +56,7 @@ def test_after_the_end_of_the_channel_nobody_waits() -> None:
 
 def test_close_fails_who_waits() -> None:
     async def test(fd: Fd) -> None:
-        slots = FrontendSlots()
+        slots = FrontEndSlots(SHMID)
         vmm = Vmm(slots)
         task = asyncio.create_task(slots.map(fd, 0, 0, SIZE))
         await asyncio.sleep(0)
@@ -64,7 +73,7 @@ def test_a_new_channel_takes_the_place_of_the_old() -> None:
 
     async def test(fd: Fd) -> None:
         async with asyncio.timeout(PATIENCE):
-            slots = FrontendSlots()
+            slots = FrontEndSlots(SHMID)
             old = Vmm(slots)
             async with asyncio.TaskGroup() as tasks:
                 serving = tasks.create_task(old.link.run())
@@ -88,7 +97,7 @@ def test_a_new_channel_takes_the_place_of_the_old() -> None:
 @pytest.mark.parametrize("nonsense", ["0a", "ff", "09"])
 def test_an_answer_that_makes_no_sense_ends_the_channel(nonsense: str) -> None:
     async def test(fd: Fd) -> None:
-        slots = FrontendSlots()
+        slots = FrontEndSlots(SHMID)
         vmm = Vmm(slots)
         serving = asyncio.create_task(vmm.link.run())
         task = await start_map(slots, vmm, fd, 0)

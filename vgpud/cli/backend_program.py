@@ -27,7 +27,7 @@ from vgpud.uapi.page import PAGE_SIZE
 
 if TYPE_CHECKING:
     from vgpud.daemon.config import Config
-    from vgpud.daemon.daemon import Agent
+    from vgpud.daemon.daemon import ConnectedAgent
 
 
 _KINDS: Final = {
@@ -103,8 +103,8 @@ def _serve(args: argparse.Namespace) -> None:
         run_daemon(daemon, lambda: None)
 
 
-def _agent(args: argparse.Namespace, inherited: ExitStack) -> Agent | None:
-    from vgpud.daemon.daemon import Agent
+def _agent(args: argparse.Namespace, inherited: ExitStack) -> ConnectedAgent | None:
+    from vgpud.daemon.daemon import ConnectedAgent
 
     given = (args.agent_fd, args.agent_window, args.agent_slots)
     if given == (None, None, None):
@@ -113,7 +113,7 @@ def _agent(args: argparse.Namespace, inherited: ExitStack) -> Agent | None:
         raise ConfigError("--agent-fd, --agent-window and --agent-slots go together")
     kinds = {SOCK_DGRAM, SOCK_SEQPACKET}
     sock = inherited.enter_context(_inherited("--agent-fd", args.agent_fd, kinds))
-    return Agent(sock, args.agent_window, args.agent_slots)
+    return ConnectedAgent(sock, args.agent_window, args.agent_slots)
 
 
 def _address(text: str) -> Gpa:

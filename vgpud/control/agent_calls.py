@@ -1,8 +1,8 @@
-"""What a slot agent is asked, in order, and what it answers.
+"""A slot agent's operations as JSON-RPC calls, in order, and its answers.
 
 Owns the order: nothing new is asked before everything asked before has been answered. What must be
 undone is sent without waiting, ahead of anything new: an agent that was only slow ends up with what
-our table has. Source: `control.rpc`.
+our table has. Source: `control.slot_calls`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import errno
 import logging
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,11 +25,13 @@ from vgpud.control.slot_calls import (
     SLOT_SET,
     SlotDelete,
     SlotSet,
+    errno_of,
     words_of,
 )
 from vgpud.errors import HostError, PeerError
 from vgpud.publish import Json
-from vgpud.slots.owner import InDoubtError
+from vgpud.slots.errors import AgentGoneError, AgentRefusedError, InDoubtError
+from vgpud.slots.slot_mapping import duplicate
 from vgpud.slots.table import DeleteSlot, Operation, SetSlot
 from vgpud.unix.fd import Fd
 
@@ -42,12 +44,8 @@ driver waits before it calls its device dead."""
 _GONE: Final = {errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN, errno.ENOENT}
 
 
-class AgentGoneError(HostError):
-    """There is nobody any more who could do or answer anything."""
-
-
 @dataclass(slots=True, eq=False)
-class Request:
+class AgentRequest:
     """A call to be made; `name` is for people, `fd` goes with it."""
 
     method: str
@@ -63,33 +61,37 @@ class Request:
 
 
 class AgentCalls:
-    """The calls to the agent at the other end of `link`, which is closed with it; `ids` are theirs.
+    """A `slots.agent_connection.AgentConnection` by `link`, which is closed with it.
 
-    While an answer is overdue nothing new is asked, and everything fails at once.
+    The calls get `ids`, none of which may have been used on the same socket before. An answer is
+    overdue after `patience` seconds: until it comes nothing new is asked, and everything fails at
+    once.
     """
 
     def __init__(self, link: AgentLink, ids: Iterator[int], *, patience: float = PATIENCE) -> None:
         self.link = link
         self._patience = patience
         self._ids = ids
-        self._outbox: deque[Request] = deque()
-        self._unanswered: dict[int, Request] = {}
+        self._outbox: deque[AgentRequest] = deque()
+        self._unanswered: dict[int, AgentRequest] = {}
         self._overdue = False
 
     def close(self) -> None:
-        """Forget all that was to be asked, and end what waits for an answer."""
         for request in self._outbox:
             request.close()
         self._outbox.clear()
         self._unanswered.clear()
         self.link.close()
 
-    async def ask(self, request: Request) -> Result | Failure:
-        """Make one call, and wait for its answer.
+    async def ask(self, operation: Operation, file: Fd | None) -> None:
+        request = _request(operation, file)
+        answer = await self._answer_to(request)
+        if isinstance(answer, Failure):
+            number = errno_of(answer.error) or errno.EREMOTEIO
+            advice = f"the VMM's slot agent says: {words_of(answer.error)}"
+            raise AgentRefusedError(request.name, OSError(number, ""), advice)
 
-        Raises AgentGoneError, HostError if it was not made, and InDoubtError if nobody knows what
-        became of it.
-        """
+    async def _answer_to(self, request: AgentRequest) -> Result | Failure:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(0 if self._overdue else self._patience) as limit:
@@ -117,9 +119,8 @@ class AgentCalls:
         assert answer is not None
         return answer
 
-    def post(self, requests: Iterable[Request]) -> None:
-        """Make calls without waiting, in order; raises AgentGoneError."""
-        self._outbox.extend(requests)
+    def post(self, operation: Operation, file: Fd | None) -> None:
+        self._outbox.append(_request(operation, file))
         while self._outbox:
             request = self._outbox[0]
             try:
@@ -133,7 +134,6 @@ class AgentCalls:
                 _log.warning("not sent to the agent call=%s error=%s", request.name, error)
 
     def check(self) -> None:
-        """Raises AgentGoneError if the agent's socket is not there any more; asks for nothing."""
         try:
             self.link.send(encode_call(Call("agent.check", {}, notification=True)), None)
         except BlockingIOError:
@@ -141,7 +141,7 @@ class AgentCalls:
         except OSError as error:
             raise AgentGoneError("looking for the agent", error) from error
 
-    async def _settle(self, last: Request | None = None) -> Result | Failure | None:
+    async def _settle(self, last: AgentRequest | None = None) -> Result | Failure | None:
         """Send all that is to be sent, and wait until all is answered; the answer to `last`."""
         answer = None
         while self._outbox:
@@ -179,19 +179,19 @@ class AgentCalls:
         self._outbox.popleft().close()
         self._unanswered[request.id] = request
 
-    def _withdraw(self, request: Request) -> None:
+    def _withdraw(self, request: AgentRequest) -> None:
         request.close()
         if request in self._outbox:
             self._outbox.remove(request)
 
 
-def _error(request: Request, number: int, advice: str) -> HostError:
+def _error(request: AgentRequest, number: int, advice: str) -> HostError:
     kind = InDoubtError if request.sent else HostError
     return kind(request.name, OSError(number, ""), advice)
 
 
-def slot_request(operation: Operation, file: Fd | None) -> Request:
-    """One operation on slots as a call; `file` has what is to be set. Raises HostError."""
+def _request(operation: Operation, file: Fd | None) -> AgentRequest:
+    """One operation as a call; `file` has what is to be set. Raises HostError."""
     entry = operation.entry
     fd: Fd | None = None
     match operation:
@@ -205,17 +205,8 @@ def slot_request(operation: Operation, file: Fd | None) -> Request:
                 fd_offset=entry.backing.offset,
                 prot=PROT_READ | PROT_WRITE,
             )
-            method, fd = SLOT_SET, dup(file)
+            method, fd = SLOT_SET, duplicate(file)
         case DeleteSlot(_, address):
             params, method = SlotDelete(slot=entry.slot), SLOT_DELETE
     where = f"addr={address:#x} size={entry.size:#x} flags={entry.flags:#x}"
-    return Request(method, params.model_dump(), f"{method} slot={entry.slot} {where}", fd)
-
-
-def dup(fd: Fd) -> Fd:
-    """Another owner of a slot's file; raises HostError."""
-    try:
-        return fd.dup()
-    except OSError as error:
-        advice = "raise the limit of open files (LimitNOFILE= of the service, ulimit -n)"
-        raise HostError("dup of a slot's file", error, advice) from error
+    return AgentRequest(method, params.model_dump(), f"{method} slot={entry.slot} {where}", fd)

@@ -15,11 +15,13 @@ import time
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 from vgpud import __version__
 from vgpud.coherency.slot_policy import SlotOwner
 from vgpud.control.access import Access
+from vgpud.control.agent_calls import AgentCalls
 from vgpud.control.agent_link import SocketLink
 from vgpud.control.call import Caller, Handler
 from vgpud.control.events import Events
@@ -46,7 +48,7 @@ from vgpud.gpu.spec import DeviceSpec
 from vgpud.memory.addresses import Gpa
 from vgpud.memory.render_nodes import Gpu, RenderNodes
 from vgpud.slots.agent import Grant
-from vgpud.slots.owner import TableSlots
+from vgpud.slots.owner import TrackedSlots
 from vgpud.unix.activation import CONTROL, Activated
 from vgpud.unix.socket_file import make_directory
 
@@ -54,7 +56,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Agent:
+class ConnectedAgent:
     """A VMM's slot agent: its socket, the guest-physical address of the device's window, and the
     numbers of the memory slots that are granted."""
 
@@ -78,8 +80,8 @@ class Daemon:
         config: Config,
         *,
         connection: socket.socket | None = None,
-        agent: Agent | None = None,
-        slots: Mapping[str, TableSlots] | None = None,
+        agent: ConnectedAgent | None = None,
+        slots: Mapping[str, TrackedSlots] | None = None,
         notifier: Notifier | None = None,
         activated: Activated | None = None,
         log_level: str | None = None,
@@ -254,7 +256,8 @@ class Daemon:
             return
         slots = next(iter(self.devices.values())).agent
         assert slots is not None, "a device whose slots are an agent's"
-        slots.connect(SocketLink(self._agent.sock), Grant(self._agent.numbers, self._agent.window))
+        agent = AgentCalls(SocketLink(self._agent.sock), count(1))
+        slots.connect(agent, Grant(self._agent.numbers, self._agent.window))
 
     def _open_control(self, cleanup: ExitStack) -> ControlServer | None:
         if (path := self._config.control_path) is None:

@@ -28,7 +28,7 @@ from vgpud.gpu.spec import DeviceSpec
 from vgpud.memory.render_nodes import RenderNodes
 from vgpud.publish import Json
 from vgpud.slots.agent import AgentSlots
-from vgpud.slots.owner import TableSlots
+from vgpud.slots.owner import TrackedSlots
 from vgpud.unix.credentials import peer_credentials
 from vgpud.unix.stream_socket import StreamSocket
 from vgpud.vhost.session import Session
@@ -54,13 +54,13 @@ class DeviceServer:
         spec: DeviceSpec,
         *,
         events: Events,
-        slots: TableSlots | None = None,
+        slots: TrackedSlots | None = None,
         nodes: RenderNodes | None = None,
     ) -> None:
         self.spec = spec
         self.counters = Counters()
         if slots is not None:
-            slots.report_to(events, spec.name)
+            slots.report_to(self._publish, spec.name)
         self.agent: AgentSlots | None = None
         self.live: GpuDevice | None = None
         """The device as the front-end that is connected has it."""
@@ -88,7 +88,7 @@ class DeviceServer:
         return self.live is not None
 
     @property
-    def slots(self) -> TableSlots | None:
+    def slots(self) -> TrackedSlots | None:
         """Who sets its memory slots; None for the front-end."""
         return self._slots
 
@@ -247,7 +247,7 @@ class DeviceServer:
         elif self.spec.slots is SlotOwner.AGENT:
             if self.agent is None:
                 # Which rule allows guest RAM is looked up blob by blob, and may change meanwhile.
-                self.agent = AgentSlots(self.name, self._events, allow_guest_ram=True)
+                self.agent = AgentSlots(self.name, self._publish, allow_guest_ram=True)
             self._slots = self.agent
         else:
             self.close()

@@ -14,10 +14,11 @@ from vgpud.gpu.gpu import Gpu
 from vgpud.gpu.guest_memory import GuestMemory
 from vgpud.gpu.spec import DeviceSpec
 from vgpud.gpu.timelines import Timelines
+from vgpud.gpu.wire.protocol import ShmId
 from vgpud.memory.render_nodes import RenderNodes
 from vgpud.publish import Publish, unheard
-from vgpud.slots.front_end import FrontendSlots
-from vgpud.slots.owner import TableSlots
+from vgpud.slots.front_end import FrontEndSlots
+from vgpud.slots.owner import TrackedSlots
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Environment:
     """
 
     find_kvm_mode: Callable[[], KvmMode] = lambda: KvmMode.UNKNOWN
-    slots: TableSlots | None = None
+    slots: TrackedSlots | None = None
     counters: Counters = field(default_factory=Counters)
     publish: Publish = unheard
     nodes: RenderNodes = field(default_factory=RenderNodes)
@@ -45,7 +46,7 @@ def compose(spec: DeviceSpec, environment: Environment) -> GpuDevice:
     """
     memory = GuestMemory()
     timelines = Timelines(spec.name)
-    front_end_slots = FrontendSlots()
+    front_end_slots = FrontEndSlots(ShmId.HOST_VISIBLE)
     slots = environment.slots
     gpu = Gpu(
         spec,

@@ -21,8 +21,8 @@ from vgpud.gpu.queues import GpuQueue
 from vgpud.gpu.spec import DeviceSpec
 from vgpud.gpu.timelines import Timelines
 from vgpud.gpu.wire.protocol import CONTROL_QUEUE, CURSOR_QUEUE, ShmId
-from vgpud.slots.front_end import FrontendSlots
-from vgpud.slots.owner import TableSlots
+from vgpud.slots.front_end import FrontEndSlots
+from vgpud.slots.owner import TrackedSlots
 from vgpud.unix.fd import Fd
 from vgpud.unix.stream_socket import StreamSocket
 from vgpud.vhost.back_end_channel import BackEndChannel
@@ -51,8 +51,8 @@ class GpuDevice(Device):
         gpu: Gpu,
         memory: GuestMemory,
         timelines: Timelines,
-        front_end_slots: FrontendSlots,
-        slots: TableSlots | None,
+        front_end_slots: FrontEndSlots,
+        slots: TrackedSlots | None,
     ) -> None:
         self.name = gpu.spec.name
         self.shared_memory = {int(ShmId.HOST_VISIBLE): gpu.spec.window}

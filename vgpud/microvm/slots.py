@@ -17,7 +17,7 @@ from vgpud.errors import HostError
 from vgpud.memory.addresses import Gpa
 from vgpud.memory.extents import NON_COHERENT, Extents
 from vgpud.native.core import SPAN
-from vgpud.slots.entries import Backing
+from vgpud.slots.entries import SlotBacking
 from vgpud.slots.memslots import Memslots, SlotVm
 from vgpud.slots.slot_mapping import identify
 from vgpud.slots.table import Change, DeleteSlot, Operation, SetSlot, SlotTable
@@ -96,7 +96,7 @@ class Window:
             operation = f"mapping {length:#x} bytes at {offset:#x} of the window"
             raise HostError(operation, OSError(errno.EINVAL, ""), f"it has {self.size:#x}")
         file = identify(fd, fd_offset, length)
-        backing = Backing(file.device, file.inode, fd_offset)
+        backing = SlotBacking(file.device, file.inode, fd_offset)
         change = self._table.add(offset, length, self.flags, backing)
         assert change.added is not None
         slot = change.added.slot

@@ -23,7 +23,7 @@ class SlotUse(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Backing:
+class SlotBacking:
     """Where in which file a slot's pages are: st_dev, st_ino, and bytes from the file's start."""
 
     device: int
@@ -45,7 +45,7 @@ class Entry:
     offset: int
     size: int
     flags: SlotFlag
-    backing: Backing
+    backing: SlotBacking
 
     @property
     def non_coherent(self) -> bool:

@@ -1,7 +1,4 @@
-"""A device's slots in a VM of this process: for a VMM that has vgpud as a library.
-
-The other owners are `agent_slots` and `bar_slots`.
-"""
+"""A device's slots in a VM of this process: for a VMM that has vgpud as a library."""
 
 from __future__ import annotations
 
@@ -11,15 +8,15 @@ from collections.abc import Sequence
 from vgpud.errors import HostError
 from vgpud.slots.entries import Entry
 from vgpud.slots.memslots import Memslots
-from vgpud.slots.owner import TableSlots
+from vgpud.slots.owner import TrackedSlots
 from vgpud.slots.table import DeleteSlot, Operation, SetSlot, SlotTable
 from vgpud.unix.fd import Fd
 
 _log = logging.getLogger(__name__)
 
 
-class LocalSlots(TableSlots):
-    """Slots in the VM of `memslots`, which is closed by whoever made it."""
+class LocalSlots(TrackedSlots):
+    """Slots in the VM of `memslots`, which stay the caller's to close."""
 
     def __init__(self, memslots: Memslots, table: SlotTable) -> None:
         super().__init__(table)

@@ -1,8 +1,8 @@
-"""A device's slots by the table of `slots.table`, whoever puts them into the VM.
+"""A device's slots that this process numbers and keeps track of, in a `slots.table.SlotTable`.
 
-Owns the way from a plan to the VM and back: what was half done is undone, and the table holds what
-the VM has. Implements `gpu.ports.BarSlots` but for the single operations, which are what the owners
-differ in: see `local_slots` and `agent_slots`.
+Owns the way from a planned change to the VM and back: what was half done is undone, and the table
+holds what the VM has. The owners differ in how single operations are performed: `slots.local` in a
+VM of this process, `slots.agent` by a VMM.
 """
 
 from __future__ import annotations
@@ -11,37 +11,34 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from vgpud.control.events import Events
 from vgpud.errors import HostError
 from vgpud.memory.addresses import Gpa
-from vgpud.slots.entries import Backing, Entry, SlotUse
+from vgpud.publish import Publish, unheard
+from vgpud.slots.entries import Entry, SlotBacking, SlotUse
+from vgpud.slots.errors import InDoubtError
 from vgpud.slots.slot_mapping import identify
 from vgpud.slots.table import Change, DeleteSlot, Operation, SetSlot, SlotTable
 from vgpud.unix.fd import Fd
 
 
-class InDoubtError(HostError):
-    """Nobody has said whether an operation was done: it may have been, or will be."""
-
-
-class TableSlots(ABC):
-    """One change at a time; others wait for their turn.
+class TrackedSlots(ABC):
+    """The slots of one device; one change at a time, others wait.
 
     Everything raises HostError, and the guest then sees what it saw before; the device goes on.
     """
 
     def __init__(self, table: SlotTable) -> None:
         self.table = table
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._device = ""
-        self._events: Events | None = None
+        self._publish: Publish = unheard
 
-    def report_to(self, events: Events, device: str) -> None:
-        """Have slots that are set, deleted and refused announced as those of `device`."""
-        self._events, self._device = events, device
+    def report_to(self, publish: Publish, device: str) -> None:
+        """Have slots that are set, deleted and refused published as events of `device`."""
+        self._publish, self._device = publish, device
 
     def entries(self) -> list[tuple[Entry, Gpa | None]]:
-        """The slots, and where the guest has each; None for nowhere."""
+        """Return the slots, and where the guest has each; None for nowhere."""
         return [(entry, self.table.address(entry)) for entry in self.table]
 
     async def map(
@@ -62,9 +59,9 @@ class TableSlots(ABC):
         `bar_offset` is a guest-physical address outside of the BAR.
         """
         file = identify(fd, fd_offset, length)
-        async with self._turn:
+        async with self._lock:
             self._check(f"mapping {length:#x} bytes at {bar_offset:#x}")
-            backing = Backing(file.device, file.inode, fd_offset)
+            backing = SlotBacking(file.device, file.inode, fd_offset)
             change = self.table.add(bar_offset, length, flags, backing, use)
             assert change.added is not None
             self._hold(change.added, fd)
@@ -77,19 +74,19 @@ class TableSlots(ABC):
 
     async def unmap(self, bar_offset: int, length: int, *, use: SlotUse = SlotUse.BAR) -> None:
         """Take back exactly what one `map` put there."""
-        async with self._turn:
+        async with self._lock:
             await self._remove(self.table.find(bar_offset, length, use))
 
     async def move(self, base: Gpa | None) -> None:
-        """The guest has put the BAR elsewhere, or with None nowhere: all slots follow."""
-        async with self._turn:
+        """Have all slots follow the BAR, which the guest has moved, or with None unmapped."""
+        async with self._lock:
             change = self.table.move(base)
             await self._perform(change)
             self._commit(change)
 
     async def clear(self) -> None:
         """Take everything back: the device was reset. Never raises HostError."""
-        async with self._turn:
+        async with self._lock:
             for entry in [*self.table]:
                 try:
                     await self._remove(entry)
@@ -116,23 +113,19 @@ class TableSlots(ABC):
                 raise
 
     def _commit(self, change: Change) -> None:
-        """The VM has the change now."""
         self.table.commit(change)
         self._announce(change.operations)
 
     def _announce(self, operations: Sequence[Operation]) -> None:
-        if self._events is None:
-            return
         for operation in operations:
             match operation:
                 case SetSlot(entry, address):
                     kind, done = "slot.set", "set"
                 case DeleteSlot(entry, address):
                     kind, done = "slot.deleted", "deleted"
-            self._events.publish(
+            self._publish(
                 kind,
                 f"slot {entry.slot} was {done}",
-                device=self._device,
                 slot=entry.slot,
                 flags=int(entry.flags),
                 guest_phys_addr=address,
@@ -140,19 +133,18 @@ class TableSlots(ABC):
             )
 
     def _refused(self, operation: Operation, error: HostError) -> None:
-        if self._events is not None and isinstance(operation, SetSlot):
+        if isinstance(operation, SetSlot):
             entry = operation.entry
-            self._events.publish(
+            self._publish(
                 "slot.refused",
                 str(error),
-                device=self._device,
                 slot=entry.slot,
                 flags=int(entry.flags),
                 errno=error.errno,
             )
 
     def _check(self, operation: str) -> None:
-        """Raises HostError if nothing can be set at the moment; here, something always can."""
+        """Raise HostError if nothing can be set at the moment; by default, something always can."""
         return
 
     @abstractmethod
@@ -167,7 +159,7 @@ class TableSlots(ABC):
     async def _do(self, operation: Operation) -> None:
         """Have the VM do one thing.
 
-        Raises HostError if it has not been done, InDoubtError if nobody knows.
+        Raises HostError if it has not been done, InDoubtError if that is not known.
         """
 
     @abstractmethod
@@ -176,4 +168,4 @@ class TableSlots(ABC):
 
     @abstractmethod
     def _left_behind(self, entry: Entry, error: HostError) -> None:
-        """A slot could not be taken back on a reset."""
+        """Deal with a slot that could not be taken back on a reset."""

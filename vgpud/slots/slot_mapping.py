@@ -47,6 +47,15 @@ def identify(fd: Fd, offset: int, length: int) -> FileId:
     return FileId(status.st_dev, status.st_ino)
 
 
+def duplicate(fd: Fd) -> Fd:
+    """Return another owner of a slot's file. Raises HostError."""
+    try:
+        return fd.dup()
+    except OSError as error:
+        advice = "raise the limit of open files (LimitNOFILE= of the service, ulimit -n)"
+        raise HostError("dup of a slot's file", error, advice) from error
+
+
 class SlotMapping:
     """`length` bytes of a file from `offset` on, mapped at `address`. Raises HostError."""
 

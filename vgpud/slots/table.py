@@ -18,7 +18,7 @@ from typing import Final, TypeAlias
 
 from vgpud.errors import HostError
 from vgpud.memory.addresses import Gpa
-from vgpud.slots.entries import Backing, Entry, Slot, SlotUse
+from vgpud.slots.entries import Entry, Slot, SlotBacking, SlotUse
 from vgpud.slots.ranges import Pages, Ranges
 from vgpud.uapi.memslot import SlotFlag
 from vgpud.uapi.page import PAGE_SIZE
@@ -105,7 +105,7 @@ class SlotTable:
         return None if self.base is None else Gpa(self.base + entry.offset)
 
     def add(
-        self, offset: int, size: int, flags: int, backing: Backing, use: SlotUse = SlotUse.BAR
+        self, offset: int, size: int, flags: int, backing: SlotBacking, use: SlotUse = SlotUse.BAR
     ) -> Change:
         """What puts `size` bytes of a file at `offset`.
 

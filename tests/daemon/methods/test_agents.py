@@ -21,6 +21,7 @@ import pytest
 from tests.support.agent_stand import FLAG, Stand, Vm
 from tests.support.kvm_host import Poker, has_flag, open_kvm
 from vgpud.client import Client, SlotAgent
+from vgpud.coherency.kvm_mode import KvmMode
 from vgpud.control.rpc import RpcError
 from vgpud.errors import HostError
 from vgpud.memory import memfd
@@ -102,10 +103,10 @@ def test_a_flag_that_is_refused_is_told_and_done_without(
 ) -> None:
     vm = Vm(refuse=errno.EINVAL)
     with attached(stand, vm):
-        state = stand.slots.state()
+        state = stand.slots.attached()
         assert state is not None
         assert state.flag_accepted is False
-        assert state.kvm_mode != "flag"
+        assert state.finding.mode is not KvmMode.FLAG
         assert stand.kinds == ["slot.refused", "agent.attached"]
         assert stand.events[0].data == {"slot": 8, "flags": FLAG, "errno": errno.EINVAL}
         (line,) = [record.message for record in caplog.records if "refused" in record.message]
@@ -122,7 +123,7 @@ def test_a_vm_may_be_given_by_its_descriptor(stand: Stand, blob: Fd) -> None:
         poker = Poker(kvm)
         try:
             with attached(stand, poker.vm.fileno(), window=here):
-                state = stand.slots.state()
+                state = stand.slots.attached()
                 assert state is not None
                 assert state.flag_accepted is has_flag(kvm)
                 stand.run(stand.slots.map(blob, 0, 0, SIZE))
@@ -138,7 +139,7 @@ def test_a_vm_may_be_given_by_its_descriptor(stand: Stand, blob: Fd) -> None:
 def test_an_agent_that_grants_no_flag_is_not_asked_for_one(stand: Stand) -> None:
     vm = Vm()
     with attached(stand, vm, flags=0):
-        state = stand.slots.state()
+        state = stand.slots.attached()
         assert state is not None
         assert (vm.asked, state.flag_accepted) == ([], None)
 
@@ -200,15 +201,15 @@ def test_a_move_that_the_vm_refuses_changes_nothing(stand: Stand, blob: Fd) -> N
         assert error.data["errno"] == errno.ENOSPC
         assert vm.slots == {8: (0, BAR, PAGE)}
         assert agent.window == WINDOW
-        state = stand.slots.state()
+        state = stand.slots.attached()
         assert state is not None
-        assert state.guest_phys_addr == BAR
+        assert state.grant.base == BAR
 
 
 def test_without_an_agent_nothing_is_mapped(stand: Stand, blob: Fd) -> None:
     with pytest.raises(HostError, match=r"no agent is attached to gpu0: its VMM is to call agent"):
         stand.run(stand.slots.map(blob, 0, 0, PAGE))
-    assert stand.slots.state() is None
+    assert stand.slots.attached() is None
     stand.run(stand.slots.clear())
 
 
@@ -238,7 +239,7 @@ def test_an_agent_that_can_not_set_what_is_there_is_not_taken(stand: Stand, blob
         assert vm.slots == {}
     with SlotAgent(Client(stand.path), Vm(), numbers=range(8, 9), window=WINDOW) as agent:
         assert error_of(agent.attach, "gpu0").data["errno"] == errno.ENOSPC
-    assert stand.slots.link is None
+    assert stand.slots.connection is None
     assert len(stand.slots.table) == 2
     with attached(stand, Vm()):
         assert len(stand.slots.entries()) == 2
@@ -301,7 +302,7 @@ def test_a_caller_that_can_not_be_called_back_is_no_agent(stand: Stand) -> None:
         nameless.sendto(json.dumps(call).encode(), str(stand.path))
     with Client(stand.path) as client:
         client.call("daemon.info")
-    assert stand.slots.link is None
+    assert stand.slots.connection is None
 
 
 def test_another_socket_of_the_same_process_takes_over(stand: Stand) -> None:
@@ -361,7 +362,7 @@ def test_an_agent_that_dies_in_the_middle_of_a_map(stand: Stand, blob: Fd) -> No
             mapping.result(10)
         assert time.monotonic() - start < 1  # and not at the end of anybody's patience
     assert len(stand.slots.table) == 0
-    assert stand.slots.state() is None
+    assert stand.slots.attached() is None
     assert stand.kinds[0] == "agent.attached"
     assert sorted(stand.kinds[1:]) == ["agent.lost", "slot.refused"]
     with pytest.raises(HostError, match=r"no agent is attached.*its process has ended"):

@@ -7,8 +7,10 @@ Owns who may be an agent when.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import count
 
 from vgpud.coherency.slot_policy import SlotOwner
+from vgpud.control.agent_calls import AgentCalls
 from vgpud.control.agent_link import ControlLink, ControlPort
 from vgpud.control.call import Caller, Handler, refused
 from vgpud.control.models import Agent, Detached, ErrorKind
@@ -17,7 +19,7 @@ from vgpud.control.slot_calls import AGENT_ATTACH, AGENT_DETACH
 from vgpud.daemon.device_server import DeviceServer
 from vgpud.daemon.methods.lookup import device_named
 from vgpud.memory.addresses import Gpa
-from vgpud.slots.agent import AgentSlots, Grant
+from vgpud.slots.agent import AgentSlots, AttachedAgent, Grant
 
 
 class AgentMethods:
@@ -26,6 +28,8 @@ class AgentMethods:
     def __init__(self, devices: Mapping[str, DeviceServer], port: ControlPort) -> None:
         self._devices = devices
         self._port = port
+        # Calls of one socket's agents, one after the other, must not have an id twice.
+        self._call_ids = count(1)
 
     def handlers(self) -> dict[str, Handler]:
         """By the methods' names."""
@@ -52,21 +56,21 @@ class AgentMethods:
             if present is not None and _same_process(present, caller):
                 slots.lost("its VMM has attached another")
             slots.notice()
-            if slots.link is not None:
+            if slots.connection is not None:
                 held = slots.grant.pid if slots.grant is not None else None
                 text = f"pid {held} is the slot agent of {params.device}: it has to detach first"
                 raise refused(ErrorKind.BUSY, text, device=params.device, pid=held)
             link = ControlLink(self._port, caller, slots.lost)
-            await slots.attach(link, grant)
+            await slots.attach(AgentCalls(link, self._call_ids), grant)
         device.look_again()
-        state = slots.state()
-        if state is None:
+        attached = slots.attached()
+        if attached is None:
             raise refused(ErrorKind.NO_AGENT, f"the agent of {params.device} went meanwhile")
-        return state
+        return describe(params.device, attached)
 
     def _detach(self, params: OfDevice, caller: Caller) -> Detached:
         _, slots = self._find(params.device)
-        if slots.link is None or slots.grant is None:
+        if slots.connection is None or slots.grant is None:
             raise refused(ErrorKind.NO_AGENT, f"no agent is attached to {params.device}")
         if _owner(slots) != caller:
             text = f"pid {slots.grant.pid} is the slot agent of {params.device}: that has to detach"
@@ -94,8 +98,29 @@ class AgentMethods:
         return device, device.agent
 
 
+def describe(device: str, agent: AttachedAgent) -> Agent:
+    """Return a device's agent as clients see it."""
+    grant = agent.grant
+    return Agent(
+        device=device,
+        pid=grant.pid,
+        uid=grant.uid,
+        guest_phys_addr=grant.base,
+        first_slot=grant.numbers.start,
+        slot_count=len(grant.numbers),
+        flags=grant.flags,
+        flag_accepted=agent.flag_accepted,
+        vm_setup=grant.vm_setup,
+        kvm_mode=agent.finding.mode,
+        reason=agent.finding.reason,
+    )
+
+
 def _owner(slots: AgentSlots) -> Caller | None:
-    return slots.link.caller if isinstance(slots.link, ControlLink) else None
+    agent = slots.connection
+    if isinstance(agent, AgentCalls) and isinstance(agent.link, ControlLink):
+        return agent.link.caller
+    return None
 
 
 def _same_process(one: Caller, other: Caller) -> bool:

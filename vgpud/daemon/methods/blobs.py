@@ -25,7 +25,7 @@ from vgpud.gpu.device import GpuDevice
 from vgpud.gpu.gpu import Gpu
 from vgpud.gpu.memory_types import map_info_name
 from vgpud.gpu.resources import GuestBlob, HostBlob
-from vgpud.slots.owner import TableSlots
+from vgpud.slots.owner import TrackedSlots
 
 T = TypeVar("T")
 
@@ -174,7 +174,7 @@ def _find(device: DeviceServer, gpu: Gpu, blob_id: int) -> AnyBlob:
     return blob
 
 
-def _ram_slots(held: _Held, address: int) -> TableSlots:
+def _ram_slots(held: _Held, address: int) -> TrackedSlots:
     """Who can map outside of the window, where the configuration wants that."""
     device, spec = held.device, held.live.gpu.spec
     missing = []

@@ -13,6 +13,7 @@ from vgpud.control import params
 from vgpud.control.call import Caller, Handler, Reply, refused
 from vgpud.control.models import Device, ErrorKind, Output, Page, Resized, Screenshot
 from vgpud.daemon.device_server import DeviceServer
+from vgpud.daemon.methods import agents
 from vgpud.daemon.methods.lookup import device_named, live_device, page
 from vgpud.gpu.blobs.buffers import BlobBuffers
 from vgpud.gpu.display import png
@@ -95,6 +96,7 @@ def describe(device: DeviceServer) -> Device:
         modes = spec.outputs
         showing = [None] * len(modes)
     finding = device.finding
+    agent = device.agent.attached() if device.agent is not None else None
     return Device(
         name=device.name,
         socket=device.socket,
@@ -118,7 +120,7 @@ def describe(device: DeviceServer) -> Device:
         resources=len(gpu.resources) + len(gpu.vmm_blobs) if gpu is not None else 0,
         blobs=gpu.blob_count if gpu is not None else 0,
         contexts=len(gpu.contexts) if gpu is not None else 0,
-        agent=device.agent.state() if device.agent is not None else None,
+        agent=agents.describe(device.name, agent) if agent is not None else None,
         problems=_problems(device, buffers),
     )
 
@@ -127,7 +129,7 @@ def _problems(device: DeviceServer, buffers: BlobBuffers) -> tuple[str, ...]:
     problems = [*buffers.problems()]
     if device.live is not None:
         problems += device.live.gpu.plans.problems
-    if device.agent is not None and device.agent.state() is None:
+    if device.agent is not None and device.agent.grant is None:
         problems.append('slots = "agent", but no agent is attached: nothing can be mapped')
     if device.live is not None and device.live.gpu.spec != device.spec:
         problems.append("part of the configuration holds from the next connection on only")
