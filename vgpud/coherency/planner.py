@@ -92,7 +92,7 @@ def plan(facts: Facts, rule: Rule, *, slot_flags: SlotFlag | None = None) -> Pla
     if honoured:
         return _ram(
             facts,
-            told=rule.memory_type,
+            memory_type=rule.memory_type,
             guest=_Guest.UNCACHED,
             slot_flags=slot_flags,
             vm_setup=_SETUP.get(facts.kvm, ()),
@@ -109,8 +109,8 @@ def plan(facts: Facts, rule: Rule, *, slot_flags: SlotFlag | None = None) -> Pla
         raise _refusal(why)
     return _ram(
         facts,
-        told=MemoryType.WB,
-        guest=_told_cached(facts, honoured),
+        memory_type=MemoryType.WB,
+        guest=_mapped_cached(facts, honoured),
         slot_flags=slot_flags,
         snoops=rule.fallback is Fallback.SNOOP,
         reason=f"{why}: cached",
@@ -139,14 +139,14 @@ def _plan_mmio(rule: Rule) -> Plan:
     non-temporal stores.
     """
     why = "the memory is the device's own and in no CPU's cache"
-    told = rule.memory_type
-    if told is MemoryType.WB:
+    memory_type = rule.memory_type
+    if memory_type is MemoryType.WB:
         why += ", so wb can't be had"
         if rule.fallback is Fallback.REFUSE:
             raise _refusal(why)
-        told = MemoryType.WC
+        memory_type = MemoryType.WC
     return Plan(
-        memory_type=told,
+        memory_type=memory_type,
         slot_flags=SlotFlag.NONE,
         vm_setup=(),
         before_hand_over=Duty.NOTHING,
@@ -155,19 +155,19 @@ def _plan_mmio(rule: Rule) -> Plan:
         device_snoops=False,
         sync=Sync(Duty.NOTHING, Duty.NOTHING),
         pinned=False,
-        reason=f"{told}: {why}",
+        reason=f"{memory_type}: {why}",
     )
 
 
 def _plan_emulated(facts: Facts, rule: Rule) -> Plan:
-    """For a guest without a CPU: it is told what the policy wants, since nothing overrides that,
-    and what the emulator's accesses do is up to the emulator's own mapping.
+    """For a guest without a CPU: it is told the type that the policy wants, as nothing overrides
+    that, and what the emulator's accesses do is up to the emulator's own mapping.
 
     A cached one of RAM_WB. Of RAM_WC an uncached one, as far as the emulator maps it as we do.
     """
     return _ram(
         facts,
-        told=rule.memory_type,
+        memory_type=rule.memory_type,
         guest=_Guest.CACHED if facts.backing is HostBacking.RAM_WB else _Guest.EITHER,
         slot_flags=SlotFlag.NONE,
         reason=f"{rule.memory_type}: no KVM overrides it, but the emulator may cache what it does",
@@ -183,7 +183,7 @@ def _plan_cached(facts: Facts, rule: Rule, slot_flags: SlotFlag, honoured: bool 
             raise _refusal(why)
         return _ram(
             facts,
-            told=MemoryType.WC,
+            memory_type=MemoryType.WC,
             guest=_Guest.UNCACHED,
             slot_flags=slot_flags,
             vm_setup=_SETUP.get(facts.kvm, ()),
@@ -191,8 +191,8 @@ def _plan_cached(facts: Facts, rule: Rule, slot_flags: SlotFlag, honoured: bool 
         )
     return _ram(
         facts,
-        told=MemoryType.WB,
-        guest=_told_cached(facts, honoured),
+        memory_type=MemoryType.WB,
+        guest=_mapped_cached(facts, honoured),
         slot_flags=slot_flags,
         reason="cached by policy",
     )
@@ -201,7 +201,7 @@ def _plan_cached(facts: Facts, rule: Rule, slot_flags: SlotFlag, honoured: bool 
 def _ram(
     facts: Facts,
     *,
-    told: MemoryType,
+    memory_type: MemoryType,
     guest: _Guest,
     slot_flags: SlotFlag,
     reason: str,
@@ -227,7 +227,7 @@ def _ram(
     if sync is Duty.FLUSH:
         reason += ", flushed at sync points"
     return Plan(
-        memory_type=told,
+        memory_type=memory_type,
         slot_flags=slot_flags,
         vm_setup=vm_setup,
         before_hand_over=Duty.FLUSH if uncached else Duty.NOTHING,
@@ -256,8 +256,8 @@ def _honoured(kvm: KvmMode, slot_flags: SlotFlag) -> bool | None:
             assert_never(unreachable)
 
 
-def _told_cached(facts: Facts, honoured: bool | None) -> _Guest:
-    """What comes of a mapping that the guest was told is cached."""
+def _mapped_cached(facts: Facts, honoured: bool | None) -> _Guest:
+    """What the accesses are of a guest that maps the blob cached."""
     if honoured is False:
         return _Guest.CACHED
     if facts.kvm is KvmMode.UNKNOWN and facts.backing is HostBacking.RAM_WC:

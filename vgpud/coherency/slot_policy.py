@@ -59,7 +59,7 @@ class SlotOwner(StrEnum):
     """Who puts blobs into the guest's address space.
 
     FRONTEND: the VMM at the other end of the vhost-user socket (SHMEM_MAP). AGENT: a VMM that sets
-    memory slots as it is told over the control socket. LOCAL: this process, which owns the VM.
+    memory slots as it is asked over the control socket. LOCAL: this process, which owns the VM.
     """
 
     FRONTEND = "frontend"

@@ -59,12 +59,12 @@ class Change:
     moves: bool = False
 
     def undo(self, done: int) -> tuple[Operation, ...]:
-        """What takes back the first `done` operations, last first."""
+        """Return what takes back the first `done` operations, last first."""
         return tuple(inverse(operation) for operation in reversed(self.operations[:done]))
 
 
 def inverse(operation: Operation) -> Operation:
-    """The operation that takes another one back."""
+    """Return the operation that takes another one back."""
     match operation:
         case SetSlot(entry, address):
             return DeleteSlot(entry, address)
@@ -99,7 +99,7 @@ class SlotTable:
             yield from ranges
 
     def address(self, entry: Entry) -> Gpa | None:
-        """Where a slot is for the guest; None for a BAR that is nowhere."""
+        """Return where a slot is for the guest; None for a BAR that is nowhere."""
         if entry.use is SlotUse.RAM:
             return Gpa(entry.offset)
         return None if self.base is None else Gpa(self.base + entry.offset)
@@ -107,7 +107,7 @@ class SlotTable:
     def add(
         self, offset: int, size: int, flags: int, backing: SlotBacking, use: SlotUse = SlotUse.BAR
     ) -> Change:
-        """What puts `size` bytes of a file at `offset`.
+        """Return the change that puts `size` bytes of a file at `offset`.
 
         Raises HostError: EINVAL for what is no whole pages, is out of reach, or may not have its
         flags; EEXIST where another slot is; EBUSY for pages that are somewhere else with another
@@ -130,7 +130,7 @@ class SlotTable:
         return Change((SetSlot(entry, address),), added=entry)
 
     def remove(self, offset: int, size: int, use: SlotUse = SlotUse.BAR) -> Change:
-        """What takes back exactly what one `add` has put at `offset`.
+        """Return the change that takes back exactly what one `add` has put at `offset`.
 
         Raises HostError (ENOENT) if there is no such range.
         """
@@ -141,7 +141,7 @@ class SlotTable:
         return Change((DeleteSlot(entry, address),), removed=entry)
 
     def find(self, offset: int, size: int, use: SlotUse = SlotUse.BAR) -> Entry:
-        """The slot of exactly this range; raises HostError (ENOENT) if there is none."""
+        """Return the slot of exactly this range; raises HostError (ENOENT) if there is none."""
         entry = self._slots[use].at(offset)
         if entry is None or entry.size != size:
             operation = f"finding the {use} slot of {size:#x} bytes at {offset:#x}"
@@ -149,9 +149,9 @@ class SlotTable:
         return entry
 
     def move(self, base: Gpa | None) -> Change:
-        """What takes the BAR's slots to another address, or with None out of the guest's sight.
+        """Return the change that puts the BAR's slots at another address, or with None nowhere.
 
-        All are deleted before the first is set: the old and the new place may overlap. Raises
+        All are deleted before the first is set: the old and the new range may overlap. Raises
         HostError as `add` does.
         """
         if base == self.base:
@@ -172,7 +172,7 @@ class SlotTable:
         return Change(tuple(operations), base=base, moves=True)
 
     def commit(self, change: Change) -> None:
-        """The VM has the change now. Only one change may be between planning and here."""
+        """Record that the VM has the change. Only one may be between planning and here."""
         if change.moves:
             self.base = change.base
         if change.removed is not None:

@@ -1,7 +1,4 @@
-"""VMs of this process, for whoever sets slots and may not know the kernel's ABI.
-
-The ABI is in `uapi.kvm`.
-"""
+"""VMs of this process, for code that sets slots; the kernel's ABI is in `uapi.kvm`."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from vgpud.uapi.kvm import Cap, Kvm, Vm
 
 
 class _Borrowed:
-    """A descriptor that somebody else closes."""
+    """A descriptor that its owner closes."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -27,17 +24,17 @@ class _Borrowed:
 
 @contextmanager
 def scratch_slots() -> Iterator[Memslots]:
-    """The slots of a new VM that has no CPU and goes with them. Raises HostError."""
+    """Yield the slots of a new VM that has no CPU and goes with them. Raises HostError."""
     with Kvm.open() as kvm, kvm.create_vm() as vm, Memslots(vm) as slots:
         yield slots
 
 
 def borrowed_vm(fd: int) -> Vm:
-    """A VM of this process by its descriptor, which stays its owner's, and open."""
+    """Return a VM of this process by its descriptor, which stays its owner's, and open."""
     return Vm.from_fd(_Borrowed(fd))
 
 
 def slot_numbers() -> range:
-    """The slot numbers that this host's KVM has for a VM. Raises HostError."""
+    """Return the slot numbers that this host's KVM has for a VM. Raises HostError."""
     with Kvm.open() as kvm:
         return range(kvm.check_extension(Cap.NR_MEMSLOTS))

@@ -1,6 +1,6 @@
 """What this host can do for us: every fact that the plans and `vgpud doctor` rest on.
 
-Owns putting the facts together; each kind has a module of its own beside this one. A fact that
+Owns putting the facts together; each kind has a module of its own in this package. A fact that
 could not be found is None, and whatever needs it is planned for as if it were not so.
 """
 

@@ -81,8 +81,8 @@ def _ask(path: str, patience: float) -> QemuFacts:
         return QemuFacts(path, version, problem=words[-1] if words else "it did not answer QMP")
     for entry in properties:
         if entry.get("name") == "honor-guest-pat":
-            told = re.search(r"default: (\w+)", entry.get("description", ""))
-            return QemuFacts(path, version, True, told[1] if told else None)
+            default = re.search(r"default: (\w+)", entry.get("description", ""))
+            return QemuFacts(path, version, True, default[1] if default else None)
     return QemuFacts(path, version, False)
 
 
