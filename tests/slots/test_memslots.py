@@ -18,8 +18,8 @@ from vgpud.memory import memfd
 from vgpud.memory.mapping import map_shared
 from vgpud.slots.memslots import Memslots
 from vgpud.slots.slot_mapping import SlotMapping, identify
-from vgpud.slots.vm import scratch_slots, slot_numbers
-from vgpud.uapi.kvm import Kvm
+from vgpud.slots.vm import scratch_slots
+from vgpud.uapi.kvm import Cap, Kvm
 from vgpud.uapi.memslot import SlotFlag
 from vgpud.unix.fd import Fd
 
@@ -99,7 +99,7 @@ def test_the_memory_of_a_slot_keeps_no_file_open(window: Fd) -> None:
 
 
 def test_all_slots_of_the_vm_are_taken_and_come_back(kvm: Kvm, window: Fd) -> None:
-    numbers = slot_numbers()
+    numbers = range(kvm.check_extension(Cap.NR_MEMSLOTS))
     assert len(numbers) > 32
     with scratch_slots() as slots:
         for slot in range(numbers.stop + 1):
@@ -151,7 +151,7 @@ def test_a_slot_has_to_be_deleted_before_its_memory_goes(slots: Memslots, window
     slots.delete(1)
     slots.delete(1)
     assert 1 in slots
-    assert list(slots) == [1]
+    assert len(slots) == 1
     slots.release(1)
     assert 1 not in slots
 

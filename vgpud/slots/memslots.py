@@ -8,7 +8,6 @@ Owns the mappings of live slots. Which slot has which number and address is the 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -56,9 +55,6 @@ class Memslots:
 
     def __contains__(self, slot: object) -> bool:
         return slot in self._slots
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._slots)
 
     def __enter__(self) -> Self:
         return self

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from vgpud.slots.memslots import Memslots
-from vgpud.uapi.kvm import Cap, Kvm, Vm
+from vgpud.uapi.kvm import Kvm, Vm
 
 
 class _Borrowed:
@@ -32,9 +32,3 @@ def scratch_slots() -> Iterator[Memslots]:
 def borrowed_vm(fd: int) -> Vm:
     """Return a VM of this process by its descriptor, which stays its owner's, and open."""
     return Vm.from_fd(_Borrowed(fd))
-
-
-def slot_numbers() -> range:
-    """Return the slot numbers that this host's KVM has for a VM. Raises HostError."""
-    with Kvm.open() as kvm:
-        return range(kvm.check_extension(Cap.NR_MEMSLOTS))
