@@ -11,6 +11,7 @@ from vgpud.control.models import Reloaded
 from vgpud.daemon.config import Config
 from vgpud.daemon.daemon import Daemon
 from vgpud.daemon.notify import Notifier
+from vgpud.daemon.reloader import Reloader
 from vgpud.errors import ConfigError
 from vgpud.publish import unheard
 from vgpud.slots.agent import AgentSlots
@@ -74,17 +75,17 @@ def test_nothing_is_read_anew_once_the_end_has_begun(short_directory: Path) -> N
 
 
 def test_a_bug_in_a_reload_does_not_end_the_daemon(
-    short_directory: Path, caplog: pytest.LogCaptureFixture
+    short_directory: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Buggy(Daemon):
-        async def reload(self) -> Reloaded:
-            reloads.append(None)
-            raise RuntimeError("a bug")
+    async def buggy(_: Reloader) -> Reloaded:
+        reloads.append(None)
+        raise RuntimeError("a bug")
 
     reloads: list[None] = []
+    monkeypatch.setattr(Reloader, "reload", buggy)
 
     async def main() -> None:
-        daemon = Buggy(Config.load(config_file(short_directory, "one")))
+        daemon = Daemon(Config.load(config_file(short_directory, "one")))
         running = asyncio.create_task(daemon.run())
         await daemon.wait_listening()
         for count in (1, 2):

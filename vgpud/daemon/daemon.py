@@ -20,15 +20,13 @@ from pathlib import Path
 
 from vgpud import __version__
 from vgpud.coherency.slot_policy import SlotOwner
-from vgpud.control.access import Access
 from vgpud.control.agent_calls import AgentCalls
 from vgpud.control.agent_link import SocketLink
 from vgpud.control.call import Caller, Handler
 from vgpud.control.events import Events
-from vgpud.control.models import DaemonInfo, DeviceSummary, Event, Reloaded
+from vgpud.control.models import DaemonInfo, DeviceSummary, Reloaded
 from vgpud.control.params import Nothing
 from vgpud.control.server import ControlServer
-from vgpud.daemon import logs
 from vgpud.daemon.config import Config
 from vgpud.daemon.device_server import DeviceServer
 from vgpud.daemon.device_set import DeviceSet
@@ -40,9 +38,9 @@ from vgpud.daemon.methods.metrics import MetricsMethods
 from vgpud.daemon.methods.slots import SlotMethods, slots_of
 from vgpud.daemon.notify import Notifier
 from vgpud.daemon.openmetrics import DeviceFigures
-from vgpud.daemon.reload import Changes, difference
-from vgpud.daemon.watchdog import Watchdog
-from vgpud.errors import ConfigError, VgpudError
+from vgpud.daemon.reloader import Reloader
+from vgpud.daemon.status import ServiceStatus
+from vgpud.errors import ConfigError
 from vgpud.gpu.blobs.buffers import gpu_of
 from vgpud.gpu.spec import DeviceSpec
 from vgpud.memory.addresses import Gpa
@@ -86,29 +84,30 @@ class Daemon:
         activated: Activated | None = None,
         log_level: str | None = None,
     ) -> None:
-        self._config = config
         self._connection = connection
         self._agent = agent
         self._slots = slots or {}
-        self._notifier = notifier or Notifier(None)
         self._activated = activated or Activated()
-        self._log_level = log_level
         self.events, self._nodes = Events(), RenderNodes()
         first, *rest = config.device_specs()
         if agent is not None:
             first = replace(first, slots=SlotOwner.AGENT)
         self._check_slots([first, *rest], config)
         self.devices = DeviceSet(map(self._device, [first, *rest]), self._activated)
-        self._watchdog = Watchdog(self._notifier, self.devices.served)
+        self._status = ServiceStatus(notifier or Notifier(None), self.devices, self.events)
+        self._reloader = Reloader(
+            config,
+            self.devices,
+            make_device=self._device,
+            check_devices=self._check_slots,
+            status=self._status,
+            events=self.events,
+            log_level=log_level,
+        )
         self._control: ControlServer | None = None
         self._started = time.monotonic()
         self._listening = asyncio.Event()
         self._stopping = asyncio.Event()
-        self._hangup = asyncio.Event()
-        self._changed = asyncio.Event()
-        self._reloading = asyncio.Lock()
-        self._rejected = False
-        self._told = ""
 
     async def run(self) -> None:
         """Serves until `stop`, or until the one connection that was given ends.
@@ -118,7 +117,7 @@ class Daemon:
         """
         _raise_fd_limit()
         with ExitStack() as cleanup:
-            cleanup.callback(self._notifier.close)
+            cleanup.callback(self._status.close)
             cleanup.callback(self._activated.close)
             cleanup.callback(self.devices.close)
             self._connect_agent()
@@ -127,15 +126,15 @@ class Daemon:
             listeners = self.devices.open(paths)
             self._activated.complain(self._wanted())
             async with asyncio.TaskGroup() as group:
-                self._group = group
+                self._reloader.open(group, self._control)
                 for name, listener in listeners.items():
                     self.devices.start(self.devices[name], listener, group)
                 tasks = [group.create_task(task) for task in self._background()]
                 await asyncio.sleep(0)  # each of them has begun: what they open is open
                 self._listening.set()
-                await self._tell_ready()
+                await self._status.ready()
                 await self._stopping.wait()
-                await self._notifier.stopping()
+                await self._status.stopping()
                 self.devices.stop()
                 for task in tasks:
                     task.cancel()
@@ -143,40 +142,20 @@ class Daemon:
 
     def stop(self) -> None:
         """Ends `run`; front-ends see their connections close."""
+        self._reloader.stopping = True
         self._stopping.set()
 
+    async def reload(self) -> Reloaded:
+        """Read the configuration's file again, and apply what can change; as `Reloader.reload`."""
+        return await self._reloader.reload()
+
     def request_reload(self) -> None:
-        """Have the configuration read anew, as `reload` does; what comes of it is logged."""
-        self._hangup.set()
+        """Have the configuration's file read again; what comes of it is logged."""
+        self._reloader.request()
 
     async def wait_listening(self) -> None:
         """Returns once front-ends can connect to every device."""
         await self._listening.wait()
-
-    async def reload(self) -> Reloaded:
-        """Reads the configuration's file anew, and applies what can change while we run.
-
-        Raises ConfigError with every fault, or HostError for a socket that can't be had; all is as
-        it was then.
-        """
-        async with self._reloading:
-            await self._notifier.reloading()
-            try:
-                changes = await self._read()
-                await self._apply(changes)
-                self._rejected = False
-            except VgpudError as error:
-                self._rejected = True
-                self._tell_rejected(str(error))
-                raise
-            finally:
-                if not self._stopping.is_set():
-                    await self._tell_ready()
-        return Reloaded(
-            applied=changes.applied,
-            next_connection=changes.next_connection,
-            restart=changes.restart,
-        )
 
     # What runs
 
@@ -186,51 +165,13 @@ class Daemon:
         if self._connection is not None:
             yield self._serve_connection(self._connection)
         yield GpuWatch(self.events, nodes=self._nodes, users=self._users_of).run()
-        yield self._reload_on_hangup()
-        if self._notifier.wanted:
-            self.events.listen(self._note)
-            yield self._watchdog.run(self._changed.set)
-            yield self._tell_status()
+        yield self._reloader.run()
+        yield from self._status.tasks()
 
     async def _serve_connection(self, connection: socket.socket) -> None:
         device = next(iter(self.devices.values()))
         await device.serve_connection(connection)
         self.stop()
-
-    async def _reload_on_hangup(self) -> None:
-        while True:
-            await self._hangup.wait()
-            self._hangup.clear()
-            try:
-                await self.reload()
-            except VgpudError:
-                continue  # which is logged
-            except Exception:
-                log.exception("reload failed")  # a bug of ours ends nothing that is served
-
-    async def _tell_status(self) -> None:
-        while True:
-            await self._changed.wait()
-            self._changed.clear()
-            if self._status() != self._told:
-                self._told = self._status()
-                await self._notifier.status(self._told)
-
-    async def _tell_ready(self) -> None:
-        self._told = self._status()
-        await self._notifier.ready(self._told)
-
-    def _note(self, event: Event) -> None:
-        if event.kind.startswith("device."):
-            self._changed.set()
-
-    def _status(self) -> str:
-        connected = sum(device.connected for device in self.devices.values())
-        count = len(self.devices)
-        text = f"{count} {'device' if count == 1 else 'devices'}, {connected} connected"
-        if silent := sorted(self._watchdog.silent):
-            text = f"{', '.join(silent)} does not answer; {text}"
-        return f"{text}; the last reload was rejected" if self._rejected else text
 
     # What there is
 
@@ -260,7 +201,7 @@ class Daemon:
         slots.connect(agent, Grant(self._agent.numbers, self._agent.window))
 
     def _open_control(self, cleanup: ExitStack) -> ControlServer | None:
-        if (path := self._config.control_path) is None:
+        if (path := self._reloader.config.control_path) is None:
             return None
         passed = self._activated.find(path, CONTROL, socket.SOCK_DGRAM)
         if passed is None:
@@ -273,7 +214,7 @@ class Daemon:
             **SlotMethods(self.devices).handlers(),
         }
         where = path if passed is None else passed
-        server = ControlServer(where, handlers, access=_access(self._config), events=self.events)
+        server = ControlServer(where, handlers, access=self._reloader.access(), events=self.events)
         cleanup.enter_context(server)
         server.add(AgentMethods(self.devices, server).handlers())
         metrics = MetricsMethods(self._figures, self.events, lambda: server.subscribers)
@@ -286,11 +227,11 @@ class Daemon:
             yield DeviceFigures(device.counters, describe(device), slots)
 
     def _paths(self, names: Iterable[str]) -> dict[str, Path]:
-        return {name: self._config.socket_path(name) for name in names}
+        return {name: self._reloader.config.socket_path(name) for name in names}
 
     def _wanted(self) -> Iterator[tuple[Path, str, socket.SocketKind]]:
-        if self._config.control_path is not None:
-            yield self._config.control_path, CONTROL, socket.SOCK_DGRAM
+        if self._reloader.config.control_path is not None:
+            yield self._reloader.config.control_path, CONTROL, socket.SOCK_DGRAM
         for name, path in self._paths(self.devices).items():
             yield path, name, socket.SOCK_STREAM
 
@@ -299,84 +240,20 @@ class Daemon:
             name for name, device in self.devices.items() if gpu_of(device.spec, self._nodes) == gpu
         ]
 
-    # A configuration read anew
-
-    async def _read(self) -> Changes:
-        path = self._config.path
-        if path is None:
-            raise ConfigError("no file to read anew: start with --config FILE to have one")
-        if path.exists() and not path.is_file():
-            raise ConfigError(f"{path}: is not a regular file, which is read at the start only")
-        # Not on the loop, which has better things to do than parse a long file.
-        config = await asyncio.to_thread(Config.load, path)
-        try:
-            changes = difference(self._config, config, log_level=self._log_level)
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}".replace("\n", f"\n{path}: ")) from error
-        self._check_slots([*changes.added, *changes.changed], config)
-        return changes
-
-    async def _apply(self, changes: Changes) -> None:
-        """What can fail comes first, and then what can't."""
-        if self._stopping.is_set():  # what is started now nobody would end
-            raise ConfigError("the daemon is stopping")
-        names = [spec.name for spec in changes.added]
-        paths = {name: changes.config.socket_path(name) for name in names}
-        listeners = self.devices.open(paths, changes.removed)
-        for spec in changes.added:
-            server = self._device(spec)
-            self.devices.start(server, listeners[spec.name], self._group)
-            server.added()
-        former, self._config = self._config.daemon, changes.config
-        daemon = self._config.daemon
-        if self._control is not None and (daemon.allow_users, daemon.allow_groups) != (
-            former.allow_users,
-            former.allow_groups,
-        ):
-            self._control.access = _access(changes.config)
-        if self._log_level is None and daemon.log_level != former.log_level:
-            logs.set_level(daemon.log_level)
-        for spec in changes.changed:
-            self.devices[spec.name].reconfigure(spec)
-        await self.devices.remove(changes.removed)
-        self.devices.order([table.name for table in changes.config.device])
-        for line in changes.lines or ("nothing has changed",):
-            log.info("configuration reloaded: %s", line)
-        self.events.publish(
-            "config.reloaded",
-            f"the configuration was read anew: {len(changes.lines)} changes",
-            applied=list(changes.applied),
-            next_connection=list(changes.next_connection),
-            restart=list(changes.restart),
-        )
-
-    def _tell_rejected(self, message: str) -> None:
-        faults = message.splitlines()
-        for fault in faults:
-            log.error("configuration rejected: %s", fault)
-        self.events.publish(
-            "config.rejected", f"the configuration stays as it was: {message}", faults=[*faults]
-        )
-
     # Methods of the control API
 
     @property
     def reloadable(self) -> bool:
         """Whether there is a file that can be read anew."""
-        return self._config.path is not None
-
-    @property
-    def log_level(self) -> str:
-        """What is logged."""
-        return self._log_level or self._config.daemon.log_level
+        return self._reloader.config.path is not None
 
     def _info(self, params: Nothing, caller: Caller) -> DaemonInfo:
         return DaemonInfo(
             version=__version__,
             pid=os.getpid(),
             uptime_s=round(time.monotonic() - self._started, 3),
-            config_file=str(self._config.path) if self._config.path else None,
-            log_level=self.log_level,
+            config_file=str(self._reloader.config.path) if self._reloader.config.path else None,
+            log_level=self._reloader.log_level,
             devices=tuple(
                 DeviceSummary(
                     name=name,
@@ -390,10 +267,6 @@ class Daemon:
     async def _reload(self, params: Nothing, caller: Caller) -> Reloaded:
         log.info("reload requested pid=%d uid=%d", caller.pid, caller.uid)
         return await self.reload()
-
-
-def _access(config: Config) -> Access:
-    return Access(config.daemon.allow_users, config.daemon.allow_groups)
 
 
 def _raise_fd_limit() -> None:

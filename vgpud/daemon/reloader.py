@@ -1,0 +1,170 @@
+"""The configuration's file read again while the daemon runs, and what follows from it.
+
+What a change takes is `daemon.reload`. A file with a fault in it changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from vgpud.control.access import Access
+from vgpud.control.events import Events
+from vgpud.control.models import Reloaded
+from vgpud.control.server import ControlServer
+from vgpud.daemon import logs
+from vgpud.daemon.config import Config
+from vgpud.daemon.device_server import DeviceServer
+from vgpud.daemon.device_set import DeviceSet
+from vgpud.daemon.reload import Changes, difference
+from vgpud.daemon.status import ServiceStatus
+from vgpud.errors import ConfigError, VgpudError
+from vgpud.gpu.spec import DeviceSpec
+
+log = logging.getLogger(__name__)
+
+
+class Reloader:
+    """Keeps the configuration in force, `config`, and changes it with everything that it rules.
+
+    `make_device` makes a device that is not served yet, `check_devices` raises ConfigError where
+    one of a configuration can't be had. `log_level` overrides the configuration's.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        devices: DeviceSet,
+        *,
+        make_device: Callable[[DeviceSpec], DeviceServer],
+        check_devices: Callable[[Sequence[DeviceSpec], Config], None],
+        status: ServiceStatus,
+        events: Events,
+        log_level: str | None,
+    ) -> None:
+        self.config = config
+        self.stopping = False
+        """Whether the daemon ends, so that nothing may be started any more."""
+        self._devices = devices
+        self._make_device = make_device
+        self._check_devices = check_devices
+        self._status = status
+        self._events = events
+        self._log_level = log_level
+        self._control: ControlServer | None = None
+        self._requested = asyncio.Event()
+        self._one_at_a_time = asyncio.Lock()
+
+    @property
+    def log_level(self) -> str:
+        """The level in force."""
+        return self._log_level or self.config.daemon.log_level
+
+    def access(self) -> Access:
+        """Return who may use the control socket."""
+        return Access(self.config.daemon.allow_users, self.config.daemon.allow_groups)
+
+    def request(self) -> None:
+        """Have the file read again soon; what comes of it is logged."""
+        self._requested.set()
+
+    def open(self, tasks: asyncio.TaskGroup, control: ControlServer | None) -> None:
+        """Begin: devices that are added are served by tasks of the group, and who may use `control`
+        follows the configuration."""
+        self._tasks, self._control = tasks, control
+
+    async def run(self) -> None:
+        """Do what is requested, until cancelled."""
+        while True:
+            await self._requested.wait()
+            self._requested.clear()
+            try:
+                await self.reload()
+            except VgpudError:
+                continue  # which is logged
+            except Exception:
+                log.exception("reload failed")  # a bug of ours ends nothing that is served
+
+    async def reload(self) -> Reloaded:
+        """Read the file, and apply what can change while the daemon runs.
+
+        Raises ConfigError with every fault, or HostError for a socket that can't be had; everything
+        is as it was then.
+        """
+        async with self._one_at_a_time:
+            await self._status.reloading()
+            try:
+                changes = await self._read()
+                await self._apply(changes)
+                self._status.reload_rejected = False
+            except VgpudError as error:
+                self._status.reload_rejected = True
+                self._report_rejected(str(error))
+                raise
+            finally:
+                if not self.stopping:
+                    await self._status.ready()
+        return Reloaded(
+            applied=changes.applied,
+            next_connection=changes.next_connection,
+            restart=changes.restart,
+        )
+
+    async def _read(self) -> Changes:
+        path = self.config.path
+        if path is None:
+            raise ConfigError("no file to read anew: start with --config FILE to have one")
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path}: is not a regular file, which is read at the start only")
+        # Not on the loop: a long file takes a while to parse.
+        config = await asyncio.to_thread(Config.load, path)
+        try:
+            changes = difference(self.config, config, log_level=self._log_level)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}".replace("\n", f"\n{path}: ")) from error
+        self._check_devices([*changes.added, *changes.changed], config)
+        return changes
+
+    async def _apply(self, changes: Changes) -> None:
+        """Do first what can fail, and then what can't."""
+        if self.stopping:
+            raise ConfigError("the daemon is stopping")
+        names = [spec.name for spec in changes.added]
+        paths = {name: changes.config.socket_path(name) for name in names}
+        listeners = self._devices.open(paths, changes.removed)
+        for spec in changes.added:
+            server = self._make_device(spec)
+            self._devices.start(server, listeners[spec.name], self._tasks)
+            server.added()
+        former, former_level = self.config.daemon, self.log_level
+        self.config = changes.config
+        daemon = self.config.daemon
+        if self._control is not None and (daemon.allow_users, daemon.allow_groups) != (
+            former.allow_users,
+            former.allow_groups,
+        ):
+            self._control.access = self.access()
+        if self.log_level != former_level:
+            logs.set_level(self.log_level)
+        for spec in changes.changed:
+            self._devices[spec.name].reconfigure(spec)
+        await self._devices.remove(changes.removed)
+        self._devices.order([table.name for table in changes.config.device])
+        for line in changes.lines or ("nothing has changed",):
+            log.info("configuration reloaded: %s", line)
+        self._events.publish(
+            "config.reloaded",
+            f"the configuration was read anew: {len(changes.lines)} changes",
+            applied=list(changes.applied),
+            next_connection=list(changes.next_connection),
+            restart=list(changes.restart),
+        )
+
+    def _report_rejected(self, message: str) -> None:
+        faults = message.splitlines()
+        for fault in faults:
+            log.error("configuration rejected: %s", fault)
+        self._events.publish(
+            "config.rejected", f"the configuration stays as it was: {message}", faults=[*faults]
+        )
