@@ -1,7 +1,7 @@
 """Fixtures that tests of every package may ask for, and what is printed after the results.
 
-A test that needs a guest asks for `rig`: where the rig can't be had, that test is skipped with the
-reason, unless $CI is "true", where skipping would pass for success.
+A test that needs a guest asks for `rig`, one that needs the patched kernel for `kernel_host`: where
+that can't be had, the test is skipped with the reason. If $CI is "true", every skip is a failure.
 """
 
 from __future__ import annotations
@@ -9,14 +9,17 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from hypothesis import settings
 
+from tests.kernel.build import Host, open_host
 from tests.rig.build import Rig, open_rig
 from tests.rig.chroot import RigUnavailableError
+from tests.support import rigs
 
 # No deadline: these machines are shared, and a slow example is no failure.
 settings.register_profile("vgpud", deadline=None)
@@ -24,17 +27,51 @@ settings.load_profile("vgpud")
 
 NOBODY = 65534
 
+_Opened = TypeVar("_Opened")
+
+_NOT_BUILT = pytest.StashKey[dict[str, str]]()
 _REPORT = pytest.StashKey[list[str]]()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """Build the rigs that the chosen tests need, before any of them runs."""
+    if rigs.may_build() and not session.config.option.collectonly and not session.testsfailed:
+        functions = (item for item in session.items if isinstance(item, pytest.Function))
+        fixtures = {name for function in functions for name in function.fixturenames}
+        session.config.stash[_NOT_BUILT] = rigs.build_missing(fixtures)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Make a skipped test a failed one in CI, where skipping would pass for success."""
+    report = yield
+    if rigs.in_ci() and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"Nothing may be skipped in CI. {reason}"
+    return report
+
+
 @pytest.fixture(scope="session")
-def rig() -> Rig:
+def rig(pytestconfig: pytest.Config) -> Rig:
     """The guest rig, ready to boot."""
+    return _opened(pytestconfig, "rig", open_rig)
+
+
+@pytest.fixture(scope="session")
+def kernel_host(pytestconfig: pytest.Config) -> Host:
+    """The host with the patched kernel, ready to boot."""
+    return _opened(pytestconfig, "kernel_host", open_host)
+
+
+def _opened(config: pytest.Config, name: str, open_it: Callable[[], _Opened]) -> _Opened:
+    reasons = config.stash.get(_NOT_BUILT, {})
+    if name in reasons:
+        pytest.skip(reasons[name])
     try:
-        return open_rig()
+        return open_it()
     except RigUnavailableError as error:
-        if os.environ.get("CI") == "true":
-            pytest.fail(str(error))
         pytest.skip(str(error))
 
 

@@ -8,20 +8,19 @@ modelled: this is about the ABI and the way through vgpud, not about what the pr
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.kernel.build import Host, build, open_host
+from tests.kernel.build import Host, open_host
 from tests.kernel.machine import Job, JobError, run
 from tests.rig.build import Rig
 from tests.rig.chroot import RigUnavailableError
 
-# The kernel may have to be built first, in CI.
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(1200)]
+# A boot with its checks ends within machine.TIMEOUT_S.
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
 
 ACCEPTED = {
     "fresh slot without the flag",
@@ -49,27 +48,17 @@ REFUSED = {
 
 
 @pytest.fixture(scope="module")
-def host() -> Host:
-    """The built host; where it can't be had, the reason."""
-    in_ci = os.environ.get("CI") == "true"
-    try:
-        return build() if in_ci else open_host()
-    except RigUnavailableError as error:
-        if in_ci:
-            pytest.fail(str(error))
-        pytest.skip(str(error))
-
-
-@pytest.fixture(scope="module")
-def job(host: Host, report: Callable[[str], None]) -> Job:
+def job(kernel_host: Host, report: Callable[[str], None]) -> Job:
     """What the checks left behind on the kernel with the flag."""
-    return checked(host, host.patched, "trials doctor screen demo tests buffers", report)
+    return checked(
+        kernel_host, kernel_host.patched, "trials doctor screen demo tests buffers", report
+    )
 
 
 @pytest.fixture(scope="module")
-def control(host: Host, report: Callable[[str], None]) -> Job:
+def control(kernel_host: Host, report: Callable[[str], None]) -> Job:
     """What they left on the same kernel without it: the patch is all that is between the two."""
-    return checked(host, host.plain, "trials doctor demo", report)
+    return checked(kernel_host, kernel_host.plain, "trials doctor demo", report)
 
 
 def checked(host: Host, kernel: Path, names: str, report: Callable[[str], None]) -> Job:
@@ -187,6 +176,10 @@ def test_where_nothing_was_built_the_reason_is_said(
         open_host()
 
 
-def test_a_guest_that_dies_is_an_error_with_its_last_words(host: Host) -> None:
+def test_a_guest_that_dies_is_an_error_with_its_last_words(kernel_host: Host) -> None:
     with pytest.raises(JobError, match=r"before its command did(.|\n)*\nlast words\n"):
-        run(host, host.patched, "echo last words; echo o >/proc/sysrq-trigger; sleep 60")
+        run(
+            kernel_host,
+            kernel_host.patched,
+            "echo last words; echo o >/proc/sysrq-trigger; sleep 60",
+        )
