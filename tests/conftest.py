@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -31,6 +32,15 @@ _Opened = TypeVar("_Opened")
 
 _NOT_BUILT = pytest.StashKey[dict[str, str]]()
 _REPORT = pytest.StashKey[list[str]]()
+
+
+def pytest_configure() -> None:
+    """Restore what SIGINT does where it is ignored, as under `nohup` and some CI runners.
+
+    What tests start would inherit that, and tests send SIGINT.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)
