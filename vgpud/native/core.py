@@ -349,6 +349,7 @@ class GuardedMapping:
 
     __slots__ = ("_handle", "address", "length")
 
+    _handle: Any
     address: int
     length: int
 
