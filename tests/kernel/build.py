@@ -303,7 +303,8 @@ def _package(chroot: Chroot) -> Path:
         path
         for path in sorted((PROJECT / "vgpud").rglob("*"))
         # What a build in place leaves there is none of it: _native.c, and the module itself.
-        if path.suffix in {".py", ".pyi"} or (path.suffix not in {"", ".pyc"} and path.name[0] != "_")
+        if path.suffix in {".py", ".pyi"}
+        or (path.suffix not in {"", ".pyc"} and path.name[0] != "_")
     ]
     for shared in ("config", "man", "systemd"):
         sources += sorted((PROJECT / shared).glob("*"))

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.rig.build import Rig
-from vgpud.cli.bench import copy, guest, guest_rig, ring, start
+from vgpud.cli.bench import copy, ring, start
 from vgpud.cli.bench.copy import CopyRow
 
 EIGHT_MIB = tuple(shape for shape in copy.SHAPES if shape.size == 8 << 20)
@@ -54,27 +53,3 @@ def test_the_front_end_is_not_what_is_measured_and_a_batch_is_quicker() -> None:
     alone, beside = costs.fences
     assert beside.p50_us < 20 * alone.p50_us
     assert beside.p99_us < 50_000  # aimed for: 2 ms
-
-
-@pytest.mark.guest
-@pytest.mark.timeout(600)
-def test_beside_the_c_back_end(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    # What the fixture found: the image is of this checkout's programs.
-    monkeypatch.setenv("VGPUD_RIG", str(rig.chroot.cache))
-    assert guest_rig.Rig.find().image == rig.initrd
-    costs = guest.measure(rounds=2)
-    assert costs.mode == "1280x800"
-    assert max(map(len, costs.lines())) <= 100
-    assert len(list(costs.charts())) == len(guest.PICTURES) + 2
-    ratios = {row.figure: row.ratio for row in costs.pictures if row.contender == guest.OURS}
-    for figure, least in (  # aimed for: 1.2, 3, 1.1, 2
-        ("transfers", 0.5),
-        ("flips_area", 1.5),
-        ("flips", 1.1),
-        ("dirtyfb", 1.1),
-    ):
-        assert ratios[guest.PICTURES[figure]] > least, figure
-    assert costs.fence_ratio < 4  # aimed for: 0.8
-    window = [row for row in costs.blobs if row.layout == "window"]
-    assert [row.live for row in window] == list(guest.LIVE)
-    assert all(row.ratio < 0.8 for row in window)  # aimed for: a third

@@ -59,31 +59,28 @@ def test_json_and_what_is_told_meanwhile(capsys: pytest.CaptureFixture[str]) -> 
     ]
 
 
-def test_without_a_name_all_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    fakes = {name: lambda _: SlotCosts(ROWS) for name in ("one", "two")}
-    monkeypatch.setattr(suite, "BENCHES", fakes)
-    found = json.loads(suite.text(None, lambda _: None, as_json=True))
+def test_without_a_name_all_are_measured() -> None:
+    fakes: suite.Benches = {name: lambda _: SlotCosts(ROWS) for name in ("one", "two")}
+    found = json.loads(suite.text(None, lambda _: None, fakes, as_json=True))
     assert found["one"] == found["two"] == SlotCosts(ROWS).to_json()
     assert found["left_out"] == {}
-    text = suite.text("one", lambda _: None)
+    text = suite.text("one", lambda _: None, fakes)
     assert text.startswith("vgpud ")
     assert text.endswith("\n".join(SlotCosts(ROWS).lines()))
 
 
-def test_of_all_those_that_can_not_be_measured_are_left_out(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_of_all_those_that_can_not_be_measured_are_left_out() -> None:
     def absent(_: object) -> SlotCosts:
         raise VgpudError("there is none")
 
-    monkeypatch.setattr(suite, "BENCHES", {"one": absent, "two": lambda _: SlotCosts(ROWS)})
-    found = json.loads(suite.text(None, lambda _: None, as_json=True))
+    fakes: suite.Benches = {"one": absent, "two": lambda _: SlotCosts(ROWS)}
+    found = json.loads(suite.text(None, lambda _: None, fakes, as_json=True))
     assert found["left_out"] == {"one": "there is none"}
     assert "one" not in found
     assert found["two"] == SlotCosts(ROWS).to_json()
-    assert suite.text(None, lambda _: None).endswith("\n\none: not measured: there is none")
+    assert suite.text(None, lambda _: None, fakes).endswith("\n\none: not measured: there is none")
     with pytest.raises(VgpudError, match="there is none"):
-        suite.text("one", lambda _: None)
+        suite.text("one", lambda _: None, fakes)
 
 
 def test_every_bench_has_its_name() -> None:

@@ -1,5 +1,4 @@
-/* Measures what the device does every day, one JSON line. `vgpud bench guest` runs this too, and knows by
- * the version whether it can.
+/* Measures what the device does every day, one JSON line. tests/bench/guest.py runs this too.
  *
  *   speed [SECONDS]               pictures: full page flips, of frames that differ everywhere and of
  *                                 frames that differ in a 200x200 area, small dirty rectangles and single

@@ -7,28 +7,34 @@ module of its own here.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from vgpud import __version__
-from vgpud.cli.bench import copy, guest, plot, ring, slots, start
+from vgpud.cli.bench import copy, plot, ring, slots, start
 from vgpud.cli.bench.figures import Measured, Progress
 from vgpud.coherency.probes import system as probe_system
 from vgpud.errors import VgpudError
 
-BENCHES: Final[dict[str, Callable[[Progress], Measured]]] = {
+Benches: TypeAlias = Mapping[str, Callable[[Progress], Measured]]
+
+BENCHES: Final[Benches] = {
     "copy": copy.run,
     "slots": slots.run,
     "ring": ring.run,
     "start": start.run,
-    "guest": guest.run,
 }
 """What measures, by name: all of `bench.NAMES`."""
 
 
 def text(
-    name: str | None, progress: Progress, *, as_json: bool = False, picture: Path | None = None
+    name: str | None,
+    progress: Progress,
+    benches: Benches = BENCHES,
+    *,
+    as_json: bool = False,
+    picture: Path | None = None,
 ) -> str:
     """What `vgpud bench` prints of one bench, or of all, having measured; `picture` is drawn too.
 
@@ -39,9 +45,9 @@ def text(
         plot.check(picture)
     found: dict[str, Measured] = {}
     left_out: dict[str, str] = {}
-    for each in BENCHES if name is None else [name]:
+    for each in benches if name is None else [name]:
         try:
-            found[each] = BENCHES[each](_prefixed(each, progress))
+            found[each] = benches[each](_prefixed(each, progress))
         except VgpudError as error:
             if name is not None:
                 raise

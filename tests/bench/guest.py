@@ -1,23 +1,32 @@
-"""What a stock guest gets, beside QEMU's C back-end and QEMU's own device: in the guest rig.
+"""Measures what a stock guest gets, compared with QEMU's C back-end and QEMU's own device.
 
-Owns the measurement and its table. Every contender gets a boot a round, in turns, so that what the
-machine does meanwhile is shared fairly; ratios are taken round by round. The guest runs without
-KVM, which makes all of its own work slow and the same for all contenders.
+    python -m tests.bench.guest [--json] [--plot FILE]
+
+Run it in a checkout, as root, when `tests/run` has built the guest rig. Every contender gets a boot
+a round, in turns, so that what the machine does meanwhile is shared fairly; ratios are taken round
+by round. The guest runs without KVM, which makes all of its own work slow and the same for all.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from tests.rig.build import Rig, open_rig
+from tests.rig.chroot import RigUnavailableError
+from tests.rig.peer import c_back_end
+from tests.rig.qemu import Guest
+from vgpud.cli.bench import suite
 from vgpud.cli.bench.daemon import ServeProcess
 from vgpud.cli.bench.figures import Bar, Chart, Progress, Spread, nothing, ratio
-from vgpud.cli.bench.guest_rig import Guest, Rig, c_back_end
 from vgpud.coherency.slot_policy import Layout
+from vgpud.errors import VgpudError
 
 ROUNDS: Final = 3
 SECONDS: Final = 1.0
@@ -43,11 +52,6 @@ PLAIN_FENCE_US: Final = 230.0
 PLAIN_TRANSFERS: Final = 35000.0
 """What a plain Python loop needed for an execbuffer and its fence, on a machine on which the C
 back-end did so many transfers a second: how fast this machine is follows from its C back-end."""
-
-_DISPLAY: Final = "vhost-user-gpu-pci,chardev=c"
-_GENERIC: Final = (
-    "vhost-user-test-device-pci,chardev=c,virtio-id=16,num_vqs=2,vq_size=256,config_size=20"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,16 +140,17 @@ def _shown(spread: Spread) -> str:
     return f"{spread.median:>10,.0f}{spread.lower:>10,.0f} -{spread.upper:>7,.0f}"
 
 
-def run(progress: Progress = nothing) -> GuestCosts:
-    """The whole measurement, some minutes. Raises VgpudError where there is no guest rig."""
-    return measure(progress=progress)
-
-
 def measure(
-    *, rounds: int = ROUNDS, seconds: float = SECONDS, progress: Progress = nothing
+    progress: Progress = nothing, *, rounds: int = ROUNDS, seconds: float = SECONDS
 ) -> GuestCosts:
-    """Measure all contenders in turns. Raises as `run` does."""
-    rig = Rig.find()
+    """Measure all contenders in turns, which takes some minutes.
+
+    Raises VgpudError where there is no guest rig.
+    """
+    try:
+        rig = open_rig()
+    except RigUnavailableError as error:
+        raise VgpudError(str(error)) from error
     pictures: dict[str, list[dict[str, Any]]] = {OURS: [], C: [], INSIDE: []}
     contexts: dict[Layout, list[dict[str, Any]]] = {Layout.WINDOW: [], Layout.PER_BLOB: []}
     with ServeProcess(list(contexts), guest_pat="auto") as daemon:
@@ -161,27 +166,30 @@ def measure(
 
 def _pictures(rig: Rig, contender: str, daemon: ServeProcess, seconds: float) -> dict[str, Any]:
     with ExitStack() as cleanup:
-        device = ["-device", "virtio-gpu-pci"]
-        if contender != INSIDE:
-            socket = (
-                daemon.socket_of(Layout.WINDOW)
-                if contender == OURS
-                else cleanup.enter_context(c_back_end(rig))
-            )
-            device = ["-chardev", f"socket,id=c,path={socket}", "-device", _DISPLAY]
-        guest = cleanup.enter_context(Guest(rig, *device))
-        return _speed(guest, f"speed {seconds}", seconds)
+        if contender == INSIDE:
+            guest = Guest(rig, "inproc")
+        else:
+            socket = daemon.socket_of(Layout.WINDOW)
+            if contender == C:
+                socket = socket.with_name("c.sock")
+                socket.unlink(missing_ok=True)
+                cleanup.enter_context(c_back_end(rig, socket))
+            guest = Guest(rig, "gpu", socket=socket)
+        return _speed(cleanup.enter_context(guest), f"speed {seconds}", seconds)
 
 
 def _context(rig: Rig, socket: Path, layout: Layout, seconds: float) -> dict[str, Any]:
     live = LIVE if layout is Layout.WINDOW else LIVE_PER_BLOB
-    with Guest(rig, "-chardev", f"socket,id=c,path={socket}", "-device", _GENERIC) as guest:
+    with Guest(rig, "test", socket=socket) as guest:
         numbers = " ".join(map(str, live))
         return _speed(guest, f"speed context {seconds} {numbers}", seconds)
 
 
 def _speed(guest: Guest, command: str, seconds: float) -> dict[str, Any]:
-    figures: dict[str, Any] = json.loads(guest.run(command, "^SPEED ", PATIENCE_S + 10 * seconds))
+    guest.wait_boot()
+    result = guest.run(command, PATIENCE_S + 10 * seconds)
+    [line] = [line for line in result.lines if line.startswith("SPEED ")]
+    figures: dict[str, Any] = json.loads(line.removeprefix("SPEED "))
     return figures
 
 
@@ -217,3 +225,26 @@ def _costs(
         ratio([run["fence_p50"] for run in window], plain),
         tuple(blobs),
     )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the tables, or with --json the values, and return the exit status."""
+    parser = argparse.ArgumentParser(prog="tests.bench.guest")
+    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw it")
+    args = parser.parse_args(arguments)
+    benches: suite.Benches = {"guest": measure}
+    try:
+        print(suite.text("guest", _tell, benches, as_json=args.json, picture=args.plot))
+    except VgpudError as error:
+        print(f"tests.bench.guest: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _tell(what: str) -> None:
+    print(f"tests.bench.guest: measuring {what}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
