@@ -9,46 +9,28 @@ import socket
 import struct
 import subprocess
 import sys
-import time
 import tomllib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from tests.support.process import BACK_END, ROOT, Process
+from tests.support.until import PATIENCE, until
 from vgpud.cli import backend_program
 
-ROOT = Path(__file__).parents[2]
-PATIENCE = 20.0
-"""Seconds that a process may take to start or end on a busy machine."""
-
-Start = Callable[..., subprocess.Popen[str]]
+Start = Callable[..., Process]
 Run = Callable[..., tuple[int | str | None, str, str]]
-COMMAND = [sys.executable, "-m", "vgpud.cli.backend_program"]
 
 
 @pytest.fixture
 def start() -> Iterator[Start]:
     """Starts the program with some descriptors inherited; none outlives the test."""
-    started: list[subprocess.Popen[str]] = []
-
-    def launch(*arguments: str | Path, fds: tuple[int, ...] = ()) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [*COMMAND, *arguments],
-            cwd=ROOT,
-            pass_fds=fds,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+    with ExitStack() as stack:
+        yield lambda *arguments, **options: stack.enter_context(
+            Process(*BACK_END, *arguments, **options)
         )
-        started.append(process)
-        return process
-
-    yield launch
-    for process in started:
-        process.kill()
-        process.communicate()
 
 
 @pytest.fixture
@@ -78,17 +60,9 @@ def features(front_end: socket.socket) -> int:
 
 def connect(path: Path) -> socket.socket:
     """A connection to a socket as soon as someone listens there."""
-    end = time.monotonic() + PATIENCE
-    while True:
-        sock = socket.socket(socket.AF_UNIX)
-        try:
-            sock.connect(str(path))
-        except (FileNotFoundError, ConnectionRefusedError):
-            sock.close()
-            assert time.monotonic() < end
-            time.sleep(0.02)
-        else:
-            return sock
+    sock = socket.socket(socket.AF_UNIX)
+    until(lambda: sock.connect_ex(str(path)) == 0)
+    return sock
 
 
 @pytest.mark.parametrize("more", [[], ["--virgl"], ["--nonsense", "x", "--fd"]])
@@ -100,9 +74,8 @@ def test_capabilities_and_nothing_else(run: Run, more: list[str]) -> None:
 
 def test_capabilities_of_the_process_itself(start: Start) -> None:
     process = start("--print-capabilities")
-    output, errors = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, errors) == (0, "")
-    assert json.loads(output) == {"type": "gpu", "features": []}
+    assert (process.wait(), process.log) == (0, "")
+    assert json.loads(process.output) == {"type": "gpu", "features": []}
 
 
 def test_capabilities_take_nothing_that_takes_long_to_load() -> None:
@@ -187,7 +160,7 @@ def test_an_inherited_socket_is_served_until_its_end(start: Start) -> None:
         process = start(f"--fd={theirs.fileno()}", fds=(theirs.fileno(),))
         theirs.close()
         assert features(ours) & 1 << 30
-    assert process.wait(PATIENCE) == 0
+    assert process.wait() == 0
 
 
 def test_a_socket_path_is_listened_at_and_front_ends_may_come_back(
@@ -198,7 +171,7 @@ def test_a_socket_path_is_listened_at_and_front_ends_may_come_back(
     for _ in range(2):
         with connect(path) as front_end:
             assert features(front_end) & 1 << 30
-    assert process.poll() is None
+    assert process.alive
     assert [entry.name for entry in tmp_path.iterdir()] == ["s"]
 
 
@@ -217,8 +190,7 @@ def test_a_signal_ends_it_at_once_and_cleanly(
         features(front_end)
         process.send_signal(number)
         assert process.wait(5) == 0
-    assert process.stderr is not None
-    assert "Traceback" not in process.stderr.read()
+    assert "Traceback" not in process.log
     assert not path.exists()
 
 

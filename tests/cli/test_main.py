@@ -10,51 +10,31 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 
+from tests.support.process import ROOT, VGPUD, Process
+from tests.support.until import PATIENCE, until
 from vgpud import __version__
 from vgpud.cli import main as cli
 from vgpud.cli import qemu_lines
 from vgpud.client import Client
 from vgpud.daemon.config import Config, default_toml, schema
 
-ROOT = Path(__file__).parents[2]
-PATIENCE = 20.0
-"""Seconds that a process may take to start or end on a busy machine."""
-
-Start = Callable[..., subprocess.Popen[str]]
+Start = Callable[..., Process]
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts `vgpud ARGUMENTS` with its stderr in a file; none of them outlives the test."""
-    started: list[subprocess.Popen[str]] = []
-
-    def run(
-        *arguments: str | Path, stdout: int | IO[str] = subprocess.PIPE
-    ) -> subprocess.Popen[str]:
-        with (tmp_path / "stderr").open("a") as errors:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "vgpud", *arguments],
-                cwd=ROOT,
-                stdout=stdout,
-                stderr=errors,
-                text=True,
-            )
-        started.append(process)
-        return process
-
-    yield run
-    for process in started:
-        process.kill()
-        process.wait()
-        if process.stdout:
-            process.stdout.close()
+def start() -> Iterator[Start]:
+    """Starts `vgpud ARGUMENTS`; none of the processes outlives the test."""
+    with ExitStack() as stack:
+        yield lambda *arguments, **options: stack.enter_context(
+            Process(*VGPUD, *arguments, **options)
+        )
 
 
 @pytest.fixture
@@ -82,23 +62,10 @@ def run(*arguments: str | Path, stdout: int | IO[str] = subprocess.PIPE) -> tupl
     return done.returncode, done.stdout, done.stderr
 
 
-def announced(process: subprocess.Popen[str]) -> str:
-    """What `serve` prints, up to the last line of it."""
-    assert process.stdout is not None
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if line.startswith("    -drive") and len([one for one in lines if "-drive" in one]) == 4:
-            return "".join(lines)
-    raise AssertionError(f"ended after {lines}")
-
-
-def until(true: Callable[[], bool]) -> None:
-    """Wait until a condition holds."""
-    end = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.02)
+def announced(process: Process) -> str:
+    """What `serve` prints, once that is all: the last of its lines is the fourth with a disk."""
+    process.until(lambda: process.output.count("-drive") == 4 and process.output[-1] == "\n")
+    return process.output
 
 
 def info(config: Path) -> Any:
@@ -155,9 +122,9 @@ def test_a_signal_ends_it_cleanly_also_while_a_front_end_is_there(
         front_end.connect(str(tmp_path / "run" / "one.sock"))
         front_end.send(b"\1")  # The start of a message that never ends.
         process.send_signal(number)
-        assert process.wait(PATIENCE) == 0
+        assert process.wait() == 0
     assert list((tmp_path / "run").iterdir()) == []
-    assert "Traceback" not in (tmp_path / "stderr").read_text()
+    assert "Traceback" not in process.log
 
 
 def test_a_second_daemon_does_not_take_the_first_ones_sockets(start: Start, config: Path) -> None:
@@ -174,7 +141,6 @@ def test_a_killed_daemons_sockets_are_replaced(start: Start, config: Path, tmp_p
     first = start("serve", "--config", config)
     announced(first)
     first.kill()
-    first.wait()
     assert (tmp_path / "run" / "one.sock").exists()
     second = start("serve", "--config", config)
     announced(second)
@@ -200,17 +166,15 @@ def test_a_runtime_directory_that_can_not_be(config: Path, tmp_path: Path) -> No
     assert "Traceback" not in errors
 
 
-def test_it_serves_on_when_nobody_reads_its_stdout(
-    start: Start, config: Path, tmp_path: Path
-) -> None:
+def test_it_serves_on_when_nobody_reads_its_stdout(start: Start, config: Path) -> None:
     read, write = os.pipe()
     os.close(read)
     process = start("serve", "--config", config, stdout=write)
     os.close(write)
-    until(lambda: "not announced" in (tmp_path / "stderr").read_text())
+    process.until(lambda: "not announced" in process.log)
     assert info(config)["pid"] == process.pid
     process.terminate()
-    assert process.wait(PATIENCE) == 0
+    assert process.wait() == 0
 
 
 def test_a_bad_configuration_is_named_in_full(

@@ -12,6 +12,7 @@ import pytest
 
 from tests.gpu import driver as gpu
 from tests.support.front_end import FrontEnd
+from tests.support.process import DaemonProcess
 from vgpud.control.methods import METHODS
 from vgpud.gpu.wire import commands
 from vgpud.gpu.wire.header import Rect
@@ -38,21 +39,8 @@ layout = "per-blob"
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Path]:
     """The runtime directory of a daemon in a process of its own."""
-    config = tmp_path / "vgpud.toml"
-    config.write_text(CONFIG.format(tmp_path))
-    with subprocess.Popen(
-        [sys.executable, "-m", "vgpud", "serve", "--config", config],
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as daemon:
-        try:
-            assert daemon.stdout is not None
-            assert "is listening" in daemon.stdout.readline()
-            yield tmp_path
-        finally:
-            daemon.terminate()
-            daemon.stdout.read()
-    assert daemon.returncode == 0
+    with DaemonProcess(tmp_path, CONFIG.format(tmp_path), devices=("gpu0", "gpu1")):
+        yield tmp_path
 
 
 def show_picture(front_end: FrontEnd) -> None:

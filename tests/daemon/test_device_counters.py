@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from tests.hostile.siege import NO_ENTRIES, command
 from tests.support.daemon_thread import DaemonThread
 from tests.support.front_end import FrontEnd
+from tests.support.until import until
 from tests.vhost.test_session import MAPPED, OK, make_blob, run, show
 from vgpud.daemon.config import Config
 from vgpud.gpu.counters import Counters
@@ -111,9 +111,6 @@ def test_what_a_display_got(fe: FrontEnd, counters: Counters) -> None:
                 pass
         except TimeoutError:
             pass
-        deadline = time.monotonic() + 5
-        while not counters.display_updates:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: counters.display_updates > 0)
         assert counters.display_bytes >= 64 * 64 * 4
         assert counters.display_bytes <= counters.display_updates * 64 * 64 * 4

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.service import PATIENCE, Service
+from tests.support.managed_daemon import ManagedDaemon
+from tests.support.until import PATIENCE
 from vgpud.client import Client
 from vgpud.control.methods import METHODS
 from vgpud.control.rpc import ErrorCode, RpcError
@@ -30,7 +31,7 @@ def directory() -> Iterator[Path]:
         yield Path(path)
 
 
-def call(service: Service, method: str) -> Any:
+def call(service: ManagedDaemon, method: str) -> Any:
     with Client(service.directory / "run" / "control.sock") as client:
         return client.call(method)
 
@@ -62,14 +63,14 @@ def listening(path: Path, kind: int = socket.SOCK_STREAM) -> socket.socket:
 
 
 def test_a_life(directory: Path) -> None:
-    with Service(directory, HEAD + ONE + TWO) as service:
+    with ManagedDaemon(directory, HEAD + ONE + TWO) as service:
         service.until_said(READY="1", STATUS="2 devices, 0 connected")
         with socket.socket(socket.AF_UNIX) as front_end:
             front_end.connect(str(directory / "run" / "one.sock"))
             service.until_said(STATUS="2 devices, 1 connected")
         service.until_said(STATUS="2 devices, 0 connected")
-        service.process.terminate()
-        assert service.process.wait(PATIENCE) == 0
+        service.terminate()
+        assert service.wait() == 0
         service.listen()
         assert service.said[-1]["STOPPING"] == "1"
         assert [*(directory / "run").iterdir()] == []
@@ -79,11 +80,11 @@ def test_a_life(directory: Path) -> None:
 
 
 def test_signs_of_life(directory: Path) -> None:
-    with Service(directory, HEAD + ONE, watchdog=0.5) as service:
+    with ManagedDaemon(directory, HEAD + ONE, watchdog=0.5) as service:
         service.until_said(READY="1")
         for _ in range(3):
             service.until_said(WATCHDOG="1")
-        service.process.send_signal(signal.SIGSTOP)
+        service.send_signal(signal.SIGSTOP)
         service.listen()
         count = len(service.said)
         time.sleep(0.6)
@@ -102,7 +103,7 @@ def test_activation(directory: Path) -> None:
     sockets = [("vgpud.socket", sock) for sock in (control, one, spare)] + [("odd", odd)]
     with control, one, spare, odd, _other, socket.socket(socket.AF_UNIX) as early:
         early.connect(str(run / "one.sock"))  # before there is a daemon
-        with Service(directory, HEAD + ONE + TWO, sockets=sockets) as service:
+        with ManagedDaemon(directory, HEAD + ONE + TWO, sockets=sockets) as service:
             service.until_said(READY="1")
             service.until_said(STATUS="2 devices, 1 connected")
             info = call(service, "daemon.info")
@@ -113,10 +114,10 @@ def test_activation(directory: Path) -> None:
             assert can_connect(run / "two.sock")
             assert "activated socket closed name=odd fd=6: " in service.log
             assert f"unused name=vgpud.socket type=stream address={run}/spare.sock" in service.log
-            environment = Path(f"/proc/{service.process.pid}/environ").read_text()
+            environment = Path(f"/proc/{service.pid}/environ").read_text()
             assert "LISTEN_FDS=4" in environment  # as it was started, and not as it is
-            service.process.terminate()
-            assert service.process.wait(PATIENCE) == 0
+            service.terminate()
+            assert service.wait() == 0
         names = {path.name for path in run.iterdir()}
         assert names == {"control.sock", "one.sock", "spare.sock"}, "and two.sock is gone"
 
@@ -125,7 +126,7 @@ def test_a_socket_with_a_devices_name_and_another_address(directory: Path) -> No
     elsewhere = directory / "elsewhere"
     with (
         listening(elsewhere) as sock,
-        Service(directory, HEAD + ONE, sockets=[("one", sock)]) as service,
+        ManagedDaemon(directory, HEAD + ONE, sockets=[("one", sock)]) as service,
     ):
         service.until_said(READY="1")
         [device] = call(service, "daemon.info")["devices"]
@@ -137,7 +138,7 @@ def test_a_socket_with_a_devices_name_and_another_address(directory: Path) -> No
 def test_a_device_that_is_added_finds_its_activated_socket(directory: Path) -> None:
     with (
         listening(directory / "run" / "two.sock") as sock,
-        Service(directory, HEAD + ONE, sockets=[("x", sock)]) as service,
+        ManagedDaemon(directory, HEAD + ONE, sockets=[("x", sock)]) as service,
         socket.socket(socket.AF_UNIX) as early,
     ):
         service.until_said(READY="1")
@@ -154,7 +155,7 @@ def test_a_device_that_is_added_finds_its_activated_socket(directory: Path) -> N
 
 
 def test_every_method_is_there(directory: Path) -> None:
-    with Service(directory, HEAD + ONE) as service:
+    with ManagedDaemon(directory, HEAD + ONE) as service:
         service.until_said(READY="1")
         with Client(directory / "run" / "control.sock") as client:
             missing = []
@@ -170,7 +171,7 @@ def test_every_method_is_there(directory: Path) -> None:
 
 
 def test_events_of_a_reload(directory: Path) -> None:
-    with Service(directory, HEAD + ONE) as service:
+    with ManagedDaemon(directory, HEAD + ONE) as service:
         service.until_said(READY="1")
         with Client(directory / "run" / "control.sock") as client:
             events = client.events(["device.*", "config.*"])
@@ -195,10 +196,10 @@ def test_events_of_a_reload(directory: Path) -> None:
 
 
 def test_a_signal_has_the_configuration_read_anew(directory: Path) -> None:
-    with Service(directory, HEAD + ONE) as service:
+    with ManagedDaemon(directory, HEAD + ONE) as service:
         service.until_said(READY="1")
         service.configure(HEAD + ONE + TWO)
-        service.process.send_signal(signal.SIGHUP)
+        service.send_signal(signal.SIGHUP)
         assert service.until_said(RELOADING="1")["MONOTONIC_USEC"].isdecimal()
         service.until_said(READY="1", STATUS="2 devices, 0 connected")
         assert can_connect(directory / "run" / "two.sock")
@@ -206,7 +207,7 @@ def test_a_signal_has_the_configuration_read_anew(directory: Path) -> None:
 
 
 def test_a_bad_configuration_changes_nothing(directory: Path) -> None:
-    with Service(directory, HEAD + ONE) as service:
+    with ManagedDaemon(directory, HEAD + ONE) as service:
         service.until_said(READY="1")
         before, files = call(service, "daemon.info"), service.open_files()
         service.configure(HEAD + TWO + "colour = 3\n[[device]]\nname = 'x'\nwindow = 3\n")
@@ -232,7 +233,7 @@ def test_a_bad_configuration_changes_nothing(directory: Path) -> None:
 
 
 def test_what_is_said_of_each_change(directory: Path) -> None:
-    with Service(directory, HEAD + ONE, arguments=["--log-level", "warning"]) as service:
+    with ManagedDaemon(directory, HEAD + ONE, arguments=["--log-level", "warning"]) as service:
         service.until_said(READY="1")
         service.configure(
             '[daemon]\nruntime_dir = "/elsewhere"\nlog_level = "debug"\nallow_groups = []\n'
@@ -254,7 +255,7 @@ def test_what_is_said_of_each_change(directory: Path) -> None:
 
 
 def test_the_log_level_changes_live(directory: Path) -> None:
-    with Service(directory, HEAD + 'log_level = "error"\n' + ONE) as service:
+    with ManagedDaemon(directory, HEAD + 'log_level = "error"\n' + ONE) as service:
         service.until_said(READY="1")
         assert not can_connect(directory / "none")
         service.configure(HEAD + 'log_level = "info"\n' + ONE)
@@ -267,7 +268,7 @@ def test_the_log_level_changes_live(directory: Path) -> None:
 def test_a_device_goes_and_the_others_notice_nothing(directory: Path) -> None:
     run = directory / "run"
     with (
-        Service(directory, HEAD + ONE + TWO) as service,
+        ManagedDaemon(directory, HEAD + ONE + TWO) as service,
         socket.socket(socket.AF_UNIX) as of_one,
         socket.socket(socket.AF_UNIX) as of_two,
     ):
@@ -288,7 +289,7 @@ def test_a_device_goes_and_the_others_notice_nothing(directory: Path) -> None:
 
 def test_all_or_nothing_where_a_socket_can_not_be_had(directory: Path) -> None:
     run = directory / "run"
-    with Service(directory, HEAD + ONE) as service:
+    with ManagedDaemon(directory, HEAD + ONE) as service:
         service.until_said(READY="1")
         files = service.open_files()
         (run / "three.sock").write_text("precious")
@@ -310,7 +311,10 @@ def test_all_or_nothing_where_a_socket_can_not_be_had(directory: Path) -> None:
 
 def test_a_device_of_another_name_takes_over_a_socket(directory: Path) -> None:
     first = '[[device]]\nname = "old"\nsocket = "s"\nwindow = "1MiB"\n'
-    with Service(directory, HEAD + first) as service, socket.socket(socket.AF_UNIX) as front_end:
+    with (
+        ManagedDaemon(directory, HEAD + first) as service,
+        socket.socket(socket.AF_UNIX) as front_end,
+    ):
         service.until_said(READY="1")
         path = directory / "run" / "s"
         front_end.connect(str(path))
@@ -324,14 +328,14 @@ def test_a_device_of_another_name_takes_over_a_socket(directory: Path) -> None:
         with socket.socket(socket.AF_UNIX) as another:
             another.connect(str(path))
             service.until_said(STATUS="1 device, 1 connected")
-        service.process.terminate()
-        assert service.process.wait(PATIENCE) == 0
+        service.terminate()
+        assert service.wait() == 0
         assert not path.exists()
 
 
 def test_many_reloads_leak_nothing(directory: Path) -> None:
     texts = [HEAD + ONE, HEAD + ONE + TWO, HEAD + TWO, HEAD + "[[device]]\nname = 3\n"]
-    with Service(directory, texts[0]) as service:
+    with ManagedDaemon(directory, texts[0]) as service:
         service.until_said(READY="1")
         call(service, "config.reload")
         files = service.open_files()
@@ -350,11 +354,11 @@ def test_many_reloads_leak_nothing(directory: Path) -> None:
 
 
 def test_reloads_at_the_same_time_come_one_after_the_other(directory: Path) -> None:
-    with Service(directory, HEAD + ONE) as service:
+    with ManagedDaemon(directory, HEAD + ONE) as service:
         service.until_said(READY="1")
         service.configure(HEAD + ONE + TWO)
         for _ in range(5):
-            os.kill(service.process.pid, signal.SIGHUP)
+            os.kill(service.pid, signal.SIGHUP)
         answers = [call(service, "config.reload") for _ in range(3)]
         assert all(answer["restart"] == [] for answer in answers)
         service.until_said(READY="1")
@@ -363,7 +367,7 @@ def test_reloads_at_the_same_time_come_one_after_the_other(directory: Path) -> N
 
 @pytest.mark.parametrize("what", ["gone", "fifo", "directory"])
 def test_a_file_that_can_not_be_read_again(directory: Path, what: str) -> None:
-    with Service(directory, HEAD + ONE) as service:
+    with ManagedDaemon(directory, HEAD + ONE) as service:
         service.until_said(READY="1")
         service.config.unlink()
         if what == "fifo":
@@ -377,11 +381,11 @@ def test_a_file_that_can_not_be_read_again(directory: Path, what: str) -> None:
 
 
 def test_slots_in_this_process_take_a_vm_of_this_process(directory: Path) -> None:
-    with Service(directory, HEAD + ONE) as service:
+    with ManagedDaemon(directory, HEAD + ONE) as service:
         service.until_said(READY="1")
         service.configure(HEAD + ONE + 'slots = "local"\n')
         with pytest.raises(RpcError, match='device one: slots = "local": this process has no VM'):
             call(service, "config.reload")
-    with Service(directory, HEAD + ONE + 'slots = "local"\n') as service:
-        assert service.process.wait(PATIENCE) == 2
+    with ManagedDaemon(directory, HEAD + ONE + 'slots = "local"\n') as service:
+        assert service.wait() == 2
         assert 'device one: slots = "local": this process has no VM' in service.log

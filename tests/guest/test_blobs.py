@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.guest import checks
-from tests.guest.daemon_process import DaemonProcess, config_toml
 from tests.rig.build import Rig
 from tests.rig.qemu import Guest, Result
+from tests.support.process import DaemonProcess, config_toml
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 

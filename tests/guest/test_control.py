@@ -10,7 +10,6 @@ import mmap
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -19,11 +18,12 @@ import numpy as np
 import pytest
 
 from tests.guest import checks
-from tests.guest.daemon_process import DaemonProcess, config_toml
 from tests.guest.pictures import Picture, picture, settled_difference
 from tests.microvm.test_png import decode
 from tests.rig.build import Rig
 from tests.rig.qemu import Guest
+from tests.support.process import DaemonProcess, config_toml
+from tests.support.until import until
 from vgpud.client import Client
 from vgpud.control.rpc import RpcError
 
@@ -32,7 +32,6 @@ pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 MIB = 1 << 20
 OFF = np.zeros((0, 0, 3), np.uint8)
 MODES = "/sys/class/drm/card0-Virtual-1/modes"
-PATIENCE = 10.0
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +88,11 @@ def resize(client: Client, guest: Guest, width: int, height: int) -> None:
     """Offer another mode, and do what is done on a desktop that a hotplug event wakes."""
     before = uevents(guest)
     client.call("device.resize", {"device": "gpu0", "width": width, "height": height})
-    deadline = time.monotonic() + PATIENCE
-    while uevents(guest) == before:
-        assert time.monotonic() < deadline, "the guest's driver has not told of it"
-        time.sleep(0.1)
+    until(
+        lambda: uevents(guest) != before,
+        complaint="the guest's driver has not told of it",
+        pause=0.1,
+    )
     guest.run("echo detect > /sys/class/drm/card0-Virtual-1/status")
 
 

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from tests.guest.checks import SCENES, driver_errors, scenes
-from tests.guest.daemon_process import DaemonProcess, config_toml
 from tests.guest.pictures import Picture, difference, picture, settled_difference
 from tests.rig.build import Rig
 from tests.rig.qemu import Guest
 from tests.support.daemon_thread import DaemonThread
+from tests.support.process import DaemonProcess, config_toml
 from vgpud.daemon.config import Config
 from vgpud.gpu.wire import edid
 

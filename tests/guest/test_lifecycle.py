@@ -5,18 +5,16 @@ from __future__ import annotations
 import itertools
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.guest import checks
-from tests.guest.daemon_process import DaemonProcess, config_toml
 from tests.guest.pictures import picture, settled_difference
 from tests.rig.build import Rig
 from tests.rig.qemu import DEVICES, Device, Guest
+from tests.support.process import BACK_END, DaemonProcess, Process, config_toml
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 
@@ -154,7 +152,7 @@ def test_driver_unbound_and_bound_again(rig: Rig, short_directory: Path, device:
 def test_the_printed_qemu_line_boots(rig: Rig, short_directory: Path, device: Device) -> None:
     """`vgpud serve` prints how to start QEMU; here its chardev and device options are taken."""
     with DaemonProcess(short_directory, config_toml(short_directory)) as daemon:
-        words = shlex.split(daemon.announcement, comments=True)
+        words = shlex.split(daemon.output, comments=True)
         commands = " ".join(words).split("qemu-system-x86_64 ")[1:]
         wanted = DEVICES[device].split(",")[0]
         [command] = [command.split() for command in commands if wanted in command]
@@ -176,27 +174,14 @@ def test_the_printed_qemu_line_boots(rig: Rig, short_directory: Path, device: De
 def test_the_back_end_program_serves_a_guest(rig: Rig, short_directory: Path) -> None:
     """`vhost-user-vgpu --socket-path`, in the C back-end's place; SIGTERM ends it at once."""
     socket = short_directory / "program.sock"
-    program = subprocess.Popen(
-        [sys.executable, "-m", "vgpud.cli.backend_program", f"--socket-path={socket}"],
-        cwd=Path(__file__).parents[2],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        deadline = time.monotonic() + 20
-        while not socket.is_socket():
-            assert program.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+    with Process(*BACK_END, f"--socket-path={socket}") as program:
+        program.until(socket.is_socket)
         time.sleep(0.1)
         with Guest(rig, "gpu", socket=socket) as guest:
             guest.wait_boot()
             play_kms(guest)
-            program.send_signal(signal.SIGTERM)
+            program.terminate()
             started = time.monotonic()
             assert program.wait(10) == 0
             assert time.monotonic() - started < 2
-    finally:
-        program.kill()
-        log = program.communicate()[1]
-    assert "Traceback" not in log
+    assert "Traceback" not in program.log

@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 
 from tests.guest.checks import driver_errors
-from tests.guest.daemon_process import DaemonProcess, config_toml
 from tests.guest.pictures import Picture, difference, picture, settled_difference
 from tests.rig.build import Rig
 from tests.rig.qemu import Device, Guest
+from tests.support.process import DaemonProcess, config_toml
 from vgpud.client import Client
 from vgpud.control.rpc import RpcError
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.guest.checks import driver_errors, scenes
-from tests.guest.daemon_process import config_toml
 from tests.guest.pictures import Picture, picture, settled_difference
 from tests.rig.build import Rig
 from tests.rig.qemu import Guest
 from tests.support.daemon_thread import DaemonThread
+from tests.support.process import config_toml
 from vgpud.daemon.config import Config
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]

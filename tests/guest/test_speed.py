@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.guest.daemon_process import DaemonProcess, config_toml
 from tests.rig.build import Rig
 from tests.rig.peer import c_back_end
 from tests.rig.qemu import Guest
+from tests.support.process import DaemonProcess, config_toml
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 

@@ -15,7 +15,7 @@ import struct
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -24,9 +24,10 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.guest.daemon_process import DaemonProcess, config_toml
 from tests.support.front_end import FrontEnd
+from tests.support.process import DaemonProcess, config_toml
 from tests.support.ring_driver import DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, GuestRam
+from tests.support.until import until
 from vgpud.gpu.wire import commands as c
 from vgpud.gpu.wire import dma
 from vgpud.gpu.wire.header import HEADER_SIZE, Header
@@ -165,7 +166,7 @@ class RogueRing:
 
     def wait_idle(self, timeout: float = PATIENCE) -> None:
         """Wait until everything was given back."""
-        wait_for(lambda: self.unanswered == 0, timeout, f"{self.unanswered} chains unanswered")
+        until(lambda: self.unanswered == 0, timeout, f"{self.unanswered} chains unanswered")
 
     def run(self, kind: type[Any], *fields: Any, timeout: float = PATIENCE, **header: int) -> int:
         """Have one command done, return the type of its response."""
@@ -203,14 +204,6 @@ def assert_hung_up(fe: FrontEnd) -> None:
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         while fe.sock.recv(4096):
             pass
-
-
-def wait_for(condition: Callable[[], bool], timeout: float, complaint: str = "") -> None:
-    """Wait until a condition holds."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, complaint or f"not within {timeout} s"
-        time.sleep(0.002)
 
 
 class Bystander:
@@ -272,7 +265,7 @@ class Siege:
         first, poor = config.split('name = "poor"')
         poor = poor.replace("256MiB", "4MiB").replace("1GiB", "8MiB")
         self._config = f'{first}name = "poor"{poor}'
-        self._lines = 0
+        self._logged = 0
         self._peak = 0
         self.daemon = self._start()
 
@@ -291,7 +284,7 @@ class Siege:
 
     def kill(self) -> None:
         """End the daemon whatever it does, or did."""
-        self.daemon._kill()
+        self.daemon.close()
         shutil.rmtree(self._directory)
 
     def socket(self, device: str = "a") -> Path:
@@ -302,8 +295,8 @@ class Siege:
 
     def begin(self) -> None:
         """A test starts: what it causes is told from what was before."""
-        self._lines = len(self.daemon._stderr)
-        Path(f"/proc/{self.daemon._process.pid}/clear_refs").write_text("5")
+        self._logged = len(self.daemon.log)
+        Path(f"/proc/{self.daemon.pid}/clear_refs").write_text("5")
         self._peak = self.status("VmHWM")
 
     def end(self) -> None:
@@ -311,18 +304,18 @@ class Siege:
         try:
             self.assert_serving()
             with contextlib.suppress(AssertionError):
-                wait_for(lambda: self.daemon.open_files() == self._idle, 5)
+                until(lambda: self.daemon.open_files() == self._idle, 5)
             assert self.daemon.open_files() == self._idle
             assert "Traceback" not in "".join(self.log), "".join(self.log)
         except BaseException:
-            self.daemon._kill()
+            self.daemon.close()
             self._start()
             raise
 
     @property
     def log(self) -> list[str]:
         """What the daemon has logged in this test."""
-        return self.daemon._stderr[self._lines :]
+        return self.daemon.log[self._logged :].splitlines(keepends=True)
 
     @property
     def warnings(self) -> list[str]:
@@ -342,7 +335,7 @@ class Siege:
 
     def status(self, field: str) -> int:
         """A number of /proc/PID/status, memory in bytes."""
-        text = Path(f"/proc/{self.daemon._process.pid}/status").read_text()
+        text = Path(f"/proc/{self.daemon.pid}/status").read_text()
         [line] = [line for line in text.splitlines() if line.startswith(field + ":")]
         words = line.split()
         return int(words[1]) * (1024 if words[2:] == ["kB"] else 1)

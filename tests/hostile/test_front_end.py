@@ -21,10 +21,10 @@ from tests.hostile.siege import (
     Siege,
     assert_hung_up,
     front_end,
-    wait_for,
 )
 from tests.support.front_end import FrontEnd
 from tests.support.ring_driver import GuestRam
+from tests.support.until import until
 from vgpud.gpu.wire import commands as c
 from vgpud.gpu.wire import dma
 from vgpud.gpu.wire.protocol import ResponseType
@@ -80,7 +80,7 @@ def test_a_bad_message_ends_the_session_with_one_line(siege: Siege, name: str) -
         if len(data) < HEADER.size:
             ring.fe.sock.shutdown(socket.SHUT_WR)
         assert_hung_up(ring.fe)
-        wait_for(lambda: len(siege.warnings) > 0, 2)
+        until(lambda: len(siege.warnings) > 0, 2)
     assert len(siege.warnings) == 1
 
 

@@ -22,9 +22,9 @@ from tests.hostile.siege import (
     entries,
     rogue,
     rogue_front_end,
-    wait_for,
 )
 from tests.support.ring_driver import DESC_F_WRITE
+from tests.support.until import until
 from vgpud.gpu.wire import commands as c
 from vgpud.gpu.wire import dma
 from vgpud.gpu.wire.commands import Box, Rect
@@ -169,7 +169,7 @@ def test_other_devices_are_not_kept_waiting(siege: Siege, attack: Attack) -> Non
     size = 1024 if attack.__name__.startswith("flood") else 64
     with rogue(siege, size=size) as ring, Bystander(siege.socket("b")) as bystander:
         attack(ring)
-        wait_for(lambda: not ring.unanswered or ring.broken, PATIENCE)
+        until(lambda: not ring.unanswered or ring.broken, PATIENCE)
         assert not ring.broken, siege.warnings
     assert bystander.worst < LONGEST_WAIT
 
@@ -217,7 +217,7 @@ def test_images_and_blobs_stay_within_the_limit(siege: Siege) -> None:
             ring.wait_idle()
         assert blob == LEFT // (64 * MIB) - 1  # the overhead of all that was made costs one
         assert LEFT // 2 < siege.peak < LEFT + OVERHEAD  # it was really touched
-    wait_for(lambda: siege.status("VmRSS") < before + OVERHEAD, 5, "memory is not given back")
+    until(lambda: siege.status("VmRSS") < before + OVERHEAD, 5, "memory is not given back")
 
 
 def test_lists_of_pages_stay_within_the_limit(siege: Siege) -> None:

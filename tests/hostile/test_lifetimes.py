@@ -6,13 +6,13 @@ import contextlib
 import os
 import random
 import select
-import signal
 import socket
 import time
 
 import pytest
 
-from tests.hostile.siege import MIB, Siege, front_end, wait_for
+from tests.hostile.siege import MIB, Siege, front_end
+from tests.support.until import until
 from vgpud.gpu.wire import commands as c
 from vgpud.gpu.wire import dma
 from vgpud.vhost.wire import messages as m
@@ -56,7 +56,7 @@ def test_a_thousand_sessions_leave_nothing_behind(siege: Siege) -> None:
             if chance.random() < 0.5:
                 sock.sendall(encode_request(m.GetFeatures())[: chance.randrange(13)])
     siege.assert_serving()
-    wait_for(lambda: siege.status("Threads") <= threads, 5, "threads are left")
+    until(lambda: siege.status("Threads") <= threads, 5, "threads are left")
     assert siege.status("VmRSS") < before + LEAK
     assert siege.status("VmSize") < mapped + 1024 * MIB  # each session maps 350 MiB
 
@@ -71,7 +71,7 @@ def test_a_vmm_that_is_restarted_again_and_again_costs_one_session_s_memory(sieg
             time.sleep(0.1)
     siege.assert_serving()
     assert siege.status("VmRSS") < before + 96 * MIB
-    wait_for(lambda: siege.status("VmRSS") < before + LEAK, 3, "memory is not given back")
+    until(lambda: siege.status("VmRSS") < before + LEAK, 3, "memory is not given back")
 
 
 @pytest.mark.parametrize("busy", ["not reading", "long step"])
@@ -91,8 +91,8 @@ def test_sigterm_ends_it_at_once(busy: str) -> None:
                         ring.fe.sock.sendall(encode_request(m.GetShmemConfig()) * 100)
             time.sleep(0.1)
             begin = time.monotonic()
-            siege.daemon._process.send_signal(signal.SIGTERM)
-            assert siege.daemon._process.wait(10) == 0
+            siege.daemon.terminate()
+            assert siege.daemon.wait(10) == 0
             assert time.monotonic() - begin < 1
     finally:
         siege.kill()
@@ -134,5 +134,5 @@ def test_truncated_memory_ends_the_session(siege: Siege, what: str) -> None:
                 break
         else:
             pytest.fail("the session goes on")
-        wait_for(lambda: len(siege.warnings) > 0, 2)
+        until(lambda: len(siege.warnings) > 0, 2)
     assert len(siege.warnings) <= 2  # zeros in the place of a request are a bad one

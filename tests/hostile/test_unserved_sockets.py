@@ -8,8 +8,9 @@ import time
 
 import pytest
 
-from tests.hostile.siege import MIB, Siege, assert_hung_up, command, front_end, wait_for
+from tests.hostile.siege import MIB, Siege, assert_hung_up, command, front_end
 from tests.support.front_end import FrontEnd
+from tests.support.until import until
 from vgpud.gpu.wire import commands as c
 from vgpud.gpu.wire.protocol import ResponseType
 from vgpud.vhost.wire import messages as m
@@ -38,7 +39,7 @@ def test_a_channel_that_answers_nonsense(siege: Siege, nonsense: bytes) -> None:
         assert ring.fe.backend._sock is not None
         ring.fe.backend._sock.sendall(nonsense)
         assert_hung_up(ring.fe)
-        wait_for(lambda: len(siege.warnings) > 0, 2)
+        until(lambda: len(siege.warnings) > 0, 2)
     assert len(siege.warnings) == 1
 
 
@@ -50,7 +51,7 @@ def test_a_channel_that_never_answers(siege: Siege, how: str) -> None:
         ring.host_blob(1, 4096)
         ring.fe.backend.answering.clear()
         ring.offer(ring.command(c.ResourceMapBlob, 1, 0))
-        wait_for(lambda: bool(ring.fe.backend.messages), 2)
+        until(lambda: bool(ring.fe.backend.messages), 2)
         begin = time.monotonic()
         if how == "stop":
             assert ring.fe.stop()[0] == 3  # to be done again
@@ -101,7 +102,7 @@ def test_an_unmap_that_is_refused(siege_per_blob: Siege) -> None:
 def test_a_guest_can_not_take_all_descriptors(siege_per_blob: Siege) -> None:
     """A file a blob: many blobs must not keep another device's front-end from being served."""
     siege = siege_per_blob
-    pid = siege.daemon._process.pid
+    pid = siege.daemon.pid
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (256, 256))
     with front_end(siege) as ring:
         ring.context()

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.microvm.back_end import BackEnd
+from tests.support.back_end_process import BackEndProcess
 from tests.support.kvm_host import Poker, open_kvm
 from vgpud.coherency.slot_policy import GuestPat, Layout
 from vgpud.control.events import Events
@@ -167,7 +167,7 @@ def test_a_guest_and_the_engine_share_it(buffers: str, agent: bool) -> None:
     config = config.replace('name = "microvm"', f'name = "microvm"\nbuffers = "{buffers}"')
     if buffers == "gem":
         config = config.replace('"gem"', f'"gem"\nrender_node = "{RENDER}"')
-    with BackEnd(config, with_agent=agent) as daemon:
+    with BackEndProcess(config, with_agent=agent) as daemon:
         outcome = run_front_end(daemon.connection, agent=daemon.agent, width=16, height=8, rounds=1)
         assert daemon.end() == 0, daemon.log
     assert [slot.guest_phys_addr for slot in outcome.slots] == [

@@ -1,5 +1,7 @@
-"""A back-end process whose slots an agent sets: `--fd`, `--agent-fd` and `--config`, as `BackEnd`
-gives them. `VGPUD_TEST_SLOT_FLAGS` are the flags to ask for."""
+"""A back-end process whose slots an agent sets, with the options that `BackEndProcess` gives it.
+
+`VGPUD_TEST_SLOT_FLAGS` are the flags to ask for.
+"""
 
 from __future__ import annotations
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 
-from tests.microvm.back_end import PROGRAM as PRODUCT
-from tests.microvm.back_end import BackEnd
 from tests.microvm.kvm import needs_kvm
+from tests.support.back_end_process import BackEndProcess
+from tests.support.process import BACK_END
 from vgpud.coherency.probes import kvm as probe_kvm
 from vgpud.coherency.slot_policy import GuestPat, Layout
 from vgpud.microvm.boot import WINDOW_GPA
@@ -25,17 +24,11 @@ PROGRAM = (sys.executable, "-m", "tests.microvm.agent_back_end")
 FLAG = SlotFlag.NON_COHERENT_DMA
 
 
-@pytest.fixture(autouse=True)
-def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the program is found."""
-    monkeypatch.chdir(Path(__file__).parents[2])
+def back_end(layout: Layout = Layout.WINDOW, program: Sequence[str] = PROGRAM) -> BackEndProcess:
+    return BackEndProcess(configuration(GuestPat.IGNORED, layout), program=program, with_agent=True)
 
 
-def back_end(layout: Layout = Layout.WINDOW, program: Sequence[str] = PROGRAM) -> BackEnd:
-    return BackEnd(configuration(GuestPat.IGNORED, layout), program=program, with_agent=True)
-
-
-@pytest.mark.parametrize("program", [PROGRAM, PRODUCT], ids=["test program", "vhost-user-vgpu"])
+@pytest.mark.parametrize("program", [PROGRAM, BACK_END], ids=["test program", "vhost-user-vgpu"])
 @pytest.mark.parametrize(
     ("layout", "slots"),
     [
@@ -65,7 +58,7 @@ def test_the_flag_is_the_daemons_to_ask_for(monkeypatch: pytest.MonkeyPatch) -> 
             with pytest.raises(GuestFailedError, match="answered 0x1200 to command 0x208"):
                 run_front_end(daemon.connection, agent=daemon.agent)
         assert daemon.end() == 0, daemon.log
-        assert "Traceback" not in "".join(daemon.log)
+        assert "Traceback" not in daemon.log
 
 
 def test_without_an_agent_that_answers_the_guest_gets_an_error() -> None:

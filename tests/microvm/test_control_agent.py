@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from typing import Any
 import pytest
 
 from tests.microvm.kvm import needs_kvm
+from tests.support.process import ROOT, Process
+from tests.support.until import until
 from vgpud.client import Client, SlotAgent
 from vgpud.coherency.probes import kvm as probe_kvm
 from vgpud.coherency.slot_policy import GuestPat, Layout, SlotOwner
@@ -25,7 +26,6 @@ from vgpud.uapi.kvm import Kvm
 
 pytestmark = needs_kvm
 
-ROOT = Path(__file__).parents[2]
 FLAG = 8
 PAGE, WINDOW = 4096, 1 << 20
 
@@ -166,25 +166,12 @@ def test_a_vmm_that_dies_in_the_middle_of_a_map_leaves_nothing(service: Service)
     watcher.end()
     before = descriptors(service)
     watcher = Watcher(service)
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, service.control, DEVICE],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "asked\n"
-    finally:
-        process.kill()
-        process.communicate()
+    with Process(sys.executable, "-c", PROGRAM, service.control, DEVICE) as process:
+        process.until_printed("asked\n")
     kinds = watcher.end()
     assert "agent.lost" in kinds
     assert "slot.set" not in kinds
-    until = time.monotonic() + 10
-    while descriptors(service) > before and time.monotonic() < until:
-        time.sleep(0.02)
-    assert descriptors(service) <= before
+    until(lambda: descriptors(service) <= before)
     outcome = run(service)
     assert all(round_.dma.holds for round_ in outcome.rounds)
 

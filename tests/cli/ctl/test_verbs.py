@@ -22,14 +22,14 @@ import pytest
 
 from tests.cli.ctl import answers
 from tests.cli.ctl.told_daemon import File, ToldDaemon, paged, usual
+from tests.support.process import ROOT, VGPUD, Process
+from tests.support.until import PATIENCE
 from vgpud.cli import main as cli
 from vgpud.control import models
 from vgpud.control.methods import METHODS
 from vgpud.control.rpc import RpcError
 from vgpud.memory import memfd
 
-ROOT = Path(__file__).parents[3]
-PATIENCE = 20.0
 PNG = b"\x89PNG not a picture" * 100
 METRICS = """# TYPE vgpud_uptime_seconds gauge
 vgpud_uptime_seconds {uptime}
@@ -313,22 +313,20 @@ def test_what_is_no_event_ends_it(daemon: ToldDaemon, ctl: Run) -> None:
 @pytest.mark.parametrize("verb", [["events"], ["watch", "--interval", "0.1"]])
 def test_an_interrupt_is_the_end_of_it(daemon: ToldDaemon, verb: list[str]) -> None:
     daemon.answers["metrics.get"] = counting()
-    process = started(daemon, *verb)
-    until(lambda: len(daemon.calls) > 0)
-    time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, errors) == (0, "")
+    with started(daemon, *verb) as process:
+        process.until(lambda: len(daemon.calls) > 0)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        assert (process.wait(), process.log) == (0, "")
 
 
 def test_a_daemon_that_goes_is_noticed(daemon: ToldDaemon) -> None:
-    process = started(daemon, "events")
-    until(lambda: len(daemon.calls) > 0)
-    daemon.end()
-    output, errors = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, output) == (1, "")
-    assert len(errors.splitlines()) == 1
-    assert "is the daemon running" in errors
+    with started(daemon, "events") as process:
+        process.until(lambda: len(daemon.calls) > 0)
+        daemon.end()
+        assert (process.wait(), process.output) == (1, "")
+    assert len(process.log.splitlines()) == 1
+    assert "is the daemon running" in process.log
 
 
 def test_watch_shows_rates(daemon: ToldDaemon, ctl: Run) -> None:
@@ -391,13 +389,12 @@ def test_no_daemon(daemon: ToldDaemon, ctl: Run) -> None:
 
 
 def test_nobody_reads_what_is_said(daemon: ToldDaemon) -> None:
-    with started(daemon, "status") as process:
-        assert process.stdout is not None
-        process.stdout.close()
-        assert process.stderr is not None
-        errors = process.stderr.read()
-        assert process.wait(PATIENCE) == 1
-    assert errors == "vgpud: standard output: Broken pipe\n"
+    read, write = os.pipe()
+    os.close(read)
+    with started(daemon, "status", stdout=write) as process:
+        os.close(write)
+        assert process.wait() == 1
+    assert process.log == "vgpud: standard output: Broken pipe\n"
 
 
 @pytest.mark.parametrize(
@@ -440,15 +437,9 @@ def counting() -> Callable[[dict[str, Any]], models.Metrics]:
     return look
 
 
-def started(daemon: ToldDaemon, *arguments: str) -> subprocess.Popen[str]:
+def started(daemon: ToldDaemon, *arguments: str, stdout: int | None = None) -> Process:
     """`vgpud ctl` as a process."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "vgpud", "ctl", "--socket", daemon.path, *arguments],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return Process(*VGPUD, "ctl", "--socket", daemon.path, *arguments, stdout=stdout)
 
 
 def on_terminal(daemon: ToldDaemon, *arguments: str, status: int = 0) -> str:
@@ -474,11 +465,3 @@ def on_terminal(daemon: ToldDaemon, *arguments: str, status: int = 0) -> str:
     os.close(ours)
     assert process.wait(PATIENCE) == status, output
     return output.decode()
-
-
-def until(true: Callable[[], bool]) -> None:
-    """Wait until a condition holds."""
-    end = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.02)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import time
 from typing import Any
 
 from tests.support.daemon_thread import DaemonThread
+from tests.support.until import until
 from vgpud.control.call import Caller, Reply
 from vgpud.control.methods import METHODS
 from vgpud.control.models import Event
@@ -74,7 +74,4 @@ def kind_of(error: RpcError) -> str:
 
 def wait_gone(server: DeviceServer) -> None:
     """Until a device's session has ended."""
-    deadline = time.monotonic() + 5
-    while server.connected:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: not server.connected)

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -20,6 +19,8 @@ import pytest
 
 from tests.support.agent_stand import FLAG, Stand, Vm
 from tests.support.kvm_host import Poker, has_flag, open_kvm
+from tests.support.process import Process
+from tests.support.until import until
 from vgpud.client import Client, SlotAgent
 from vgpud.coherency.kvm_mode import KvmMode
 from vgpud.control.rpc import RpcError
@@ -30,7 +31,6 @@ from vgpud.memory.mapping import map_shared
 from vgpud.slots.entries import SlotUse
 from vgpud.unix.fd import Fd
 
-ROOT = Path(__file__).parents[3]
 PAGE = 4096
 SIZE = 16 * PAGE
 BAR, MOVED = Gpa(0x1_0000_0000), Gpa(0x2_0000_0000)
@@ -72,10 +72,7 @@ def attached(
 
 
 def wait_for(stand: Stand, kind: str) -> None:
-    end = time.monotonic() + 10
-    while kind not in stand.kinds:
-        assert time.monotonic() < end, stand.kinds
-        time.sleep(0.01)
+    until(lambda: kind in stand.kinds, complaint=lambda: str(stand.kinds))
 
 
 def error_of(call: Any, *arguments: Any) -> RpcError:
@@ -334,28 +331,17 @@ agent.run()
 
 
 @contextmanager
-def agent_process(stand: Stand, mode: str = "stay") -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, stand.path, mode],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "attached\n"
+def agent_process(stand: Stand, mode: str = "stay") -> Iterator[Process]:
+    with Process(sys.executable, "-c", PROGRAM, stand.path, mode) as process:
+        process.until_printed("attached\n")
         yield process
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def test_an_agent_that_dies_in_the_middle_of_a_map(stand: Stand, blob: Fd) -> None:
     before = descriptors()
     with agent_process(stand) as process:
-        assert process.stdout is not None
         mapping = stand.start(stand.slots.map(blob, 0, 0, SIZE))
-        assert process.stdout.readline() == "asked\n"
+        process.until_printed("asked\n")
         start = time.monotonic()
         process.send_signal(signal.SIGKILL)
         with pytest.raises(HostError, match="agent is gone"):
@@ -390,9 +376,8 @@ def test_an_agent_that_lives_keeps_others_away(stand: Stand) -> None:
 
 def test_an_agent_that_has_closed_its_socket_does_not(stand: Stand, blob: Fd) -> None:
     with agent_process(stand, "close") as process:
-        assert process.stdout is not None
         mapping = stand.start(stand.slots.map(blob, 0, 0, SIZE))
-        assert process.stdout.readline() == "asked\n"
+        process.until_printed("asked\n")
         with attached(stand, Vm()):
             with pytest.raises(HostError, match="agent is gone"):
                 mapping.result(10)
@@ -402,9 +387,8 @@ def test_an_agent_that_has_closed_its_socket_does_not(stand: Stand, blob: Fd) ->
 
 def test_answers_of_others_are_not_the_agents(stand: Stand, blob: Fd) -> None:
     with agent_process(stand) as process, Client(stand.path) as liar:
-        assert process.stdout is not None
         mapping = stand.start(stand.slots.map(blob, 0, 0, SIZE))
-        assert process.stdout.readline() == "asked\n"
+        process.until_printed("asked\n")
         for number in range(10):
             answer = {"jsonrpc": "2.0", "id": number, "result": {}}
             liar._send(json.dumps(answer).encode(), time.monotonic() + 1)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-PATIENCE: Final = 20.0
-"""Seconds for anything to happen, on a busy machine."""
+from tests.support.process import Process
 
 # Becomes the daemon, with the sockets from descriptor 3 on and in its own name.
 _LAUNCH: Final = """
@@ -29,11 +25,8 @@ os.execv(sys.executable, [sys.executable, "-m", "vgpud", *sys.argv[2 + count :]]
 """
 
 
-class Service:
-    """A daemon with a configuration in `directory`, and ourselves as its service manager.
-
-    Leaving the context kills it, unless it has ended.
-    """
+class ManagedDaemon(Process):
+    """A daemon with a configuration in `directory`, and ourselves as its service manager."""
 
     def __init__(
         self,
@@ -47,12 +40,19 @@ class Service:
         self.directory = directory
         self.config = directory / "vgpud.toml"
         self.configure(config)
-        self._sockets = sockets
-        self._watchdog = watchdog
-        self._arguments = arguments
         self.said: list[dict[str, str]] = []
         """What it has reported: one dictionary a datagram."""
         self._looked_at = 0
+        environment = {"NOTIFY_SOCKET": str(directory / "notify")}
+        if watchdog is not None:
+            environment["WATCHDOG_USEC"] = str(round(watchdog * 1e6))
+        if sockets:
+            environment["LISTEN_FDS"] = str(len(sockets))
+            environment["LISTEN_FDNAMES"] = ":".join(name for name, _ in sockets)
+        fds = [sock.fileno() for _, sock in sockets]
+        launch = (sys.executable, "-c", _LAUNCH, str(len(fds)), *map(str, fds))
+        serve = ("serve", "--config", str(self.config), *arguments)
+        super().__init__(*launch, *serve, fds=fds, environment=environment)
 
     def configure(self, text: str) -> None:
         """Replace its configuration, at once as an editor does; {dir} is its directory."""
@@ -65,24 +65,7 @@ class Service:
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notify.settimeout(0.05)
         self._notify.bind(str(self.directory / "notify"))
-        environment = {**os.environ, "NOTIFY_SOCKET": str(self.directory / "notify")}
-        if self._watchdog is not None:
-            environment["WATCHDOG_USEC"] = str(round(self._watchdog * 1e6))
-        if self._sockets:
-            environment["LISTEN_FDS"] = str(len(self._sockets))
-            environment["LISTEN_FDNAMES"] = ":".join(name for name, _ in self._sockets)
-        numbers = [sock.fileno() for _, sock in self._sockets]
-        launch = [sys.executable, "-c", _LAUNCH, str(len(numbers)), *map(str, numbers)]
-        with (self.directory / "log").open("w") as log, (self.directory / "out").open("w") as out:
-            self.process = subprocess.Popen(
-                [*launch, "serve", "--config", str(self.config), *self._arguments],
-                cwd=Path(__file__).parents[2],
-                env=environment,
-                pass_fds=numbers,
-                stdout=out,
-                stderr=log,
-            )
-        return self
+        return super().__enter__()
 
     def __exit__(
         self,
@@ -90,19 +73,8 @@ class Service:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.process.kill()
-        self.process.wait()
+        super().__exit__(kind, error, traceback)
         self._notify.close()
-
-    @property
-    def log(self) -> str:
-        """What it has logged."""
-        return (self.directory / "log").read_text()
-
-    @property
-    def output(self) -> str:
-        """What it has printed."""
-        return (self.directory / "out").read_text()
 
     def listen(self) -> None:
         """Take what it has reported meanwhile into `said`."""
@@ -128,21 +100,3 @@ class Service:
         assert index is not None
         self._looked_at = index + 1
         return self.said[index]
-
-    def until(self, true: Callable[[], bool]) -> None:
-        """Wait for a condition to hold, while it runs."""
-        end = time.monotonic() + PATIENCE
-        while not true():
-            assert self.process.poll() is None, self.log
-            assert time.monotonic() < end, (self.said, self.log)
-            time.sleep(0.02)
-
-    def open_files(self) -> list[str]:
-        """What its descriptors are, sorted."""
-        names = []
-        for entry in Path(f"/proc/{self.process.pid}/fd").iterdir():
-            try:
-                names.append(str(entry.readlink()).split(":[")[0])
-            except FileNotFoundError:  # closed meanwhile
-                continue
-        return sorted(names)
