@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from vgpud.native._native import ffi, lib
 
 from vgpud.gpu.wire import commands as c
 from vgpud.gpu.wire import responses
 from vgpud.gpu.wire.header import Box, Header, Rect, echo
 from vgpud.gpu.wire.protocol import CommandType, ContextId, Flag, ResourceId
+from vgpud.native._native import ffi, lib
 from vgpud.native.core import SPAN, SpanList, address_of
 from vgpud.native.transfers import MAX_IMAGES, TransferTable
 

@@ -11,6 +11,8 @@ class _Ffi(FFI):
     def new(self, cdecl: str | FFI.CType, init: Any = None) -> Any: ...
     # An array of numpy's is a buffer, which it does not say for Python 3.11.
     def from_buffer(self, *arguments: Any, **named: Any) -> FFI.CData: ...
+    # Of a function of the module too.
+    def addressof(self, cdata: Any, *fields_or_indexes: str | int) -> FFI.CData: ...
 
 class _Lib:
     VGPUD_FLUSH_BEFORE_READ: int
@@ -25,7 +27,7 @@ class _Lib:
     VGPUD_TILE_WIDTH: int
     VGPUD_TILE_HEIGHT: int
     VGPUD_ORDER_AS_IS: int
-    VGPUD_OK_BYTES: int
+    VGPUD_FAST_RESPONSE: int
     VGPUD_RING_UNUSUAL: int
     VGPUD_BENCH_MEMCPY: int
     VGPUD_BENCH_MEMCPY_CLWB: int
@@ -121,7 +123,7 @@ class _Lib:
         buffer: _CData,
         size: int,
         next_used: int,
-        transfers: _CData,
+        fast_path: _CData,
         /,
     ) -> int: ...
     def vgpud_ring_answer(
@@ -138,8 +140,8 @@ class _Lib:
         /,
     ) -> int: ...
     def vgpud_ring_publish(self, ring: _CData, signalled: int, next_: int, /) -> int: ...
-    def vgpud_ring_rest(self, ring: _CData, next_: int, /) -> int: ...
-    def vgpud_ring_nap(self, ring: _CData, next_: int, nanoseconds: int, /) -> int: ...
+    def vgpud_ring_enable_notifications(self, ring: _CData, next_: int, /) -> int: ...
+    def vgpud_ring_poll(self, ring: _CData, next_: int, nanoseconds: int, /) -> int: ...
     def vgpud_map_shared(
         self, fd: int, offset: int, length: int, page_size: int, writable: int, /
     ) -> _CData: ...
