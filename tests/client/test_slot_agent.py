@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.fake_vm import Asked, FakeVm, accept, refusal
 from vgpud.client.slot_agent import SlotAgent
-from vgpud.errors import HostError
 from vgpud.memory import memfd
 from vgpud.unix import eventfd
 from vgpud.unix.fd import Fd
@@ -33,29 +33,16 @@ GOOD = {
 }
 
 
-class Vm:
-    """A VM that remembers, and refuses if told to."""
-
-    def __init__(self) -> None:
-        self.slots: dict[int, tuple[int, int, int]] = {}
-        self.refuse = False
-
-    def set_user_memory_region(
-        self, slot: int, flags: int, guest_phys_addr: int, memory_size: int, userspace_addr: int
-    ) -> None:
-        if self.refuse:
-            raise HostError("KVM_SET_USER_MEMORY_REGION", OSError(errno.EEXIST, ""), "free it")
-        if memory_size:
-            self.slots[slot] = flags, guest_phys_addr, memory_size
-        else:
-            del self.slots[slot]
+def refuse(_: Asked) -> None:
+    """The check of a VM that refuses whatever it is asked."""
+    raise refusal(errno.EEXIST, "free it")
 
 
 class Daemon:
     """Asks an agent that is served step by step."""
 
     def __init__(self) -> None:
-        self.vm = Vm()
+        self.vm = FakeVm()
         self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.agent = SlotAgent(theirs, self.vm, numbers=range(2, 6), window=range(BAR, BAR + SIZE))
 
@@ -205,21 +192,21 @@ def test_a_slot_that_is_there_is_not_set_again(daemon: Daemon, blob: Fd) -> None
 
 
 def test_what_kvm_refuses_is_unmapped_and_told(daemon: Daemon, blob: Fd) -> None:
-    daemon.vm.refuse = True
+    daemon.vm.check = refuse
     error = daemon.call("slot.set", GOOD, [blob.fileno()])["error"]
     assert error["message"] == "KVM_SET_USER_MEMORY_REGION: File exists; free it"
     assert error["data"]["errno"] == errno.EEXIST
     assert (daemon.agent.live, mappings()) == ({}, 0)
-    daemon.vm.refuse = False
+    daemon.vm.check = accept
     assert "result" in daemon.call("slot.set", GOOD, [blob.fileno()])
 
 
 def test_a_slot_that_kvm_does_not_let_go_stays(daemon: Daemon, blob: Fd) -> None:
     daemon.call("slot.set", GOOD, [blob.fileno()])
-    daemon.vm.refuse = True
+    daemon.vm.check = refuse
     assert "error" in daemon.call("slot.delete", {"slot": 3})
     assert (list(daemon.agent.live), mappings()) == ([3], 1)
-    daemon.vm.refuse = False
+    daemon.vm.check = accept
     assert "result" in daemon.call("slot.delete", {"slot": 3})
 
 
@@ -265,7 +252,7 @@ def test_a_daemon_that_is_gone_does_not_end_the_agent(blob: Fd) -> None:
 @pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
 def test_an_agent_is_stopped_from_another_thread(kind: socket.SocketKind) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
-    with ours, SlotAgent(theirs, Vm(), numbers=range(9)) as agent:
+    with ours, SlotAgent(theirs, FakeVm(), numbers=range(9)) as agent:
         thread = threading.Thread(target=agent.run)
         thread.start()
         agent.stop()
@@ -276,7 +263,7 @@ def test_an_agent_is_stopped_from_another_thread(kind: socket.SocketKind) -> Non
 def test_an_agent_ends_with_a_connection_that_has_an_end() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.close()
-    with SlotAgent(theirs, Vm(), numbers=range(9)) as agent:
+    with SlotAgent(theirs, FakeVm(), numbers=range(9)) as agent:
         agent.run()
 
 
@@ -284,18 +271,15 @@ def test_descriptors_are_not_inherited(daemon: Daemon, blob: Fd) -> None:
     """Whatever the VMM runs while a call is served does not get the guest's memory."""
     seen: list[bool] = []
 
-    class Looking(Vm):
-        def set_user_memory_region(
-            self, slot: int, flags: int, guest_phys_addr: int, memory_size: int, userspace_addr: int
-        ) -> None:
-            seen.extend(
-                os.get_inheritable(int(entry.name))
-                for entry in Path("/proc/self/fd").iterdir()
-                if entry.exists() and "test-agent-blob" in str(entry.readlink())
-            )
+    def look(_: Asked) -> None:
+        seen.extend(
+            os.get_inheritable(int(entry.name))
+            for entry in Path("/proc/self/fd").iterdir()
+            if entry.exists() and "test-agent-blob" in str(entry.readlink())
+        )
 
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    with SlotAgent(theirs, Looking(), numbers=range(9)) as agent:
+    with SlotAgent(theirs, FakeVm(look), numbers=range(9)) as agent:
         call = {"jsonrpc": "2.0", "id": 1, "method": "slot.set", "params": GOOD}
         rights = array.array("i", [blob.fileno()])
         ours.sendmsg([json.dumps(call).encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.microvm.kvm import needs_kvm
+from tests.support.fake_vm import Asked, FakeVm, refusal
 from vgpud.errors import HostError
 from vgpud.memory import memfd
 from vgpud.memory.mapping import map_shared
@@ -124,37 +126,22 @@ def test_a_mapping_that_can_not_be_changes_nothing(
     window.close()
 
 
-class Refusing:
-    """A VM that takes `left` operations and refuses the next."""
-
-    def __init__(self, left: int) -> None:
-        self.left = left
-        self.slots: dict[int, int] = {}
-
-    def set_user_memory_region(
-        self, slot: int, flags: int, guest_phys_addr: int, memory_size: int, userspace_addr: int
-    ) -> None:
-        self.left -= 1
-        if self.left == -1:
-            raise HostError("refused", OSError(12, ""))
-        if memory_size:
-            self.slots[slot] = guest_phys_addr
-        else:
-            del self.slots[slot]
-
-
 @pytest.mark.parametrize("left", range(2, 6))
 def test_a_move_that_fails_half_way_is_undone(fd: Fd, left: int) -> None:
-    vm = Refusing(left)
+    def check(_: Asked) -> None:
+        if len(vm.asked) == left + 1:
+            raise refusal(errno.ENOMEM)
+
+    vm = FakeVm(check)
     window = Window(vm, boot.WINDOW_GPA, SIZE)
     window.map(fd, 0, 0, 4096)
     window.map(fd, 4096, 4096, 4096)
-    before = dict(vm.slots)
-    with pytest.raises(HostError, match="refused"):
+    before = vm.addresses
+    with pytest.raises(HostError, match="Cannot allocate memory"):
         window.move(2 * boot.WINDOW_GPA)
-    assert vm.slots == before
+    assert vm.addresses == before
     window.move(2 * boot.WINDOW_GPA)
-    assert min(vm.slots.values()) == 2 * boot.WINDOW_GPA
+    assert min(vm.addresses.values()) == 2 * boot.WINDOW_GPA
     window.close()
 
 

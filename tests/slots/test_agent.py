@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.fake_vm import FakeVm, accept, refusing
 from tests.support.kvm_host import Poker, has_flag, open_kvm
 from vgpud.client.slot_agent import SlotAgent
 from vgpud.control.agent_calls import AgentCalls
@@ -56,24 +57,6 @@ def open_windows() -> int:
         with suppress(FileNotFoundError):  # the one of the directory itself
             count += "/memfd:test-window" in str(entry.readlink())
     return count
-
-
-class Vm:
-    """What a VM has, without one."""
-
-    def __init__(self) -> None:
-        self.slots: dict[int, tuple[int, int, int]] = {}
-        self.refuse = 0
-
-    def set_user_memory_region(
-        self, slot: int, flags: int, guest_phys_addr: int, memory_size: int, userspace_addr: int
-    ) -> None:
-        if memory_size and self.refuse:
-            raise HostError("KVM_SET_USER_MEMORY_REGION", OSError(self.refuse, ""), "as told")
-        if memory_size:
-            self.slots[slot] = flags, guest_phys_addr, memory_size
-        else:
-            del self.slots[slot]
 
 
 @contextmanager
@@ -174,25 +157,25 @@ def test_blobs_come_and_go(window: Fd, kind: socket.SocketKind) -> None:
         assert vm.slots == {}
         assert len(slots.table) == 0
 
-    vm = Vm()
+    vm = FakeVm()
     with serving(vm, kind) as (sock, _):
         with_slots(sock, work)
 
 
 def test_what_the_vmm_refuses_is_not_registered(window: Fd) -> None:
     async def work(slots: AgentSlots) -> None:
-        vm.refuse = errno.ENOMEM
+        vm.check = refusing(errno.ENOMEM)
         with pytest.raises(
             HostError, match=r"Cannot allocate memory.*agent says.*as told"
         ) as raised:
             await slots.map(window, 0, 0, PAGE)
         assert raised.value.errno == errno.ENOMEM
         assert not isinstance(raised.value, InDoubtError)
-        vm.refuse = 0
+        vm.check = accept
         await slots.map(window, 0, 0, PAGE)
         assert list(vm.slots) == [1]
 
-    vm = Vm()
+    vm = FakeVm()
     with serving(vm) as (sock, _):
         with_slots(sock, work)
 
@@ -209,7 +192,7 @@ def test_a_move_that_the_vmm_refuses_is_undone(window: Fd) -> None:
         del before[4]
         assert vm.slots == before
 
-    vm = Vm()
+    vm = FakeVm()
     with serving(vm, window=range(BAR, MOVED)) as (sock, _):
         with_slots(sock, work)
 
@@ -223,7 +206,7 @@ def test_a_slot_that_the_vmm_no_longer_has_is_gone(window: Fd) -> None:
         await slots.unmap(0, PAGE)
         assert len(slots.table) == 0
 
-    vm = Vm()
+    vm = FakeVm()
     with serving(vm) as (sock, _):
         with_slots(sock, work)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Iterator
 import numpy as np
 import pytest
 
+from tests.support.fake_vm import FakeVm, accept, refusing
 from tests.support.kvm_host import Poker, has_flag, open_kvm
 from vgpud.coherency.facts import facts_of
 from vgpud.coherency.planner import plan
@@ -124,40 +125,24 @@ def test_a_refused_flag_leaves_nothing_behind_and_the_blob_may_be_had_without(
     run(work)
 
 
-class FailingVm:
-    """A VM that refuses what it is told to refuse."""
-
-    def __init__(self) -> None:
-        self.slots: dict[int, int] = {}
-        self.refuse: Callable[[int, int], bool] = lambda slot, address: False
-
-    def set_user_memory_region(
-        self, slot: int, flags: int, guest_phys_addr: int, memory_size: int, userspace_addr: int
-    ) -> None:
-        if memory_size and self.refuse(slot, guest_phys_addr):
-            raise HostError("KVM_SET_USER_MEMORY_REGION", OSError(errno.ENOMEM, ""))
-        if memory_size:
-            self.slots[slot] = guest_phys_addr
-        else:
-            del self.slots[slot]
-
-
 def test_a_move_that_fails_half_way_is_undone(window: Fd) -> None:
     async def work() -> None:
-        vm = FailingVm()
+        vm = FakeVm()
         with Memslots(vm) as memslots:
             slots = LocalSlots(memslots, SlotTable(range(9), base=BAR))
             for blob in range(4):
                 await slots.map(window, blob * PAGE, blob * PAGE, PAGE)
-            before = dict(vm.slots)
-            vm.refuse = lambda slot, address: slot == 2 and address >= MOVED
+            before = vm.addresses
+            vm.check = refusing(
+                errno.ENOMEM, lambda asked: asked.slot == 2 and asked.guest_phys_addr >= MOVED
+            )
             with pytest.raises(HostError, match="Cannot allocate memory"):
                 await slots.move(MOVED)
-            assert vm.slots == before
+            assert vm.addresses == before
             assert slots.table.base == BAR
-            vm.refuse = lambda slot, address: False
+            vm.check = accept
             await slots.move(MOVED)
-            assert vm.slots == {slot: at - BAR + MOVED for slot, at in before.items()}
+            assert vm.addresses == {slot: at - BAR + MOVED for slot, at in before.items()}
 
     run(work)
 
@@ -166,21 +151,21 @@ def test_a_slot_that_could_not_be_put_back_is_put_back_by_the_next_move(
     window: Fd, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def work() -> None:
-        vm = FailingVm()
+        vm = FakeVm()
         with Memslots(vm) as memslots:
             slots = LocalSlots(memslots, SlotTable(range(9), base=BAR))
             slots.report_to(unheard, "gpu0")
             await slots.map(window, 0, 0, PAGE)
             await slots.map(window, PAGE, PAGE, PAGE)
-            vm.refuse = lambda slot, address: slot == 1
+            vm.check = refusing(errno.ENOMEM, lambda asked: asked.slot == 1)
             with pytest.raises(HostError):
                 await slots.move(MOVED)
-            assert vm.slots == {0: BAR}
+            assert vm.addresses == {0: BAR}
             assert "slot not restored device=gpu0 slot=1: " in caplog.text
-            vm.refuse = lambda slot, address: False
+            vm.check = accept
             await slots.move(MOVED)
-            assert vm.slots == {0: MOVED, 1: MOVED + PAGE}
-            vm.refuse = lambda slot, address: slot == 1
+            assert vm.addresses == {0: MOVED, 1: MOVED + PAGE}
+            vm.check = refusing(errno.ENOMEM, lambda asked: asked.slot == 1)
             with pytest.raises(HostError):
                 await slots.move(BAR)
             await slots.unmap(PAGE, PAGE)  # which the VM does not have
@@ -191,7 +176,7 @@ def test_a_slot_that_could_not_be_put_back_is_put_back_by_the_next_move(
 
 def test_a_file_that_is_too_short_takes_no_slot(window: Fd) -> None:
     async def work() -> None:
-        with Memslots(FailingVm()) as memslots:
+        with Memslots(FakeVm()) as memslots:
             slots = LocalSlots(memslots, SlotTable(range(1), base=BAR))
             with pytest.raises(HostError, match="bytes only"):
                 await slots.map(window, 0, 0, SIZE + PAGE)

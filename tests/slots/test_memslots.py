@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.support.fake_vm import Asked, FakeVm, refusal
 from tests.support.kvm_host import Poker, has_flag, open_kvm
 from vgpud.errors import HostError
 from vgpud.memory import memfd
@@ -218,20 +219,16 @@ def test_slots_of_another_processs_vm_are_refused_with_the_remedy(kvm: Kvm) -> N
     assert left == "0"
 
 
-class StubbornVm:
-    """A VM whose slots stay."""
-
-    def set_user_memory_region(
-        self, slot: int, flags: int, guest_phys_addr: int, memory_size: int, userspace_addr: int
-    ) -> None:
-        if memory_size == 0:
-            raise HostError("KVM_SET_USER_MEMORY_REGION", OSError(errno.EIO, ""))
+def keep_slots(asked: Asked) -> None:
+    """The check of a VM whose slots stay."""
+    if asked.memory_size == 0:
+        raise refusal(errno.EIO)
 
 
 def test_memory_that_a_guest_may_still_reach_stays_mapped(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with memfd.create("test-reached", PAGE) as fd, Memslots(StubbornVm()) as slots:
+    with memfd.create("test-reached", PAGE) as fd, Memslots(FakeVm(keep_slots)) as slots:
         slots.attach(1, fd, 0, PAGE)
         slots.attach(2, fd, 0, PAGE)
         slots.set(1, 0, HIGH)

@@ -1,4 +1,4 @@
-"""A control socket with devices whose slots are an agent's, in a thread; and VMs without KVM."""
+"""A control socket with devices whose slots are an agent's, in a thread."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from vgpud.control.params import Nothing
 from vgpud.control.server import ControlServer
 from vgpud.daemon.device_server import DeviceServer
 from vgpud.daemon.methods.agents import AgentMethods
-from vgpud.errors import HostError
 from vgpud.gpu.spec import DeviceSpec, Output
 from vgpud.slots.agent import AgentSlots
 
@@ -40,26 +39,6 @@ def spec(name: str, slots: SlotOwner) -> DeviceSpec:
         layout=Layout.WINDOW,
         slots=slots,
     )
-
-
-class Vm:
-    """What a VM has, without one; `refuse` is the errno for slots with any of `flags`."""
-
-    def __init__(self, refuse: int = 0, flags: int = FLAG) -> None:
-        self.slots: dict[int, tuple[int, int, int]] = {}
-        self.asked: list[tuple[int, int, int, int]] = []
-        self.refuse, self.flags = refuse, flags
-
-    def set_user_memory_region(
-        self, slot: int, flags: int, guest_phys_addr: int, memory_size: int, userspace_addr: int
-    ) -> None:
-        self.asked.append((slot, flags, guest_phys_addr, memory_size))
-        if memory_size and self.refuse and (flags & self.flags or not self.flags):
-            raise HostError("KVM_SET_USER_MEMORY_REGION", OSError(self.refuse, ""), "as told")
-        if memory_size:
-            self.slots[slot] = flags, guest_phys_addr, memory_size
-        else:
-            del self.slots[slot]
 
 
 class Stand:

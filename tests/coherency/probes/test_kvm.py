@@ -8,15 +8,16 @@ import fcntl
 import os
 import struct
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import pytest
 
+from tests.support.fake_vm import FakeVm, refusing
 from tests.support.kvm_host import has_flag, open_kvm
 from vgpud.coherency.probes import kvm as probe_kvm
 from vgpud.coherency.probes.kvm import KvmFacts, probe
 from vgpud.errors import HostError
-from vgpud.uapi.kvm import Quirk
+from vgpud.uapi.kvm import Quirk, Vm
 from vgpud.uapi.memslot import SlotFlag
 
 KVM = Path("/dev/kvm")
@@ -159,71 +160,37 @@ def test_which_module_serves(
     assert (found.vendor, found.module, found.tdp, found.tdp_mmu) == expected
 
 
-class Memory:
-    """A VM's slots, as a kernel keeps them that takes the flags `known`, those in `fixed` for the
-    life of a slot."""
-
-    def __init__(self, known: int, fixed: int = 0) -> None:
-        self.known = known
-        self.fixed = fixed
-        self.live: dict[int, int] = {}
-
-    def set_user_memory_region(
-        self, slot: int, flags: int, guest_phys_addr: int, memory_size: int, userspace_addr: int
-    ) -> None:
-        """As the ioctl of that name."""
-        assert guest_phys_addr % 4096 == memory_size % 4096 == userspace_addr % 4096 == 0
-        was = self.live.get(slot)
-        if (
-            flags & ~self.known
-            or (was is None and memory_size == 0)
-            or (was is not None and memory_size and (was ^ flags) & self.fixed)
-        ):
-            raise HostError("KVM_SET_USER_MEMORY_REGION", OSError(errno.EINVAL, ""))
-        if memory_size:
-            self.live[slot] = flags
-        else:
-            del self.live[slot]
+def flag(vm: FakeVm) -> tuple[bool, str]:
+    """What the probe finds out of a VM about the flag."""
+    return probe_kvm._flag(cast(Vm, vm))
 
 
 @pytest.mark.parametrize(
     ("memory", "accepted", "words"),
     [
-        (Memory(known=3), False, "refused (EINVAL)"),
-        (Memory(known=3 | FLAG, fixed=FLAG), True, "kept it"),
-        (Memory(known=3 | FLAG), False, "another flag"),
+        (FakeVm(flags=3), False, "refused (EINVAL)"),
+        (FakeVm(flags=3 | FLAG, fixed_flags=FLAG), True, "kept it"),
+        (FakeVm(flags=3 | FLAG), False, "another flag"),
     ],
     ids=["mainline", "patched", "another meaning"],
 )
-def test_the_flag_is_known_by_what_it_does(memory: Memory, accepted: bool, words: str) -> None:
-    found, text = probe_kvm._flag(memory)
+def test_the_flag_is_known_by_what_it_does(memory: FakeVm, accepted: bool, words: str) -> None:
+    found, text = flag(memory)
     assert found is accepted
     assert words in text
-    assert memory.live == {}
+    assert memory.slots == {}
 
 
 def test_a_kernel_that_takes_no_slot_tells_nothing_of_the_flag() -> None:
-    class Nothing(Memory):
-        def set_user_memory_region(self, *_: int) -> None:
-            raise HostError("KVM_SET_USER_MEMORY_REGION", OSError(errno.EINVAL, ""))
-
-    assert probe_kvm._flag(Nothing(0)) == (False, "but a plain slot is refused as well")
-
-
-class Broken(Memory):
-    """A VM whose ioctls fail for a reason that has nothing to do with flags."""
-
-    def __init__(self) -> None:
-        super().__init__(known=3)
-
-    def set_user_memory_region(self, *_: int) -> None:
-        """Fails."""
-        raise HostError("KVM_SET_USER_MEMORY_REGION", OSError(errno.EIO, ""))
+    assert flag(FakeVm(refusing(errno.EINVAL))) == (
+        False,
+        "but a plain slot is refused as well",
+    )
 
 
 def test_another_failure_is_not_taken_for_an_answer() -> None:
     with pytest.raises(HostError):
-        probe_kvm._flag(Broken())
+        flag(FakeVm(refusing(errno.EIO)))
 
 
 class Quirks:
@@ -239,8 +206,13 @@ class Quirks:
             raise HostError("KVM_ENABLE_CAP", OSError(self.error, ""))
 
 
+def quirk(vm: Quirks) -> bool:
+    """What the probe finds out of a VM about the quirk."""
+    return probe_kvm._quirk(cast(Vm, vm))
+
+
 def test_the_quirk_is_known_by_disabling_it() -> None:
-    assert probe_kvm._quirk(Quirks(None)) is True
-    assert probe_kvm._quirk(Quirks(errno.EINVAL)) is False
+    assert quirk(Quirks(None)) is True
+    assert quirk(Quirks(errno.EINVAL)) is False
     with pytest.raises(HostError):
-        probe_kvm._quirk(Quirks(errno.EIO))
+        quirk(Quirks(errno.EIO))

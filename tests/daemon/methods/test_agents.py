@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.agent_stand import FLAG, Stand, Vm
+from tests.support.agent_stand import FLAG, Stand
+from tests.support.fake_vm import EVERY_FLAG, Asked, FakeVm, accept, refusal
 from tests.support.kvm_host import Poker, has_flag, open_kvm
 from tests.support.process import Process
 from tests.support.until import until
@@ -82,7 +83,7 @@ def error_of(call: Any, *arguments: Any) -> RpcError:
 
 
 def test_a_flagged_slot_is_tried_in_the_agents_own_vm(stand: Stand) -> None:
-    vm = Vm()
+    vm = FakeVm()
     with SlotAgent(Client(stand.path), vm, numbers=range(8, 16), window=WINDOW) as agent:
         state = agent.attach("gpu0")
         assert vm.asked == [(8, FLAG, BAR, PAGE), (8, 0, 0, 0)]
@@ -98,7 +99,7 @@ def test_a_flagged_slot_is_tried_in_the_agents_own_vm(stand: Stand) -> None:
 def test_a_flag_that_is_refused_is_told_and_done_without(
     stand: Stand, blob: Fd, caplog: pytest.LogCaptureFixture
 ) -> None:
-    vm = Vm(refuse=errno.EINVAL)
+    vm = FakeVm(flags=EVERY_FLAG & ~FLAG)
     with attached(stand, vm):
         state = stand.slots.attached()
         assert state is not None
@@ -134,7 +135,7 @@ def test_a_vm_may_be_given_by_its_descriptor(stand: Stand, blob: Fd) -> None:
 
 
 def test_an_agent_that_grants_no_flag_is_not_asked_for_one(stand: Stand) -> None:
-    vm = Vm()
+    vm = FakeVm()
     with attached(stand, vm, flags=0):
         state = stand.slots.attached()
         assert state is not None
@@ -142,7 +143,7 @@ def test_an_agent_that_grants_no_flag_is_not_asked_for_one(stand: Stand) -> None
 
 
 def test_slots_are_set_moved_and_deleted(stand: Stand, blob: Fd) -> None:
-    vm = Vm()
+    vm = FakeVm()
     with attached(stand, vm) as agent:
         stand.run(stand.slots.map(blob, 0, 0, PAGE, flags=FLAG))
         stand.run(stand.slots.map(blob, PAGE, 4 * PAGE, PAGE, flags=FLAG))
@@ -170,7 +171,7 @@ def test_slots_are_set_moved_and_deleted(stand: Stand, blob: Fd) -> None:
 
 
 def test_the_flag_is_tried_once_the_bar_has_an_address(stand: Stand) -> None:
-    vm = Vm()
+    vm = FakeVm()
     with attached(stand, vm, window=range(0)) as agent:
         assert vm.asked == []
         assert agent.move(WINDOW)["flag_accepted"] is True
@@ -180,20 +181,16 @@ def test_the_flag_is_tried_once_the_bar_has_an_address(stand: Stand) -> None:
 
 
 def test_a_move_that_the_vm_refuses_changes_nothing(stand: Stand, blob: Fd) -> None:
-    vm = Vm()
+    vm = FakeVm()
     with attached(stand, vm) as agent:
         stand.run(stand.slots.map(blob, 0, 0, PAGE))
-        vm.refuse, vm.flags = errno.ENOSPC, 0
 
-        def again(*arguments: int) -> None:
-            # The daemon puts it back: by then there is room again.
-            try:
-                Vm.set_user_memory_region(vm, *arguments)
-            except HostError:
-                vm.refuse = 0
-                raise
+        def once(asked: Asked) -> None:
+            if asked.memory_size:
+                vm.check = accept  # The daemon puts it back: by then there is room again.
+                raise refusal(errno.ENOSPC)
 
-        vm.set_user_memory_region = again  # type: ignore[method-assign]
+        vm.check = once
         error = error_of(agent.move, range(MOVED, MOVED + SIZE))
         assert error.data["errno"] == errno.ENOSPC
         assert vm.slots == {8: (0, BAR, PAGE)}
@@ -211,7 +208,7 @@ def test_without_an_agent_nothing_is_mapped(stand: Stand, blob: Fd) -> None:
 
 
 def test_what_an_agent_leaves_the_next_one_sets_again(stand: Stand, blob: Fd) -> None:
-    first, second = Vm(), Vm()
+    first, second = FakeVm(), FakeVm()
     with attached(stand, first):
         for page in range(3):
             stand.run(stand.slots.map(blob, page * PAGE, page * PAGE, PAGE, flags=FLAG))
@@ -227,23 +224,23 @@ def test_what_an_agent_leaves_the_next_one_sets_again(stand: Stand, blob: Fd) ->
 
 def test_an_agent_that_can_not_set_what_is_there_is_not_taken(stand: Stand, blob: Fd) -> None:
     """The guest was told of write-combining, and it must stay true."""
-    with attached(stand, Vm()):
+    with attached(stand, FakeVm()):
         for page in range(2):
             stand.run(stand.slots.map(blob, page * PAGE, page * PAGE, PAGE, flags=FLAG))
-    vm = Vm(refuse=errno.EINVAL)
+    vm = FakeVm(flags=EVERY_FLAG & ~FLAG)
     with SlotAgent(Client(stand.path), vm, numbers=range(8, 16), window=WINDOW) as agent:
         assert error_of(agent.attach, "gpu0").data["errno"] == errno.EINVAL
         assert vm.slots == {}
-    with SlotAgent(Client(stand.path), Vm(), numbers=range(8, 9), window=WINDOW) as agent:
+    with SlotAgent(Client(stand.path), FakeVm(), numbers=range(8, 9), window=WINDOW) as agent:
         assert error_of(agent.attach, "gpu0").data["errno"] == errno.ENOSPC
     assert stand.slots.connection is None
     assert len(stand.slots.table) == 2
-    with attached(stand, Vm()):
+    with attached(stand, FakeVm()):
         assert len(stand.slots.entries()) == 2
 
 
 def test_an_agent_may_offer_other_numbers_while_it_is_attached(stand: Stand, blob: Fd) -> None:
-    vm = Vm()
+    vm = FakeVm()
     with attached(stand, vm) as agent:
         stand.run(stand.slots.map(blob, 0, 0, PAGE))
         agent._numbers = range(20, 24)
@@ -252,7 +249,7 @@ def test_an_agent_may_offer_other_numbers_while_it_is_attached(stand: Stand, blo
 
 
 def test_a_slot_outside_of_the_bar_takes_a_grant_of_its_own(stand: Stand, blob: Fd) -> None:
-    vm = Vm()
+    vm = FakeVm()
     with attached(stand, vm, ram=[range(0x4000_0000, 0x4001_0000)]):
         ram = SlotUse.RAM
         stand.run(stand.slots.map(blob, 0, 0x4000_0000, PAGE, use=ram))
@@ -303,7 +300,7 @@ def test_a_caller_that_can_not_be_called_back_is_no_agent(stand: Stand) -> None:
 
 
 def test_another_socket_of_the_same_process_takes_over(stand: Stand) -> None:
-    with attached(stand, Vm()), attached(stand, Vm()):
+    with attached(stand, FakeVm()), attached(stand, FakeVm()):
         assert stand.kinds == ["agent.attached", "agent.lost", "agent.attached"]
 
 
@@ -311,19 +308,17 @@ def test_another_socket_of_the_same_process_takes_over(stand: Stand) -> None:
 
 PROGRAM = """
 import sys, threading
-from tests.support.agent_stand import Vm
+from tests.support.fake_vm import FakeVm
 from vgpud.client import Client, SlotAgent
 
 path, mode = sys.argv[1:]
-class Dying(Vm):
-    def set_user_memory_region(self, slot, flags, gpa, size, address):
-        if size > 4096:
-            if mode == "close":
-                agent._channel._sock.close()
-            print("asked", flush=True)
-            threading.Event().wait()
-        super().set_user_memory_region(slot, flags, gpa, size, address)
-agent = SlotAgent(Client(path), Dying(), numbers=range(1, 9), window=range(1 << 32, 2 << 32))
+def check(asked):
+    if asked.memory_size > 4096:
+        if mode == "close":
+            agent._channel._sock.close()
+        print("asked", flush=True)
+        threading.Event().wait()
+agent = SlotAgent(Client(path), FakeVm(check), numbers=range(1, 9), window=range(1 << 32, 2 << 32))
 agent.attach("gpu0")
 print("attached", flush=True)
 agent.run()
@@ -354,7 +349,7 @@ def test_an_agent_that_dies_in_the_middle_of_a_map(stand: Stand, blob: Fd) -> No
     with pytest.raises(HostError, match=r"no agent is attached.*its process has ended"):
         stand.run(stand.slots.map(blob, 0, 0, SIZE))
     assert descriptors() == before
-    with attached(stand, Vm()):
+    with attached(stand, FakeVm()):
         stand.run(stand.slots.map(blob, 0, 0, SIZE))
 
 
@@ -367,7 +362,7 @@ def test_an_agent_that_dies_idle_is_noticed(stand: Stand) -> None:
 
 def test_an_agent_that_lives_keeps_others_away(stand: Stand) -> None:
     with agent_process(stand) as process, Client(stand.path) as client:
-        agent = SlotAgent(client, Vm(), numbers=range(8, 16), window=WINDOW)
+        agent = SlotAgent(client, FakeVm(), numbers=range(8, 16), window=WINDOW)
         error = error_of(agent.attach, "gpu0")
         assert error.data == {"kind": "busy", "device": "gpu0", "pid": process.pid}
         error = error_of(client.call, "agent.detach", {"device": "gpu0"})
@@ -378,7 +373,7 @@ def test_an_agent_that_has_closed_its_socket_does_not(stand: Stand, blob: Fd) ->
     with agent_process(stand, "close") as process:
         mapping = stand.start(stand.slots.map(blob, 0, 0, SIZE))
         process.until_printed("asked\n")
-        with attached(stand, Vm()):
+        with attached(stand, FakeVm()):
             with pytest.raises(HostError, match="agent is gone"):
                 mapping.result(10)
             assert "agent.lost" in stand.kinds
@@ -402,7 +397,7 @@ def test_answers_of_others_are_not_the_agents(stand: Stand, blob: Fd) -> None:
 def test_an_agents_run_returns_when_the_daemon_goes(tmp_path: Path) -> None:
     """Though no datagram socket tells."""
     with Stand(tmp_path / "s") as stand:
-        agent = SlotAgent(Client(stand.path), Vm(), numbers=range(8, 16), window=WINDOW)
+        agent = SlotAgent(Client(stand.path), FakeVm(), numbers=range(8, 16), window=WINDOW)
         agent.attach("gpu0")
         thread = threading.Thread(target=agent.run)
         thread.start()
