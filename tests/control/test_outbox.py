@@ -6,13 +6,14 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.control.control_stand import client
+from tests.support.until import until_async
 from vgpud.control import outbox as outbox_module
 from vgpud.control.call import Address
 from vgpud.control.outbox import MAX_WAITING, PATIENCE, Outbox
@@ -55,7 +56,7 @@ class Bed:
     async def until_received(self, address: str, count: int) -> float:
         """Seconds until it has so many datagrams."""
         start = time.monotonic()
-        await until(lambda: len(self.received[address]) >= count, pause=0.0005)
+        await until_async(lambda: len(self.received[address]) >= count, pause=0.0005)
         return time.monotonic() - start
 
     def close(self) -> None:
@@ -69,15 +70,6 @@ class Bed:
 
 def open_fds() -> int:
     return len([*Path("/proc/self/fd").iterdir()])
-
-
-async def until(
-    condition: Callable[[], bool], *, pause: float = 0.01, patience: float = 10
-) -> None:
-    """Looks every `pause` seconds."""
-    async with asyncio.timeout(patience):
-        while not condition():  # noqa: ASYNC110 - the kernel's queues set no Event
-            await asyncio.sleep(pause)
 
 
 def on_bed(directory: Path, scene: Any) -> None:
@@ -161,7 +153,7 @@ def test_what_waits_is_bounded_and_its_descriptors_are_closed(tmp_path: Path) ->
             bed.outbox.send(address, b"%d" % number, fd)
         held = open_fds() - before
         assert 0 < held <= MAX_WAITING
-        await until(lambda: open_fds() <= before)
+        await until_async(lambda: open_fds() <= before)
         assert set(bed.lost) == {(address, False)}
 
     on_bed(tmp_path, scene)
@@ -218,7 +210,7 @@ def test_who_goes_while_something_waits_for_it(tmp_path: Path) -> None:
         for _ in range(50):
             bed.outbox.send(address, EVENT)
         bed.socks[0].close()
-        await until(lambda: not bed.outbox._waiting_bytes, patience=1)
+        await until_async(lambda: not bed.outbox._waiting_bytes, patience=1)
         assert set(bed.lost) == {(address, True)}
         assert bed.sock.unread() == 0
 

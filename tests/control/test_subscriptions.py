@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.control.control_stand import CALL, Running, ask, call, client, serving
+from tests.support.until import until
 from vgpud.control.access import Access
 from vgpud.control.call import Caller
 from vgpud.control.fitting import MAX_REPLY
@@ -192,9 +193,7 @@ def test_a_subscriber_that_is_gone_makes_room(running: Running, path: Path, tmp_
         with client(tmp_path / f"{number}", path) as sock:
             assert "result" in call(sock, "events.subscribe")
     running.do(lambda: running.events.publish("slot.set", ""))
-    end = time.monotonic() + 5
-    while running.do(lambda: running.server.subscribers):
-        assert time.monotonic() < end
+    until(lambda: running.do(lambda: running.server.subscribers) == 0)
 
 
 def test_there_are_only_so_many(running: Running, path: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from tests.support.ring_driver import Driver, GuestRam
+from tests.support.until import until_async
 from vgpud.memory.addresses import Gpa, Uva
 from vgpud.native.ring import FastPath
 from vgpud.unix import eventfd
@@ -22,15 +23,6 @@ from vgpud.vhost.wire.messages import MemRegion
 
 PATIENCE = 5.0
 REGION = 1 << 20
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Waits for what nobody signals."""
-    for _ in range(int(PATIENCE / 0.001)):
-        if condition():
-            return
-        await asyncio.sleep(0.001)
-    raise AssertionError("it never came to pass")
 
 
 class Handler:
@@ -139,7 +131,7 @@ class Stand:
 
     async def gave_up(self) -> None:
         """Waits until it has."""
-        await until(lambda: not self.queue.running)
+        await until_async(lambda: not self.queue.running)
         assert self.broken()
 
     def close(self) -> None:

@@ -13,7 +13,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.vhost.queue_stand import REGION, Stand, run, standing, until
+from tests.support.until import until_async
+from tests.vhost.queue_stand import REGION, Stand, run, standing
 from vgpud.errors import PeerError
 from vgpud.unix import eventfd
 from vgpud.unix.fd import Fd
@@ -320,6 +321,6 @@ def test_an_err_that_is_no_eventfd_is_no_matter() -> None:
             stand.queue.set_err(eventfd.adopt(a_pipe_that_ended(stand)))
             stand.start()
             bad_head(stand)
-            await until(lambda: not stand.queue.running)
+            await until_async(lambda: not stand.queue.running)
 
     run(test)

@@ -7,7 +7,8 @@ import asyncio
 import numpy as np
 import pytest
 
-from tests.vhost.queue_stand import Stand, run, standing, until
+from tests.support.until import until_async
+from tests.vhost.queue_stand import Stand, run, standing
 from vgpud.gpu.fast_path import TransferFastPath
 from vgpud.gpu.guest_memory import GuestMemory
 from vgpud.gpu.wire import commands as c
@@ -88,7 +89,9 @@ def test_a_stream_costs_few_interrupts_and_leaves_nobody_waiting() -> None:
             for _ in range(8):
                 heads = [stand.driver.submit(request(), 24, kick=False) for _ in range(100)]
                 stand.driver.notify()
-                await until(lambda: stand.driver.collect() >= 0 and len(stand.driver._done) >= 100)
+                await until_async(
+                    lambda: stand.driver.collect() >= 0 and len(stand.driver._done) >= 100
+                )
                 for head in heads:
                     await stand.answer(head)
             assert stand.driver.interrupts() <= 8 * 100 // 10

@@ -16,6 +16,7 @@ from tests.hostile.siege import NO_ENTRIES, command, entries
 from tests.support.daemon_thread import DaemonThread
 from tests.support.front_end import LOG_PAGE, FrontEnd
 from tests.support.ring_driver import RingTimeoutError
+from tests.support.until import until
 from vgpud.daemon.config import Config
 from vgpud.gpu.display import messages as d
 from vgpud.gpu.wire import commands as c
@@ -257,10 +258,7 @@ def test_rings_without_descriptors(path: Path) -> None:
         for _ in range(3):
             request = c.encode(command(c.GetDisplayInfo))
             driver.submit(request, 408, kick=False)
-            deadline = time.monotonic() + 2
-            while not driver.collect():
-                assert time.monotonic() < deadline, "the ring is not polled"
-                time.sleep(0.001)
+            until(lambda: driver.collect() > 0, 2, "the ring is not polled", pause=0.001)
         assert driver.interrupts() == 0
 
 

@@ -7,7 +7,8 @@ import os
 
 import pytest
 
-from tests.vhost.queue_stand import REGION, run, standing, until
+from tests.support.until import until_async
+from tests.vhost.queue_stand import REGION, run, standing
 from vgpud.vhost.memory_table import DirtyTracking, MemoryTable
 from vgpud.vhost.pump import QUANTUM
 from vgpud.vhost.ring_life import RingLife
@@ -156,7 +157,7 @@ def test_a_driver_need_not_kick_while_the_queue_is_busy() -> None:
             assert await stand.answer(second) == b"dnoces"
             assert stand.driver.kicks == 1
             # Asleep again, it must be woken.
-            await until(lambda: stand.ram.load_u16(stand.driver.used) & 1 == 0)
+            await until_async(lambda: stand.ram.load_u16(stand.driver.used) & 1 == 0)
             assert await stand.command(b"third") == b"driht"
             assert stand.driver.kicks == 2
 
