@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.agent_stand import spec
+from tests.support.agent_daemon import spec
 from vgpud.coherency.slot_policy import SlotOwner
 from vgpud.control.events import Events
 from vgpud.control.models import Event

@@ -59,7 +59,7 @@ class FakeMonitor:
         self._there.close()
 
 
-class Stand:
+class WatchStand:
     """A watch that runs, and the events that it has published."""
 
     def __init__(self, root: Path, users: Callable[[Gpu], Sequence[str]] = lambda _: ()) -> None:
@@ -87,7 +87,7 @@ class Stand:
 
 
 @asynccontextmanager
-async def running(stand: Stand) -> AsyncIterator[Stand]:
+async def running(stand: WatchStand) -> AsyncIterator[WatchStand]:
     task = asyncio.create_task(stand.watch.run())
     await asyncio.sleep(0)
     yield stand
@@ -97,7 +97,7 @@ async def running(stand: Stand) -> AsyncIterator[Stand]:
     stand.monitor.close()
 
 
-def run(stand: Stand, work: Callable[[Stand], Awaitable[None]]) -> None:
+def run(stand: WatchStand, work: Callable[[WatchStand], Awaitable[None]]) -> None:
     async def main() -> None:
         async with running(stand):
             await work(stand)
@@ -106,7 +106,7 @@ def run(stand: Stand, work: Callable[[Stand], Awaitable[None]]) -> None:
 
 
 def test_a_gpu_comes(tmp_path: Path) -> None:
-    async def work(stand: Stand) -> None:
+    async def work(stand: WatchStand) -> None:
         # Its nodes come one after the other; it is one GPU, and one event.
         record(tmp_path, CARD, "xe", "card0", "renderD128")
         stand.monitor.say(Said("add", "renderD128"), Said("add", "card0-HDMI-A-1"))
@@ -121,7 +121,7 @@ def test_a_gpu_comes(tmp_path: Path) -> None:
         }
         assert stand.nodes.find("/dev/dri/card0") is not None
 
-    run(Stand(tmp_path), work)
+    run(WatchStand(tmp_path), work)
 
 
 def test_a_gpu_goes_and_comes_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -131,7 +131,7 @@ def test_a_gpu_goes_and_comes_back(tmp_path: Path, caplog: pytest.LogCaptureFixt
     def users(gpu: Gpu) -> Sequence[str]:
         return ["gpu0", "gpu1"] if "/dev/dri/card1" in gpu.nodes else []
 
-    async def work(stand: Stand) -> None:
+    async def work(stand: WatchStand) -> None:
         gpu = stand.nodes.find("/dev/dri/card1")
         assert gpu is not None
         erase(tmp_path, CARD)
@@ -150,7 +150,7 @@ def test_a_gpu_goes_and_comes_back(tmp_path: Path, caplog: pytest.LogCaptureFixt
         assert gpu not in stand.nodes
 
     with caplog.at_level(logging.INFO):
-        run(Stand(tmp_path, users), work)
+        run(WatchStand(tmp_path, users), work)
     warned = [entry.getMessage() for entry in caplog.records if entry.levelno == logging.WARNING]
     assert [line.partition(":")[0] for line in warned] == [
         "GPU removed device=gpu0",
@@ -161,21 +161,21 @@ def test_a_gpu_goes_and_comes_back(tmp_path: Path, caplog: pytest.LogCaptureFixt
 def test_one_that_was_away_between_two_looks(tmp_path: Path) -> None:
     record(tmp_path, CARD, "vgem", "card0", "renderD128")
 
-    async def work(stand: Stand) -> None:
+    async def work(stand: WatchStand) -> None:
         [before] = stand.nodes.gpus
         stand.monitor.say(Said("remove", "card0"), Said("add", "card0"))
         events = await stand.told(2)
         assert [event.kind for event in events] == ["gpu.removed", "gpu.added"]
         assert before not in stand.nodes
 
-    run(Stand(tmp_path), work)
+    run(WatchStand(tmp_path), work)
 
 
 def test_what_came_before_the_monitor(tmp_path: Path) -> None:
-    stand = Stand(tmp_path)
+    stand = WatchStand(tmp_path)
     record(tmp_path, CARD, "xe", "card0", "renderD128")
 
-    async def work(stand: Stand) -> None:
+    async def work(stand: WatchStand) -> None:
         assert [event.kind for event in await stand.told(1)] == ["gpu.added"]
 
     run(stand, work)
@@ -184,25 +184,25 @@ def test_what_came_before_the_monitor(tmp_path: Path) -> None:
 def test_what_was_missed_is_seen_all_the_same(tmp_path: Path) -> None:
     record(tmp_path, CARD, "xe", "card0", "renderD128")
 
-    async def work(stand: Stand) -> None:
+    async def work(stand: WatchStand) -> None:
         erase(tmp_path, CARD)
         stand.monitor.say(OSError(errno.ENOBUFS, "No buffer space available"))
         assert [event.kind for event in await stand.told(1)] == ["gpu.removed"]
 
-    run(Stand(tmp_path), work)
+    run(WatchStand(tmp_path), work)
 
 
 def test_what_is_none_of_our_business(tmp_path: Path) -> None:
     record(tmp_path, CARD, "xe", "card0", "renderD128")
 
-    async def work(stand: Stand) -> None:
+    async def work(stand: WatchStand) -> None:
         stand.monitor.say(Said("change", "card0"), Said("remove", "card0-HDMI-A-1"))
         stand.monitor.say(Said(None, "card0"))
         await stand.told(0)
         await asyncio.sleep(1.5 * SETTLE)
         assert stand.events == []
 
-    run(Stand(tmp_path), work)
+    run(WatchStand(tmp_path), work)
 
 
 @pytest.mark.parametrize(

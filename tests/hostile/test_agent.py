@@ -69,7 +69,7 @@ class Link:
         self._answers.put_nowait(decode(json.dumps(answer).encode()))
 
 
-class Stand:
+class ReportingSlots:
     """Slots that report to a list."""
 
     def __init__(self, patience: float = 5.0) -> None:
@@ -108,7 +108,7 @@ def test_what_an_agent_says_is_told_as_a_line(
     """It ends up in events and in the log, where it must neither break nor forge anything."""
 
     async def main() -> None:
-        stand, link = Stand(), Link()
+        stand, link = ReportingSlots(), Link()
         stand.slots.connect(stand.calls(link), grant())
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(link.refuse(message))
@@ -130,7 +130,7 @@ def test_an_agent_that_goes_while_the_bar_leaves(blob: Fd) -> None:
     """Its slots go with it, so that the move is done; but nobody is attached then."""
 
     async def main() -> None:
-        stand, link = Stand(), Link()
+        stand, link = ReportingSlots(), Link()
         slots = stand.slots
         slots.connect(stand.calls(link), grant())
         async with asyncio.TaskGroup() as tasks:
@@ -153,7 +153,7 @@ def test_a_trial_that_nobody_knows_the_end_of_is_undone(given_up: str, blob: Fd)
     """The page of a trial that was set late would be in the way of the first blob."""
 
     async def main() -> None:
-        stand, link = Stand(patience=0.1), Link()
+        stand, link = ReportingSlots(patience=0.1), Link()
         stand.slots.connect(stand.calls(link), grant(None, FLAG))
         moving = asyncio.create_task(stand.slots.move(BAR))
         call = await link.calls.get()
@@ -171,7 +171,7 @@ def test_a_trial_that_nobody_knows_the_end_of_is_undone(given_up: str, blob: Fd)
 
 def test_slots_that_are_closed_while_they_are_cleared(blob: Fd) -> None:
     async def main() -> None:
-        stand, link = Stand(), Link()
+        stand, link = ReportingSlots(), Link()
         stand.slots.connect(stand.calls(link), grant())
         for number in range(2):
             async with asyncio.TaskGroup() as tasks:
@@ -190,7 +190,7 @@ def test_slots_that_are_closed_tell_so_and_take_no_agent(blob: Fd) -> None:
     """The configuration has taken the device away, or has given its slots to the front-end."""
 
     async def main() -> None:
-        stand, link, late = Stand(), Link(), Link()
+        stand, link, late = ReportingSlots(), Link(), Link()
         stand.slots.connect(stand.calls(link), grant())
         mapping = asyncio.create_task(stand.slots.map(blob, 0, 0, PAGE))
         await link.calls.get()
@@ -209,7 +209,7 @@ def test_slots_that_are_closed_tell_so_and_take_no_agent(blob: Fd) -> None:
 
 def test_an_agent_whose_device_goes_is_told_of_as_detached() -> None:
     async def main() -> None:
-        stand, link = Stand(), Link()
+        stand, link = ReportingSlots(), Link()
         stand.slots.connect(stand.calls(link), grant())
         stand.slots.close()
         stand.slots.close()
@@ -223,7 +223,7 @@ def test_whoever_looks_often_has_the_host_looked_at_once() -> None:
     """To look is to make a VM, which takes milliseconds."""
 
     async def main() -> None:
-        stand, link = Stand(), Link()
+        stand, link = ReportingSlots(), Link()
         slots = stand.slots
         slots.connect(stand.calls(link), grant(None, FLAG))
         found = slots.finding()
@@ -247,7 +247,7 @@ def test_what_can_be_undone_is_where_descriptors_have_run_out(
     blob: Fd, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
-        stand, link = Stand(), Link()
+        stand, link = ReportingSlots(), Link()
         stand.slots.connect(stand.calls(link), grant())
         for number in range(2):
             async with asyncio.TaskGroup() as tasks:

@@ -1,7 +1,8 @@
 """The front-end's end of the back-end's channel, for tests: maps what it is asked to, and says so.
 
 Used by `tests.support.front_end`. SHMEM_MAP really maps the fd, so that a test can look into the
-device's BAR through the same pages as a guest would.
+device's BAR through the same pages as a guest would. Of vgpud it takes the codec of messages, and
+its socket and mappings are its own on purpose, as those of the front-end are.
 """
 
 from __future__ import annotations

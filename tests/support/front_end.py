@@ -4,6 +4,9 @@ It has real guest memory (memfds), real rings and eventfds (`tests.support.ring_
 thread that serves the back-end's requests: SHMEM_MAP really maps the fd, so that a test can look
 into the device's BAR. Everything that waits gives up after `TIMEOUT` seconds.
 
+Of vgpud it takes the codec of messages and nothing else. Its sockets, memory and rings are its own
+on purpose: a mistake in the daemon's must not be made on both sides, where no test would see it.
+
     with FrontEnd.connect(path).handshake() as fe:
         response = fe.command(request, response_size=24)
 """

@@ -62,7 +62,7 @@ class Handler:
         return self.seen
 
 
-class Stand:
+class QueueStand:
     """One queue and its driver; `start` says everything that a front-end says of a ring."""
 
     def __init__(self, tasks: asyncio.TaskGroup, *, size: int, features: int, base: int) -> None:
@@ -143,13 +143,13 @@ class Stand:
 @asynccontextmanager
 async def standing(
     *, size: int = 8, features: int = F_EVENT_IDX | F_INDIRECT_DESC, base: int = 0
-) -> AsyncIterator[Stand]:
+) -> AsyncIterator[QueueStand]:
     """A stand that ends as a session does: the queue is stopped, then its tasks must have ended."""
     async with asyncio.timeout(PATIENCE):
         stand = None
         try:
             async with asyncio.TaskGroup() as tasks:
-                stand = Stand(tasks, size=size, features=features, base=base)
+                stand = QueueStand(tasks, size=size, features=features, base=base)
                 yield stand
                 await stand.queue.stop()
         finally:

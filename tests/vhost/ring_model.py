@@ -1,7 +1,8 @@
 """A split ring in plain Python, for tests of `vhost.split_ring`: the driver's side of it, and what
 a chain of descriptors means.
 
-Shares nothing with the code under test but its views' names. Source: virtio 1.3, 2.7.
+It shares nothing with the code under test but its views' names, on purpose: the two are compared.
+Source: virtio 1.3, 2.7.
 """
 
 from __future__ import annotations

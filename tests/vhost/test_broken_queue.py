@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 
 from tests.support.until import until_async
-from tests.vhost.queue_stand import REGION, Stand, run, standing
+from tests.vhost.queue_stand import REGION, QueueStand, run, standing
 from vgpud.errors import PeerError
 from vgpud.unix import eventfd
 from vgpud.unix.fd import Fd
@@ -25,42 +25,42 @@ from vgpud.vhost.split_ring import Chain
 NOWHERE = 1 << 40
 
 
-def bad_head(stand: Stand) -> None:
+def bad_head(stand: QueueStand) -> None:
     stand.driver.make_available(99)
 
 
-def index_too_far_ahead(stand: Stand) -> None:
+def index_too_far_ahead(stand: QueueStand) -> None:
     stand.ram.store_u16(stand.driver.avail + 2, stand.driver._avail_idx + stand.driver.size + 1)
     stand.driver.notify()
 
 
-def request_outside_of_memory(stand: Stand) -> None:
+def request_outside_of_memory(stand: QueueStand) -> None:
     describe(stand, (NOWHERE, 16, 0, 0))
 
 
-def request_over_the_end_of_memory(stand: Stand) -> None:
+def request_over_the_end_of_memory(stand: QueueStand) -> None:
     describe(stand, (2 * REGION - 8, 16, 0, 0))
 
 
-def request_too_large(stand: Stand) -> None:
+def request_too_large(stand: QueueStand) -> None:
     describe(stand, (0, REQUEST_LIMIT + 1, 0, 0))
 
 
-def too_large_in_pieces(stand: Stand) -> None:
+def too_large_in_pieces(stand: QueueStand) -> None:
     piece = 2 * REGION
     table = [(0, piece, 1, at + 1) for at in range(REQUEST_LIMIT // piece)]
     describe(stand, *table, (0, 1, 0, 0))
 
 
-def answer_outside_of_memory(stand: Stand) -> None:
+def answer_outside_of_memory(stand: QueueStand) -> None:
     describe(stand, (0, 16, 1, 1), (NOWHERE, 64, 2, 0))
 
 
-def answer_that_wraps(stand: Stand) -> None:
+def answer_that_wraps(stand: QueueStand) -> None:
     describe(stand, (0, 16, 1, 1), ((1 << 64) - 8, 64, 2, 0))
 
 
-def describe(stand: Stand, *descriptors: tuple[int, int, int, int]) -> None:
+def describe(stand: QueueStand, *descriptors: tuple[int, int, int, int]) -> None:
     for at, (addr, length, flags, following) in enumerate(descriptors):
         data = addr.to_bytes(8, "little") + length.to_bytes(4, "little")
         data += flags.to_bytes(2, "little") + following.to_bytes(2, "little")
@@ -85,7 +85,7 @@ BAD = pytest.mark.parametrize(
 
 @BAD
 def test_a_bad_ring_stops_alone(
-    misbehave: Callable[[Stand], None], caplog: pytest.LogCaptureFixture
+    misbehave: Callable[[QueueStand], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     async def test() -> None:
         async with standing() as stand, standing() as other:
@@ -107,7 +107,7 @@ def test_a_bad_ring_stops_alone(
 
 
 @BAD
-def test_a_new_driver_makes_a_broken_ring_good(misbehave: Callable[[Stand], None]) -> None:
+def test_a_new_driver_makes_a_broken_ring_good(misbehave: Callable[[QueueStand], None]) -> None:
     async def test() -> None:
         async with standing() as stand:
             stand.start()
@@ -177,7 +177,7 @@ def test_memory_that_loses_the_ring_stops_it(waits: bool) -> None:
     run(test)
 
 
-async def _held_back(stand: Stand, count: int) -> None:
+async def _held_back(stand: QueueStand, count: int) -> None:
     """Leaves answers to be written at the next start, into memory that goes meanwhile."""
     stand.driver._buffers = REGION  # in the second region
     stand.driver._arena_end = 2 * REGION
@@ -246,17 +246,17 @@ def test_a_new_size_while_the_ring_runs_is_no_bug_of_ours() -> None:
 # -- A front-end that breaks the rules: its session ends ------------------------------------------
 
 
-def a_file(_: Stand) -> Fd:
+def a_file(_: QueueStand) -> Fd:
     return Fd(os.memfd_create("no-eventfd", os.MFD_CLOEXEC))
 
 
-def a_pipe_that_ended(_: Stand) -> Fd:
+def a_pipe_that_ended(_: QueueStand) -> Fd:
     ours, theirs = os.pipe()
     os.close(theirs)
     return Fd(ours)
 
 
-def a_pipe(stand: Stand) -> Fd:
+def a_pipe(stand: QueueStand) -> Fd:
     ours, theirs = os.pipe()
     os.write(theirs, b"short")
     stand.driver.kick, theirs = theirs, stand.driver.kick
@@ -264,7 +264,7 @@ def a_pipe(stand: Stand) -> Fd:
     return Fd(ours)
 
 
-def session(prepare: Callable[[Stand], None]) -> list[BaseException]:
+def session(prepare: Callable[[QueueStand], None]) -> list[BaseException]:
     """Serves a ring until the session ends by itself; the errors that it ended with."""
     complaints: list[object] = []
     errors: list[BaseException] = []
@@ -286,14 +286,14 @@ def session(prepare: Callable[[Stand], None]) -> list[BaseException]:
 
 
 @pytest.mark.parametrize("make", [a_file, a_pipe_that_ended, a_pipe])
-def test_a_kick_that_is_no_eventfd(make: Callable[[Stand], Fd]) -> None:
+def test_a_kick_that_is_no_eventfd(make: Callable[[QueueStand], Fd]) -> None:
     (error,) = session(lambda stand: stand.queue.set_kick(eventfd.adopt(make(stand))))
     assert isinstance(error, PeerError)
 
 
 @pytest.mark.parametrize("make", [a_pipe_that_ended])
-def test_a_call_that_is_no_eventfd(make: Callable[[Stand], Fd]) -> None:
-    def prepare(stand: Stand) -> None:
+def test_a_call_that_is_no_eventfd(make: Callable[[QueueStand], Fd]) -> None:
+    def prepare(stand: QueueStand) -> None:
         stand.queue.set_call(eventfd.adopt(make(stand)))
         describe(stand, (0, 16, 0, 0))
 
@@ -303,7 +303,7 @@ def test_a_call_that_is_no_eventfd(make: Callable[[Stand], Fd]) -> None:
 
 @pytest.mark.parametrize("waits", [False, True])
 def test_memory_that_is_truncated(waits: bool) -> None:
-    def prepare(stand: Stand) -> None:
+    def prepare(stand: QueueStand) -> None:
         if waits:
             stand.handler.wait = asyncio.Event()
         describe(stand, (REGION, 16, 1, 1), (REGION + 64, 64, 2, 0))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.support.until import until_async
-from tests.vhost.queue_stand import Stand, run, standing
+from tests.vhost.queue_stand import QueueStand, run, standing
 from vgpud.gpu.fast_path import TransferFastPath
 from vgpud.gpu.guest_memory import GuestMemory
 from vgpud.gpu.wire import commands as c
@@ -28,7 +28,7 @@ def request(offset: int = 0) -> bytes:
     return c.encode(c.TransferToHost2D(header, Rect(0, 0, 1, 1), offset, ResourceId(1)))
 
 
-def with_image(stand: Stand) -> np.ndarray:
+def with_image(stand: QueueStand) -> np.ndarray:
     """Enters image 1, whose backing is in the guest's first region; returns its pixels."""
     pixels = np.zeros((SIDE, SIDE, 4), np.uint8)
     memory = GuestMemory()

@@ -31,7 +31,7 @@ NEXT, WRITE, INDIRECT = 1, 2, 4
 BOTH = F_EVENT_IDX | F_INDIRECT_DESC
 
 
-class Stand:
+class RingStand:
     """Two regions that touch, a ring of `NUM` in the first, and bytes that are not all the same."""
 
     def __init__(self) -> None:
@@ -70,8 +70,8 @@ class Stand:
 
 
 @contextmanager
-def standing() -> Iterator[Stand]:
-    stand = Stand()
+def standing() -> Iterator[RingStand]:
+    stand = RingStand()
     try:
         yield stand
     finally:
@@ -91,7 +91,7 @@ DESCRIPTORS = st.tuples(
 )
 
 
-def in_python(stand: Stand, ring: SplitRing) -> list[tuple[Chain, bytes] | type[Exception]]:
+def in_python(stand: RingStand, ring: SplitRing) -> list[tuple[Chain, bytes] | type[Exception]]:
     """What the reference makes of all that is available."""
     found: list[tuple[Chain, bytes] | type[Exception]] = []
     try:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.daemon.methods.stand import kind_of
-from tests.support.agent_stand import spec
+from tests.support.agent_daemon import spec
 from vgpud.coherency.slot_policy import SlotOwner
 from vgpud.control.call import Address, Caller
 from vgpud.control.events import Events

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.agent_stand import FLAG, Stand
+from tests.support.agent_daemon import FLAG, AgentDaemon
 from tests.support.fake_vm import EVERY_FLAG, Asked, FakeVm, accept, refusal
 from tests.support.kvm_host import Poker, has_flag, open_kvm
 from tests.support.process import Process
@@ -39,9 +39,9 @@ WINDOW = range(BAR, BAR + SIZE)
 
 
 @pytest.fixture
-def stand(tmp_path: Path) -> Iterator[Stand]:
+def stand(tmp_path: Path) -> Iterator[AgentDaemon]:
     before = descriptors()
-    with Stand(tmp_path / "control.sock") as made:
+    with AgentDaemon(tmp_path / "control.sock") as made:
         yield made
     assert descriptors() == before
 
@@ -58,7 +58,11 @@ def descriptors() -> int:
 
 @contextmanager
 def attached(
-    stand: Stand, vm: Any, numbers: range = range(8, 16), window: range | None = WINDOW, **more: Any
+    stand: AgentDaemon,
+    vm: Any,
+    numbers: range = range(8, 16),
+    window: range | None = WINDOW,
+    **more: Any,
 ) -> Iterator[SlotAgent]:
     with SlotAgent(Client(stand.path), vm, numbers=numbers, window=window, **more) as agent:
         agent.attach("gpu0")
@@ -72,7 +76,7 @@ def attached(
             assert not thread.is_alive()
 
 
-def wait_for(stand: Stand, kind: str) -> None:
+def wait_for(stand: AgentDaemon, kind: str) -> None:
     until(lambda: kind in stand.kinds, complaint=lambda: str(stand.kinds))
 
 
@@ -82,7 +86,7 @@ def error_of(call: Any, *arguments: Any) -> RpcError:
     return raised.value
 
 
-def test_a_flagged_slot_is_tried_in_the_agents_own_vm(stand: Stand) -> None:
+def test_a_flagged_slot_is_tried_in_the_agents_own_vm(stand: AgentDaemon) -> None:
     vm = FakeVm()
     with SlotAgent(Client(stand.path), vm, numbers=range(8, 16), window=WINDOW) as agent:
         state = agent.attach("gpu0")
@@ -97,7 +101,7 @@ def test_a_flagged_slot_is_tried_in_the_agents_own_vm(stand: Stand) -> None:
 
 
 def test_a_flag_that_is_refused_is_told_and_done_without(
-    stand: Stand, blob: Fd, caplog: pytest.LogCaptureFixture
+    stand: AgentDaemon, blob: Fd, caplog: pytest.LogCaptureFixture
 ) -> None:
     vm = FakeVm(flags=EVERY_FLAG & ~FLAG)
     with attached(stand, vm):
@@ -113,7 +117,7 @@ def test_a_flag_that_is_refused_is_told_and_done_without(
         assert vm.slots == {8: (0, BAR, SIZE)}
 
 
-def test_a_vm_may_be_given_by_its_descriptor(stand: Stand, blob: Fd) -> None:
+def test_a_vm_may_be_given_by_its_descriptor(stand: AgentDaemon, blob: Fd) -> None:
     """On the real KVM: a guest writes through the slot, and the descriptor stays the VMM's."""
     view = map_shared(blob, SIZE)
     here = range(0x4_0000, 0x4_0000 + SIZE)
@@ -134,7 +138,7 @@ def test_a_vm_may_be_given_by_its_descriptor(stand: Stand, blob: Fd) -> None:
             poker.close()
 
 
-def test_an_agent_that_grants_no_flag_is_not_asked_for_one(stand: Stand) -> None:
+def test_an_agent_that_grants_no_flag_is_not_asked_for_one(stand: AgentDaemon) -> None:
     vm = FakeVm()
     with attached(stand, vm, flags=0):
         state = stand.slots.attached()
@@ -142,7 +146,7 @@ def test_an_agent_that_grants_no_flag_is_not_asked_for_one(stand: Stand) -> None
         assert (vm.asked, state.flag_accepted) == ([], None)
 
 
-def test_slots_are_set_moved_and_deleted(stand: Stand, blob: Fd) -> None:
+def test_slots_are_set_moved_and_deleted(stand: AgentDaemon, blob: Fd) -> None:
     vm = FakeVm()
     with attached(stand, vm) as agent:
         stand.run(stand.slots.map(blob, 0, 0, PAGE, flags=FLAG))
@@ -170,7 +174,7 @@ def test_slots_are_set_moved_and_deleted(stand: Stand, blob: Fd) -> None:
     }
 
 
-def test_the_flag_is_tried_once_the_bar_has_an_address(stand: Stand) -> None:
+def test_the_flag_is_tried_once_the_bar_has_an_address(stand: AgentDaemon) -> None:
     vm = FakeVm()
     with attached(stand, vm, window=range(0)) as agent:
         assert vm.asked == []
@@ -180,7 +184,7 @@ def test_the_flag_is_tried_once_the_bar_has_an_address(stand: Stand) -> None:
         assert len(vm.asked) == 2
 
 
-def test_a_move_that_the_vm_refuses_changes_nothing(stand: Stand, blob: Fd) -> None:
+def test_a_move_that_the_vm_refuses_changes_nothing(stand: AgentDaemon, blob: Fd) -> None:
     vm = FakeVm()
     with attached(stand, vm) as agent:
         stand.run(stand.slots.map(blob, 0, 0, PAGE))
@@ -200,14 +204,14 @@ def test_a_move_that_the_vm_refuses_changes_nothing(stand: Stand, blob: Fd) -> N
         assert state.grant.base == BAR
 
 
-def test_without_an_agent_nothing_is_mapped(stand: Stand, blob: Fd) -> None:
+def test_without_an_agent_nothing_is_mapped(stand: AgentDaemon, blob: Fd) -> None:
     with pytest.raises(HostError, match=r"no agent is attached to gpu0: its VMM is to call agent"):
         stand.run(stand.slots.map(blob, 0, 0, PAGE))
     assert stand.slots.attached() is None
     stand.run(stand.slots.clear())
 
 
-def test_what_an_agent_leaves_the_next_one_sets_again(stand: Stand, blob: Fd) -> None:
+def test_what_an_agent_leaves_the_next_one_sets_again(stand: AgentDaemon, blob: Fd) -> None:
     first, second = FakeVm(), FakeVm()
     with attached(stand, first):
         for page in range(3):
@@ -222,7 +226,7 @@ def test_what_an_agent_leaves_the_next_one_sets_again(stand: Stand, blob: Fd) ->
         assert second.slots == {}
 
 
-def test_an_agent_that_can_not_set_what_is_there_is_not_taken(stand: Stand, blob: Fd) -> None:
+def test_an_agent_that_can_not_set_what_is_there_is_not_taken(stand: AgentDaemon, blob: Fd) -> None:
     """The guest was told of write-combining, and it must stay true."""
     with attached(stand, FakeVm()):
         for page in range(2):
@@ -239,7 +243,9 @@ def test_an_agent_that_can_not_set_what_is_there_is_not_taken(stand: Stand, blob
         assert len(stand.slots.entries()) == 2
 
 
-def test_an_agent_may_offer_other_numbers_while_it_is_attached(stand: Stand, blob: Fd) -> None:
+def test_an_agent_may_offer_other_numbers_while_it_is_attached(
+    stand: AgentDaemon, blob: Fd
+) -> None:
     vm = FakeVm()
     with attached(stand, vm) as agent:
         stand.run(stand.slots.map(blob, 0, 0, PAGE))
@@ -248,7 +254,7 @@ def test_an_agent_may_offer_other_numbers_while_it_is_attached(stand: Stand, blo
         assert vm.slots == {20: (0, MOVED, PAGE)}
 
 
-def test_a_slot_outside_of_the_bar_takes_a_grant_of_its_own(stand: Stand, blob: Fd) -> None:
+def test_a_slot_outside_of_the_bar_takes_a_grant_of_its_own(stand: AgentDaemon, blob: Fd) -> None:
     vm = FakeVm()
     with attached(stand, vm, ram=[range(0x4000_0000, 0x4001_0000)]):
         ram = SlotUse.RAM
@@ -270,7 +276,7 @@ def test_a_slot_outside_of_the_bar_takes_a_grant_of_its_own(stand: Stand, blob: 
     ],
 )
 def test_what_can_not_be_attached(
-    stand: Stand, change: dict[str, Any], kind: str, words: str
+    stand: AgentDaemon, change: dict[str, Any], kind: str, words: str
 ) -> None:
     good = {"device": "gpu0", "guest_phys_addr": BAR, "first_slot": 1, "slot_count": 2}
     with Client(stand.path) as client:
@@ -280,7 +286,7 @@ def test_what_can_not_be_attached(
     assert stand.kinds == []
 
 
-def test_slots_beyond_those_that_a_vm_can_have_are_no_offer(stand: Stand) -> None:
+def test_slots_beyond_those_that_a_vm_can_have_are_no_offer(stand: AgentDaemon) -> None:
     """The first map there would be a call that can't be made."""
     with Client(stand.path) as client:
         params = {"device": "gpu0", "guest_phys_addr": None, "first_slot": 65535}
@@ -289,7 +295,7 @@ def test_slots_beyond_those_that_a_vm_can_have_are_no_offer(stand: Stand) -> Non
         client.call("agent.attach", {**params, "slot_count": 1})
 
 
-def test_a_caller_that_can_not_be_called_back_is_no_agent(stand: Stand) -> None:
+def test_a_caller_that_can_not_be_called_back_is_no_agent(stand: AgentDaemon) -> None:
     params = {"device": "gpu0", "guest_phys_addr": None, "first_slot": 1, "slot_count": 1}
     call = {"jsonrpc": "2.0", "method": "agent.attach", "params": params}
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as nameless:
@@ -299,7 +305,7 @@ def test_a_caller_that_can_not_be_called_back_is_no_agent(stand: Stand) -> None:
     assert stand.slots.connection is None
 
 
-def test_another_socket_of_the_same_process_takes_over(stand: Stand) -> None:
+def test_another_socket_of_the_same_process_takes_over(stand: AgentDaemon) -> None:
     with attached(stand, FakeVm()), attached(stand, FakeVm()):
         assert stand.kinds == ["agent.attached", "agent.lost", "agent.attached"]
 
@@ -326,13 +332,13 @@ agent.run()
 
 
 @contextmanager
-def agent_process(stand: Stand, mode: str = "stay") -> Iterator[Process]:
+def agent_process(stand: AgentDaemon, mode: str = "stay") -> Iterator[Process]:
     with Process(sys.executable, "-c", PROGRAM, stand.path, mode) as process:
         process.until_printed("attached\n")
         yield process
 
 
-def test_an_agent_that_dies_in_the_middle_of_a_map(stand: Stand, blob: Fd) -> None:
+def test_an_agent_that_dies_in_the_middle_of_a_map(stand: AgentDaemon, blob: Fd) -> None:
     before = descriptors()
     with agent_process(stand) as process:
         mapping = stand.start(stand.slots.map(blob, 0, 0, SIZE))
@@ -353,14 +359,14 @@ def test_an_agent_that_dies_in_the_middle_of_a_map(stand: Stand, blob: Fd) -> No
         stand.run(stand.slots.map(blob, 0, 0, SIZE))
 
 
-def test_an_agent_that_dies_idle_is_noticed(stand: Stand) -> None:
+def test_an_agent_that_dies_idle_is_noticed(stand: AgentDaemon) -> None:
     with agent_process(stand) as process:
         process.kill()
         wait_for(stand, "agent.lost")
     assert stand.events[-1].data["pid"] == process.pid
 
 
-def test_an_agent_that_lives_keeps_others_away(stand: Stand) -> None:
+def test_an_agent_that_lives_keeps_others_away(stand: AgentDaemon) -> None:
     with agent_process(stand) as process, Client(stand.path) as client:
         agent = SlotAgent(client, FakeVm(), numbers=range(8, 16), window=WINDOW)
         error = error_of(agent.attach, "gpu0")
@@ -369,7 +375,7 @@ def test_an_agent_that_lives_keeps_others_away(stand: Stand) -> None:
         assert error.data["kind"] == "busy"
 
 
-def test_an_agent_that_has_closed_its_socket_does_not(stand: Stand, blob: Fd) -> None:
+def test_an_agent_that_has_closed_its_socket_does_not(stand: AgentDaemon, blob: Fd) -> None:
     with agent_process(stand, "close") as process:
         mapping = stand.start(stand.slots.map(blob, 0, 0, SIZE))
         process.until_printed("asked\n")
@@ -380,7 +386,7 @@ def test_an_agent_that_has_closed_its_socket_does_not(stand: Stand, blob: Fd) ->
             stand.run(stand.slots.map(blob, 0, 0, SIZE))
 
 
-def test_answers_of_others_are_not_the_agents(stand: Stand, blob: Fd) -> None:
+def test_answers_of_others_are_not_the_agents(stand: AgentDaemon, blob: Fd) -> None:
     with agent_process(stand) as process, Client(stand.path) as liar:
         mapping = stand.start(stand.slots.map(blob, 0, 0, SIZE))
         process.until_printed("asked\n")
@@ -396,7 +402,7 @@ def test_answers_of_others_are_not_the_agents(stand: Stand, blob: Fd) -> None:
 
 def test_an_agents_run_returns_when_the_daemon_goes(tmp_path: Path) -> None:
     """Though no datagram socket tells."""
-    with Stand(tmp_path / "s") as stand:
+    with AgentDaemon(tmp_path / "s") as stand:
         agent = SlotAgent(Client(stand.path), FakeVm(), numbers=range(8, 16), window=WINDOW)
         agent.attach("gpu0")
         thread = threading.Thread(target=agent.run)

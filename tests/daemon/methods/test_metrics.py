@@ -27,7 +27,7 @@ def caller(address: str = "/one") -> Caller:
     return Caller(address, 1, 0, 0)
 
 
-class Stand:
+class MetricsStand:
     """The method, over devices that count on at each look, so that no two texts are alike."""
 
     def __init__(self, devices: int = 1) -> None:
@@ -74,7 +74,7 @@ def values(text: str) -> dict[str, list[float]]:
 
 
 def test_a_small_text_is_one_page() -> None:
-    stand = Stand()
+    stand = MetricsStand()
     stand.events.publish("device.added", "one")
     stand.events.publish("device.added", "another")
     page = stand.get()
@@ -87,7 +87,7 @@ def test_a_small_text_is_one_page() -> None:
 
 
 def test_pages_are_of_one_text_and_fit() -> None:
-    stand = Stand(devices=200)
+    stand = MetricsStand(devices=200)
     text = stand.whole()
     assert stand.looks == 1
     assert values(text)["vgpud_fences_total"] == [10.0] * 200
@@ -99,7 +99,7 @@ def test_pages_are_of_one_text_and_fit() -> None:
 
 
 def test_readers_do_not_get_each_others_text() -> None:
-    stand = Stand(devices=200)
+    stand = MetricsStand(devices=200)
     first = stand.get(address="/one")
     assert values(stand.whole("/two"))["vgpud_fences_total"][0] == 100
     text = first.text
@@ -110,7 +110,7 @@ def test_readers_do_not_get_each_others_text() -> None:
 
 @pytest.mark.parametrize("offset", [1, 2000])
 def test_a_page_begins_with_a_whole_line(offset: int) -> None:
-    stand = Stand()
+    stand = MetricsStand()
     whole = stand.get().text
     page = stand.get(offset)
     assert 0 <= page.offset <= offset
@@ -119,13 +119,13 @@ def test_a_page_begins_with_a_whole_line(offset: int) -> None:
 
 
 def test_behind_the_end_there_is_nothing() -> None:
-    stand = Stand()
+    stand = MetricsStand()
     page = stand.get(1 << 40)
     assert (page.text, page.offset) == ("", page.total)
 
 
 def test_those_who_never_read_on_do_not_pile_up() -> None:
-    stand = Stand(devices=200)
+    stand = MetricsStand(devices=200)
     for number in range(metrics.MAX_READERS + 1):
         stand.get(address=f"/reader{number}")
     assert stand.looks == metrics.MAX_READERS + 1

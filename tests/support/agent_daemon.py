@@ -41,7 +41,7 @@ def spec(name: str, slots: SlotOwner) -> DeviceSpec:
     )
 
 
-class Stand:
+class AgentDaemon:
     """A daemon with gpu0, whose slots are an agent's, and gpu1, whose are the front-end's."""
 
     slots: AgentSlots
