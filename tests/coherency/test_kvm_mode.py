@@ -117,7 +117,11 @@ def test_a_front_end(host: Host, peer: Peer, mode: KvmMode) -> None:
     assert of_front_end(host, peer).mode is mode
 
 
-HOSTS = [Host(*facts) for facts in product((*Vendor, None), *[YES_NO_UNKNOWN] * 3)]
+HOSTS = [
+    Host(vendor, *facts)
+    for vendor in (*Vendor, None)
+    for facts in product(*[YES_NO_UNKNOWN] * 3)
+]
 
 
 def test_nobody_is_believed_to_honour_without_evidence() -> None:

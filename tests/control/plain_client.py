@@ -13,6 +13,7 @@ import re
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 TIMEOUT = 10.0
 MAX_DATAGRAM = 1 << 20
@@ -23,7 +24,7 @@ BAR = 0x1_0000_0000
 
 control, own, plain, agent = sys.argv[1:]
 
-TYPES = {
+TYPES: dict[str, type | tuple[type, ...]] = {
     "object": dict,
     "array": list,
     "string": str,
@@ -42,17 +43,17 @@ class Client:
         self.sock.settimeout(TIMEOUT)
         self.sock.bind(own)
         Path(own).chmod(0o666)
-        self.document = None
-        self.driven = set()
-        self.events = []
-        self.slots = {}
-        self.asked = []
+        self.document: Any = None
+        self.driven: set[str] = set()
+        self.events: list[Any] = []
+        self.slots: dict[int, Any] = {}
+        self.asked: list[Any] = []
         self.refuse_flag = True
         self.calls = 0
 
-    def call(self, method, params=None):
+    def call(self, method: str, params: Any = None) -> tuple[Any, Any]:
         """The result of a method and the descriptor that came with it, or None."""
-        message = {"jsonrpc": "2.0", "method": method, "id": self._next()}
+        message: Any = {"jsonrpc": "2.0", "method": method, "id": self._next()}
         if params is not None:
             message["params"] = params
         self.send(message)
@@ -67,9 +68,9 @@ class Client:
         assert len(fds) <= 1
         return answer["result"], fds[0] if fds else None
 
-    def error(self, method, params=None):
+    def error(self, method: str, params: Any = None) -> Any:
         """The error that a method ends with."""
-        message = {"jsonrpc": "2.0", "method": method, "id": self._next()}
+        message: Any = {"jsonrpc": "2.0", "method": method, "id": self._next()}
         if params is not None:
             message["params"] = params
         self.send(message)
@@ -77,11 +78,11 @@ class Client:
         assert not fds
         return answer["error"]
 
-    def send(self, message) -> None:
+    def send(self, message: Any) -> None:
         data = message if isinstance(message, bytes) else json.dumps(message).encode()
         self.sock.sendto(data, control)
 
-    def answer(self, number):
+    def answer(self, number: int | None) -> tuple[Any, list[int]]:
         """Waits for the answer with this id; what else comes is dealt with."""
         while True:
             message, fds = self.receive()
@@ -89,13 +90,13 @@ class Client:
                 return message, fds
             self.deal_with(message, fds)
 
-    def receive(self):
+    def receive(self) -> tuple[Any, list[int]]:
         data, fds, flags, address = socket.recv_fds(self.sock, MAX_DATAGRAM, 4)
         assert not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)
         assert address == control, address
         return json.loads(data), fds
 
-    def deal_with(self, message, fds) -> None:
+    def deal_with(self, message: Any, fds: list[int]) -> None:
         assert message["jsonrpc"] == "2.0"
         match message["method"]:
             case "event":
@@ -111,7 +112,7 @@ class Client:
                 assert os.fstat(fd).st_size >= params["fd_offset"] + params["memory_size"]
                 os.close(fd)
                 if params["flags"] & NON_COHERENT_DMA and self.refuse_flag:
-                    error = {"code": -32000, "message": "KVM: Invalid argument"}
+                    error: Any = {"code": -32000, "message": "KVM: Invalid argument"}
                     error["data"] = {"kind": "host", "errno": EINVAL}
                     self.send({"jsonrpc": "2.0", "id": message["id"], "error": error})
                     return
@@ -126,7 +127,7 @@ class Client:
             case other:
                 raise AssertionError(f"the daemon calls {other}")
 
-    def wait_for(self, kind, device=None):
+    def wait_for(self, kind: str, device: str | None = None) -> Any:
         """The first event of this kind and device, also one that came before."""
         while True:
             for event in self.events:
@@ -134,11 +135,11 @@ class Client:
                     return event
             self.deal_with(*self.receive())
 
-    def described(self, method):
+    def described(self, method: str) -> Any:
         [found] = [each for each in self.document["methods"] if each["name"] == method]
         return found
 
-    def validate_params(self, message, described) -> None:
+    def validate_params(self, message: Any, described: Any) -> None:
         [found] = [each for each in described if each["name"] == message["method"]]
         schemas = {each["name"]: each["schema"] for each in found["params"]}
         assert {each["name"] for each in found["params"] if each["required"]} <= set(
@@ -147,7 +148,7 @@ class Client:
         for name, value in message["params"].items():
             self.validate(value, schemas[name])
 
-    def validate(self, value, schema) -> None:
+    def validate(self, value: Any, schema: Any) -> None:
         """As much of JSON Schema as the document has; anything else in it fails."""
         schema = dict(schema)
         for note in ("title", "description", "default", "examples", "format"):

@@ -11,7 +11,7 @@ from pydantic import BaseModel, field_serializer
 
 from vgpud.control.fitting import INTERNAL_ERROR, MAX_REPLY, Answer, fit
 from vgpud.control.models import Metrics, Model, Page, Slot
-from vgpud.control.rpc import CallId
+from vgpud.control.rpc import CallId, RpcError
 from vgpud.unix.fd import Fd
 
 
@@ -98,7 +98,7 @@ def test_what_is_no_page_is_too_large() -> None:
         [page(100, "é" * 600), page(1), page(2)],
     ],
 )
-def test_a_batch_shares_one_datagram(values: list[BaseModel]) -> None:
+def test_a_batch_shares_one_datagram(values: list[BaseModel | RpcError]) -> None:
     data = fit([Answer(n, value) for n, value in enumerate(values)], batch=True).data
     assert len(data) <= MAX_REPLY
     replies = json.loads(data)

@@ -29,7 +29,7 @@ CALLS = [
     (b'{"jsonrpc":"2.0","method":"m","id":null}', Call("m", {}, None)),
     (b'{"jsonrpc":"2.0","method":"m"}', Call("m", {}, notification=True)),
 ]
-REPLIES = [
+REPLIES: list[tuple[bytes, Result | Failure]] = [
     (b'{"jsonrpc":"2.0","id":1,"result":{"a":1}}', Result(1, {"a": 1})),
     (b'{"jsonrpc":"2.0","id":"x","result":null}', Result("x", None)),
     (
@@ -64,7 +64,7 @@ def test_replies_both_ways(message: bytes, reply: Result | Failure) -> None:
 def test_batches_both_ways() -> None:
     message = b"[" + b",".join(text for text, _ in CALLS) + b"]"
     assert decode(message) == Incoming(tuple(call for _, call in CALLS), batch=True)
-    replies = [reply for _, reply in REPLIES]
+    replies: list[Result | Failure] = [reply for _, reply in REPLIES]
     assert encode(replies, batch=True) == b"[" + b",".join(text for text, _ in REPLIES) + b"]"
 
 

@@ -27,7 +27,7 @@ from tests.control.control_stand import (
     serving,
 )
 from vgpud.control.access import Access
-from vgpud.control.call import Caller
+from vgpud.control.call import Caller, Handlers
 from vgpud.control.dispatch import MAX_BATCH
 from vgpud.control.fitting import MAX_REPLY
 from vgpud.control.models import DaemonInfo, Done
@@ -355,7 +355,7 @@ def test_every_call_is_answered_though_nothing_is_read_yet(path: Path, tmp_path:
     def long(params: Paged, caller: Caller) -> DaemonInfo:
         return INFO.model_copy(update={"version": "x" * 60_000})
 
-    handlers = {"daemon.info": info, "device.list": long}
+    handlers: Handlers = {"daemon.info": info, "device.list": long}
     with serving(path, handlers) as running, client(tmp_path / "eager", path) as eager:
         for number in range(MAX_ANSWERING_EACH):
             eager.send(b'{"jsonrpc":"2.0","method":"device.list","id":%d}' % number)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.gpu import driver
 from tests.hostile.siege import NO_ENTRIES, command
 from tests.support.daemon_thread import DaemonThread
 from tests.support.front_end import FrontEnd
@@ -53,10 +54,10 @@ def submit(fe: FrontEnd, *packets: dma.Packet) -> int:
 def test_bytes_by_how_they_went(fe: FrontEnd, counters: Counters, guest_pat: str) -> None:
     make_blob(fe, 1, SIZE)
     make_blob(fe, 2, SIZE)
-    fill = dma.Fill(1, 0, SIZE, 7)
-    copy = dma.Copy(1, 2, 0, 0, 1000)
-    blit = dma.Blit(1, 2, 4, 64, 64, 0, 4096, 10, 5)
-    crc = dma.Crc32(1, 2, 0, 500, 8192)
+    fill = driver.fill(1, 0, SIZE, 7)
+    copy = driver.copy(1, 2, 0, 0, 1000)
+    blit = driver.blit(1, 2, 4, 64, 64, 0, 4096, 10, 5)
+    crc = driver.crc32(1, 2, 0, 500, 8192)
     assert submit(fe, dma.Nop(), fill, copy, blit, crc) == OK
     read, written = 1000 + 200 + 500, SIZE + 1000 + 200 + 4
     # Where the guest's PAT is ignored the device snoops, as the policy says.
@@ -66,8 +67,8 @@ def test_bytes_by_how_they_went(fe: FrontEnd, counters: Counters, guest_pat: str
 
 def test_packets_behind_a_bad_one_move_nothing(fe: FrontEnd, counters: Counters) -> None:
     make_blob(fe, 1, SIZE)
-    bad = dma.Fill(1, SIZE, 4, 7)
-    assert submit(fe, dma.Fill(1, 0, 100, 7), bad, dma.Fill(1, 0, 800, 7)) != OK
+    bad = driver.fill(1, SIZE, 4, 7)
+    assert submit(fe, driver.fill(1, 0, 100, 7), bad, driver.fill(1, 0, 800, 7)) != OK
     assert counters.bytes_written + counters.bytes_snooped == 100
     assert (counters.refused, counters.fences) == (1, 1)
 

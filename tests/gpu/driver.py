@@ -179,3 +179,11 @@ def fill(resource: int, offset: int, length: int, pattern: int) -> dma.Packet:
 
 def copy(src: int, dst: int, src_offset: int, dst_offset: int, length: int) -> dma.Packet:
     return dma.Copy(ResourceId(src), ResourceId(dst), src_offset, dst_offset, length)
+
+
+def blit(src: int, dst: int, cpp: int, *more: int) -> dma.Packet:
+    return dma.Blit(ResourceId(src), ResourceId(dst), cpp, *more)
+
+
+def crc32(src: int, dst: int, src_offset: int, length: int, dst_offset: int) -> dma.Packet:
+    return dma.Crc32(ResourceId(src), ResourceId(dst), src_offset, length, dst_offset)

@@ -153,7 +153,7 @@ def test_a_stream_does_what_the_model_does(layout: Layout, stream: list[dma.Pack
 
 GOOD = d.fill(MAPPED, 0, 16, 0x01010101)
 LATER = d.fill(PRIVATE, 0, 16, 0x02020202)
-BLIT = dma.Blit(*map(ResourceId, (MAPPED, PRIVATE)), 4, 64, 64, 0, 0, 16, 4)
+BLIT = dma.Blit(ResourceId(MAPPED), ResourceId(PRIVATE), 4, 64, 64, 0, 0, 16, 4)
 BAD: list[tuple[dma.Packet | bytes, ResponseType]] = [
     (d.fill(MAPPED, SIZE, 1, 0), INVALID),
     (d.fill(MAPPED, SIZE + 1, 0, 0), INVALID),
@@ -174,7 +174,7 @@ BAD: list[tuple[dma.Packet | bytes, ResponseType]] = [
     (dma.Blit(BLIT.src, BLIT.dst, 4, 64, 64, 0, 0, 16, 129), INVALID),
     (dma.Blit(BLIT.src, BLIT.dst, 4, 64, 64, U64, 0, 16, 1), INVALID),
     (dma.Blit(BLIT.src, BLIT.dst, 4, 64, 64, 0, U64, 0, 1), INVALID),
-    (dma.Blit(BLIT.src, BLIT.dst, *[0xFFFFFFFF] * 3, 0, 0, *[0xFFFFFFFF] * 2), INVALID),
+    (d.blit(MAPPED, PRIVATE, *[0xFFFFFFFF] * 3, 0, 0, *[0xFFFFFFFF] * 2), INVALID),
     (dma.Crc32(BLIT.src, BLIT.dst, 0, SIZE + 1, 0), INVALID),
     (dma.Crc32(BLIT.src, BLIT.dst, 0, 4, SIZE - 3), INVALID),
     (dma.Crc32(BLIT.src, ResourceId(APART), 0, 4, 0), NO_RESOURCE),

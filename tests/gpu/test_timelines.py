@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from time import perf_counter
 
 import pytest
@@ -12,6 +13,10 @@ from tests.gpu.timeline_stand import LONG, A, Answers, B, C, Gate, run, work
 from vgpud.errors import GuestError
 from vgpud.gpu.timelines import INLINE_COST, QUANTUM, THREADS, Timelines
 from vgpud.gpu.wire.protocol import ContextId, ResourceId
+
+
+def ignoring(_: object) -> None:
+    """Make a step of what returns something."""
 
 
 def test_work_on_one_timeline_runs_in_order() -> None:
@@ -57,7 +62,7 @@ def test_a_long_timeline_lets_the_others_have_its_thread() -> None:
     async def main(timelines: Timelines) -> None:
         answers = Answers()
         stop = threading.Event()
-        steps = [lambda: stop.wait(QUANTUM) or None] * 2000
+        steps = [lambda: ignoring(stop.wait(QUANTUM))] * 2000
         for number in range(THREADS):
             key = (ContextId(9), number)
             timelines.submit(key, work(*steps), answers.named("long"))
@@ -98,10 +103,11 @@ def test_a_refusal_ends_its_own_work_only(cost: int) -> None:
             raise error
 
         answers = Answers()
-        steps = (lambda: ran.append("before"), fail, lambda: ran.append("after"))
+        steps: list[Callable[[], None]]
+        steps = [lambda: ran.append("before"), fail, lambda: ran.append("after")]
         timelines.submit(A, work(*steps, cost=cost), answers.named("fails"))
         # What was bad behind the steps is told when they have run.
-        steps = (lambda: ran.append("good"),)
+        steps = [lambda: ran.append("good")]
         timelines.submit(A, work(*steps, cost=cost, refusal=late), answers.named("refused"))
         timelines.submit(A, work(cost=cost), answers.named("well"))
         await answers.number(3)
@@ -280,7 +286,7 @@ def test_both_threads_answer_also_behind_many_busy_timelines() -> None:
         stop = threading.Event()
         answers = Answers()
         for number in range(1000):
-            steps = [lambda: stop.wait(QUANTUM) or None] * 10
+            steps = [lambda: ignoring(stop.wait(QUANTUM))] * 10
             timelines.submit((ContextId(9), number), work(*steps), answers.named("long"))
         before = perf_counter()
         await timelines.answered()

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,12 +41,13 @@ MADE: Final = int(ResponseType.OK_NODATA)
 NO_ENTRIES: Final = np.zeros(0, c.MEM_ENTRY)
 
 _DESC = struct.Struct("<QIHH")
-_TYPES: Final = {kind: c.command_type(kind) for kind in c.Command.__args__}  # type: ignore[attr-defined]
+_TYPES: Final = {kind: c.command_type(kind) for kind in get_args(c.Command)}
 
 
-def command(kind: type[Any], *fields: Any, **header: int) -> c.Command:
+def command(kind: type[Any], *fields: Any, **header: Any) -> c.Command:
     """A command of this class, with the header that belongs to it."""
-    return kind(Header(_TYPES[kind], **header), *fields)  # type: ignore[no-any-return]
+    made: c.Command = kind(Header(_TYPES[kind], **header), *fields)
+    return made
 
 
 def entries(addresses: Any, lengths: Any) -> NDArray[np.void]:

@@ -14,12 +14,14 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from tests.gpu import driver
 from tests.hostile.siege import (
     MIB,
     Bystander,
     RogueRing,
     Siege,
     assert_hung_up,
+    command,
     front_end,
 )
 from tests.support.front_end import FrontEnd
@@ -233,7 +235,7 @@ ODD_FILES: dict[str, Callable[[], int]] = {
     "/dev/zero": lambda: os.open("/dev/zero", os.O_RDWR),
     "epoll": _epoll,
 }
-PLACES = {
+PLACES: dict[str, m.Request] = {
     "kick": m.SetVringKick(0, True),
     "call": m.SetVringCall(0, True),
     "err": m.SetVringErr(0, True),
@@ -314,7 +316,7 @@ def test_hundreds_of_display_sockets_at_once(siege: Siege) -> None:
 
 # -- Rings at the wrong moment ---------------------------------------------------------------------
 
-_COPIES = [dma.Copy(1, 1, 0, 64, 32 * MIB - 64)] * 40
+_COPIES = [driver.copy(1, 1, 0, 64, 32 * MIB - 64)] * 40
 
 
 def test_answers_that_have_nowhere_to_go(siege: Siege) -> None:
@@ -324,7 +326,7 @@ def test_answers_that_have_nowhere_to_go(siege: Siege) -> None:
         ring = RogueRing(fe)
         ring.context()
         ring.host_blob(1, 32 * MIB)
-        request = c.encode(c.Submit3D(c.Header(c.CommandType.SUBMIT_3D, ctx_id=1), b""))
+        request = c.encode(command(c.Submit3D, b"", ctx_id=1))
         gpa = ring.ram.alloc(4096)
         stream = dma.encode(_COPIES[:2])
         request = request[:24] + len(stream).to_bytes(8, "little") + stream

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from tests.gpu import driver
 from tests.hostile.siege import (
     MADE,
     MIB,
@@ -26,7 +27,6 @@ from tests.hostile.siege import (
 from tests.support.ring_driver import DESC_F_WRITE
 from tests.support.until import until
 from vgpud.gpu.wire import commands as c
-from vgpud.gpu.wire import dma
 from vgpud.gpu.wire.commands import Box, Rect
 from vgpud.gpu.wire.protocol import CommandType, ResponseType
 from vgpud.vhost.split_ring import MAX_INDIRECT
@@ -88,14 +88,14 @@ def many_packets(ring: RogueRing) -> None:
     """As many packets as a submit can have, that do next to nothing."""
     ring.context()
     ring.host_blob(1, 4096)
-    ring.offer(ring.submit([dma.Fill(1, 0, 16, 7)] * 4096), 6)
+    ring.offer(ring.submit([driver.fill(1, 0, 16, 7)] * 4096), 6)
 
 
 def thin_blits(ring: RogueRing) -> None:
     """Little data in many rows: small enough to be done at once."""
     ring.context()
     ring.host_blob(1, 16 * MIB)
-    ring.offer(ring.submit([dma.Blit(1, 1, 1, 128, 128, 0, 8 * MIB, 1, 65_000)]), 60)
+    ring.offer(ring.submit([driver.blit(1, 1, 1, 128, 128, 0, 8 * MIB, 1, 65_000)]), 60)
 
 
 def thin_transfers(ring: RogueRing) -> None:
@@ -117,7 +117,7 @@ def scattered_fills(ring: RogueRing) -> None:
     """Fills of many pieces, each short enough to be done at once."""
     ring.context()
     ring.guest_blob(1, entries(SCATTERED, 1))
-    ring.offer(ring.submit([dma.Fill(1, 0, 65_000, 7)]), 16)
+    ring.offer(ring.submit([driver.fill(1, 0, 65_000, 7)]), 16)
 
 
 def large_copies(ring: RogueRing) -> None:
@@ -125,7 +125,7 @@ def large_copies(ring: RogueRing) -> None:
     ring.context()
     ring.host_blob(1, Siege.WINDOW)
     for index in (0, 1):
-        packets = [dma.Copy(1, 1, 0, 64, Siege.WINDOW - 64)] * 2
+        packets = [driver.copy(1, 1, 0, 64, Siege.WINDOW - 64)] * 2
         ring.offer(ring.submit(packets, flags=3, ring_idx=index))
 
 
@@ -180,7 +180,7 @@ def test_long_work_does_not_hold_the_device(siege: Siege) -> None:
         ring.context()
         ring.host_blob(1, 128 * MIB)
         # 32 Mi rows of one byte: the bytes are few, the cache lines that are flushed are not
-        ring.offer(ring.submit([dma.Blit(1, 1, 1, 2, 2, 0, 64 * MIB, 1, 32 * MIB)]))
+        ring.offer(ring.submit([driver.blit(1, 1, 1, 2, 2, 0, 64 * MIB, 1, 32 * MIB)]))
         time.sleep(0.05)
         begin = time.monotonic()
         [base, _] = ring.fe.stop()
@@ -213,7 +213,7 @@ def test_images_and_blobs_stay_within_the_limit(siege: Siege) -> None:
         ) == (MADE):
             blob += 1
             assert ring.run(c.CtxAttachResource, blob, ctx_id=1) == MADE
-            ring.offer(ring.submit([dma.Fill(blob, 0, 64 * MIB, blob)]))
+            ring.offer(ring.submit([driver.fill(blob, 0, 64 * MIB, blob)]))
             ring.wait_idle()
         assert blob == LEFT // (64 * MIB) - 1  # the overhead of all that was made costs one
         assert LEFT // 2 < siege.peak < LEFT + OVERHEAD  # it was really touched
@@ -248,8 +248,8 @@ def test_work_in_flight_stays_within_the_limit(siege: Siege) -> None:
         ring.context()
         ring.guest_blob(1, entries([FAR] * 4, MIB))
         # seconds of work, so that all that follows has to wait
-        ring.offer(ring.submit([dma.Blit(1, 1, 1, 2, 2, 0, 2 * MIB, 1, MIB)] * 200))
-        ring.offer(ring.submit([dma.Blit(1, 1, 1, 2, 2, 0, 2 * MIB, 1, 4)] * 4096), 500)
+        ring.offer(ring.submit([driver.blit(1, 1, 1, 2, 2, 0, 2 * MIB, 1, MIB)] * 200))
+        ring.offer(ring.submit([driver.blit(1, 1, 1, 2, 2, 0, 2 * MIB, 1, 4)] * 4096), 500)
         end = time.monotonic() + 1.0
         while time.monotonic() < end:
             assert siege.peak < Siege.POOR_LIMIT + OVERHEAD // 4
@@ -315,7 +315,7 @@ def test_scribbling_in_the_window_harms_nobody_else(siege: Siege) -> None:
         ring.context()
         ring.host_blob(1, size)
         ring.host_blob(2, size)
-        ring.offer(ring.submit([dma.Fill(2, 0, size, 0x22222222)]))
+        ring.offer(ring.submit([driver.fill(2, 0, size, 0x22222222)]))
         assert ring.run(c.ResourceMapBlob, 1, 0) == ResponseType.OK_MAP_INFO
         bar.write(0, b"\xee" * MIB)
         assert ring.run(c.ResourceUnmapBlob, 1) == MADE
@@ -331,7 +331,7 @@ def test_scribbling_in_the_window_harms_nobody_else(siege: Siege) -> None:
         assert ring.run(c.ResourceMapBlob, 4, 0) == ResponseType.OK_MAP_INFO  # 2 leaves
         assert bar.read(0, size) == bytes(size)
         bar.write(0, b"\xcc" * size)
-        ring.offer(ring.submit([dma.Crc32(2, 3, 0, size, 0), dma.Copy(2, 3, 0, 4096, 4096)]))
+        ring.offer(ring.submit([driver.crc32(2, 3, 0, size, 0), driver.copy(2, 3, 0, 4096, 4096)]))
         ring.wait_idle()
         assert bar.read(size + 4096, 4096) == b"\x22" * 4096
 

@@ -11,10 +11,10 @@ import time
 
 import pytest
 
+from tests.gpu import driver
 from tests.hostile.siege import MIB, Siege, front_end
 from tests.support.until import until
 from vgpud.gpu.wire import commands as c
-from vgpud.gpu.wire import dma
 from vgpud.vhost.wire import messages as m
 from vgpud.vhost.wire.protocol import F_LOG_ALL
 from vgpud.vhost.wire.requests import encode_request
@@ -35,7 +35,7 @@ def test_a_thousand_sessions_leave_nothing_behind(siege: Siege) -> None:
             if steps > 0:
                 ring.context()
                 ring.host_blob(1, 1 * MIB)
-                ring.offer(ring.submit([dma.Fill(1, 0, 1 * MIB, 7)] * steps))
+                ring.offer(ring.submit([driver.fill(1, 0, 1 * MIB, 7)] * steps))
             if steps > 2:
                 fe.backend.answering.clear()
                 ring.offer(ring.command(c.ResourceMapBlob, 1, 0))
@@ -67,7 +67,7 @@ def test_a_vmm_that_is_restarted_again_and_again_costs_one_session_s_memory(sieg
         with front_end(siege) as ring:
             ring.context()
             ring.host_blob(1, 64 * MIB)
-            ring.offer(ring.submit([dma.Fill(1, 0, 64 * MIB, 7)] * 50))
+            ring.offer(ring.submit([driver.fill(1, 0, 64 * MIB, 7)] * 50))
             time.sleep(0.1)
     siege.assert_serving()
     assert siege.status("VmRSS") < before + 96 * MIB
@@ -82,7 +82,7 @@ def test_sigterm_ends_it_at_once(busy: str) -> None:
             if busy == "long step":
                 ring.context()
                 ring.host_blob(1, 128 * MIB)
-                blit = dma.Blit(1, 1, 1, 2, 2, 0, 64 * MIB, 1, 32 * MIB)
+                blit = driver.blit(1, 1, 1, 2, 2, 0, 64 * MIB, 1, 32 * MIB)
                 ring.offer(ring.submit([blit] * 4))
             else:
                 ring.fe.sock.setblocking(False)
@@ -107,7 +107,7 @@ def test_truncated_memory_ends_the_session(siege: Siege, what: str) -> None:
         fe, fd = ring.fe, ring.ram.regions[0].fd
         ring.context()
         ring.guest_blob(1, c.mem_entries((64 * MIB, 16 * MIB)))
-        slot = ring.submit([dma.Fill(1, 0, 16 * MIB, 7)])
+        slot = ring.submit([driver.fill(1, 0, 16 * MIB, 7)])
         if what == "log":
             log = os.memfd_create("log")
             os.ftruncate(log, 1 << 20)

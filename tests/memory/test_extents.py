@@ -156,13 +156,12 @@ def test_rectangles_that_leave_the_buffer(
         extents_of(Buffer(((100, 120),)), arena),
         Extents.from_array(random_bytes(SIZE)),
     )
-    size = {"row_bytes": row_bytes, "rows": rows}
     place = offset, stride
     calls: list[Callable[[], object]] = [
         lambda: extents.check_rect(*place, row_bytes, rows),
         lambda: extents.read_rect(*place, row_bytes, rows),
-        lambda: extents.copy_rect(*place, other, 0, 100, **size),
-        lambda: other.copy_rect(0, 100, extents, *place, **size),
+        lambda: extents.copy_rect(*place, other, 0, 100, row_bytes=row_bytes, rows=rows),
+        lambda: other.copy_rect(0, 100, extents, *place, row_bytes=row_bytes, rows=rows),
     ]
     if row_bytes >= 0 and rows >= 0:
         data = np.zeros((rows, row_bytes), np.uint8)

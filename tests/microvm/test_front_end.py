@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tests.microvm.kvm import needs_kvm
 from tests.support.back_end_process import BackEndProcess
@@ -32,12 +33,13 @@ pytestmark = needs_kvm
 WIDTH, HEIGHT = 24, 10
 
 
-def drawn(rounds: int) -> np.ndarray:
+def drawn(rounds: int) -> NDArray[np.int64]:
     """The last picture as dwords, by what guest_front_end.c says that it draws."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     colour = x << 18 | y << 10 | (x ^ y) << 2
     disc = (2 * x - WIDTH) ** 2 + (2 * y - HEIGHT) ** 2 < HEIGHT * HEIGHT // 2
-    return (np.where(disc, ~colour, colour) ^ ((rounds - 1) * 0x505050)) & 0xFFFFFF
+    picture: NDArray[np.int64] = np.where(disc, ~colour, colour)
+    return (picture ^ ((rounds - 1) * 0x505050)) & 0xFFFFFF
 
 
 def check_pictures(outcome: Outcome, rounds: int) -> None:

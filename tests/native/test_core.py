@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from vgpud.native import build
 from vgpud.native import core as native
+from vgpud.native._native import lib
 
 SOURCES = Path(build.__file__).parent
 
@@ -132,7 +133,7 @@ def test_the_facade_uses_every_function_there_is() -> None:
         for name in ("core.py", "ring.py", "transfers.py", "copies.py")
     )
     assert declared == set(re.findall(r"(?:lib\.|\(lib, \")(vgpud_\w+)", facade))
-    assert all(callable(getattr(native.lib, name)) for name in declared)
+    assert all(callable(getattr(lib, name)) for name in declared)
 
 
 @pytest.mark.parametrize("name", build.SOURCES)
@@ -141,7 +142,7 @@ def test_the_compiler_has_nothing_to_say(name: str) -> None:
     assert compiler is not None, "no C compiler, without which vgpud can't have been built"
     checks = ["all", "extra", "pedantic", "shadow", "conversion", "strict-prototypes", "error"]
     options = ["-std=gnu11", "-O2", *(f"-W{check}" for check in checks), "-o", "/dev/null"]
-    command = [compiler, *options, "-c", SOURCES / name]
+    command = [compiler, *options, "-c", str(SOURCES / name)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.native.arena import SIZE, Buffer, Rect, disjoint_buffers, random_bytes, rects, shapes
 from vgpud.native import core as native
+from vgpud.native._native import ffi, lib
 from vgpud.native.core import BACKWARD, FLUSH_BEFORE_READ, NON_TEMPORAL_WRITE, SpanList
 
 ALL_FEATURES = native.cpu_features()
@@ -245,12 +246,11 @@ def test_the_native_side_checks_bounds_itself(
     other_arena = random_bytes(SIZE, 2)
     other = SpanList(Buffer(((0, SIZE),)).spans(other_arena))
     frame = random_bytes(rows * row_bytes, 3).reshape(rows, row_bytes)
-    size = {"row_bytes": row_bytes, "rows": rows}
     calls: list[Callable[[], None]] = [
         lambda: spans.gather(offset, stride, frame),
         lambda: spans.scatter(offset, stride, frame),
-        lambda: spans.copy_from(offset, stride, other, 0, 100, **size),
-        lambda: other.copy_from(0, 100, spans, offset, stride, **size),
+        lambda: spans.copy_from(offset, stride, other, 0, 100, row_bytes=row_bytes, rows=rows),
+        lambda: other.copy_from(0, 100, spans, offset, stride, row_bytes=row_bytes, rows=rows),
     ]
     if rows == 1:
         calls += [lambda: spans.fill(offset, row_bytes, 0), lambda: spans.flush(offset, row_bytes)]
@@ -265,17 +265,17 @@ def test_the_native_side_checks_bounds_itself(
 def test_the_bounds_hold_below_the_facade() -> None:
     # Straight to the C: the facade's own arithmetic can't have saved it.
     arena = random_bytes(SIZE)
-    spans = native.ffi.from_buffer("vgpud_span *", Buffer(((100, 60), (10, 40))).spans(arena))
-    out = native.ffi.new("uint8_t[4096]")
+    spans = ffi.from_buffer("vgpud_span *", Buffer(((100, 60), (10, 40))).spans(arena))
+    out = ffi.new("uint8_t[4096]")
     for offset, stride, row_bytes, rows in OUTSIDE:
         place = spans, 2, offset, stride
-        assert native.lib.vgpud_gather(*place, out, row_bytes, row_bytes, rows, 0) == -1
-        assert native.lib.vgpud_scatter(*place, out, row_bytes, row_bytes, rows, 0) == -1
-        null = native.ffi.NULL
-        assert native.lib.vgpud_copy(*place, *place, row_bytes, rows, null, 0, 0) == -1
+        assert lib.vgpud_gather(*place, out, row_bytes, row_bytes, rows, 0) == -1
+        assert lib.vgpud_scatter(*place, out, row_bytes, row_bytes, rows, 0) == -1
+        null = ffi.NULL
+        assert lib.vgpud_copy(*place, *place, row_bytes, rows, null, 0, 0) == -1
         if rows == 1:
-            assert native.lib.vgpud_fill(spans, 2, offset, row_bytes, 1, 0) == -1
-            assert native.lib.vgpud_flush(spans, 2, offset, row_bytes) == -1
+            assert lib.vgpud_fill(spans, 2, offset, row_bytes, 1, 0) == -1
+            assert lib.vgpud_flush(spans, 2, offset, row_bytes) == -1
     assert np.array_equal(arena, random_bytes(SIZE))
 
 

@@ -14,7 +14,7 @@ from vgpud.native.core import FLUSH_BEFORE_READ, SPAN, SpanList, TileShadow
 
 ACROSS, DOWN = native.TILE
 AS_IS = (0, 1, 2, 3)
-ORDERS = st.permutations(AS_IS).map(tuple)
+ORDERS = st.permutations(AS_IS).map(lambda order: (order[0], order[1], order[2], order[3]))
 
 
 def split(picture: NDArray[np.uint8], cuts: list[int]) -> SpanList:

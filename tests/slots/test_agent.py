@@ -287,10 +287,10 @@ def test_an_agent_that_does_not_answer_is_told_to_undo_it(window: Fd, script: Sc
         # Nothing new is asked, and nobody waits again, until it has answered.
         loop = asyncio.get_running_loop()
         start = loop.time()
-        with pytest.raises(HostError, match="what it was asked before") as raised:
+        with pytest.raises(HostError, match="what it was asked before") as refused:
             await slots.map(window, 0, 0, PAGE)
         assert loop.time() - start < 0.15
-        assert not isinstance(raised.value, InDoubtError)
+        assert not isinstance(refused.value, InDoubtError)
         assert script.all_asked() == [("slot.set", 1), ("slot.delete", 1)]
         # It was only slow.
         script.agree(1)

@@ -18,6 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tests.systemd.host import (
@@ -186,8 +187,9 @@ def callers() -> str:
 
     said = as_user("stranger", refused)
     assert said.get("data", {}).get("kind") == "not-allowed", said
-    assert str(pwd.getpwnam("stranger").pw_uid) in said["message"], said
-    return said["message"]
+    message: str = said["message"]
+    assert str(pwd.getpwnam("stranger").pw_uid) in message, said
+    return message
 
 
 def work() -> str:
@@ -244,14 +246,18 @@ def peers() -> str:
         as_it = (f"--reuid={user}", "--regid=kvm", "--clear-groups")
         command = ("setpriv", *as_it, "sleep", "60")
         with subprocess.Popen(command) as process:
-            comm = Path(f"/proc/{process.pid}/comm")
-            until("exec", lambda comm=comm: comm.read_text() == "sleep\n")
+            until("exec", partial(is_called, process.pid, "sleep"))
             said[user] = sandboxed(program.format(process.pid))
             process.kill()
     assert "program='sleep', kvm_vms=0" in said["vgpud"], said
     assert "program=None" in said["vmm"], said
     assert "hidden" in said["vmm"], said
     return said["vmm"]
+
+
+def is_called(pid: int, name: str) -> bool:
+    """Whether a process has become the program of this name."""
+    return Path(f"/proc/{pid}/comm").read_text() == f"{name}\n"
 
 
 def reload() -> str:
@@ -264,7 +270,7 @@ def reload() -> str:
     sh("systemctl", "reload", SERVICE, fails=True)
     assert (show(SERVICE, "ActiveState"), main_pid()) == ("active", pid)
     assert call("device.get", device="gpu0")["memory_limit"] == 32 << 20
-    said = [entry["MESSAGE"] for entry in journal(_SYSTEMD_UNIT=SERVICE)]
+    said: list[str] = [entry["MESSAGE"] for entry in journal(_SYSTEMD_UNIT=SERVICE)]
     assert any("64 parsecs" in text for text in said), said
     CONFIG.write_text(DEVICE.format(limit="48MiB"))
     os.kill(pid, signal.SIGHUP)
@@ -286,7 +292,12 @@ def watchdog() -> str:
         assert main_pid() == pid, "a daemon that works was ended"
         start = time.monotonic()
         threads = freeze(pid)
-        until("ended", lambda: reap(threads) or main_pid() != pid)
+
+        def ended() -> bool:
+            reap(threads)
+            return main_pid() != pid
+
+        until("ended", ended)
         took = time.monotonic() - start
     until("restarted", lambda: show(SERVICE, "ActiveState") == "active" and main_pid())
     assert show(SERVICE, "NRestarts") == "1"
@@ -325,7 +336,7 @@ def device_activation() -> str:
             front_end.sendall(bytes((1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0)))
             return front_end.recv(12).hex()
 
-    answer = as_user("vmm", connect)
+    answer: str = as_user("vmm", connect)
     assert answer == "010000000500000008000000", answer
     assert main_pid() > 0
     sh("systemctl", "stop", SERVICE, *SOCKETS)

@@ -119,8 +119,10 @@ def sandboxed(program: str, meanwhile: Callable[[], Json] = lambda: None) -> str
     """What a piece of Python says as the daemon's user, in what of its sandbox decides about seeing
     processes and GPUs. `meanwhile` is done again and again until it ends."""
     unit = Path(f"/etc/systemd/system/{SERVICE}").read_text()
-    names = ("User", "Group", "PrivateNetwork", "ProtectProc", "PrivateDevices")
-    names += ("RestrictAddressFamilies",)
+    names = (
+        *("User", "Group", "PrivateNetwork", "ProtectProc", "PrivateDevices"),
+        "RestrictAddressFamilies",
+    )
     found = re.findall(rf"^(?:{'|'.join(names)})=.*$", unit, re.MULTILINE)
     assert len(found) == len(names), found
     source, output = Path("/run/probe.py"), Path("/run/probe.out")

@@ -6,10 +6,10 @@ import errno
 import mmap
 
 import pytest
-from vgpud.uapi._linux import ffi, lib
 
 from vgpud.errors import HostError
 from vgpud.uapi import address_space, drm, udmabuf
+from vgpud.uapi._linux import ffi, lib
 from vgpud.uapi.ioctl import ioctl
 from vgpud.uapi.memslot import SlotFlag
 from vgpud.uapi.page import PAGE_SIZE
@@ -67,7 +67,7 @@ def test_kvm_run_begins_as_documented() -> None:
 def test_request_numbers_are_the_kernels() -> None:
     assert lib.KVM_SET_USER_MEMORY_REGION == 0x4020AE46
     assert lib.KVM_SET_USER_MEMORY_REGION2 == 0x40A0AE49
-    assert SlotFlag.NON_COHERENT_DMA == 8
+    assert SlotFlag.NON_COHERENT_DMA.value == 8
     assert lib.DRM_IOCTL_VERSION == 0xC0406400
     assert lib.DRM_IOCTL_GEM_CLOSE == 0x40086409
     assert lib.DRM_IOCTL_DROP_MASTER == 0x641F

@@ -31,9 +31,9 @@ def test_an_owner_closes_once() -> None:
     number = os.open("/dev/null", os.O_RDONLY)
     with Fd(number) as fd:
         assert fd.fileno() == number
-        assert not fd.closed
+        assert fd.closed is False
     assert not _open(number)
-    assert fd.closed
+    assert bool(fd.closed)
     reused = os.open("/dev/null", os.O_RDONLY)
     assert reused == number
     fd.close()

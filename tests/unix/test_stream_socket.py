@@ -234,6 +234,7 @@ def test_a_peer_that_leaves_without_reading() -> None:
 @pytest.mark.parametrize("operation", ["recv", "send"])
 def test_what_is_cancelled_can_be_done_again(operation: str) -> None:
     async def test(sock: StreamSocket, peer: socket.socket) -> None:
+        waiting: asyncio.Task[object]
         if operation == "recv":
             waiting = asyncio.create_task(sock.recv(4))
         else:

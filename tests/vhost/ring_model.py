@@ -194,9 +194,9 @@ def meaning(ram: Ram, head: int, *, indirect: bool) -> tuple[Buffers, Buffers]:
 
 def _follow(ram: Ram, raw: bytes, start: int, *, indirect: bool) -> list[tuple[int, int, bool]]:
     table: list[Descriptor] = list(ENTRY.iter_unpack(raw))
-    found = []
+    found: list[tuple[int, int, bool]] = []
     todo: int | None = start
-    seen = set()
+    seen: set[int] = set()
     while todo is not None:
         if todo in seen or todo >= len(table):
             raise MalformedError(f"descriptor {todo} of {len(table)}, {len(seen)} seen")

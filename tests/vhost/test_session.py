@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.gpu import driver as gpu_driver
 from tests.hostile.siege import NO_ENTRIES, command, entries
 from tests.support.daemon_thread import DaemonThread
 from tests.support.front_end import LOG_PAGE, FrontEnd
@@ -148,7 +149,7 @@ def test_reset_device(daemon: DaemonThread, path: Path) -> None:
     with FrontEnd.connect(path).handshake() as fe:
         show(fe)
         make_blob(fe, 1, 8 << 20)
-        fills = dma.encode([dma.Fill(1, 0, 8 << 20, 7)] * 20)
+        fills = dma.encode([gpu_driver.fill(1, 0, 8 << 20, 7)] * 20)
         fe.drivers[0].submit(c.encode(command(c.Submit3D, fills, ctx_id=1)), 24)
         fe.tell(m.ResetDevice())
         assert daemon.screenshot() is None
@@ -168,8 +169,8 @@ def test_a_pause_keeps_resources_and_fences(daemon: DaemonThread, path: Path) ->
         show(fe)
         make_blob(fe, 1, 8 << 20)
         assert run(fe, c.ResourceMapBlob, 1, 0) == MAPPED
-        copies = dma.encode([dma.Copy(1, 1, 0, 64, (8 << 20) - 64)] * 30)
-        last = dma.encode([dma.Fill(1, 0, 4096, 0x33333333)])
+        copies = dma.encode([gpu_driver.copy(1, 1, 0, 64, (8 << 20) - 64)] * 30)
+        last = dma.encode([gpu_driver.fill(1, 0, 4096, 0x33333333)])
         heads = [
             fe.drivers[0].submit(
                 c.encode(command(c.Submit3D, stream, ctx_id=1, flags=1, fence_id=77)), 24
@@ -244,7 +245,7 @@ def test_without_a_window(path: Path, without: ProtocolFeature) -> None:
         make_blob(fe, 1)
         assert run(fe, c.ResourceMapBlob, 1, 0) == ResponseType.ERR_UNSPEC
         run(fe, c.ResourceUnmapBlob, 1)
-        fill = dma.encode([dma.Fill(1, 0, SIZE, 7)])
+        fill = dma.encode([gpu_driver.fill(1, 0, SIZE, 7)])
         assert run(fe, c.Submit3D, fill, ctx_id=1) == OK
         assert run(fe, c.ResourceUnref, 1) == OK
         show(fe)
@@ -336,16 +337,16 @@ def test_dirty_pages_are_those_that_were_written(path: Path) -> None:
         blob = entries([BACKING + 8 * LOG_PAGE, BACKING + LOG_PAGE // 2], 4 * LOG_PAGE)
         assert logged(fe, c.ResourceCreateBlob, 2, 1, 0, 0, 8 * LOG_PAGE, blob) == set()
         assert logged(fe, c.CtxAttachResource, 2, ctx_id=1) == set()
-        fill = dma.encode([dma.Fill(2, 3 * LOG_PAGE + 5, 2 * LOG_PAGE, 7)])
+        fill = dma.encode([gpu_driver.fill(2, 3 * LOG_PAGE + 5, 2 * LOG_PAGE, 7)])
         assert logged(fe, c.Submit3D, fill, ctx_id=1) == (
             pages(BACKING + 11 * LOG_PAGE + 5, LOG_PAGE - 5)
             | pages(BACKING + LOG_PAGE // 2, LOG_PAGE + 5)
         )
-        crc = dma.encode([dma.Crc32(2, 2, 0, 100, 4 * LOG_PAGE - 2)])  # across the two pieces
+        crc = dma.encode([gpu_driver.crc32(2, 2, 0, 100, 4 * LOG_PAGE - 2)])  # over both
         assert logged(fe, c.Submit3D, crc, ctx_id=1) == (
             pages(BACKING + 12 * LOG_PAGE - 2, 2) | pages(BACKING + LOG_PAGE // 2, 2)
         )
-        from_guest = dma.encode([dma.Copy(2, 1, 0, 0, LOG_PAGE)])
+        from_guest = dma.encode([gpu_driver.copy(2, 1, 0, 0, LOG_PAGE)])
         assert logged(fe, c.Submit3D, from_guest, ctx_id=1) == set()
         assert logged(fe, c.TransferToHost2D, Rect(0, 0, 64, 64), 0, 9) == set()
         box = Box(0, 17, 0, 64, 30, 1)
@@ -364,7 +365,7 @@ def test_pages_between_rows_are_not_dirty(path: Path) -> None:
         blob = entries(BACKING, 64 * LOG_PAGE)
         logged(fe, c.ResourceCreateBlob, 2, 1, 0, 0, 64 * LOG_PAGE, blob)
         logged(fe, c.CtxAttachResource, 2, ctx_id=1)
-        blit = dma.Blit(1, 2, 4, 256, 4 * LOG_PAGE, 0, 0, 64, 16)
+        blit = gpu_driver.blit(1, 2, 4, 256, 4 * LOG_PAGE, 0, 0, 64, 16)
         assert logged(fe, c.Submit3D, dma.encode([blit]), ctx_id=1) == {
             page for row in range(16) for page in pages(BACKING + row * 4 * LOG_PAGE, 256)
         }
@@ -377,7 +378,7 @@ def test_the_log_can_be_turned_on_in_the_middle_of_work(path: Path) -> None:
         whole = entries(BACKING, 4 << 20)
         assert run(fe, c.ResourceCreateBlob, 2, 1, 0, 0, 4 << 20, whole) == OK
         assert run(fe, c.CtxAttachResource, 2, ctx_id=1) == OK
-        copies = [dma.Copy(1, 2, 0, 0, 4 << 20)] * 100 + [dma.Fill(2, 0, 4 << 20, 7)]
+        copies = [gpu_driver.copy(1, 2, 0, 0, 4 << 20)] * 100 + [gpu_driver.fill(2, 0, 4 << 20, 7)]
         head = fe.drivers[0].submit(c.encode(command(c.Submit3D, dma.encode(copies), ctx_id=1)), 24)
         fe.start_log()
         fe.drivers[0].wait(head)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 
 import pytest
 
@@ -256,18 +257,20 @@ def test_it_starts_only_when_all_is_said_and_once() -> None:
     async def test() -> None:
         async with standing() as stand:
             queue = stand.queue
-            assert queue.life is RingLife.READY
-            for without, with_it in (
+            lives = [queue.life]
+            changes: list[tuple[Callable[[], object], Callable[[], object]]] = [
                 (lambda: queue.set_num(0), lambda: queue.set_num(8)),
                 (lambda: queue.set_enabled(False), lambda: queue.set_enabled(True)),
                 (queue.forget_kick, lambda: queue.set_kick(stand.fd(stand.driver.kick))),
-            ):
+            ]
+            for without, with_it in changes:
                 without()
-                assert queue.life is RingLife.STOPPED
+                lives.append(queue.life)
                 stand.start()
                 assert not queue.running
                 with_it()
-            assert queue.life is RingLife.READY
+                lives.append(queue.life)
+            assert lives == [RingLife.READY, *[RingLife.STOPPED, RingLife.READY] * 3]
             stand.start()
             assert stand.queue.running
             stand.start()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 from vgpud.errors import PeerError
 from vgpud.unix.fd import Fd
@@ -18,7 +17,7 @@ from vgpud.vhost.memory_table import MemoryTable
 from vgpud.vhost.virtqueue import Virtqueue
 
 
-class Device(Protocol):
+class Device:
     """A virtio device, for as long as one front-end is connected. Subclass it: what a device has no
     need of has a default.
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from tests.gpu import driver
 from tests.hostile.siege import NO_ENTRIES, command, entries
 from tests.support.daemon_thread import DaemonThread
 from tests.support.front_end import FrontEnd
@@ -81,7 +82,7 @@ def run(fe: FrontEnd, kind: type[Any], *fields: Any, **header: int) -> int:
 
 def fill(fe: FrontEnd) -> None:
     """Have the engine write the blob."""
-    assert run(fe, c.Submit3D, dma.encode([dma.Fill(5, 0, SIZE, 7)]), ctx_id=1) == OK
+    assert run(fe, c.Submit3D, dma.encode([driver.fill(5, 0, SIZE, 7)]), ctx_id=1) == OK
 
 
 def test_what_a_guest_has_is_seen(guest: FrontEnd, ctl: Ctl) -> None:

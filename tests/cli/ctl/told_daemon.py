@@ -87,7 +87,7 @@ class ToldDaemon:
 
     def _answer(self, call: dict[str, Any]) -> None:
         answer = self.answers.get(call["method"])
-        if isinstance(answer, Callable):  # type: ignore[arg-type]
+        if callable(answer):
             answer = answer(call.get("params", {}))
         fds: list[int] = []
         if isinstance(answer, File):

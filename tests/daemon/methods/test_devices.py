@@ -185,7 +185,7 @@ def test_a_screenshot_is_a_png_that_nobody_can_change(methods: Methods, fe: Fron
         assert seals & fcntl.F_SEAL_WRITE
         with pytest.raises(PermissionError):
             mmap.mmap(fd.fileno(), 0)
-    assert np.array_equal(picture, np.broadcast_to(np.uint8([0, 0, 255]), (64, 64, 3)))
+    assert np.array_equal(picture, np.broadcast_to(np.array([0, 0, 255], np.uint8), (64, 64, 3)))
 
 
 def test_of_what_shows_nothing_there_is_no_screenshot(methods: Methods, fe: FrontEnd) -> None:

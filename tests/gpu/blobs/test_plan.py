@@ -78,7 +78,7 @@ def test_a_fallback_is_told_once_for_a_rule_and_session() -> None:
         (problem,) = machine.gpu.plans.problems
         assert problem == f"host3d blobs are wb instead of wc: {data['reason']}"
         machine.gpu.reset()
-        assert machine.gpu.plans.problems == ()
+        assert not machine.gpu.plans.problems
         machine.all(d.ctx_create(), d.create_blob(1, PAGE))
         assert len(machine.events) == 1
         assert machine.gpu.plans.problems == (problem,)

@@ -30,7 +30,14 @@ from vgpud.gpu.wire.commands import (
     mem_entries,
 )
 from vgpud.gpu.wire.header import HEADER_SIZE, echo
-from vgpud.gpu.wire.protocol import CommandType, ContextId, Flag, ResponseType
+from vgpud.gpu.wire.protocol import (
+    CommandType,
+    ContextId,
+    Flag,
+    ResourceId,
+    ResponseType,
+    ScanoutId,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,7 +102,7 @@ def test_as_the_specification_spells_it() -> None:
         "01000000 02000000 03000000 04000000 0a000000 00000000"
     )
     fenced = Header(CommandType.RESOURCE_FLUSH, Flag.FENCE, 0x1122334455667788, ContextId(5))
-    assert decode(request) == ResourceFlush(fenced, Rect(1, 2, 3, 4), 10)
+    assert decode(request) == ResourceFlush(fenced, Rect(1, 2, 3, 4), ResourceId(10))
     assert encode(decode(request)) == request
 
 
@@ -135,8 +142,9 @@ def test_more_of_a_stream_counted_than_brought(size: int) -> None:
 
 
 def test_a_stream_is_exactly_its_size() -> None:
-    assert decode(header(Submit3D).pack() + struct.pack("<I4x", 2) + b"abc").data == b"ab"
-    assert decode(header(Submit3D).pack() + struct.pack("<I4x", 0) + b"abc").data == b""
+    for size, data in ((2, b"ab"), (0, b"")):
+        decoded = decode(header(Submit3D).pack() + struct.pack("<I4x", size) + b"abc")
+        assert decoded == Submit3D(header(Submit3D), data)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +167,7 @@ def test_context_init_holds_the_capset_id() -> None:
 def test_no_entries() -> None:
     command = ResourceCreateBlob(header(ResourceCreateBlob), RESOURCE, 2, 1, 0, 4096, mem_entries())
     decoded = decode(encode(command))
+    assert isinstance(decoded, ResourceCreateBlob)
     assert decoded == command
     assert len(decoded.entries) == 0
 
@@ -174,6 +183,7 @@ def test_what_is_decoded_does_not_change_with_the_request() -> None:
 
 def test_entries_are_read_only_and_named() -> None:
     decoded = decode(encode(ATTACH))
+    assert isinstance(decoded, ResourceAttachBacking)
     assert decoded.entries["addr"].tolist() == [0x1122334455667788, 0x0000FFFF12345000]
     assert decoded.entries["length"].tolist() == [0x99AABBCC, 0x1000]
     with pytest.raises(ValueError, match="read-only"):
@@ -182,16 +192,17 @@ def test_entries_are_read_only_and_named() -> None:
 
 def test_commands_with_entries_compare_by_value() -> None:
     blob = ResourceCreateBlob(header(ResourceCreateBlob), RESOURCE, 1, 1, 1, 1, ENTRIES)
-    for command in (ATTACH, blob):
+    commands: tuple[ResourceAttachBacking | ResourceCreateBlob, ...] = (ATTACH, blob)
+    for command in commands:
         assert command == replace(command, entries=ENTRIES.copy())
         assert command != replace(command, entries=mem_entries((1, 2), (3, 4)))
         assert command != replace(command, entries=ENTRIES[:1])
-        assert command != replace(command, resource_id=1)
+        assert command != replace(command, resource_id=ResourceId(1))
         assert command != "a command"
 
 
 def test_a_cursor_move_needs_no_more_than_its_place() -> None:
-    assert MoveCursor(header(MoveCursor), 0, 1, 2).resource_id == 0
+    assert MoveCursor(header(MoveCursor), ScanoutId(0), 1, 2).resource_id == 0
 
 
 @pytest.mark.parametrize(
@@ -250,4 +261,5 @@ def test_any_entries_both_ways(pieces: list[tuple[int, int]]) -> None:
     entries = mem_entries(*pieces)
     command = ResourceAttachBacking(header(ResourceAttachBacking), RESOURCE, entries)
     decoded = decode(encode(command))
+    assert isinstance(decoded, ResourceAttachBacking)
     assert np.array_equal(decoded.entries, entries)

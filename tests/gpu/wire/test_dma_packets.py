@@ -21,21 +21,23 @@ from vgpud.gpu.wire.dma import (
     decode,
     encode,
 )
-from vgpud.gpu.wire.protocol import ResponseType
+from vgpud.gpu.wire.protocol import ResourceId, ResponseType
+
+A, B = ResourceId(7), ResourceId(8)
 
 # A packet, and what it looks like, spelled from the table of the module's docstring.
 PACKETS: list[tuple[Packet, bytes]] = [
     (Nop(), struct.pack("<I", 0 | 1 << 16)),
     (
-        Fill(7, 1 << 40, 3, 0xA1A2A3A4),
+        Fill(A, 1 << 40, 3, 0xA1A2A3A4),
         struct.pack("<IIQQII", 1 | 8 << 16, 7, 1 << 40, 3, 0xA1A2A3A4, 0),
     ),
-    (Copy(7, 8, 1, 2, 3), struct.pack("<IIIIQQQ", 2 | 10 << 16, 7, 8, 0, 1, 2, 3)),
+    (Copy(A, B, 1, 2, 3), struct.pack("<IIIIQQQ", 2 | 10 << 16, 7, 8, 0, 1, 2, 3)),
     (
-        Blit(7, 8, 4, 640, 1280, 1, 2, 33, 44),
+        Blit(A, B, 4, 640, 1280, 1, 2, 33, 44),
         struct.pack("<IIIIIIQQII", 3 | 12 << 16, 7, 8, 4, 640, 1280, 1, 2, 33, 44),
     ),
-    (Crc32(7, 8, 1, 2, 3), struct.pack("<IIIIQQQ", 4 | 10 << 16, 7, 8, 0, 1, 2, 3)),
+    (Crc32(A, B, 1, 2, 3), struct.pack("<IIIIQQQ", 4 | 10 << 16, 7, 8, 0, 1, 2, 3)),
 ]
 by_name = pytest.mark.parametrize(
     ("packet", "wire"), PACKETS, ids=[type(packet).__name__ for packet, _ in PACKETS]
@@ -51,7 +53,9 @@ packets = st.one_of(
 )
 
 
-def run(stream: bytes, max_packets: int = 4096) -> tuple[list[Packet], GuestError | None]:
+def run(
+    stream: bytes | memoryview, max_packets: int = 4096
+) -> tuple[list[Packet], GuestError | None]:
     """What is handed out before the end or the first bad packet, and the error there."""
     done: list[Packet] = []
     try:
@@ -158,7 +162,7 @@ def test_capset_both_ways() -> None:
 
 
 def test_a_row_is_pixels_times_their_bytes() -> None:
-    assert Blit(1, 2, 4, 0, 0, 0, 0, 33, 1).row_bytes == 132
+    assert Blit(A, B, 4, 0, 0, 0, 0, 33, 1).row_bytes == 132
 
 
 @given(st.lists(packets, max_size=20))

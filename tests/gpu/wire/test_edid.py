@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -148,7 +150,7 @@ def test_limits_beyond_a_byte_use_their_offset() -> None:
         (1, 1, {"mm": (-1, 5)}),
     ],
 )
-def test_impossible_outputs(width: int, height: int, options: dict[str, int]) -> None:
+def test_impossible_outputs(width: int, height: int, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"output|rate|serial|picture"):
         edid(width, height, name=NAME, **options)
 

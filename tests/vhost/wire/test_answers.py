@@ -78,7 +78,7 @@ def test_answers_can_not_be_skipped_repeated_or_confused() -> None:
         peer.session.reply(received)
     with pytest.raises(TypeError, match="GET_FEATURES"):
         peer.session.reply(received, m.EmptyReply())
-    other = Received(m.GetQueueNum(), (), need_reply=True)
+    other: Received[int] = Received(m.GetQueueNum(), (), need_reply=True)
     with pytest.raises(RuntimeError, match="not the request"):
         peer.session.reply(other, m.U64Reply(2))
     assert peer.session.reply(received, m.U64Reply(0))

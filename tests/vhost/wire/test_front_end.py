@@ -59,12 +59,12 @@ class ReversingBackend:
         with self.sock:
             while True:
                 kicks = [r.fds["kick"] for r in self.rings if r.enabled and "kick" in r.fds]
-                ready, _, _ = select.select([self.sock, *kicks], [], [])
+                ready, _, _ = select.select([self.sock.fileno(), *kicks], [], [])
                 for ring in self.rings:
                     if ring.fds.get("kick") in ready:
                         os.eventfd_read(ring.fds["kick"])
                         self.work(ring)
-                if self.sock not in ready:
+                if self.sock.fileno() not in ready:
                     continue
                 data, fds = receive(self.sock, self.session.bytes_wanted)
                 if not data:
