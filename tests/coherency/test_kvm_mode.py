@@ -118,9 +118,7 @@ def test_a_front_end(host: Host, peer: Peer, mode: KvmMode) -> None:
 
 
 HOSTS = [
-    Host(vendor, *facts)
-    for vendor in (*Vendor, None)
-    for facts in product(*[YES_NO_UNKNOWN] * 3)
+    Host(vendor, *facts) for vendor in (*Vendor, None) for facts in product(*[YES_NO_UNKNOWN] * 3)
 ]
 
 

@@ -9,18 +9,20 @@ from typing import ClassVar
 import pytest
 from pydantic import BaseModel, field_serializer
 
+from vgpud.coherency.slot_policy import SlotOwner
 from vgpud.control.fitting import INTERNAL_ERROR, MAX_REPLY, Answer, fit
 from vgpud.control.models import Metrics, Model, Page, Slot
 from vgpud.control.rpc import CallId, RpcError
+from vgpud.slots.entries import SlotUse
 from vgpud.unix.fd import Fd
 
 
 def page(count: int, name: str = "gpu0") -> Page[Slot]:
     slot = Slot(
         device=name,
-        owner="agent",
+        owner=SlotOwner.AGENT,
         slot=1,
-        use="bar",
+        use=SlotUse.BAR,
         flags=8,
         bar_offset=0,
         guest_phys_addr=1 << 40,
