@@ -18,7 +18,6 @@ class _Lib:
     PROT_READ: int
     PROT_WRITE: int
     MAP_SHARED: int
-    MAP_FIXED: int
     KVM_GET_API_VERSION: int
     KVM_CREATE_VM: int
     KVM_CHECK_EXTENSION: int
