@@ -1,4 +1,4 @@
-"""The QEMU command lines: fit for a shell, and the same ones in the README."""
+"""The QEMU command lines: fit for a shell; tests/test_docs.py compares them with the docs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 
 from vgpud.cli import qemu_lines
 
-ROOT = Path(__file__).parents[2]
 SOCKET = Path("/run/vgpud/gpu0.sock")
 BOTH = [qemu_lines.all_features, qemu_lines.display]
 
@@ -52,8 +51,3 @@ def test_a_line_has_what_a_front_end_needs(line: str, device: str, display: str)
 def test_odd_paths_survive_the_shell_and_qemu(line: qemu_lines.Line) -> None:
     found = options(line(Path("/run/a b/it's,so")))
     assert found["-chardev"] == ["socket,id=vgpu,path=/run/a b/it's,,so"]
-
-
-@pytest.mark.parametrize("line", BOTH)
-def test_the_readme_has_them(line: qemu_lines.Line) -> None:
-    assert line(SOCKET) in (ROOT / "README.md").read_text()

@@ -1,6 +1,6 @@
-"""libvirt starts `vhost-user-vgpu` by its JSON file and the README's domain XML, and ends it again.
+"""libvirt starts `vhost-user-vgpu` by its JSON file, and ends it again.
 
-The picture is looked at through QEMU's screendump, which is what `virsh screenshot` shows.
+The domain is that of docs/libvirt.md. The picture is looked at through QEMU's screendump, which is what `virsh screenshot` shows.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ PICTURES = {
 """What is to be on the screen in those scenes of `kms` that draw all of it."""
 
 
-def readme_domain() -> str:
-    """The one domain that the README has in full."""
-    text = (ROOT / "README.md").read_text()
+def documented_domain() -> str:
+    """The one domain that docs/libvirt.md has in full."""
+    text = (ROOT / "docs" / "libvirt.md").read_text()
     [xml] = re.findall(r"^```xml\n(<domain .*?)^```$", text, re.MULTILINE | re.DOTALL)
     return str(xml)
 
 
 @pytest.fixture
 def domain(rig: Rig) -> Iterator[Domain]:
-    """The README's domain, up and with its driver bound."""
-    with Domain(rig, readme_domain(), DESCRIPTION, PROGRAM) as started:
+    """The documented domain, up and with its driver bound."""
+    with Domain(rig, documented_domain(), DESCRIPTION, PROGRAM) as started:
         started.wait_boot()
         yield started
 
@@ -91,7 +91,7 @@ def test_the_back_end_ends_with_a_qemu_that_was_killed(domain: Domain) -> None:
 
 def test_the_domain_is_one_by_libvirts_schema(rig: Rig, short_directory: Path) -> None:
     path = short_directory / "domain.xml"
-    path.write_text(readme_domain())
+    path.write_text(documented_domain())
     command = rig.chroot.command("virt-xml-validate", str(path), "domain")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
