@@ -16,8 +16,8 @@ import pytest
 from tests.support.daemon_thread import DaemonThread
 from tests.support.kvm_host import open_kvm
 from tests.support.pages import PAGES, ROOT, Block, Page, blocks
-from vgpud.cli import main as cli
 from vgpud.cli import backend_program, bench, units
+from vgpud.cli import main as cli
 from vgpud.cli.qemu_lines import all_features, display
 from vgpud.control.methods import METHODS
 from vgpud.control.models import ErrorKind
@@ -50,10 +50,8 @@ OTHERS = {
 def own_commands() -> list[str]:
     """Every command line of vgpud's own programs, in blocks and in the text."""
     lines = [part for block in blocks("sh") for part in block.commands]
-    for page in PAGES:
-        for span in page.spans:
-            if re.match(r"(vgpud|vhost-user-vgpu) [a-z-]", span) and not re.search(r"[<>|…]", span):
-                lines.append(span)
+    spans = [span for page in PAGES for span in page.spans]
+    lines += [span for span in spans if re.fullmatch(r"(vgpud|vhost-user-vgpu) [^<>|…]+", span)]
     own = [re.sub(r"^\S*/bin/(?=vgpud)", "", line) for line in lines]
     return sorted({line for line in own if re.match(r"(vgpud|vhost-user-vgpu) ", line)})
 

@@ -241,7 +241,7 @@ def test_a_name_that_can_not_name_a_socket(name: str) -> None:
         ('log_level = "debug"', 'log_level = "debug": no table of this file; known: [daemon]'),
         (
             "[[device]]",
-            "[[device]] 1: name is missing: what slot policies and the control socket call it",
+            "[[device]] 1: name is missing: its name in slot policies and in the control API",
         ),
         ("[[slot_policy]]\nmatch = 3", "[[slot_policy]] 1: match = 3: must be a table"),
         (

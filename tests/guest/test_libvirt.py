@@ -1,6 +1,7 @@
 """libvirt starts `vhost-user-vgpu` by its JSON file, and ends it again.
 
-The domain is that of docs/libvirt.md. The picture is looked at through QEMU's screendump, which is what `virsh screenshot` shows.
+The domain is that of docs/libvirt.md. The picture is looked at through QEMU's
+screendump, which is what `virsh screenshot` shows.
 """
 
 from __future__ import annotations

@@ -175,9 +175,10 @@ class DaemonTable(Table):
     runtime_dir: AbsolutePath = Field(
         default_factory=lambda: default_runtime_dir(os.environ), examples=["/run/vgpud"]
     )
-    """Where sockets are; by default $RUNTIME_DIRECTORY, $XDG_RUNTIME_DIR/vgpud, or /run/vgpud."""
+    """The directory of the sockets; by default $RUNTIME_DIRECTORY, $XDG_RUNTIME_DIR/vgpud, or
+    /run/vgpud."""
     control_socket: Annotated[str, AfterValidator(_path)] = "control.sock"
-    """Relative to runtime_dir; "" for none."""
+    """The socket of the control API, relative to runtime_dir; "" for none."""
     allow_users: tuple[Account, ...] = ("root",)
     """Users who may use the control socket, besides the daemon's own: names or numbers."""
     allow_groups: tuple[Account, ...] = ("kvm",)
@@ -190,7 +191,7 @@ class DeviceTable(Table):
     """A virtio-GPU device."""
 
     name: Annotated[str, AfterValidator(_name)] = Field(json_schema_extra={"pattern": f"^{_NAME}$"})
-    """What slot policies and the control socket call it."""
+    """Its name in slot policies and in the control API."""
     socket: Annotated[str, Field(min_length=1), AfterValidator(_path)] | None = Field(
         default=None, examples=["gpu0.sock"]
     )
@@ -198,22 +199,24 @@ class DeviceTable(Table):
     window: Annotated[Size, AfterValidator(_window)] = _spelled("256MiB")
     """The host-visible BAR window: a power of two, 64KiB or more."""
     memory_limit: Annotated[Size, AfterValidator(_limit)] = _spelled("1GiB")
-    """All that this guest can make the daemon allocate."""
+    """The most memory that this guest can make the daemon allocate."""
     outputs: Annotated[tuple[OutputMode, ...], AfterValidator(_count)] = _spelled(
         ("1280x800",), minItems=1, maxItems=MAX_OUTPUTS
     )
-    """Preferred modes, 1 to 16 of them: one scanout each."""
+    """The preferred modes of 1 to 16 outputs."""
     buffers: Buffers = Buffers.AUTO
-    """What host blobs are made of: "memfd", "udmabuf" or "gem", of which the last two need the
-    per-blob layout, or "auto", the best that there is."""
+    """What host blobs are made of: "memfd" (memory files), "udmabuf" (pinned memory files, as
+    dma-bufs), "gem" (buffers of a GPU's driver), or "auto", the best that there is. "udmabuf" and
+    "gem" need the per-blob layout."""
     render_node: AbsolutePath | None = Field(default=None, examples=["/dev/dri/renderD128"])
-    """The GPU whose buffers are used, with "gem" or "auto"; by default the first that is fit."""
+    """The GPU whose buffers are used, with "gem" or "auto"; by default the first suitable."""
     slots: SlotOwner = SlotOwner.FRONTEND
     """Who maps blobs into the guest: "frontend", the VMM at the other end of the socket; "agent", a
-    VMM that sets memory slots as it is told over the control socket; "local", this process, in a
-    VMM that has vgpud as a library."""
+    VMM that sets memory slots when the daemon asks it to, over the control socket; "local", this
+    process, in a VMM that imports vgpud as a library."""
     guest_pat: GuestPat = GuestPat.AUTO
-    """Whether the guest's memory types count: "honored", "ignored", or "auto", as the VMM shows."""
+    """Whether KVM honours the guest's memory types (its PAT): "honored", "ignored", or "auto",
+    which looks at the VMM's process. A wrong value brings stale data back."""
 
     @property
     def socket_name(self) -> str:
@@ -247,16 +250,20 @@ class SlotPolicyTable(Table):
         default_factory=MatchTable,
         examples=[{"device": "gpu*", "blob": "host3d", "min_size": "4KiB"}],
     )
-    """Which blobs this is for; the last policy may do without it."""
+    """The blobs that this policy is for; without it, all host blobs."""
     memory_type: MemoryType = DEFAULT_RULE.memory_type
-    """How guest and host shall map them: "wc", "uc" or "wb"."""
+    """The memory type with which guest and host map them: "wc" (write-combined), "uc" (uncached) or
+    "wb" (cached)."""
     fallback: Fallback = DEFAULT_RULE.fallback
-    """Where that can't be had: "flush" (cached, flushed at sync points), "snoop" or "refuse"."""
+    """Where that can't be had: "flush" (mapped cached, flushed at sync points), "snoop" (mapped
+    cached, and the device snoops) or "refuse" (an error to the guest)."""
     layout: Layout = DEFAULT_RULE.layout
-    """One mapping for all blobs, "window", or one for each, "per-blob"; one choice a device."""
+    """How blobs are mapped into the BAR: "window", one mapping for all, or "per-blob", one for
+    each. All policies for a device have to agree."""
     allow_guest_ram: bool = Field(default=DEFAULT_RULE.allow_guest_ram, strict=True)
-    """Whether blobs of the VMM's may go outside of the BAR window, with the flag for
-    non-coherent DMA: for "per-blob", and slots of an agent or local. Beware of page aliasing."""
+    """Whether blobs of the VMM's own may be mapped outside of the BAR window, with
+    KVM_MEM_NON_COHERENT_DMA. This needs layout = "per-blob", and slots = "agent" or "local". The
+    guest must not map these pages with another memory type as well (page aliasing)."""
 
     def rule(self) -> Rule:
         """The same in the terms of `vgpud.coherency.slot_policy`."""

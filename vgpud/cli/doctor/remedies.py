@@ -25,7 +25,8 @@ HONOR: Final = "-accel kvm,honor-guest-pat=on"
 _LIMITS_FILE: Final = "/etc/security/limits.d/vgpud.conf"
 _QUIRK_KERNELS: Final = "6.16 or newer, or 6.12.78 or newer of the 6.12 series"
 _FLAG_KERNEL: Final = (
-    "or use a kernel with KVM_MEM_NON_COHERENT_DMA, such as one built as tests/kernel/README.md says"
+    "or use a kernel with KVM_MEM_NON_COHERENT_DMA, such as one built as vgpud's "
+    "tests/kernel/README.md says"
 )
 
 
