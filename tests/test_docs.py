@@ -16,6 +16,7 @@ import pytest
 from tests.support.daemon_thread import DaemonThread
 from tests.support.kvm_host import open_kvm
 from tests.support.pages import PAGES, ROOT, Block, Page, blocks
+from tests.test_imports import BELOW
 from vgpud.cli import backend_program, bench, units
 from vgpud.cli import main as cli
 from vgpud.cli.qemu_lines import all_features, display
@@ -247,6 +248,29 @@ def test_every_bench_is_listed() -> None:
     _, _, table = BY_NAME["docs/performance.md"].text.partition("| name |")
     listed = re.findall(r"^\| `([a-z]+)` \|", table.partition("\n\n")[0], re.MULTILINE)
     assert sorted(listed) == sorted(bench.NAMES)
+
+
+def test_the_picture_of_the_packages_is_that_of_the_import_test() -> None:
+    [picture] = [block for block in BY_NAME["docs/architecture.md"].blocks if "+--" in block.text]
+    rows = [
+        [part.split() for part in line.strip("|").split("|")]
+        for line in picture.text.splitlines()
+        if line.startswith("|")
+    ]
+    place = {
+        name: (row, column, index)
+        for row, columns in enumerate(rows)
+        for column, chain in enumerate(columns)
+        for index, name in enumerate(name for name in chain if name != "->")
+    }
+    assert set(place) == set(BELOW) - {"__init__", "__main__"}
+    for package, (row, column, index) in place.items():
+        below = {name for name in place if place[name][0] > row}
+        below |= {name for name in place if place[name][:2] == (row, column)}
+        assert BELOW[package] <= below - {package}, package
+        assert all(place[name] > (row, column, index) for name in BELOW[package]), package
+    explained = set(re.findall(r"\*\*`vgpud/(\w+)", BY_NAME["docs/architecture.md"].text))
+    assert explained >= set(place) - {"rate_limit"}
 
 
 # Links and paths
