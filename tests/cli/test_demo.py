@@ -66,6 +66,7 @@ def test_all_four_steps_hold_on_this_machine(tmp_path: Path) -> None:
     pixels[..., :3] = picture[..., ::-1]
     assert f"{zlib.crc32(pixels.tobytes()):08x}" in moved["copied"][-1]
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
+    assert np.array_equal(picture, decode((ROOT / "docs" / "demo.png").read_bytes()))
 
 
 @needs_kvm
