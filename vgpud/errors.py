@@ -25,18 +25,6 @@ class RingError(VgpudError):
     """A guest's virtqueue is malformed; that queue stops, the session goes on."""
 
 
-class GuestError(VgpudError):
-    """A guest's command can't be done; `code` is the `enum virtio_gpu_ctrl_type` it is answered
-    with.
-
-    Never fatal. Source: virtio 1.3, 5.7.6.7 "Device Operation", the VIRTIO_GPU_RESP_ERR_* codes.
-    """
-
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
 class OutOfRange(VgpudError):  # noqa: N818
     """A range, rectangle or address does not lie in what it was said to be in."""
 
@@ -60,9 +48,22 @@ class HostError(VgpudError):
         self.advice = advice
 
 
-class GuestAddressError(VgpudError):
-    """A guest-physical or front-end virtual range is not (wholly) in the memory that was shared
-    with us.
+class AllocationError(HostError, OutOfMemory):
+    """The host has no memory for a buffer, or no file or mapping: why is the `HostError` that it is
+    made from."""
 
-    The seam that knows what the address was for turns it into a `RingError` or a `GuestError`.
-    """
+    def __init__(self, reason: HostError) -> None:
+        VgpudError.__init__(self, str(reason))
+        self.operation = reason.operation
+        self.errno = reason.errno
+        self.advice = reason.advice
+
+
+class Interrupted(VgpudError):  # noqa: N818
+    """An operation can't be begun or finished, as the front-end has gone or the device was
+    reset."""
+
+
+class GuestAddressError(OutOfRange):
+    """A guest-physical or front-end virtual range is not (wholly) in the memory that was shared
+    with us."""

@@ -15,7 +15,7 @@ from vgpud.control.fitting import MAX_REPLY
 from vgpud.control.models import Done, ErrorKind
 from vgpud.control.params import AttachAgent, Nothing, Resize
 from vgpud.control.rpc import ErrorCode, decode
-from vgpud.errors import ConfigError, GuestError, HostError, PeerError, RingError
+from vgpud.errors import ConfigError, HostError, PeerError, RingError
 
 CALLER = Caller("/run/me", 1, 2, 3)
 
@@ -42,7 +42,6 @@ def raising(error: Exception) -> Handler:
     ("error", "data"),
     [
         (HostError("it", OSError(13, "")), {"kind": "host", "errno": 13}),
-        (GuestError(0x1201, "no memory"), {"kind": "guest", "code": 0x1201}),
         (RingError("bad"), {"kind": "guest"}),
         (ConfigError("bad"), {"kind": "config"}),
         (PeerError("bad"), {"kind": "peer"}),

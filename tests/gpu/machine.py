@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from vgpud.coherency.kvm_mode import KvmMode
 from vgpud.coherency.slot_policy import Buffers, GuestPat, Layout, Rule
-from vgpud.errors import GuestError, HostError
+from vgpud.errors import HostError, VgpudError
+from vgpud.gpu.errors import Unspecified, response_code
 from vgpud.gpu.gpu import Gpu
 from vgpud.gpu.guest_memory import GuestMemory
 from vgpud.gpu.spec import DeviceSpec, Output
@@ -210,7 +211,7 @@ class Screen:
 
     def _check(self) -> None:
         if self.silent:
-            raise GuestError(ResponseType.ERR_UNSPEC, "the display does not answer")
+            raise Unspecified("the display does not answer")
 
 
 @dataclass(frozen=True)
@@ -329,7 +330,7 @@ class Machine:
         return self.gpu.quota.used
 
     def do(self, command: Command) -> Response:
-        """Executes a command and all that comes of it; raises its `GuestError`."""
+        """Executes a command and all that comes of it; raises its `VgpudError`."""
         outcome: object = self.gpu.execute(command)
         if isinstance(outcome, Coroutine):
             outcome = finish(outcome)
@@ -406,10 +407,10 @@ def cancel(coroutine: Coroutine[Any, Any, Any]) -> None:
 
 @contextmanager
 def refused(code: ResponseType) -> Iterator[None]:
-    """Expects a `GuestError` of this code."""
-    with pytest.raises(GuestError) as caught:
+    """Expects a `VgpudError` of this code."""
+    with pytest.raises(VgpudError) as caught:
         yield
-    assert ResponseType(caught.value.code) is code
+    assert response_code(caught.value) is code
 
 
 def random_bytes(size: int, seed: int = 1) -> bytes:

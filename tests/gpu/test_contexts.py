@@ -9,7 +9,7 @@ import pytest
 
 from tests.gpu import driver as d
 from tests.gpu.machine import HIGH, LOW, PAGE, WINDOW, Machine, refused
-from vgpud.errors import GuestError
+from vgpud.errors import VgpudError
 from vgpud.gpu.wire import dma
 from vgpud.gpu.wire.protocol import CapsetId, ResponseType
 from vgpud.gpu.wire.responses import Capset, CapsetInfo
@@ -130,7 +130,7 @@ def test_too_many_contexts_are_out_of_memory() -> None:
                 machine.do(d.ctx_create(index))
                 made += 1
         assert 0 < made <= 16
-        with pytest.raises(GuestError):
+        with pytest.raises(VgpudError):
             machine.do(d.ctx_destroy(made + 1))
         for index in range(1, made + 1):
             machine.do(d.ctx_destroy(index))

@@ -1,4 +1,4 @@
-"""Whatever a guest sends: nothing but `GuestError`, nothing leaks, the limit holds."""
+"""Whatever a guest sends: nothing but `VgpudError`, nothing leaks, the limit holds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.gpu import nonsense
 from tests.gpu.machine import HIGH, KIB, LOW, MIB, NEXT, PAGE, REGION, Machine, Screen, run
 from tests.gpu.wire.command_cases import COMMANDS
 from vgpud.coherency.slot_policy import Layout
-from vgpud.errors import GuestError
+from vgpud.errors import VgpudError
 from vgpud.gpu.resources import HostBlob, Image
 from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.commands import Command
@@ -38,12 +38,12 @@ class Harness:
         machine.all(d.guest_blob(3, (HIGH, PAGE), (NEXT - 7, PAGE)), d.ctx_attach(3))
 
     def step(self) -> None:
-        """Executes a random command; what it raises is a `GuestError`, and has cost nothing."""
+        """Executes a random command; what it raises is a `VgpudError`, and has cost nothing."""
         command = nonsense.command(self.random)
         used, waiting = self.machine.used, len(self.held)
         try:
             response = self._settle(command)
-        except GuestError:
+        except VgpudError:
             # MAP_BLOB may displace others before it fails.
             if waiting == len(self.held) and not isinstance(command, commands.ResourceMapBlob):
                 assert self.machine.used == used, command
@@ -53,7 +53,7 @@ class Harness:
                 responses.encode(response, command.header)
 
     def finish_one(self) -> None:
-        with suppress(GuestError):
+        with suppress(VgpudError):
             self.held.pop(0)()
 
     def check_memory(self) -> None:
@@ -110,7 +110,7 @@ def test_no_sequence_of_commands_does_harm(layout: Layout) -> None:
             for resource in [resource.id for resource in machine.gpu.resources]:
                 machine.do(d.unref(resource))
             for ctx in (1, 2):
-                with suppress(GuestError):
+                with suppress(VgpudError):
                     machine.do(d.ctx_destroy(ctx))
             assert machine.used == machine.empty, f"seed {seed}"
             done += harness.done

@@ -25,7 +25,7 @@ from tests.gpu.machine import (
 )
 from tests.gpu.wire.command_cases import COMMANDS
 from vgpud.coherency.slot_policy import Layout
-from vgpud.errors import GuestError
+from vgpud.errors import VgpudError
 from vgpud.gpu.gpu import FEATURES, Gpu
 from vgpud.gpu.spec import DeviceSpec
 from vgpud.gpu.wire import commands
@@ -146,7 +146,7 @@ def test_a_limit_below_the_window_is_no_device() -> None:
 )
 def test_every_command_has_an_executor(machine: Machine, command: Command) -> None:
     # Their ids and sizes are nonsense, so that most are refused; none is more than that.
-    with suppress(GuestError):
+    with suppress(VgpudError):
         machine.do(command)
     assert machine.used == machine.empty or isinstance(command, commands.CtxCreate)
 

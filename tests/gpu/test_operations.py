@@ -7,9 +7,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from vgpud.errors import GuestError
+from vgpud.errors import Interrupted, Unsupported
 from vgpud.gpu.operations import Operations
-from vgpud.gpu.wire.protocol import ResponseType
 
 PATIENCE = 5.0
 
@@ -45,13 +44,13 @@ class Slow:
 
 def test_whoever_asks_gets_what_comes_of_it() -> None:
     async def fails() -> None:
-        raise GuestError(ResponseType.ERR_UNSPEC, "no")
+        raise Unsupported("no")
 
     async def main(operations: Operations, tasks: asyncio.TaskGroup) -> None:
         slow = Slow()
         slow.done.set()
         assert await operations.run(slow(), tasks) == "done"
-        with pytest.raises(GuestError, match="no"):
+        with pytest.raises(Unsupported, match="no"):
             await operations.run(fails(), tasks)
 
     run(main)
@@ -65,7 +64,7 @@ def test_stop_undoes_what_is_half_done() -> None:
         await slow.begun.wait()
         await operations.stop()
         assert slow.over
-        with pytest.raises(GuestError, match="reset"):
+        with pytest.raises(Interrupted, match="reset"):
             await asked
 
     run(main)
@@ -95,12 +94,12 @@ def test_while_it_stops_nothing_is_begun() -> None:
         await first.begun.wait()
         stopping = asyncio.create_task(operations.stop())
         await asyncio.sleep(0)
-        with pytest.raises(GuestError, match="reset"):
+        with pytest.raises(Interrupted, match="reset"):
             await operations.run(second(), tasks)
         assert not second.begun.is_set()
         first.undone.set()
         await stopping
-        with pytest.raises(GuestError, match="reset"):
+        with pytest.raises(Interrupted, match="reset"):
             await asked
         third.done.set()
         assert await operations.run(third(), tasks) == "done"
@@ -112,7 +111,7 @@ def test_after_the_end_nothing_is_begun() -> None:
     async def main(operations: Operations, tasks: asyncio.TaskGroup) -> None:
         await operations.close()
         slow = Slow()
-        with pytest.raises(GuestError, match="front-end has gone"):
+        with pytest.raises(Interrupted, match="front-end has gone"):
             await operations.run(slow(), tasks)
         assert not slow.begun.is_set()
 

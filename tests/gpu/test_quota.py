@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vgpud.errors import GuestError
+from vgpud.errors import VgpudError
+from vgpud.gpu.errors import response_code
 from vgpud.gpu.quota import Charge, Quota
 from vgpud.gpu.wire.protocol import ResponseType
 
@@ -28,9 +29,9 @@ def test_what_is_used_is_what_is_held(steps: list[int]) -> None:
                 held[which][0].release()
                 released.add(which)
         elif step > LIMIT - used:
-            with pytest.raises(GuestError) as caught:
+            with pytest.raises(VgpudError) as caught:
                 quota.charge(step)
-            assert caught.value.code == ResponseType.ERR_OUT_OF_MEMORY
+            assert response_code(caught.value) == ResponseType.ERR_OUT_OF_MEMORY
         else:
             held.append((quota.charge(step), step))
     for charge, _ in held:
@@ -41,7 +42,7 @@ def test_what_is_used_is_what_is_held(steps: list[int]) -> None:
 @pytest.mark.parametrize("size", [LIMIT + 1, 65535 * 65535 * 4, 1 << 64])
 def test_too_much_takes_nothing(size: int) -> None:
     quota = Quota(LIMIT)
-    with pytest.raises(GuestError, match=f"{size} bytes asked for, 100 left of 100"):
+    with pytest.raises(VgpudError, match=f"{size} bytes asked for, 100 left of 100"):
         quota.charge(size)
     quota.charge(LIMIT)
     assert quota.used == LIMIT
@@ -51,7 +52,7 @@ def test_the_last_byte_can_be_had_and_no_more() -> None:
     quota = Quota(LIMIT)
     quota.charge(LIMIT - 1)
     last = quota.charge(1)
-    with pytest.raises(GuestError):
+    with pytest.raises(VgpudError):
         quota.charge(1)
     last.release()
     quota.charge(1)

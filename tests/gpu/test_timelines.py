@@ -10,7 +10,7 @@ from time import perf_counter
 import pytest
 
 from tests.gpu.timeline_stand import LONG, A, Answers, B, C, Gate, run, work
-from vgpud.errors import GuestError
+from vgpud.gpu.errors import InvalidParameter, Unspecified
 from vgpud.gpu.timelines import INLINE_COST, QUANTUM, THREADS, Timelines
 from vgpud.gpu.wire.protocol import ContextId, ResourceId
 
@@ -97,7 +97,7 @@ def test_little_work_on_an_idle_timeline_is_done_at_once() -> None:
 def test_a_refusal_ends_its_own_work_only(cost: int) -> None:
     async def main(timelines: Timelines) -> None:
         ran: list[str] = []
-        error, late = GuestError(0x1205, "no"), GuestError(0x1200, "bad packet")
+        error, late = InvalidParameter("no"), Unspecified("bad packet")
 
         def fail() -> None:
             raise error
@@ -123,7 +123,7 @@ def test_after_waits_for_what_is_there_now() -> None:
         timelines.after(A, answers.named("idle"))
         assert answers.names == ["idle"]
         gate = Gate()
-        timelines.submit(A, work(gate, refusal=GuestError(0x1200, "")), answers.named("work"))
+        timelines.submit(A, work(gate, refusal=Unspecified("")), answers.named("work"))
         timelines.after(A, answers.named("fence"))
         timelines.after(B, answers.named("other"))
         await gate.reached()
@@ -263,7 +263,7 @@ def test_a_bug_in_a_step_surfaces_through_failed() -> None:
 def test_failed_does_not_end_for_a_refusal() -> None:
     async def main(timelines: Timelines) -> None:
         def refuse() -> None:
-            raise GuestError(0x1205, "no")
+            raise InvalidParameter("no")
 
         answers = Answers()
         failed = asyncio.create_task(timelines.failed())

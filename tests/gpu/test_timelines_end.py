@@ -9,7 +9,8 @@ import threading
 import pytest
 
 from tests.gpu.timeline_stand import LONG, PATIENCE, A, Answers, Gate, run, work
-from vgpud.errors import GuestError
+from vgpud.errors import VgpudError
+from vgpud.gpu.errors import InvalidParameter
 from vgpud.gpu.quota import Quota
 from vgpud.gpu.timelines import Timelines
 
@@ -24,7 +25,7 @@ def test_what_work_was_charged_for_is_given_back_when_it_is_done(cost: int, fail
         def step() -> None:
             held.append(quota.used)
             if fails:
-                raise GuestError(0x1205, "no")
+                raise InvalidParameter("no")
 
         answers = Answers()
         timelines.submit(A, work(step, cost=cost, charge=quota.charge(70)), answers.named("done"))
@@ -73,9 +74,9 @@ def test_a_copy_aside_leaves_the_loop_free_and_raises_what_it_raises() -> None:
         await copying
 
         def fail() -> None:
-            raise GuestError(0x1205, "no")
+            raise InvalidParameter("no")
 
-        with pytest.raises(GuestError, match="no"):
+        with pytest.raises(VgpudError, match="no"):
             await timelines.aside(fail)
 
     run(main)
@@ -91,7 +92,7 @@ def test_a_cancelled_copy_is_waited_for(fails: bool) -> None:
             gate()
             ended.set()
             if fails:
-                raise GuestError(0x1205, "no")
+                raise InvalidParameter("no")
 
         found = complaints()
         copying = asyncio.create_task(timelines.aside(copy))

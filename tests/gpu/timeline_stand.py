@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 
-from vgpud.errors import GuestError
+from vgpud.errors import VgpudError
 from vgpud.gpu.quota import Charge
 from vgpud.gpu.timelines import INLINE_COST, Timeline, Timelines
 from vgpud.gpu.wire.protocol import ContextId, ResourceId
@@ -52,7 +52,7 @@ def work(
     *steps: Callable[[], None],
     cost: int = LONG,
     resources: tuple[int, ...] = (),
-    refusal: GuestError | None = None,
+    refusal: VgpudError | None = None,
     charge: Charge | None = None,
 ) -> Work:
     def run() -> Iterator[None]:
@@ -67,11 +67,11 @@ class Answers:
     """Collects what `done` is called with, in order."""
 
     def __init__(self) -> None:
-        self.seen: list[tuple[str, GuestError | None]] = []
+        self.seen: list[tuple[str, VgpudError | None]] = []
         self._more = asyncio.Event()
 
-    def named(self, name: str) -> Callable[[GuestError | None], None]:
-        def done(error: GuestError | None) -> None:
+    def named(self, name: str) -> Callable[[VgpudError | None], None]:
+        def done(error: VgpudError | None) -> None:
             asyncio.get_running_loop()  # on the event loop's thread, or this raises
             self.seen.append((name, error))
             self._more.set()

@@ -22,8 +22,7 @@ from tests.native.arena import (
     rects,
     shapes,
 )
-from vgpud.errors import GuestError
-from vgpud.gpu.wire.protocol import ResponseType
+from vgpud.errors import OutOfMemory, OutOfRange
 from vgpud.memory import engine as dma
 from vgpud.memory import memfd
 from vgpud.memory.engine import Engine
@@ -171,9 +170,8 @@ def test_what_no_direction_can_do_takes_scratch_or_is_refused_with_nothing_writt
             if fits:
                 engine.copy(straight, 0, crossed, 0, 2000)
                 continue
-            with pytest.raises(GuestError) as caught:
+            with pytest.raises(OutOfMemory):
                 engine.copy(straight, 0, crossed, 0, 2000)
-            assert caught.value.code == ResponseType.ERR_OUT_OF_MEMORY
         expected = np.roll(random_bytes(2000), 1000) if fits else random_bytes(2000)
         assert np.array_equal(array, expected)
 
@@ -194,9 +192,8 @@ def test_a_page_that_is_listed_thousands_of_times_costs_no_more_than_its_entries
     spans = np.zeros(60000, SPAN)
     spans["address"], spans["length"] = address_of(array), PAGE
     hostile = Extents(spans, (array,))
-    with pytest.raises(GuestError) as caught:
+    with pytest.raises(OutOfMemory):
         Engine(1 << 20).copy(hostile, 0, hostile, 8, hostile.size - 8)
-    assert caught.value.code == ResponseType.ERR_OUT_OF_MEMORY
     Engine(1 << 20).copy(hostile, 0, hostile, PAGE + 8, PAGE)
     assert np.array_equal(array, np.roll(random_bytes(PAGE), -8))
 
@@ -246,9 +243,8 @@ def test_bad_ranges_write_nothing(offset: int, stride: int, row_bytes: int, rows
             lambda: engine.crc32(bad, offset, row_bytes),
         ]
     for call in calls:
-        with pytest.raises(GuestError) as caught:
+        with pytest.raises(OutOfRange):
             call()
-        assert caught.value.code == ResponseType.ERR_INVALID_PARAMETER
     assert np.array_equal(array, random_bytes(SIZE))
     assert np.array_equal(other_array, random_bytes(SIZE))
 

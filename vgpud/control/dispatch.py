@@ -19,7 +19,7 @@ from vgpud.control.methods import METHODS
 from vgpud.control.models import ErrorKind
 from vgpud.control.params import Params
 from vgpud.control.rpc import Call, ErrorCode, Failure, Incoming, RpcError
-from vgpud.errors import ConfigError, GuestError, HostError, PeerError, RingError, VgpudError
+from vgpud.errors import ConfigError, HostError, PeerError, RingError, VgpudError
 from vgpud.publish import Json
 from vgpud.rate_limit import RateLimit
 
@@ -111,8 +111,6 @@ def as_rpc_error(error: VgpudError) -> RpcError:
             return error
         case HostError():
             return refused(ErrorKind.HOST, str(error), errno=error.errno)
-        case GuestError():
-            return refused(ErrorKind.GUEST, str(error), code=error.code)
         case RingError():
             return refused(ErrorKind.GUEST, str(error))
         case ConfigError():

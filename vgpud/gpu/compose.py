@@ -41,8 +41,7 @@ class Environment:
 def compose(spec: DeviceSpec, environment: Environment) -> GpuDevice:
     """Make a device for one front-end's session.
 
-    Raises `GuestError` (OUT_OF_MEMORY) if the limit of the specification does not even hold its
-    window.
+    Raises `OutOfMemory` if the limit of the specification does not even hold its window.
     """
     memory = GuestMemory()
     timelines = Timelines(spec.name)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from vgpud.errors import GuestError
+from vgpud.gpu.errors import InvalidContextId, InvalidParameter, InvalidResourceId
 from vgpud.gpu.quota import Charge, Quota
 from vgpud.gpu.resources import OVERHEAD, Resource, ResourceTable
 from vgpud.gpu.wire import commands, dma, responses
-from vgpud.gpu.wire.protocol import CapsetId, ContextId, ResourceId, ResponseType
+from vgpud.gpu.wire.protocol import CapsetId, ContextId, ResourceId
 
 ATTACHMENT = 128
 """Bytes that an attached resource costs its context, about."""
@@ -43,17 +43,16 @@ class Contexts:
         return len(self._by_id)
 
     def get(self, context_id: ContextId) -> Context:
-        """The context of this id; raises `GuestError` (INVALID_CONTEXT_ID) where there is none."""
+        """The context of this id; raises `InvalidContextId` where there is none."""
         context = self._by_id.get(context_id)
         if context is None:
-            raise GuestError(ResponseType.ERR_INVALID_CONTEXT_ID, f"no context {context_id}")
+            raise InvalidContextId(f"no context {context_id}")
         return context
 
     def attached(self, context: Context, resource_id: ResourceId) -> Resource:
-        """A resource as the context may use it; raises `GuestError` if it is not attached to it."""
+        """A resource as the context may use it; raises `InvalidResourceId` if it is not."""
         if resource_id not in context.attached:
-            raise GuestError(
-                ResponseType.ERR_INVALID_RESOURCE_ID,
+            raise InvalidResourceId(
                 f"resource {resource_id} is not attached to context {context.id}",
             )
         return self._resources.get(resource_id)
@@ -62,13 +61,9 @@ class Contexts:
         """CTX_CREATE."""
         context_id = command.header.ctx_id
         if context_id == 0 or context_id in self._by_id:
-            raise GuestError(
-                ResponseType.ERR_INVALID_CONTEXT_ID, f"context {context_id} can't be made"
-            )
+            raise InvalidContextId(f"context {context_id} can't be made")
         if command.capset_id not in (0, CapsetId.DMA):
-            raise GuestError(
-                ResponseType.ERR_INVALID_PARAMETER, f"no contexts of capset {command.capset_id}"
-            )
+            raise InvalidParameter(f"no contexts of capset {command.capset_id}")
         self._by_id[context_id] = Context(context_id, self._quota.charge(OVERHEAD))
         return OK
 
@@ -122,8 +117,7 @@ class Contexts:
         """GET_CAPSET."""
         known = command.capset_id == CapsetId.DMA and command.capset_version <= dma.CAPSET_VERSION
         if not known:
-            raise GuestError(
-                ResponseType.ERR_INVALID_PARAMETER,
+            raise InvalidParameter(
                 f"no capset {command.capset_id} of version {command.capset_version}",
             )
         return responses.Capset(self._capset.pack())

@@ -31,7 +31,7 @@ class Cursor:
 
 
 class Cursors:
-    """The cursors of one device; `check` raises `GuestError` for an output that is not there."""
+    """The cursors of one device; `check` raises `InvalidScanoutId` for one that is not there."""
 
     def __init__(self, resources: ResourceTable, check: Callable[[int], None]) -> None:
         self._resources = resources

@@ -171,8 +171,8 @@ class GpuDevice(Device):
     async def resize(self, scanout_id: int, width: int, height: int) -> None:
         """Offer the guest another mode, in pixels.
 
-        Raises `GuestError` for an output that is not there, HostError where the front-end does not
-        pass it on.
+        Raises `InvalidScanoutId` for an output that is not there, HostError where the front-end
+        does not pass it on.
         """
         async with self._resizing:
             outputs = self.gpu.scanouts.outputs
@@ -190,7 +190,7 @@ class GpuDevice(Device):
 
     async def perform(self, operation: Coroutine[Any, Any, T]) -> T:
         """Perform an operation that the guest has not asked for; raise what it raises, and
-        `GuestError` if a reset or the end of the session came first."""
+        `Interrupted` if a reset or the end of the session came first."""
         return await self._operations.run(operation, self._tasks)
 
     def mappings(self) -> Mapping[int, int]:

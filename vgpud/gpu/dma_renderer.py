@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import assert_never
 
-from vgpud.errors import GuestError
+from vgpud.errors import VgpudError
 from vgpud.gpu.contexts import Context, Contexts
+from vgpud.gpu.errors import InvalidParameter
 from vgpud.gpu.quota import Quota
 from vgpud.gpu.wire import commands, dma
-from vgpud.gpu.wire.protocol import ResourceId, ResponseType
+from vgpud.gpu.wire.protocol import ResourceId
 from vgpud.gpu.work import Traffic, Work
 from vgpud.memory.engine import Engine
 from vgpud.memory.extents import Extents
@@ -54,7 +55,7 @@ class DmaContext:
         try:
             for packet in dma.decode(command.data, self._capset.max_packets):
                 cost += PACKET_COST + stream.add(packet, self._contexts, context, self._capset)
-        except GuestError as error:
+        except VgpudError as error:
             refusal = error
         except BaseException:
             charge.release()
@@ -75,15 +76,14 @@ class _Stream:
     def add(
         self, packet: dma.Packet, contexts: Contexts, context: Context, capset: dma.Capset
     ) -> int:
-        """Takes a packet if it holds, else raises `GuestError`; returns the bytes it is
+        """Takes a packet if it holds, else raises `VgpudError`; returns the bytes it is
         reckoned to move."""
         for resource_id in _resources(packet):
             if resource_id not in self.buffers:
                 self.buffers[resource_id] = contexts.attached(context, resource_id).contents()
         moved = self._check(packet)
         if moved > capset.max_blob_size:  # a guest blob can list its pages over and over
-            raise GuestError(
-                ResponseType.ERR_INVALID_PARAMETER,
+            raise InvalidParameter(
                 f"a packet moves {moved:#x} bytes, max_blob_size is {capset.max_blob_size:#x}",
             )
         self.packets.append(packet)

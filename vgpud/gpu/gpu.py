@@ -73,7 +73,7 @@ for."""
 class Gpu:
     """One device, for as long as one front-end is connected.
 
-    Raises `GuestError` (OUT_OF_MEMORY) if the specification's limit does not even hold its window.
+    Raises `OutOfMemory` if the specification's limit does not even hold its window.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class Gpu:
         }
 
     def execute(self, command: Command) -> Outcome:
-        """Does a command, or says how it is to be done; raises `GuestError` where it can't be."""
+        """Does a command, or says how it is to be done; raises `VgpudError` where it can't be."""
         resource_id = getattr(command, "resource_id", None)
         if resource_id and self._works.busy(resource_id):
             return self._execute_after_work(command, resource_id)
@@ -213,7 +213,7 @@ class Gpu:
         """Offers the guest another mode, in pixels, for as long as this front-end is connected.
 
         The driver sees it once the front-end has told it that the configuration space has changed.
-        Raises `GuestError` (INVALID_SCANOUT_ID).
+        Raises `InvalidScanoutId`.
         """
         self.scanouts.resize(scanout_id, width, height)
         self._events |= Event.DISPLAY

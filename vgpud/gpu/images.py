@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from vgpud.errors import GuestError
+from vgpud.errors import VgpudError
+from vgpud.gpu.errors import InvalidParameter, Unspecified
 from vgpud.gpu.fast_path import TransferFastPath
 from vgpud.gpu.guest_memory import GuestMemory
 from vgpud.gpu.memory import zeroed
@@ -30,7 +31,7 @@ from vgpud.gpu.resources import (
 )
 from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.header import Rect
-from vgpud.gpu.wire.protocol import BlobMem, Format, ResourceId, ResponseType
+from vgpud.gpu.wire.protocol import BlobMem, Format, ResourceId
 from vgpud.gpu.work import Answer
 from vgpud.memory.extents import Extents
 
@@ -66,8 +67,7 @@ class Images:
         """RESOURCE_CREATE_3D, of what is a 2D image really: one layer, one level, one sample."""
         layers = (command.depth, command.array_size, command.last_level, max(command.nr_samples, 1))
         if command.target not in PLAIN_TARGETS or layers != (1, 1, 0, 1):
-            raise GuestError(
-                ResponseType.ERR_INVALID_PARAMETER,
+            raise InvalidParameter(
                 f"target {command.target}, depth {command.depth}, {command.array_size} layers, "
                 f"level {command.last_level}, {command.nr_samples} samples: needs a 3D renderer",
             )
@@ -80,14 +80,11 @@ class Images:
         if isinstance(resource, HostBlob) and resource.blob_mem is BlobMem.HOST3D:
             raise _invalid(f"blob {resource.id} is in host memory only")
         if resource.backing is not None:
-            raise GuestError(
-                ResponseType.ERR_UNSPEC, f"resource {resource.id} has a backing already"
-            )
+            raise Unspecified(f"resource {resource.id} has a backing already")
         backing = make_backing(self._memory, command.entries, self._quota)
         if isinstance(resource, GuestBlob) and backing.size < resource.size:
             backing.release()
-            raise GuestError(
-                ResponseType.ERR_INVALID_PARAMETER,
+            raise InvalidParameter(
                 f"backing of {backing.size} bytes for blob {resource.id} of {resource.size}",
             )
         resource.backing = backing
@@ -131,7 +128,7 @@ class Images:
         charge = self._quota.charge(width * height * BYTES_PER_PIXEL + OVERHEAD)
         try:
             pixels = Extents.from_array(zeroed(width * height * BYTES_PER_PIXEL))
-        except GuestError:
+        except VgpudError:
             charge.release()
             raise
         self._resources.add(Image(resource_id, width, height, known, pixels, charge))
@@ -201,7 +198,7 @@ class Images:
 
 
 def check_format(value: int) -> Format:
-    """The pixel format of this number; raises `GuestError` (INVALID_PARAMETER) if it is none of the
+    """The pixel format of this number; raises `InvalidParameter` if it is none of the
     eight."""
     try:
         return Format(value)
@@ -211,7 +208,7 @@ def check_format(value: int) -> Format:
 
 def _backing(resource: Resource) -> Backing:
     if resource.backing is None:
-        raise GuestError(ResponseType.ERR_UNSPEC, f"resource {resource.id} has no backing")
+        raise Unspecified(f"resource {resource.id} has no backing")
     return resource.backing
 
 
@@ -220,5 +217,5 @@ async def _aside(works: Works, copy: Callable[[], None]) -> responses.Response:
     return OK
 
 
-def _invalid(reason: str) -> GuestError:
-    return GuestError(ResponseType.ERR_INVALID_PARAMETER, reason)
+def _invalid(reason: str) -> InvalidParameter:
+    return InvalidParameter(reason)

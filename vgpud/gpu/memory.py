@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from vgpud.errors import GuestError
-from vgpud.gpu.wire.protocol import ResponseType
+from vgpud.errors import OutOfMemory
 
 
 def zeroed(size: int) -> NDArray[np.uint8]:
-    """Host memory of our own, zeros; raises `GuestError` (OUT_OF_MEMORY) where there is none."""
+    """Host memory of our own, zeros; raises `OutOfMemory` where there is none."""
     try:
         return np.zeros(size, np.uint8)
     except MemoryError as error:
-        raise GuestError(ResponseType.ERR_OUT_OF_MEMORY, f"the host has no {size} bytes") from error
+        raise OutOfMemory(f"the host has no {size} bytes") from error

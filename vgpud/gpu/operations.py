@@ -9,8 +9,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
-from vgpud.errors import GuestError, VgpudError
-from vgpud.gpu.wire.protocol import ResponseType
+from vgpud.errors import Interrupted, VgpudError
 
 T = TypeVar("T")
 
@@ -28,19 +27,19 @@ class Operations:
     async def run(self, operation: Coroutine[Any, Any, T], tasks: asyncio.TaskGroup) -> T:
         """Run one as a task of the group; raise what it raises.
 
-        Only a bug ends the group: a `VgpudError` is for the caller alone. Raises `GuestError` where
-        `stop` or the end of the group came first.
+        Only a bug ends the group: a `VgpudError` is for the caller alone. Raises `Interrupted`
+        where `stop` or the end of the group came first.
         """
         if self._refused is not None:
             operation.close()
-            raise GuestError(ResponseType.ERR_UNSPEC, self._refused)
+            raise Interrupted(self._refused)
         guarded = _outcome(operation)
         try:
             task = tasks.create_task(guarded)
         except RuntimeError:  # the group is being cancelled
             guarded.close()
             operation.close()
-            raise GuestError(ResponseType.ERR_UNSPEC, _GONE) from None
+            raise Interrupted(_GONE) from None
         self._running.add(task)
         # Only when it is done: a cancelled operation still has to roll back.
         task.add_done_callback(self._running.discard)
@@ -49,7 +48,7 @@ class Operations:
         finally:
             task.cancel()  # of no effect, unless the caller was cancelled
         if task.cancelled():
-            raise GuestError(ResponseType.ERR_UNSPEC, _RESET)
+            raise Interrupted(_RESET)
         outcome = task.result()
         if isinstance(outcome, VgpudError):
             raise outcome

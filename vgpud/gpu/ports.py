@@ -80,9 +80,9 @@ class Display(Protocol):
         """The cursor was moved, shown or hidden."""
 
     async def modes(self) -> Sequence[DisplayMode]:
-        """The sixteen outputs as the VMM wants them; raises `GuestError` (UNSPEC) if it does not
+        """The sixteen outputs as the VMM wants them; raises `Unspecified` if it does not
         answer."""
 
     async def edid(self, scanout_id: int) -> bytes:
-        """The VMM's own EDID for a scanout; raises `GuestError` (UNSPEC) if it has none or does not
+        """The VMM's own EDID for a scanout; raises `Unspecified` if it has none or does not
         answer."""

@@ -12,13 +12,13 @@ from collections.abc import Coroutine
 from functools import partial
 from typing import Any
 
-from vgpud.errors import GuestError
+from vgpud.errors import VgpudError
+from vgpud.gpu.errors import Unspecified, response_code
 from vgpud.gpu.gpu import Gpu
 from vgpud.gpu.timelines import Timelines
 from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.commands import Command, MoveCursor, UpdateCursor
 from vgpud.gpu.wire.header import Header, decode_header
-from vgpud.gpu.wire.protocol import ResponseType
 from vgpud.gpu.work import Work
 from vgpud.native.ring import FastPath
 from vgpud.rate_limit import RateLimit
@@ -48,7 +48,7 @@ class GpuQueue:
         """Handle a chain, as a `vhost.pump.Handler`."""
         header = decode_header(request)
         if header is None:
-            error = GuestError(ResponseType.ERR_UNSPEC, f"a request of {len(request)} bytes")
+            error = Unspecified(f"a request of {len(request)} bytes")
             self._complete(chain, _NO_HEADER, self._refusal(_NO_HEADER, error))
             return None
         command: Command | None = None
@@ -56,10 +56,10 @@ class GpuQueue:
             command = commands.decode_body(header, request)
             if (header.type in _CURSOR_COMMANDS) is not self._cursor:
                 name = type(command).__name__
-                raise GuestError(ResponseType.ERR_UNSPEC, f"{name} on the wrong queue")
+                raise Unspecified(f"{name} on the wrong queue")
             self._commands[type(command)] += 1
             outcome = self._gpu.execute(command)
-        except GuestError as error:
+        except VgpudError as error:
             self._answer(chain, header, self._refusal(header, error, command))
             return None
         match outcome:
@@ -102,11 +102,11 @@ class GpuQueue:
     ) -> None:
         try:
             response = await outcome
-        except GuestError as error:
+        except VgpudError as error:
             response = self._refusal(header, error, command)
         self._answer(chain, header, response)
 
-    def _finish(self, chain: Chain, header: Header, work: Work, error: GuestError | None) -> None:
+    def _finish(self, chain: Chain, header: Header, work: Work, error: VgpudError | None) -> None:
         """Answers work that is done; it was on its timeline itself."""
         if work.traffic is not None:
             self._counters.moved(work.traffic)
@@ -129,15 +129,16 @@ class GpuQueue:
         self.queue.complete(chain, responses.encode(response, header))
 
     def _refusal(
-        self, header: Header, error: GuestError, command: Command | None = None
+        self, header: Header, error: VgpudError, command: Command | None = None
     ) -> responses.Error:
         self._counters.refused += 1
+        code = response_code(error)
         if self._complaints.allows():
             device, suffix = self._gpu.spec.name, self._complaints.suffix()
-            said = (header.type, error.code, error, suffix)
+            said = (header.type, code, error, suffix)
             if resource := getattr(command, "resource_id", 0):
                 text = "command refused device=%s resource=%d type=%#x code=%#x: %s%s"
                 log.warning(text, device, resource, *said)
             else:
                 log.warning("command refused device=%s type=%#x code=%#x: %s%s", device, *said)
-        return responses.Error(error.code)
+        return responses.Error(code)

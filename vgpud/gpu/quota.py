@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from vgpud.errors import GuestError
-from vgpud.gpu.wire.protocol import ResponseType
+from vgpud.errors import OutOfMemory
 
 
 @dataclass(slots=True)
@@ -19,11 +18,10 @@ class Quota:
     used: int = 0
 
     def charge(self, size: int) -> Charge:
-        """Takes `size` bytes; raises `GuestError` (OUT_OF_MEMORY) if that would exceed the
+        """Takes `size` bytes; raises `OutOfMemory` if that would exceed the
         limit."""
         if size > self.limit - self.used:
-            raise GuestError(
-                ResponseType.ERR_OUT_OF_MEMORY,
+            raise OutOfMemory(
                 f"{size} bytes asked for, {self.limit - self.used} left of {self.limit}",
             )
         self.used += size
@@ -38,7 +36,7 @@ class Charge:
     size: int
 
     def grow(self, size: int) -> None:
-        """Takes `size` bytes more; raises `GuestError` (OUT_OF_MEMORY) as `Quota.charge` does."""
+        """Takes `size` bytes more; raises `OutOfMemory` as `Quota.charge` does."""
         self.size += self._quota.charge(size).size
 
     def shrink(self, size: int) -> None:

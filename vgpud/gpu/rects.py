@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from vgpud.errors import GuestError
+from vgpud.gpu.errors import InvalidParameter
 from vgpud.gpu.wire.header import Rect
-from vgpud.gpu.wire.protocol import ResponseType
 
 
 def check_rect(rect: Rect, width: int, height: int) -> Rect:
-    """Returns `rect` if it is not empty and inside `width` x `height`, else raises `GuestError`
-    (INVALID_PARAMETER)."""
+    """Returns `rect` if it is not empty and inside `width` x `height`, else raises
+    `InvalidParameter`."""
     inside = rect.x + rect.width <= width and rect.y + rect.height <= height
     if not inside or rect.width == 0 or rect.height == 0:
-        raise GuestError(
-            ResponseType.ERR_INVALID_PARAMETER,
+        raise InvalidParameter(
             f"rectangle {rect.width}x{rect.height}+{rect.x}+{rect.y} in {width}x{height}",
         )
     return rect

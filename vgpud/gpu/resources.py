@@ -14,12 +14,13 @@ from typing import TypeAlias
 import numpy as np
 
 from vgpud.coherency.plan import Plan
-from vgpud.errors import GuestAddressError, GuestError
+from vgpud.errors import GuestAddressError, VgpudError
 from vgpud.gpu.blobs.layout import HostMemory
+from vgpud.gpu.errors import InvalidParameter, InvalidResourceId, Unspecified
 from vgpud.gpu.guest_memory import GuestMemory
 from vgpud.gpu.quota import Charge, Quota
 from vgpud.gpu.wire.commands import MemEntries
-from vgpud.gpu.wire.protocol import BlobMem, Format, ResourceId, ResponseType
+from vgpud.gpu.wire.protocol import BlobMem, Format, ResourceId
 from vgpud.memory.extents import Extents
 from vgpud.vhost.memory_table import MemoryTable
 
@@ -35,7 +36,7 @@ class Backing:
     """A resource's guest memory: the list of pages that the guest gave, found again when the memory
     table changes.
 
-    Raises `GuestError` (INVALID_PARAMETER) where an entry is not guest memory.
+    Raises `InvalidParameter` where an entry is not guest memory.
     """
 
     def __init__(self, memory: GuestMemory, entries: MemEntries, charge: Charge) -> None:
@@ -63,7 +64,7 @@ class Backing:
         try:
             return table.resolve(self._entries)
         except GuestAddressError as error:
-            raise GuestError(ResponseType.ERR_INVALID_PARAMETER, f"backing: {error}") from error
+            raise InvalidParameter(f"backing: {error}") from error
 
 
 def make_backing(memory: GuestMemory, entries: MemEntries, quota: Quota) -> Backing:
@@ -72,7 +73,7 @@ def make_backing(memory: GuestMemory, entries: MemEntries, quota: Quota) -> Back
     charge = quota.charge(4 * entries.nbytes)
     try:
         return Backing(memory, entries, charge)
-    except GuestError:
+    except VgpudError:
         charge.release()
         raise
 
@@ -117,9 +118,9 @@ class GuestBlob:
     uuid: uuid.UUID | None = None
 
     def contents(self) -> Extents:
-        """The guest's pages; raises `GuestError` once they have been detached."""
+        """The guest's pages; raises `Unspecified` once they have been detached."""
         if self.backing is None:
-            raise GuestError(ResponseType.ERR_UNSPEC, f"blob {self.id} has no backing")
+            raise Unspecified(f"blob {self.id} has no backing")
         return self.backing.extents
 
 
@@ -166,11 +167,9 @@ class ResourceTable:
         return self._by_id.get(resource.id) is resource
 
     def check_free(self, resource_id: ResourceId) -> None:
-        """Raises `GuestError` (INVALID_RESOURCE_ID) unless a new resource may have this id."""
+        """Raises `InvalidResourceId` unless a new resource may have this id."""
         if resource_id == 0 or resource_id in self._by_id:
-            raise GuestError(
-                ResponseType.ERR_INVALID_RESOURCE_ID, f"resource {resource_id} can't be made"
-            )
+            raise InvalidResourceId(f"resource {resource_id} can't be made")
 
     def add(self, resource: Resource) -> None:
         """Enters a new resource."""
@@ -181,21 +180,19 @@ class ResourceTable:
         return self._by_id.get(resource_id)
 
     def get(self, resource_id: ResourceId) -> Resource:
-        """The resource of this id; raises `GuestError` (INVALID_RESOURCE_ID) where there is
+        """The resource of this id; raises `InvalidResourceId` where there is
         none."""
         resource = self._by_id.get(resource_id)
         if resource is None:
-            raise GuestError(ResponseType.ERR_INVALID_RESOURCE_ID, f"no resource {resource_id}")
+            raise InvalidResourceId(f"no resource {resource_id}")
         return resource
 
     def host_blob(self, resource_id: ResourceId) -> HostBlob:
-        """The host blob of this id; raises `GuestError` (INVALID_PARAMETER) if it is something
+        """The host blob of this id; raises `InvalidParameter` if it is something
         else."""
         resource = self.get(resource_id)
         if not isinstance(resource, HostBlob):
-            raise GuestError(
-                ResponseType.ERR_INVALID_PARAMETER, f"resource {resource_id} is not a host blob"
-            )
+            raise InvalidParameter(f"resource {resource_id} is not a host blob")
         return resource
 
     def remove(self, resource: Resource) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vgpud.errors import GuestError
+from vgpud.errors import VgpudError
 from vgpud.gpu.display.shadow import Shadow
+from vgpud.gpu.errors import InvalidParameter, InvalidScanoutId
 from vgpud.gpu.images import check_format
 from vgpud.gpu.ports import Display
 from vgpud.gpu.rects import check_rect, intersect, is_empty
@@ -24,7 +25,7 @@ from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.edid import edid
 from vgpud.gpu.wire.formats import to_rgb, to_xrgb, xrgb_order
 from vgpud.gpu.wire.header import Rect
-from vgpud.gpu.wire.protocol import MAX_SCANOUTS, Format, ResourceId, ResponseType, ScanoutId
+from vgpud.gpu.wire.protocol import MAX_SCANOUTS, Format, ResourceId, ScanoutId
 from vgpud.memory.extents import Extents
 
 OK = responses.OkNoData()
@@ -48,7 +49,7 @@ class Scanout:
     def pixels(self, rect: Rect) -> NDArray[np.uint8]:
         """A part in the scanout's own coordinates: (height, width, 4) of uint8 as the format says.
 
-        Raises `GuestError` where the resource's backing has gone.
+        Raises `VgpudError` where the resource's backing has gone.
         """
         return self.pixels_of(self.resource.contents(), rect)
 
@@ -83,7 +84,7 @@ class Scanouts:
         return tuple(self._outputs)
 
     def resize(self, scanout_id: int, width: int, height: int) -> None:
-        """Offers another mode; raises `GuestError` (INVALID_SCANOUT_ID)."""
+        """Offers another mode; raises `InvalidScanoutId`."""
         if scanout_id >= len(self._outputs):
             raise _no_scanout(scanout_id, len(self._outputs))
         self._outputs[scanout_id] = Output(width, height)
@@ -109,7 +110,7 @@ class Scanouts:
             return None
         try:
             return to_xrgb(scanout.pixels(rect), scanout.format)
-        except GuestError:  # its pages are gone, or no longer guest memory
+        except VgpudError:  # its pages are gone, or no longer guest memory
             return None
 
     def update(self, scanout_id: int, rect: Rect, shadow: Shadow) -> NDArray[np.uint8] | None:
@@ -122,7 +123,7 @@ class Scanouts:
             contents = scanout.resource.contents()
             order = xrgb_order(scanout.format)
             return shadow.take(rect, contents, scanout.place(rect), scanout.stride, order)
-        except GuestError:
+        except VgpudError:
             return None
 
     def screenshot(self, scanout_id: int) -> NDArray[np.uint8] | None:
@@ -139,7 +140,7 @@ class Scanouts:
             return None
         try:
             contents = scanout.resource.contents()
-        except GuestError:
+        except VgpudError:
             return None
         whole = _whole(scanout)
         return lambda: to_rgb(scanout.pixels_of(contents, whole), scanout.format)
@@ -240,7 +241,7 @@ class Scanouts:
             self._turn_off(scanout_id)
 
     def check(self, scanout_id: int) -> None:
-        """Raises `GuestError` (INVALID_SCANOUT_ID) for an output that is not there."""
+        """Raises `InvalidScanoutId` for an output that is not there."""
         # With a display, the VMM says how many outputs there are, and tells the guest so itself.
         count = MAX_SCANOUTS if self._display is not None else len(self._outputs)
         if scanout_id >= count:
@@ -280,9 +281,9 @@ def _whole(scanout: Scanout) -> Rect:
     return Rect(0, 0, scanout.rect.width, scanout.rect.height)
 
 
-def _no_scanout(scanout_id: int, count: int) -> GuestError:
-    return GuestError(ResponseType.ERR_INVALID_SCANOUT_ID, f"scanout {scanout_id} of {count}")
+def _no_scanout(scanout_id: int, count: int) -> InvalidScanoutId:
+    return InvalidScanoutId(f"scanout {scanout_id} of {count}")
 
 
-def _invalid(reason: str) -> GuestError:
-    return GuestError(ResponseType.ERR_INVALID_PARAMETER, reason)
+def _invalid(reason: str) -> InvalidParameter:
+    return InvalidParameter(reason)

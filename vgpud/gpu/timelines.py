@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
 
-from vgpud.errors import GuestError
+from vgpud.errors import VgpudError
 from vgpud.gpu.wire.protocol import ContextId, ResourceId
 from vgpud.gpu.work import Work
 from vgpud.unix.thread_priority import lower_thread_priority
@@ -41,7 +41,7 @@ however many timelines a guest has."""
 QUANTUM = 0.002
 """Seconds after which a timeline that goes on lets the others have its thread."""
 
-Done = Callable[[GuestError | None], None]
+Done = Callable[[VgpudError | None], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -65,7 +65,7 @@ class _Job:
                 return True
         return False
 
-    def finish(self, error: GuestError | None) -> None:
+    def finish(self, error: VgpudError | None) -> None:
         """Tells that all is done, or what went wrong."""
         self.release()
         if error is None and self.work is not None:
@@ -152,7 +152,7 @@ class Timelines:
         if cancelled is None:
             return running.result()
         bug = running.exception()
-        if bug is not None and not isinstance(bug, GuestError):
+        if bug is not None and not isinstance(bug, VgpudError):
             self._fail(bug)
         raise cancelled
 
@@ -184,7 +184,7 @@ class Timelines:
         self._changed.set()
 
     async def failed(self) -> None:
-        """Waits forever; raises what a step raised that is no `GuestError`, which is a bug."""
+        """Waits forever; raises what a step raised that is no `VgpudError`, which is a bug."""
         await self._failure
 
     async def answered(self) -> None:
@@ -223,7 +223,7 @@ class Timelines:
         try:
             while not job.run(lambda: False):
                 pass
-        except GuestError as caught:
+        except VgpudError as caught:
             error = caught
         job.finish(error)
 
@@ -260,7 +260,7 @@ class Timelines:
             return
         self._hand_over()
         error = ran.exception()
-        if error is not None and not isinstance(error, GuestError):
+        if error is not None and not isinstance(error, VgpudError):
             line.jobs.popleft()  # its steps are of no use any more
             self._fail(error)
             return

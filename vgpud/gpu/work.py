@@ -10,7 +10,7 @@ from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from vgpud.errors import GuestError
+from vgpud.errors import VgpudError
 from vgpud.gpu.quota import Charge
 from vgpud.gpu.wire.protocol import ResourceId
 from vgpud.gpu.wire.responses import Response
@@ -44,6 +44,6 @@ class Work:
     steps: Iterator[None]
     resources: frozenset[ResourceId]
     cost: int
-    refusal: GuestError | None = None
+    refusal: VgpudError | None = None
     charge: Charge | None = None
     traffic: Traffic | None = None

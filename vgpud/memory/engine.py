@@ -18,8 +18,7 @@ from typing import Final, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vgpud.errors import GuestError
-from vgpud.gpu.wire.protocol import ResponseType
+from vgpud.errors import OutOfMemory
 from vgpud.memory.extents import Extents, Pieces
 
 # A chunk of an overlapping copy and its scratch: both fit in a 64 KiB half of a small L2 cache.
@@ -52,9 +51,8 @@ class Engine:
     """Executes packets; may be used by several threads at once.
 
     `scratch_limit` bounds the bytes that all of them together may take for copies whose overlap no
-    order of chunks can serve: they wait for each other. A packet that needs more gets GuestError
-    (ERR_OUT_OF_MEMORY), and one that leaves its buffers GuestError (ERR_INVALID_PARAMETER), with
-    nothing written.
+    order of chunks can serve: they wait for each other. A packet that needs more gets
+    `OutOfMemory`, and one that leaves its buffers `OutOfRange`, with nothing written.
     """
 
     def __init__(self, scratch_limit: int) -> None:
@@ -166,8 +164,7 @@ class Engine:
     @contextmanager
     def _scratch(self, size: int) -> Iterator[NDArray[np.uint8]]:
         if size > self._scratch_limit:
-            raise GuestError(
-                ResponseType.ERR_OUT_OF_MEMORY,
+            raise OutOfMemory(
                 f"an overlapping copy of {size} bytes, {self._scratch_limit} is the most",
             )
         with self._given_back:

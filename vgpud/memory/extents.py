@@ -14,8 +14,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vgpud.errors import GuestError
-from vgpud.gpu.wire.protocol import ResponseType
+from vgpud.errors import OutOfRange
 from vgpud.memory import mapping
 from vgpud.memory.dirty_log import LOG_PAGE
 from vgpud.native import core as native
@@ -80,8 +79,8 @@ class Pieces:
 class Extents:
     """A buffer: `size` bytes in one or more spans, in order, read and written as `access` says.
 
-    Every method checks its arguments before it touches anything, and raises `GuestError`
-    (ERR_INVALID_PARAMETER) for a range that leaves the buffer or rows that overlap; arguments are
+    Every method checks its arguments before it touches anything, and raises `OutOfRange`
+    for a range that leaves the buffer or rows that overlap; arguments are
     Python integers, so nothing wraps. A size of zero is no error and does nothing. Rows are
     `stride` bytes apart, the first at `offset`.
     """
@@ -138,12 +137,12 @@ class Extents:
         return self._spans
 
     def check(self, offset: int, length: int) -> None:
-        """Raise `GuestError` unless a range lies in the buffer."""
+        """Raise `OutOfRange` unless a range lies in the buffer."""
         if not 0 <= offset <= self.size - length or length < 0:
             raise _invalid(f"{length} bytes at 0x{offset:x} of a buffer of {self.size}")
 
     def check_rect(self, offset: int, stride: int, row_bytes: int, rows: int) -> int:
-        """Raise `GuestError` unless a rectangle lies in the buffer, its rows apart.
+        """Raise `OutOfRange` unless a rectangle lies in the buffer, its rows apart.
 
         Return the bytes from its first to its last, 0 if it has none.
         """
@@ -362,5 +361,5 @@ def _span_of(array: NDArray[np.uint8]) -> NDArray[np.void]:
     return np.frombuffer(_SPAN.pack(native.address_of(array), array.nbytes), SPAN)
 
 
-def _invalid(reason: str) -> GuestError:
-    return GuestError(ResponseType.ERR_INVALID_PARAMETER, reason)
+def _invalid(reason: str) -> OutOfRange:
+    return OutOfRange(reason)

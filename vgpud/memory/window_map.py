@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Generic, TypeVar
 
-from vgpud.errors import GuestError
-from vgpud.gpu.wire.protocol import ResourceId, ResponseType
+from vgpud.errors import OutOfRange
 from vgpud.uapi.page import PAGE_SIZE
+
+Key = TypeVar("Key")
+"""What a blob is known by."""
 
 BLOB_ALIGNMENT: Final = PAGE_SIZE
 """Bytes. What offsets and sizes of mapped blobs are multiples of, as virtio has it: KVM and the
@@ -36,49 +38,45 @@ class Place:
 
 
 def check_placement(offset: int, size: int, window: int) -> None:
-    """Raises `GuestError` (INVALID_PARAMETER) unless a blob of `size` bytes may lie at `offset` of
-    the window."""
+    """Raises `OutOfRange` unless a blob of `size` bytes may lie at `offset` of the window."""
     if offset % BLOB_ALIGNMENT or size % BLOB_ALIGNMENT:
         reason = f"is not aligned to {BLOB_ALIGNMENT:#x}"
     elif size == 0 or offset + size > window:
         reason = f"is not inside the window of {window:#x}"
     else:
         return
-    raise GuestError(
-        ResponseType.ERR_INVALID_PARAMETER, f"offset {offset:#x} size {size:#x} {reason}"
-    )
+    raise OutOfRange(f"offset {offset:#x} size {size:#x} {reason}")
 
 
-class WindowMap:
+class WindowMap(Generic[Key]):
     """The places of one window; no two of them overlap. Costs O(log n) a look-up with n blobs in
     it."""
 
     def __init__(self, size: int) -> None:
         self.size = size
         self._offsets: list[int] = []  # sorted
-        self._owner: dict[int, ResourceId] = {}  # by offset
-        self._places: dict[ResourceId, Place] = {}
+        self._owner: dict[int, Key] = {}  # by offset
+        self._places: dict[Key, Place] = {}
 
     def __len__(self) -> int:
         return len(self._places)
 
-    def place(self, blob: ResourceId) -> Place | None:
+    def place(self, blob: Key) -> Place | None:
         """Where the blob lies, mapped or parked; None if it has no place."""
         return self._places.get(blob)
 
-    def displaced_by(self, blob: ResourceId, offset: int, size: int) -> list[ResourceId]:
+    def displaced_by(self, blob: Key, offset: int, size: int) -> list[Key]:
         """The parked blobs that must leave before `blob` can be put at `offset`, itself among them
         if it moves.
 
-        Raises `GuestError` (INVALID_PARAMETER) if the range is bad, or holds a blob that is mapped.
+        Raises `OutOfRange` if the range is bad, or holds a blob that is mapped.
         """
         check_placement(offset, size, self.size)
         own = self._places.get(blob)
         displaced = []
         if own is not None:
             if own.mapped:
-                raise GuestError(
-                    ResponseType.ERR_INVALID_PARAMETER,
+                raise OutOfRange(
                     f"blob {blob} is mapped already, at {own.offset:#x}",
                 )
             if own.offset != offset:
@@ -92,8 +90,7 @@ class WindowMap:
             if other == blob or there.end <= offset:
                 continue
             if there.mapped:
-                raise GuestError(
-                    ResponseType.ERR_INVALID_PARAMETER,
+                raise OutOfRange(
                     f"offset {offset:#x} size {size:#x} overlaps blob {other} at {there.offset:#x}",
                 )
             displaced.append(other)
@@ -117,7 +114,7 @@ class WindowMap:
                 return end - size
         return None
 
-    def put(self, blob: ResourceId, offset: int, size: int) -> Place:
+    def put(self, blob: Key, offset: int, size: int) -> Place:
         """Maps the blob at `offset`, which `displaced_by` has found fit and everyone displaced has
         left."""
         place = self._places.get(blob)
@@ -129,11 +126,11 @@ class WindowMap:
         place.mapped = True
         return place
 
-    def park(self, blob: ResourceId) -> None:
+    def park(self, blob: Key) -> None:
         """Unmaps the blob; it keeps its place until somebody else wants it."""
         self._places[blob].mapped = False
 
-    def remove(self, blob: ResourceId) -> Place:
+    def remove(self, blob: Key) -> Place:
         """Takes the blob out; returns where it was, so that its pages can be given back."""
         place = self._places.pop(blob)
         del self._owner[place.offset]

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+import pytest
 
 from tests.support.daemon_thread import DaemonThread
 from tests.support.until import until
@@ -70,6 +74,14 @@ def kind_of(error: RpcError) -> str:
     """`data.kind` of an error of ours."""
     assert isinstance(error.data, dict)
     return str(error.data["kind"])
+
+
+@contextmanager
+def refused_as_guest(code: int, text: str) -> Iterator[None]:
+    """Expects an error of kind guest, with the code that a guest's command would get."""
+    with pytest.raises(RpcError, match=text) as caught:
+        yield
+    assert caught.value.data == {"kind": "guest", "code": code}
 
 
 def wait_gone(server: DeviceServer) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.gpu import driver as d
 from tests.gpu.machine import KIB, LIMIT, PAGE, WINDOW, Machine, random_bytes, refused
 from vgpud.coherency.slot_policy import Layout
-from vgpud.errors import GuestError
+from vgpud.errors import VgpudError
 from vgpud.gpu.blobs import per_blob_layout
 from vgpud.gpu.wire.protocol import ResponseType
 
@@ -277,7 +277,7 @@ def test_a_blob_that_the_vmm_keeps_is_not_given_back() -> None:
             machine.do(d.unref(1))
         assert machine.used >= used - PAGE
         for command in (d.map_blob(1, 0), d.map_blob(1, BIG), d.unmap_blob(1), d.unref(1)):
-            with suppress(GuestError):  # and nothing else
+            with suppress(VgpudError):  # and nothing else
                 machine.do(command)
         machine.bar.refusing = False
         machine.reset()

@@ -11,7 +11,7 @@ from tests.gpu import driver as d
 from tests.gpu.machine import PAGE, Machine, Screen, refused
 from vgpud.coherency.kvm_mode import KvmMode
 from vgpud.coherency.slot_policy import Fallback, GuestPat, Layout, MemoryType, Rule
-from vgpud.errors import GuestError
+from vgpud.errors import VgpudError
 from vgpud.gpu.spec import Output
 from vgpud.gpu.wire.protocol import MapInfo, ResponseType
 from vgpud.gpu.wire.responses import MapInfo as Mapped
@@ -120,7 +120,7 @@ def test_the_log_has_a_line_for_a_rule_and_reason(
     with Machine(guest_pat=GuestPat.AUTO, kvm=KvmMode.UNKNOWN, rule=rule) as machine:
         machine.do(d.ctx_create())
         for blob in (1, 2):
-            with suppress(GuestError):
+            with suppress(VgpudError):
                 machine.do(d.create_blob(blob, PAGE))
     (said,) = [record.getMessage() for record in caplog.records]
     assert said.startswith(line)

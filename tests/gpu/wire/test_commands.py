@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.gpu.wire.command_cases import COMMANDS, ENTRIES, RESOURCE, TAILS, header
-from vgpud.errors import GuestError
+from vgpud.errors import VgpudError
+from vgpud.gpu.errors import response_code
 from vgpud.gpu.wire.commands import (
     CtxCreate,
     Header,
@@ -68,12 +69,12 @@ def test_truncated_at_each_byte(command: Command) -> None:
     whole = encode(command)
     struct_size = len(whole) - TAILS.get(type(command), 0)
     for size in range(len(whole)):
-        with pytest.raises(GuestError) as caught:
+        with pytest.raises(VgpudError) as caught:
             decode(whole[:size])
         expected = (
             ResponseType.ERR_UNSPEC if size < struct_size else ResponseType.ERR_INVALID_PARAMETER
         )
-        assert caught.value.code == expected, size
+        assert response_code(caught.value) == expected, size
 
 
 @by_name
@@ -108,9 +109,9 @@ def test_as_the_specification_spells_it() -> None:
 
 @pytest.mark.parametrize("unknown", [0, 0xFF, 0x10E, 0x1FF, 0x20A, 0x302, 0x1100, 0xFFFFFFFF])
 def test_unknown_commands(unknown: int) -> None:
-    with pytest.raises(GuestError, match=f"{unknown:#06x}") as caught:
+    with pytest.raises(VgpudError, match=f"{unknown:#06x}") as caught:
         decode(struct.pack("<IIQIB3x", unknown, 0, 0, 0, 0) + bytes(1000))
-    assert caught.value.code == ResponseType.ERR_UNSPEC
+    assert response_code(caught.value) == ResponseType.ERR_UNSPEC
 
 
 @pytest.mark.parametrize("count", [1, 3, 0x0FFFFFFF, 0x10000000, 0xFFFFFFFF])
@@ -120,9 +121,9 @@ def test_more_entries_counted_than_brought(sample: type[Command], count: int) ->
     at = HEADER_SIZE + {ResourceAttachBacking: 4, ResourceCreateBlob: 12}[sample]
     brought = whole[: -ENTRIES.nbytes] + ENTRIES.tobytes()[: 16 * min(count - 1, 2)]
     hostile = brought[:at] + struct.pack("<I", count) + brought[at + 4 :]
-    with pytest.raises(GuestError, match=str(count)) as caught:
+    with pytest.raises(VgpudError, match=str(count)) as caught:
         decode(hostile)
-    assert caught.value.code == ResponseType.ERR_INVALID_PARAMETER
+    assert response_code(caught.value) == ResponseType.ERR_INVALID_PARAMETER
 
 
 def test_fewer_entries_counted_than_brought() -> None:
@@ -136,9 +137,9 @@ def test_fewer_entries_counted_than_brought() -> None:
 @pytest.mark.parametrize("size", [1, 0x7FFFFFFF, 0xFFFFFFFF])
 def test_more_of_a_stream_counted_than_brought(size: int) -> None:
     hostile = header(Submit3D).pack() + struct.pack("<I4x", size)
-    with pytest.raises(GuestError, match=str(size)) as caught:
+    with pytest.raises(VgpudError, match=str(size)) as caught:
         decode(hostile)
-    assert caught.value.code == ResponseType.ERR_INVALID_PARAMETER
+    assert response_code(caught.value) == ResponseType.ERR_INVALID_PARAMETER
 
 
 def test_a_stream_is_exactly_its_size() -> None:
@@ -231,8 +232,8 @@ def decode_or_code(request: bytes) -> Command | int:
     """The command, or the code that the guest would get; any other exception fails the test."""
     try:
         return decode(request)
-    except GuestError as error:
-        return error.code
+    except VgpudError as error:
+        return response_code(error)
 
 
 types = st.sampled_from(sorted(CommandType)) | st.integers(0, 0xFFFFFFFF)

@@ -16,8 +16,8 @@ from vgpud.control.call import Caller, Handler, Reply, refused
 from vgpud.control.models import Blob, BlobExport, Done, ErrorKind, MapInfoName, Page
 from vgpud.control.rpc import ErrorCode, RpcError
 from vgpud.daemon.device_server import DeviceServer
-from vgpud.daemon.methods.lookup import device_named, devices_of, live_device, page
-from vgpud.errors import GuestError, HostError
+from vgpud.daemon.methods.lookup import as_guest_error, device_named, devices_of, live_device, page
+from vgpud.errors import HostError
 from vgpud.gpu.blobs.commands import KINDS
 from vgpud.gpu.blobs.per_blob_layout import PerBlobMemory
 from vgpud.gpu.blobs.vmm_blobs import FIRST_ID
@@ -196,11 +196,5 @@ def _ram_slots(held: _Held, address: int) -> TrackedSlots:
 
 
 async def _done(live: GpuDevice, operation: Coroutine[Any, Any, T]) -> T:
-    """Have the device do it; where the system has refused, that is told instead of what a guest
-    would be."""
-    try:
+    with as_guest_error():
         return await live.perform(operation)
-    except GuestError as error:
-        if isinstance(error.__cause__, HostError):
-            raise error.__cause__ from error
-        raise

@@ -14,7 +14,7 @@ from vgpud.control.call import Caller, Handler, Reply, refused
 from vgpud.control.models import Device, ErrorKind, Output, Page, Resized, Screenshot
 from vgpud.daemon.device_server import DeviceServer
 from vgpud.daemon.methods import agents
-from vgpud.daemon.methods.lookup import device_named, live_device, page
+from vgpud.daemon.methods.lookup import as_guest_error, device_named, live_device, page
 from vgpud.gpu.blobs.buffers import BlobBuffers
 from vgpud.gpu.display import png
 from vgpud.memory import memfd
@@ -55,7 +55,8 @@ class DeviceMethods:
                 " resize its window instead",
             )
         _check_output(device, asked.scanout)
-        await live.resize(asked.scanout, asked.width, asked.height)
+        with as_guest_error():
+            await live.resize(asked.scanout, asked.width, asked.height)
         return Resized(
             device=device.name, scanout=asked.scanout, width=asked.width, height=asked.height
         )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 from vgpud.control.call import refused
 from vgpud.control.models import ErrorKind, Model, Page
 from vgpud.control.params import Paged
+from vgpud.control.rpc import RpcError
 from vgpud.daemon.device_server import DeviceServer
+from vgpud.errors import HostError, VgpudError
 from vgpud.gpu.device import GpuDevice
+from vgpud.gpu.errors import response_code
 
 T = TypeVar("T")
 Item = TypeVar("Item", bound=Model)
@@ -34,6 +38,18 @@ def live_device(device: DeviceServer) -> GpuDevice:
     if device.live is None:
         raise refused(ErrorKind.NO_FRONT_END, f"no front-end is connected to {device.name}")
     return device.live
+
+
+@contextmanager
+def as_guest_error() -> Iterator[None]:
+    """Report why an operation on the device has failed with the code that a guest's command would
+    be answered with; what the host or the caller is to blame for stays what it is."""
+    try:
+        yield
+    except (HostError, RpcError):
+        raise
+    except VgpudError as error:
+        raise refused(ErrorKind.GUEST, str(error), code=int(response_code(error))) from error
 
 
 def page(

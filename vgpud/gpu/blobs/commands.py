@@ -8,17 +8,18 @@ from __future__ import annotations
 from asyncio import Lock
 
 from vgpud.coherency.slot_policy import BlobKind
-from vgpud.errors import GuestError
+from vgpud.errors import VgpudError
 from vgpud.gpu.blobs.layout import BlobLayout
 from vgpud.gpu.blobs.plans import Plans
 from vgpud.gpu.contexts import Contexts
 from vgpud.gpu.counters import Counters
+from vgpud.gpu.errors import InvalidContextId, InvalidParameter
 from vgpud.gpu.guest_memory import GuestMemory
 from vgpud.gpu.memory_types import MAP_INFO
 from vgpud.gpu.quota import Quota
 from vgpud.gpu.resources import OVERHEAD, GuestBlob, HostBlob, ResourceTable, make_backing
 from vgpud.gpu.wire import commands, responses
-from vgpud.gpu.wire.protocol import BlobFlag, BlobMem, ContextId, ResponseType
+from vgpud.gpu.wire.protocol import BlobFlag, BlobMem, ContextId
 from vgpud.gpu.work import Answer
 from vgpud.memory.window_map import BLOB_ALIGNMENT
 
@@ -91,7 +92,7 @@ class Blobs:
             if backing.size < command.size:
                 backing.release()
                 raise _invalid(f"{backing.size} bytes of pages for a blob of {command.size}")
-        except GuestError:
+        except VgpudError:
             charge.release()
             raise
         self._resources.add(GuestBlob(command.resource_id, command.size, charge, backing))
@@ -99,7 +100,7 @@ class Blobs:
     def _create_host(self, command: commands.ResourceCreateBlob, kind: BlobMem) -> HostBlob:
         size = command.size
         if command.header.ctx_id == ContextId(0):
-            raise GuestError(ResponseType.ERR_INVALID_CONTEXT_ID, "a host blob needs a context")
+            raise InvalidContextId("a host blob needs a context")
         self._contexts.get(command.header.ctx_id)
         if size % BLOB_ALIGNMENT:
             raise _invalid(f"a host blob of {size:#x} bytes, not aligned to {BLOB_ALIGNMENT:#x}")
@@ -112,7 +113,7 @@ class Blobs:
                     raise _invalid("a HOST3D blob has no backing pages")
                 backing = make_backing(self._memory, command.entries, self._quota)
             memory = self._layout.allocate(command.resource_id, size, plan_)
-        except GuestError:
+        except VgpudError:
             if backing is not None:
                 backing.release()
             charge.release()
@@ -134,5 +135,5 @@ class Blobs:
         return responses.OkNoData()
 
 
-def _invalid(reason: str) -> GuestError:
-    return GuestError(ResponseType.ERR_INVALID_PARAMETER, reason)
+def _invalid(reason: str) -> InvalidParameter:
+    return InvalidParameter(reason)

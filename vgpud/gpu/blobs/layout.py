@@ -24,13 +24,13 @@ class HostMemory(Protocol):
         """Whether it is there. If not, `make` has to come before everything but `destroy`."""
 
     async def make(self) -> None:
-        """Makes the memory, if it is not there; raises `GuestError` (OUT_OF_MEMORY) if it can't be
+        """Makes the memory, if it is not there; raises `OutOfMemory` if it can't be
         had."""
 
     def contents(self) -> Extents:
         """The bytes where they are now; good until the blob is mapped, unmapped or destroyed.
 
-        Raises `GuestError` (UNSPEC) if they are lost, as the GPU has gone that had them.
+        Raises `Unspecified` if they are lost, as the GPU has gone that had them.
         """
 
     @property
@@ -45,11 +45,11 @@ class HostMemory(Protocol):
         """The file that the blob is in, a duplicate, and where in it; None while it is in none."""
 
     async def map(self, offset: int) -> None:
-        """Puts the blob into the window at `offset`; raises `GuestError` if it can't be had
+        """Puts the blob into the window at `offset`; raises `VgpudError` if it can't be had
         there."""
 
     async def unmap(self) -> None:
-        """Takes the blob out of the window; raises `GuestError` (INVALID_PARAMETER) if it is not in
+        """Takes the blob out of the window; raises `InvalidParameter` if it is not in
         it."""
 
     async def destroy(self) -> None:
@@ -62,14 +62,14 @@ class HostMemory(Protocol):
 class BlobLayout(Protocol):
     """A device's way to keep host blobs. `map` is who lies where in the window."""
 
-    map: WindowMap
+    map: WindowMap[ResourceId]
 
     @property
     def window_mapped(self) -> bool:
         """Whether the VMM has mapped the window as one."""
 
     def allocate(self, blob: ResourceId, size: int, plan: Plan) -> HostMemory:
-        """Makes a blob of `size` zero bytes; raises `GuestError` (OUT_OF_MEMORY) over the device's
+        """Makes a blob of `size` zero bytes; raises `OutOfMemory` over the device's
         limit."""
 
     def reset(self) -> None:

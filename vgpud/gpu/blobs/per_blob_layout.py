@@ -6,11 +6,12 @@ For memory that can't be bound to a window, and for front-ends that want a mappi
 from __future__ import annotations
 
 from vgpud.coherency.plan import Plan
-from vgpud.errors import GuestError, HostError
+from vgpud.errors import AllocationError, HostError, OutOfMemory, VgpudError
 from vgpud.gpu.blobs.layout import access_of, flushed_at_hand_over
+from vgpud.gpu.errors import InvalidParameter, Unspecified
 from vgpud.gpu.ports import BarSlots, RamSlots, Works
 from vgpud.gpu.quota import Charge, Quota
-from vgpud.gpu.wire.protocol import ResourceId, ResponseType
+from vgpud.gpu.wire.protocol import ResourceId
 from vgpud.memory.buffers import Buffer, BufferSource
 from vgpud.memory.extents import Extents
 from vgpud.memory.window_map import Place, WindowMap
@@ -38,7 +39,7 @@ class PerBlobLayout:
         works: Works,
         source: BufferSource,
     ) -> None:
-        self.map = WindowMap(size)
+        self.map = WindowMap[ResourceId](size)
         self.slots = slots
         self.works = works
         self.blobs: dict[ResourceId, PerBlobMemory] = {}
@@ -53,28 +54,28 @@ class PerBlobLayout:
 
     def allocate(self, blob: ResourceId, size: int, plan: Plan) -> PerBlobMemory:
         if len(self.blobs) >= MAX_BLOBS:
-            raise GuestError(ResponseType.ERR_OUT_OF_MEMORY, f"{MAX_BLOBS} blobs are there already")
+            raise OutOfMemory(f"{MAX_BLOBS} blobs are there already")
         memory = PerBlobMemory(self, blob, size, plan, self._quota.charge(size))
         self.blobs[blob] = memory
         if not self._source.slow or size < MAKE_ASIDE:
             try:
                 memory.make_now()
-            except GuestError:
+            except VgpudError:
                 memory.forget()
                 raise
         return memory
 
     def buffer(self, blob: ResourceId, size: int) -> Buffer:
-        """Memory for a blob, made on any thread; raises `GuestError` (OUT_OF_MEMORY)."""
+        """Memory for a blob, made on any thread; raises `OutOfMemory`."""
         try:
             return self._source.allocate(f"{self._name}-blob-{blob}", size)
         except HostError as error:
-            raise GuestError(ResponseType.ERR_OUT_OF_MEMORY, str(error)) from error
+            raise AllocationError(error) from error
 
     def reset(self) -> None:
         for blob in list(self.blobs.values()):
             blob.forget()
-        self.map = WindowMap(self._size)
+        self.map = WindowMap[ResourceId](self._size)
 
     def close(self) -> None:
         self.reset()
@@ -145,39 +146,31 @@ class PerBlobMemory:
             raise _invalid(f"blob {self._blob} is mapped outside of the window")
         fd = await self._handed_over()
         flags = int(self._plan.slot_flags)
-        try:
-            await self._layout.slots.map(fd, 0, offset, self._size, flags=flags)
-        except HostError as error:
-            raise GuestError(ResponseType.ERR_UNSPEC, str(error)) from error
+        await self._layout.slots.map(fd, 0, offset, self._size, flags=flags)
         self._layout.map.put(self._blob, offset, self._size)
 
     async def map_ram(self, slots: RamSlots, address: int) -> None:
-        """Puts the blob at a guest-physical address outside of the window; raises `GuestError` if
+        """Puts the blob at a guest-physical address outside of the window; raises `VgpudError` if
         it can't be had there."""
         if self.mapped:
             raise _invalid(f"blob {self._blob} is mapped already")
         fd = await self._handed_over()
         flags = int(self._plan.slot_flags)
-        try:
-            await slots.map(fd, 0, address, self._size, flags=flags, use=SlotUse.RAM)
-        except HostError as error:
-            raise GuestError(ResponseType.ERR_UNSPEC, str(error)) from error
+        await slots.map(fd, 0, address, self._size, flags=flags, use=SlotUse.RAM)
         self._ram = slots, address
 
     async def unmap(self) -> None:
         place = self.place
-        try:
-            if self._ram is not None:
-                slots, address = self._ram
-                await slots.unmap(address, self._size, use=SlotUse.RAM)
-                self._ram = None
-            elif place is not None:
-                await self._layout.slots.unmap(place.offset, place.size)
-                self._layout.map.remove(self._blob)
-            else:
-                raise _invalid(f"blob {self._blob} is not mapped")
-        except HostError as error:  # then the guest still sees it there
-            raise GuestError(ResponseType.ERR_UNSPEC, str(error)) from error
+        # Where the VMM refuses to unmap it, the guest still sees it there.
+        if self._ram is not None:
+            slots, address = self._ram
+            await slots.unmap(address, self._size, use=SlotUse.RAM)
+            self._ram = None
+        elif place is not None:
+            await self._layout.slots.unmap(place.offset, place.size)
+            self._layout.map.remove(self._blob)
+        else:
+            raise _invalid(f"blob {self._blob} is not mapped")
 
     async def destroy(self) -> None:
         if self.mapped:
@@ -211,12 +204,12 @@ class PerBlobMemory:
     def _file(self) -> tuple[Fd, Extents]:
         self.make_now()
         if self._buffer is None or self._contents is None:
-            raise GuestError(ResponseType.ERR_UNSPEC, f"blob {self._blob} is no more")
+            raise Unspecified(f"blob {self._blob} is no more")
         lost = self._buffer.lost()
         if lost is not None:
-            raise GuestError(ResponseType.ERR_UNSPEC, f"blob {self._blob} is lost: {lost}")
+            raise Unspecified(f"blob {self._blob} is lost: {lost}")
         return self._buffer.fd, self._contents
 
 
-def _invalid(reason: str) -> GuestError:
-    return GuestError(ResponseType.ERR_INVALID_PARAMETER, reason)
+def _invalid(reason: str) -> InvalidParameter:
+    return InvalidParameter(reason)

@@ -11,10 +11,9 @@ import logging
 from vgpud.coherency.plan import Plan
 from vgpud.coherency.planner import plan
 from vgpud.coherency.slot_policy import BlobKind, Rule, first_match
-from vgpud.errors import GuestError, Unsupported
+from vgpud.errors import Unsupported
 from vgpud.gpu.blobs.vm_facts import VmFacts
 from vgpud.gpu.memory_types import MAP_INFO
-from vgpud.gpu.wire.protocol import ResponseType
 from vgpud.publish import Publish
 
 log = logging.getLogger(__name__)
@@ -40,13 +39,13 @@ class Plans:
         return first_match(self._vm.rules, self._device, kind, size)
 
     def make(self, kind: BlobKind, size: int) -> Plan:
-        """The plan for a blob; raises `GuestError` where the rule says to refuse it."""
+        """The plan for a blob; raises `Unsupported` where the rule says to refuse it."""
         rule = self.rule(kind, size)
         try:
             result = plan(self._vm.facts, rule, slot_flags=self._vm.slot_flags)
         except Unsupported as error:
             self._refused(rule, kind, str(error))
-            raise GuestError(ResponseType.ERR_UNSPEC, str(error)) from error
+            raise
         self._made(rule, kind, result)
         return result
 

@@ -13,15 +13,16 @@ from asyncio import Lock
 from collections.abc import Iterator
 
 from vgpud.coherency.slot_policy import BlobKind
-from vgpud.errors import GuestError
+from vgpud.errors import OutOfMemory, VgpudError
 from vgpud.gpu.blobs.layout import BlobLayout
 from vgpud.gpu.blobs.per_blob_layout import PerBlobMemory
 from vgpud.gpu.blobs.plans import Plans
 from vgpud.gpu.counters import Counters
+from vgpud.gpu.errors import InvalidParameter, InvalidResourceId
 from vgpud.gpu.ports import RamSlots
 from vgpud.gpu.quota import Quota
 from vgpud.gpu.resources import OVERHEAD, HostBlob
-from vgpud.gpu.wire.protocol import BlobMem, ResourceId, ResponseType
+from vgpud.gpu.wire.protocol import BlobMem, ResourceId
 from vgpud.memory.window_map import BLOB_ALIGNMENT, check_placement
 from vgpud.publish import Publish
 
@@ -35,7 +36,7 @@ class VmmBlobs:
     """The VMM's blobs on one device.
 
     `turn` is for one change of the window at a time. `ids` are never used twice: a stale one names
-    nothing. All that is async may be cancelled, and raises `GuestError` where a guest would get it.
+    nothing. All that is async may be cancelled, and raises `VgpudError` where a guest would get it.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class VmmBlobs:
         blob_id = ResourceId(next(self._ids))
         try:
             memory = self._layout.allocate(blob_id, size, plan)
-        except GuestError:
+        except VgpudError:
             charge.release()
             raise
         try:
@@ -143,8 +144,7 @@ class VmmBlobs:
             return place.offset
         offset = self._layout.map.free_from_end(blob.size)
         if offset is None:
-            raise GuestError(
-                ResponseType.ERR_OUT_OF_MEMORY,
+            raise OutOfMemory(
                 f"no {blob.size:#x} bytes in a row are free in the window of "
                 f"{self._layout.map.size:#x}",
             )
@@ -152,7 +152,7 @@ class VmmBlobs:
 
     def _check(self, blob: HostBlob) -> None:
         if self._by_id.get(blob.id) is not blob:  # gone while we waited for our turn
-            raise GuestError(ResponseType.ERR_INVALID_RESOURCE_ID, f"no blob {blob.id}")
+            raise InvalidResourceId(f"no blob {blob.id}")
 
     def _forget(self, blob: HostBlob) -> None:
         del self._by_id[blob.id]
@@ -165,5 +165,5 @@ class VmmBlobs:
         self._publish(f"blob.{what}", message, resource=blob.id, size=blob.size, **where)
 
 
-def _invalid(reason: str) -> GuestError:
-    return GuestError(ResponseType.ERR_INVALID_PARAMETER, reason)
+def _invalid(reason: str) -> InvalidParameter:
+    return InvalidParameter(reason)

@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgpud.coherency.plan import Plan
-from vgpud.errors import GuestError, HostError
+from vgpud.errors import AllocationError, HostError
 from vgpud.gpu.blobs.layout import access_of, flushed_at_hand_over
+from vgpud.gpu.errors import InvalidParameter
 from vgpud.gpu.memory import zeroed
 from vgpud.gpu.ports import BarSlots, Works
 from vgpud.gpu.quota import Charge, Quota
-from vgpud.gpu.wire.protocol import ResourceId, ResponseType
+from vgpud.gpu.wire.protocol import ResourceId
 from vgpud.memory.extents import Extents
 from vgpud.memory.window import HostWindow
 from vgpud.memory.window_map import Place, WindowMap
@@ -47,7 +48,7 @@ class WindowLayout:
         works: Works,
         slot_flags: Callable[[], SlotFlag],
     ) -> None:
-        self.map = WindowMap(size)
+        self.map = WindowMap[ResourceId](size)
         self.works = works
         self.quota = quota
         self._name = name
@@ -70,7 +71,7 @@ class WindowLayout:
             try:
                 self._window = HostWindow(f"{self._name}-window", self._size)
             except HostError as error:
-                raise GuestError(ResponseType.ERR_OUT_OF_MEMORY, str(error)) from error
+                raise AllocationError(error) from error
         return self._window
 
     def allocate(self, blob: ResourceId, size: int, plan: Plan) -> WindowBlob:
@@ -83,17 +84,14 @@ class WindowLayout:
         if self._mapped:
             return
         window = self.window
-        try:
-            flags = int(self._slot_flags())
-            await self._slots.map(window.fd, 0, 0, window.size, flags=flags)
-        except HostError as error:
-            raise GuestError(ResponseType.ERR_UNSPEC, str(error)) from error
+        flags = int(self._slot_flags())
+        await self._slots.map(window.fd, 0, 0, window.size, flags=flags)
         self._mapped = True
 
     def reset(self) -> None:
         for blob in list(self.blobs.values()):
             blob.forget()
-        self.map = WindowMap(self._size)
+        self.map = WindowMap[ResourceId](self._size)
         self._mapped = False
         if self._window is not None:
             self._window.clear(0, self._size)
@@ -171,7 +169,7 @@ class WindowBlob:
     async def unmap(self) -> None:
         place = self._layout.map.place(self._blob)
         if place is None or not place.mapped:
-            raise GuestError(ResponseType.ERR_INVALID_PARAMETER, f"blob {self._blob} is not mapped")
+            raise InvalidParameter(f"blob {self._blob} is not mapped")
         self._layout.map.park(self._blob)
 
     async def destroy(self) -> None:

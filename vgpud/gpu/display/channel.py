@@ -20,17 +20,18 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vgpud.errors import GuestError, PeerError
+from vgpud.errors import PeerError
 from vgpud.gpu.counters import Counters
 from vgpud.gpu.display import messages as display
 from vgpud.gpu.display.damage import Damage
 from vgpud.gpu.display.shadow import TILE, Shadow
 from vgpud.gpu.display.shadows import Shadows
 from vgpud.gpu.display.tiles import rectangles
+from vgpud.gpu.errors import Unspecified
 from vgpud.gpu.quota import Quota
 from vgpud.gpu.wire import responses
 from vgpud.gpu.wire.header import Rect
-from vgpud.gpu.wire.protocol import ResponseType, ScanoutId
+from vgpud.gpu.wire.protocol import ScanoutId
 from vgpud.unix.stream_socket import StreamSocket
 
 log = logging.getLogger(__name__)
@@ -139,7 +140,7 @@ class DisplayLink:
     async def edid(self, scanout_id: int) -> bytes:
         await self._greeted.wait()
         if not self._features & display.ProtocolFeature.EDID:
-            raise GuestError(ResponseType.ERR_UNSPEC, "the display has no EDID")
+            raise Unspecified("the display has no EDID")
         reply = await self._ask(display.GetEdid(ScanoutId(scanout_id)))
         assert isinstance(reply, responses.Edid)
         return reply.data
@@ -160,7 +161,7 @@ class DisplayLink:
             self.close()
 
     def close(self) -> None:
-        """Closes the socket; who waits for an answer gets `GuestError`."""
+        """Closes the socket; who waits for an answer gets `Unspecified`."""
         self._closed = True
         self._socket.close()
         self._shadows.clear()
@@ -174,7 +175,7 @@ class DisplayLink:
     async def _greet(self) -> None:
         try:
             reply = await self._ask(display.GetProtocolFeatures())
-        except GuestError as error:
+        except Unspecified as error:
             log.warning("display without features device=%s: %s", self._device, error)
             return
         finally:
@@ -283,9 +284,9 @@ def _rows_at_a_time(rect: Rect) -> int:
     return max(rows - (rect.y + rows) % TILE[1], 1) if rows >= TILE[1] else rows
 
 
-def _unanswered(request: display.Request) -> GuestError:
+def _unanswered(request: display.Request) -> Unspecified:
     name = type(request).__name__
-    return GuestError(ResponseType.ERR_UNSPEC, f"the display did not answer {name}")
+    return Unspecified(f"the display did not answer {name}")
 
 
 def _answers(request: display.Request, reply: display.Reply) -> bool:

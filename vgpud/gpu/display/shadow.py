@@ -44,7 +44,7 @@ class Shadow:
 
         `order` is where B, G, R and X are in them. Returns the tiles that the rectangle touches,
         (rows, columns), 1 where something has changed or was not known and 0 elsewhere. Raises
-        `GuestError` for pixels that are not in the buffer.
+        `OutOfRange` for pixels that are not in the buffer.
         """
         return contents.update_tiles(
             offset, stride, self._tiles, rect.x, rect.y, rect.width, rect.height, order

@@ -6,7 +6,7 @@ from one word about the scanout's size to the next.
 
 from __future__ import annotations
 
-from vgpud.errors import GuestError
+from vgpud.errors import OutOfMemory
 from vgpud.gpu.display.shadow import Shadow
 from vgpud.gpu.quota import Charge, Quota
 
@@ -48,7 +48,7 @@ class Shadows:
             return None, none
         try:
             charge = self._quota.charge(Shadow.size(width, height))
-        except GuestError:
+        except OutOfMemory:
             return None, none
         try:
             return Shadow(width, height), charge

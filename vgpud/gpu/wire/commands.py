@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
-from vgpud.errors import GuestError
+from vgpud.gpu.errors import InvalidParameter, Unspecified
 from vgpud.gpu.wire.header import HEADER_SIZE, Box, Bytes, Header, Rect, decode_header
-from vgpud.gpu.wire.protocol import CommandType, ResponseType
+from vgpud.gpu.wire.protocol import CommandType
 from vgpud.gpu.wire.structs import (
     MEM_ENTRY,
     Command,
@@ -116,14 +116,12 @@ class _Wire:
 def decode(request: Bytes) -> Command:
     """Decode one request of the control or cursor queue; bytes after the struct are ignored.
 
-    Raises GuestError: ERR_UNSPEC if the request is short or of no known type,
-    ERR_INVALID_PARAMETER if it counts more entries or bytes than it brings.
+    Raises `Unspecified` if the request is short or of no known type, `InvalidParameter` if it
+    counts more entries or bytes than it brings.
     """
     header = decode_header(request)
     if header is None:
-        raise GuestError(
-            ResponseType.ERR_UNSPEC, f"request of {len(request)} bytes, a header is {HEADER_SIZE}"
-        )
+        raise Unspecified(f"request of {len(request)} bytes, a header is {HEADER_SIZE}")
     return decode_body(header, request)
 
 
@@ -131,11 +129,10 @@ def decode_body(header: Header, request: Bytes) -> Command:
     """Decode a request whose header has been read already; as `decode` otherwise."""
     wire = _BY_TYPE.get(header.type)
     if wire is None:
-        raise GuestError(ResponseType.ERR_UNSPEC, f"unknown command {header.type:#06x}")
+        raise Unspecified(f"unknown command {header.type:#06x}")
     layout = wire.layout
     if len(request) < HEADER_SIZE + layout.size:
-        raise GuestError(
-            ResponseType.ERR_UNSPEC,
+        raise Unspecified(
             f"{wire.kind.name}: request of {len(request)} bytes, "
             f"the struct is {HEADER_SIZE + layout.size}",
         )
@@ -212,8 +209,7 @@ def _read_entries(command: CommandType, count: int, request: Bytes, offset: int)
     """Copy `count` entries at `offset`, so that nothing can change them between check and use."""
     room = (len(request) - offset) // MEM_ENTRY.itemsize
     if count > room:
-        raise GuestError(
-            ResponseType.ERR_INVALID_PARAMETER,
+        raise InvalidParameter(
             f"{command.name}: {count} memory entries counted, {room} brought",
         )
     end = offset + count * MEM_ENTRY.itemsize
@@ -306,8 +302,7 @@ def _build_submit_3d(header: Header, values: _Fields, request: Bytes) -> Command
     (size,) = values
     start = HEADER_SIZE + _SUBMIT_3D.size
     if size > len(request) - start:
-        raise GuestError(
-            ResponseType.ERR_INVALID_PARAMETER,
+        raise InvalidParameter(
             f"SUBMIT_3D: {size} bytes counted, {len(request) - start} brought",
         )
     return Submit3D(header, bytes(request[start : start + size]))

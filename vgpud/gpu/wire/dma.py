@@ -22,8 +22,8 @@ from enum import IntEnum
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, assert_never
 
-from vgpud.errors import GuestError
-from vgpud.gpu.wire.protocol import ResourceId, ResponseType
+from vgpud.gpu.errors import InvalidParameter
+from vgpud.gpu.wire.protocol import ResourceId
 from vgpud.gpu.wire.value import value
 
 if TYPE_CHECKING:
@@ -135,9 +135,9 @@ Packet: TypeAlias = Nop | Fill | Copy | Blit | Crc32
 def decode(stream: Bytes, max_packets: int = MAX_PACKETS) -> Iterator[Packet]:
     """Read packets one at a time: each is handed out before the next is looked at.
 
-    Raises GuestError (ERR_INVALID_PARAMETER) at the first bad packet: an unknown opcode, a length
-    that is not the opcode's or leaves the stream, a zero field that is not, a leftover of less than
-    a dword, or one packet more than `max_packets`.
+    Raises `InvalidParameter` at the first bad packet: an unknown opcode, a length that is not the
+    opcode's or leaves the stream, a zero field that is not, a leftover of less than a dword, or one
+    packet more than `max_packets`.
     """
     offset = 0
     index = 0
@@ -170,10 +170,8 @@ def encode(packets: Iterable[Packet]) -> bytes:
     return b"".join(map(_pack, packets))
 
 
-def _bad(index: int, offset: int, reason: str) -> GuestError:
-    return GuestError(
-        ResponseType.ERR_INVALID_PARAMETER, f"packet {index} at byte {offset}: {reason}"
-    )
+def _bad(index: int, offset: int, reason: str) -> InvalidParameter:
+    return InvalidParameter(f"packet {index} at byte {offset}: {reason}")
 
 
 _NOP = Struct("<I")
