@@ -17,7 +17,7 @@ import pytest
 from tests.microvm.kvm import needs_kvm
 from tests.microvm.test_png import decode
 from vgpud.cli import demo
-from vgpud.coherency.facts import Facts, GuestMtrr, HostBacking
+from vgpud.coherency.facts import Facts, GuestMtrr
 from vgpud.coherency.kvm_mode import Finding, KvmMode
 from vgpud.coherency.plan import Plan
 from vgpud.coherency.planner import plan
@@ -26,6 +26,7 @@ from vgpud.coherency.probes.kvm import KvmFacts
 from vgpud.coherency.slot_policy import DEFAULT_RULE, Fallback, MemoryType, Rule
 from vgpud.gpu.memory_types import MAP_INFO
 from vgpud.gpu.wire.protocol import MapInfo
+from vgpud.memory.backing import HostBacking
 from vgpud.microvm.guest_code import LINUX_PAT, Dma, Mapped, Pat, Written
 from vgpud.microvm.slots import Accepted
 from vgpud.microvm.vmm import Outcome, Round

@@ -7,12 +7,13 @@ from itertools import product
 
 import pytest
 
-from vgpud.coherency.facts import Facts, GuestMtrr, HostBacking, facts_of
+from vgpud.coherency.facts import Facts, GuestMtrr, facts_of
 from vgpud.coherency.kvm_mode import KvmMode
 from vgpud.coherency.plan import Duty, HostRead, HostWrite, Plan, Sync, VmSetup
 from vgpud.coherency.planner import plan, table, window_slot_flags
 from vgpud.coherency.slot_policy import DEFAULT_RULE, Fallback, GuestPat, MemoryType, Rule
 from vgpud.errors import Unsupported
+from vgpud.memory.backing import HostBacking
 from vgpud.uapi.memslot import SlotFlag
 
 WC, UC, WB = MemoryType.WC, MemoryType.UC, MemoryType.WB

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgpud.coherency import kvm_mode
-from vgpud.coherency.facts import Facts, GuestMtrr, HostBacking
+from vgpud.coherency.facts import Facts, GuestMtrr
 from vgpud.coherency.kvm_mode import Finding
 from vgpud.coherency.plan import Plan, VmSetup
 from vgpud.coherency.planner import plan
@@ -31,6 +31,7 @@ from vgpud.errors import HostError, VgpudError
 from vgpud.gpu.display import png
 from vgpud.gpu.memory_types import MAP_INFO
 from vgpud.gpu.wire.protocol import MapInfo
+from vgpud.memory.backing import HostBacking
 from vgpud.microvm.guest_code import Mapped, Pat
 from vgpud.microvm.service import DEVICE, Service, configuration
 from vgpud.microvm.slots import Accepted

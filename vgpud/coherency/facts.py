@@ -8,18 +8,7 @@ from typing import assert_never
 
 from vgpud.coherency.kvm_mode import KvmMode
 from vgpud.coherency.slot_policy import GuestPat
-
-
-class HostBacking(StrEnum):
-    """What memory a blob is in, and how this process has it mapped.
-
-    RAM_WB: RAM, mapped write-back (memfd, udmabuf). RAM_WC: RAM, mapped write-combining (what GEM
-    drivers give). MMIO: memory of the device behind a host BAR, mapped write-combining or uncached.
-    """
-
-    RAM_WB = "ram-wb"
-    RAM_WC = "ram-wc"
-    MMIO = "mmio"
+from vgpud.memory.backing import HostBacking
 
 
 class GuestMtrr(StrEnum):

@@ -24,11 +24,12 @@ from enum import Enum, auto
 from itertools import product
 from typing import Final, assert_never
 
-from vgpud.coherency.facts import Facts, GuestMtrr, HostBacking
+from vgpud.coherency.facts import Facts, GuestMtrr
 from vgpud.coherency.kvm_mode import KvmMode
 from vgpud.coherency.plan import Duty, HostRead, HostWrite, Plan, Sync, VmSetup
 from vgpud.coherency.slot_policy import Fallback, MemoryType, Rule
 from vgpud.errors import Unsupported
+from vgpud.memory.backing import HostBacking
 from vgpud.uapi.memslot import SlotFlag
 
 

@@ -99,7 +99,7 @@ class Gpu:
             log.warning(
                 "buffers device=%s kind=%s: %s", spec.name, self.buffers.kind, self.buffers.fallback
             )
-        self._vm = VmFacts(spec, look, self.buffers.backing)
+        self._vm = VmFacts(spec.guest_pat, spec.rules, spec.layout, look)
         common = (spec.name, spec.window, self.quota, slots, works)
         self.layout: BlobLayout = (
             WindowLayout(*common, self._vm.window_flags)
@@ -207,7 +207,7 @@ class Gpu:
             guest_pat=spec.guest_pat,
             rules=spec.rules,
         )
-        self._vm.reconfigure(self.spec)
+        self._vm.reconfigure(spec.guest_pat, spec.rules)
 
     def resize(self, scanout_id: int, width: int, height: int) -> None:
         """Offers the guest another mode, in pixels, for as long as this front-end is connected.

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from vgpud.errors import HostError
 from vgpud.memory import memfd
+from vgpud.memory.backing import HostBacking
 from vgpud.memory.mapping import map_file
 from vgpud.unix.fd import Fd, in_reserve
 
@@ -25,14 +26,22 @@ class Buffer:
     """`size` bytes, zeros at first: from the start of the file `fd`, which is whole pages, and in
     `view`, which is (size,) of uint8.
 
-    Owns the file; the mapping lasts as long as any view of it. `lost` says why the bytes can't be
-    relied on any more. Raises HostError if the file can't be mapped; the descriptor is closed then.
+    `backing` is what memory they are in. Owns the file; the mapping lasts as long as any view of
+    it. `lost` says why the bytes can't be relied on any more. Raises HostError if the file can't be
+    mapped; the descriptor is closed then.
     """
 
-    __slots__ = ("_lost", "_mapping", "fd", "view")
+    __slots__ = ("_lost", "_mapping", "backing", "fd", "view")
 
-    def __init__(self, fd: Fd, size: int, lost: Callable[[], str | None] = lambda: None) -> None:
+    def __init__(
+        self,
+        fd: Fd,
+        size: int,
+        backing: HostBacking = HostBacking.RAM_WB,
+        lost: Callable[[], str | None] = lambda: None,
+    ) -> None:
         self.fd = fd
+        self.backing = backing
         self._lost = lost
         with ExitStack() as stack:
             stack.callback(fd.close)
@@ -57,6 +66,10 @@ class BufferSource(Protocol):
     """Where buffers come from."""
 
     @property
+    def backing(self) -> HostBacking:
+        """What memory all of its buffers are in."""
+
+    @property
     def slow(self) -> bool:
         """Whether making a buffer takes time in proportion to its size, so that a thread of its own
         should do it."""
@@ -72,9 +85,10 @@ class MemfdSource:
     """Sealed memory files: pages that the kernel may move and swap, mapped write-back."""
 
     slow = False
+    backing = HostBacking.RAM_WB
 
     def allocate(self, name: str, size: int) -> Buffer:
-        return Buffer(memfd.create(name, size), size)
+        return Buffer(memfd.create(name, size), size, self.backing)
 
     def problem(self) -> str | None:
         return None

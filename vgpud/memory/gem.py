@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Final
 
 from vgpud.errors import HostError
+from vgpud.memory.backing import HostBacking
 from vgpud.memory.buffers import Buffer
 from vgpud.memory.render_nodes import Gpu, RenderNodes
 from vgpud.uapi import drm
@@ -66,6 +67,7 @@ class GemSource:
     """
 
     slow = True  # the driver makes all pages write-combining when the buffer is mapped
+    backing = HostBacking.RAM_WC
 
     def __init__(self, nodes: RenderNodes, render_node: str | None = None) -> None:
         self._nodes = nodes
@@ -105,7 +107,7 @@ class GemSource:
         def lost() -> str | None:
             return None if gpu in self._nodes else f"its GPU, {gpu}, is gone"
 
-        return Buffer(made, size, lost)
+        return Buffer(made, size, self.backing, lost)
 
     def problem(self) -> str | None:
         try:

@@ -12,6 +12,7 @@ from typing import Final
 
 from vgpud.errors import HostError
 from vgpud.memory import memfd
+from vgpud.memory.backing import HostBacking
 from vgpud.memory.buffers import Buffer
 from vgpud.uapi import udmabuf
 from vgpud.uapi.page import PAGE_SIZE
@@ -30,6 +31,7 @@ class UdmabufSource:
     """A `memory.buffers.BufferSource`."""
 
     slow = True  # all pages are there, and zeroed, from the start
+    backing = HostBacking.RAM_WB
 
     def __init__(self, path: Path = PATH) -> None:
         self._path = path
@@ -44,7 +46,7 @@ class UdmabufSource:
         # so that a front-end that sends it back is found to send the same memory (host.mapping).
         with device, memfd.create(name, size) as pages:
             made = Fd(udmabuf.create(device.fileno(), pages.fileno(), 0, size))
-        return Buffer(made, size)
+        return Buffer(made, size, self.backing)
 
     def problem(self) -> str | None:
         """Tells by trying."""

@@ -11,11 +11,11 @@ from tests.cli.doctor import hosts
 from vgpud.cli.doctor import Report, examine, render, render_table
 from vgpud.cli.doctor.report import VmKind
 from vgpud.cli.doctor.screen import WIDTH
-from vgpud.coherency.facts import HostBacking
 from vgpud.coherency.planner import table
 from vgpud.coherency.probes.host import HostFacts
 from vgpud.coherency.slot_policy import MemoryType
 from vgpud.gpu.memory_types import map_info_name
+from vgpud.memory.backing import HostBacking
 
 EVERY = pytest.mark.parametrize("facts", hosts.HOSTS.values(), ids=hosts.HOSTS)
 LINES = 66

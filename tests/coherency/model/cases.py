@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from itertools import product
 
 from tests.coherency.model.scenario import Steps, World, device_steps, engine_steps, worlds
-from vgpud.coherency.facts import Facts, GuestMtrr, HostBacking
+from vgpud.coherency.facts import Facts, GuestMtrr
 from vgpud.coherency.kvm_mode import KvmMode
 from vgpud.coherency.plan import Plan
 from vgpud.coherency.planner import PlanRow, plan, table
 from vgpud.coherency.slot_policy import Fallback, MemoryType, Rule
 from vgpud.errors import Unsupported
+from vgpud.memory.backing import HostBacking
 from vgpud.uapi.memslot import SlotFlag
 
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from vgpud.coherency.facts import Facts, GuestMtrr, HostBacking
+from vgpud.coherency.facts import Facts, GuestMtrr
 from vgpud.coherency.kvm_mode import KvmMode
 from vgpud.coherency.plan import Plan
 from vgpud.coherency.slot_policy import MemoryType
+from vgpud.memory.backing import HostBacking
 from vgpud.uapi.memslot import SlotFlag
 
 

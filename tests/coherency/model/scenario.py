@@ -22,8 +22,9 @@ from tests.coherency.model.memory_types import (
     host_accesses,
     hypervisors,
 )
-from vgpud.coherency.facts import Facts, HostBacking
+from vgpud.coherency.facts import Facts
 from vgpud.coherency.plan import Duty, HostRead, HostWrite, Plan
+from vgpud.memory.backing import HostBacking
 
 OLD = -1
 """What memory holds before it is ours."""

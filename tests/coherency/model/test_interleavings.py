@@ -26,8 +26,9 @@ from tests.coherency.model.scenario import (
     worlds,
 )
 from tests.coherency.model.test_plans import NAIVE, violation
-from vgpud.coherency.facts import Facts, HostBacking
+from vgpud.coherency.facts import Facts
 from vgpud.coherency.kvm_mode import KvmMode
+from vgpud.memory.backing import HostBacking
 
 LINES = 2
 TURNS = 30

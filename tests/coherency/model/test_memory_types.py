@@ -22,10 +22,11 @@ from tests.coherency.model.memory_types import (
     host_accesses,
     hypervisors,
 )
-from vgpud.coherency.facts import Facts, GuestMtrr, HostBacking
+from vgpud.coherency.facts import Facts, GuestMtrr
 from vgpud.coherency.kvm_mode import KvmMode
 from vgpud.coherency.planner import plan
 from vgpud.coherency.slot_policy import MemoryType, Rule
+from vgpud.memory.backing import HostBacking
 
 MTRR_TYPES = (UC, WC, WT, WB, WP)
 RAM = (HostBacking.RAM_WB, HostBacking.RAM_WC)

@@ -25,10 +25,11 @@ from tests.coherency.model.scenario import (
     engine_steps,
     worlds,
 )
-from vgpud.coherency.facts import Facts, HostBacking
+from vgpud.coherency.facts import Facts
 from vgpud.coherency.kvm_mode import KvmMode
 from vgpud.coherency.planner import plan
 from vgpud.coherency.slot_policy import DEFAULT_RULE, MemoryType, Rule
+from vgpud.memory.backing import HostBacking
 
 
 @cache

@@ -25,7 +25,7 @@ from tests.gpu.machine import (
     stop_at,
 )
 from tests.memory.gpu_trees import record
-from vgpud.coherency.facts import HostBacking, facts_of
+from vgpud.coherency.facts import facts_of
 from vgpud.coherency.kvm_mode import KvmMode
 from vgpud.coherency.planner import plan
 from vgpud.coherency.slot_policy import DEFAULT_RULE, Buffers, GuestPat, Layout, SlotOwner
@@ -37,6 +37,7 @@ from vgpud.gpu.quota import Quota
 from vgpud.gpu.spec import DeviceSpec, Output
 from vgpud.gpu.wire.protocol import ResourceId, ResponseType
 from vgpud.memory import memfd
+from vgpud.memory.backing import HostBacking
 from vgpud.memory.buffers import Buffer, MemfdSource
 from vgpud.memory.extents import Extents
 from vgpud.memory.gem import GemSource
@@ -72,7 +73,7 @@ def vgem(tmp_path: Path) -> RenderNodes:
 @pytest.mark.parametrize("buffers", Buffers)
 def test_a_window_is_a_memory_file(buffers: Buffers, owner: SlotOwner) -> None:
     chosen = resolve(replace(SPEC, layout=Layout.WINDOW, buffers=buffers, slots=owner))
-    assert (chosen.kind, chosen.backing) == (Buffers.MEMFD, HostBacking.RAM_WB)
+    assert (chosen.kind, chosen.source.backing) == (Buffers.MEMFD, HostBacking.RAM_WB)
     if buffers in {Buffers.UDMABUF, Buffers.GEM}:
         [problem] = chosen.problems()
         assert problem == f'not {buffers}: other buffers than memory files need layout = "per-blob"'
@@ -87,11 +88,11 @@ def test_what_is_named_is_taken_there_or_not(tmp_path: Path) -> None:
     assert chosen.problems() == ()
     chosen = resolve(replace(SPEC, buffers=Buffers.UDMABUF), nodes)
     assert isinstance(chosen.source, UdmabufSource)
-    assert chosen.backing is HostBacking.RAM_WB
+    assert chosen.source.backing is HostBacking.RAM_WB
     assert bool(chosen.problems()) is NO_UDMABUF
     chosen = resolve(replace(SPEC, buffers=Buffers.GEM), nodes)
     assert isinstance(chosen.source, GemSource)
-    assert chosen.backing is HostBacking.RAM_WC
+    assert chosen.source.backing is HostBacking.RAM_WC
     [problem] = chosen.problems()
     assert "this host has no GPU" in problem
 
@@ -126,15 +127,18 @@ def test_which_gpu_a_device_is_about(vgem: RenderNodes) -> None:
 
 
 def test_the_planner_is_told_what_memory_it_is() -> None:
-    facts = VmFacts(SPEC, lambda: KvmMode.SVM, HostBacking.RAM_WC).facts
-    assert facts == facts_of(GuestPat.AUTO, seen=KvmMode.SVM, backing=HostBacking.RAM_WC)
-    assert not plan(facts, DEFAULT_RULE).pinned
+    vm = VmFacts(GuestPat.AUTO, (), Layout.PER_BLOB, lambda: KvmMode.SVM)
+    for backing in HostBacking:  # one device may have buffers of several kinds
+        facts = vm.facts(backing)
+        assert facts == facts_of(GuestPat.AUTO, seen=KvmMode.SVM, backing=backing)
+        assert plan(facts, DEFAULT_RULE).pinned is (backing is HostBacking.RAM_WB)
 
 
 class Source:
     """A `BufferSource` of memory files, as slow as a driver and as lost as a GPU that is gone."""
 
     slow = True
+    backing = HostBacking.RAM_WC
 
     def __init__(self) -> None:
         self.lost: str | None = None
@@ -144,7 +148,7 @@ class Source:
     def allocate(self, name: str, size: int) -> Buffer:
         if self.refusing:
             raise HostError("allocate", OSError(19, ""), "the GPU is gone")
-        self.buffers.append(Buffer(memfd.create(name, size), size, lambda: self.lost))
+        self.buffers.append(Buffer(memfd.create(name, size), size, lost=lambda: self.lost))
         return self.buffers[-1]
 
     def problem(self) -> str | None:

@@ -19,7 +19,7 @@ from typing import Any, Final
 from vgpud import __version__
 from vgpud.cli.doctor.remedies import Owner, Remedy, Who, remedies
 from vgpud.coherency import kvm_mode, planner
-from vgpud.coherency.facts import Facts, GuestMtrr, HostBacking
+from vgpud.coherency.facts import Facts, GuestMtrr
 from vgpud.coherency.kvm_mode import Finding, HonorGuestPat, KvmMode, Vendor
 from vgpud.coherency.plan import Plan
 from vgpud.coherency.planner import PlanRow
@@ -29,6 +29,7 @@ from vgpud.coherency.probes.host import HostFacts
 from vgpud.coherency.slot_policy import DEFAULT_RULE
 from vgpud.errors import Unsupported
 from vgpud.gpu.memory_types import map_info_name
+from vgpud.memory.backing import HostBacking
 
 
 class PatState(StrEnum):

@@ -14,7 +14,7 @@ from vgpud import __version__
 from vgpud.cli.doctor.measured import Measured, advice
 from vgpud.cli.doctor.remedies import size
 from vgpud.cli.doctor.report import PatState, Report, VmKind, VmPlans
-from vgpud.coherency.facts import Facts, HostBacking
+from vgpud.coherency.facts import Facts
 from vgpud.coherency.kvm_mode import Vendor
 from vgpud.coherency.plan import Duty, Plan, VmSetup
 from vgpud.coherency.planner import PlanRow
@@ -24,6 +24,7 @@ from vgpud.coherency.probes.host import HostFacts
 from vgpud.coherency.probes.kvm import KvmFacts
 from vgpud.coherency.slot_policy import MemoryType
 from vgpud.gpu.memory_types import map_info_name
+from vgpud.memory.backing import HostBacking
 from vgpud.microvm.measure import Setup
 
 WIDTH: Final = 100

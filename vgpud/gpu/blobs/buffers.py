@@ -1,13 +1,12 @@
 """What a device's host blobs are made of: the configuration's choice, as far as this host has it.
 
-Owns the choice, and the fact about it that the planner needs; making buffers is up to `host`.
+Owns the choice; the sources make the buffers, and know what memory they are in.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vgpud.coherency.facts import HostBacking
 from vgpud.coherency.slot_policy import Buffers, Layout, ResolvedBuffers, SlotOwner
 from vgpud.gpu.spec import DeviceSpec
 from vgpud.memory.buffers import BufferSource, MemfdSource
@@ -18,11 +17,10 @@ from vgpud.memory.udmabuf import UdmabufSource
 
 @dataclass(frozen=True, slots=True)
 class BlobBuffers:
-    """A device's buffers: their `kind`, what memory they are for the planner, and
-    where they come from. `fallback` says why they are not what the configuration would have."""
+    """A device's buffers: their `kind` and where they come from. `fallback` says why they are not
+    what the configuration would have."""
 
     kind: ResolvedBuffers
-    backing: HostBacking
     source: BufferSource
     fallback: str | None = None
 
@@ -89,12 +87,12 @@ def _not_in_a_window(spec: DeviceSpec) -> str | None:
 
 
 def _memfd(fallback: str | None = None) -> BlobBuffers:
-    return BlobBuffers(Buffers.MEMFD, HostBacking.RAM_WB, MemfdSource(), fallback)
+    return BlobBuffers(Buffers.MEMFD, MemfdSource(), fallback)
 
 
 def _udmabuf(source: UdmabufSource, fallback: str | None = None) -> BlobBuffers:
-    return BlobBuffers(Buffers.UDMABUF, HostBacking.RAM_WB, source, fallback)
+    return BlobBuffers(Buffers.UDMABUF, source, fallback)
 
 
 def _gem(source: GemSource) -> BlobBuffers:
-    return BlobBuffers(Buffers.GEM, HostBacking.RAM_WC, source)
+    return BlobBuffers(Buffers.GEM, source)

@@ -104,7 +104,7 @@ class Blobs:
         self._contexts.get(command.header.ctx_id)
         if size % BLOB_ALIGNMENT:
             raise _invalid(f"a host blob of {size:#x} bytes, not aligned to {BLOB_ALIGNMENT:#x}")
-        plan_ = self._plans.make(KINDS[kind], size)
+        plan_ = self._plans.make(KINDS[kind], size, self._layout.backing)
         charge = self._quota.charge(OVERHEAD)
         backing = None
         try:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from vgpud.coherency.plan import Duty, Plan
 from vgpud.gpu.wire.protocol import ResourceId
+from vgpud.memory.backing import HostBacking
 from vgpud.memory.extents import Access, Extents
 from vgpud.memory.window_map import Place, WindowMap
 from vgpud.unix.fd import Fd
@@ -63,6 +64,10 @@ class BlobLayout(Protocol):
     """A device's way to keep host blobs. `map` is who lies where in the window."""
 
     map: WindowMap[ResourceId]
+
+    @property
+    def backing(self) -> HostBacking:
+        """What memory the blobs are in that it allocates."""
 
     @property
     def window_mapped(self) -> bool:

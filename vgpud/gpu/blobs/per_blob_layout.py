@@ -12,6 +12,7 @@ from vgpud.gpu.errors import InvalidParameter, Unspecified
 from vgpud.gpu.ports import BarSlots, RamSlots, Works
 from vgpud.gpu.quota import Charge, Quota
 from vgpud.gpu.wire.protocol import ResourceId
+from vgpud.memory.backing import HostBacking
 from vgpud.memory.buffers import Buffer, BufferSource
 from vgpud.memory.extents import Extents
 from vgpud.memory.window_map import Place, WindowMap
@@ -47,6 +48,10 @@ class PerBlobLayout:
         self._size = size
         self._quota = quota
         self._source = source
+
+    @property
+    def backing(self) -> HostBacking:
+        return self._source.backing
 
     @property
     def window_mapped(self) -> bool:

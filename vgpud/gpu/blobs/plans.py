@@ -14,6 +14,7 @@ from vgpud.coherency.slot_policy import BlobKind, Rule, first_match
 from vgpud.errors import Unsupported
 from vgpud.gpu.blobs.vm_facts import VmFacts
 from vgpud.gpu.memory_types import MAP_INFO
+from vgpud.memory.backing import HostBacking
 from vgpud.publish import Publish
 
 log = logging.getLogger(__name__)
@@ -38,11 +39,14 @@ class Plans:
         """The rule for a blob of `size` bytes."""
         return first_match(self._vm.rules, self._device, kind, size)
 
-    def make(self, kind: BlobKind, size: int) -> Plan:
-        """The plan for a blob; raises `Unsupported` where the rule says to refuse it."""
+    def make(self, kind: BlobKind, size: int, backing: HostBacking) -> Plan:
+        """Return the plan for a blob in this kind of memory.
+
+        Raises `Unsupported` where the rule says to refuse it.
+        """
         rule = self.rule(kind, size)
         try:
-            result = plan(self._vm.facts, rule, slot_flags=self._vm.slot_flags)
+            result = plan(self._vm.facts(backing), rule, slot_flags=self._vm.slot_flags)
         except Unsupported as error:
             self._refused(rule, kind, str(error))
             raise

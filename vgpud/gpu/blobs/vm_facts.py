@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vgpud.coherency.facts import Facts, HostBacking, facts_of
+from vgpud.coherency.facts import Facts, facts_of
 from vgpud.coherency.kvm_mode import KvmMode
 from vgpud.coherency.planner import window_slot_flags
-from vgpud.coherency.slot_policy import DEFAULT_RULE, Layout, Rule
-from vgpud.gpu.spec import DeviceSpec
+from vgpud.coherency.slot_policy import DEFAULT_RULE, GuestPat, Layout, Rule
+from vgpud.memory.backing import HostBacking
 from vgpud.uapi.memslot import SlotFlag
 
 
@@ -18,58 +18,60 @@ class VmFacts:
 
     def __init__(
         self,
-        spec: DeviceSpec,
+        guest_pat: GuestPat,
+        rules: tuple[Rule, ...],
+        layout: Layout,
         look: Callable[[], KvmMode],
-        backing: HostBacking = HostBacking.RAM_WB,
     ) -> None:
-        self._spec = spec
+        self.rules = rules
+        """The slot policy in force."""
+        self._guest_pat = guest_pat
+        self._layout = layout
         self._look = look
-        self._backing = backing
         self._seen: KvmMode | None = None
-        self._facts: Facts | None = None
+        self._facts: dict[HostBacking, Facts] = {}
         self._window_flags: SlotFlag | None = None
 
-    @property
-    def rules(self) -> tuple[Rule, ...]:
-        """The slot policy in force."""
-        return self._spec.rules
-
-    @property
-    def facts(self) -> Facts:
-        """The facts for the device's blobs, which are all in memory of one kind."""
-        if self._facts is None:
+    def facts(self, backing: HostBacking) -> Facts:
+        """Return the facts for a blob in this kind of memory."""
+        found = self._facts.get(backing)
+        if found is None:
             if self._seen is None:
                 self._seen = self._look()
-            self._facts = facts_of(self._spec.guest_pat, seen=self._seen, backing=self._backing)
-        return self._facts
+            found = facts_of(self._guest_pat, seen=self._seen, backing=backing)
+            self._facts[backing] = found
+        return found
 
     @property
     def slot_flags(self) -> SlotFlag | None:
         """The flags of the slot that a blob goes into, where one slot holds all of them."""
-        return self.window_flags() if self._spec.layout is Layout.WINDOW else None
+        return self.window_flags() if self._layout is Layout.WINDOW else None
 
     def window_flags(self) -> SlotFlag:
         """The flags of the window's slot. Once said they stay: plans have been made by them, and a
         live slot's can't be changed."""
         if self._window_flags is None:
-            self._window_flags = window_slot_flags(self.facts, self._spec.rules or (DEFAULT_RULE,))
+            facts = self.facts(HostBacking.RAM_WB)  # the window is a memory file
+            self._window_flags = window_slot_flags(facts, self.rules or (DEFAULT_RULE,))
         return self._window_flags
 
-    def reconfigure(self, spec: DeviceSpec) -> None:
-        """Takes other rules and another `guest_pat` for the plans that are yet to be made."""
-        self._spec = spec
+    def reconfigure(self, guest_pat: GuestPat, rules: tuple[Rule, ...]) -> None:
+        """Take other rules and another `guest_pat` for the plans that are yet to be made."""
+        self._guest_pat, self.rules = guest_pat, rules
         if not self._window_flags:  # in a flagged slot, the guest's PAT counts whatever is said
-            self._facts = None
+            self._facts.clear()
 
     def look_again(self, *, window_mapped: bool) -> None:
         """Looks anew if nothing was seen before; as plans for the unknown hold whatever turns out
         to be, the window may even get other flags, if it has no slot yet."""
         if self._seen is not KvmMode.UNKNOWN:
             return
-        self._seen = self._facts = None
+        self._seen = None
+        self._facts.clear()
         if not window_mapped:
             self._window_flags = None
 
     def forget(self) -> None:
         """Looks anew at the next occasion."""
-        self._seen = self._facts = self._window_flags = None
+        self._seen = self._window_flags = None
+        self._facts.clear()

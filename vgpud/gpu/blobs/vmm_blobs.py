@@ -74,7 +74,7 @@ class VmmBlobs:
         """Makes a blob of `size` zero bytes."""
         if size <= 0 or size % BLOB_ALIGNMENT:
             raise _invalid(f"a blob of {size:#x} bytes: whole pages of {BLOB_ALIGNMENT:#x} needed")
-        plan = self._plans.make(BlobKind.HOST3D, size)
+        plan = self._plans.make(BlobKind.HOST3D, size, self._layout.backing)
         charge = self._quota.charge(OVERHEAD)
         blob_id = ResourceId(next(self._ids))
         try:

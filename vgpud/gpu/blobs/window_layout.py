@@ -21,6 +21,7 @@ from vgpud.gpu.memory import zeroed
 from vgpud.gpu.ports import BarSlots, Works
 from vgpud.gpu.quota import Charge, Quota
 from vgpud.gpu.wire.protocol import ResourceId
+from vgpud.memory.backing import HostBacking
 from vgpud.memory.extents import Extents
 from vgpud.memory.window import HostWindow
 from vgpud.memory.window_map import Place, WindowMap
@@ -59,6 +60,10 @@ class WindowLayout:
         self._window: HostWindow | None = None
         self._mapped = False
         self.blobs: dict[ResourceId, WindowBlob] = {}
+
+    @property
+    def backing(self) -> HostBacking:
+        return HostBacking.RAM_WB
 
     @property
     def window_mapped(self) -> bool:
