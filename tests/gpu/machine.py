@@ -23,15 +23,18 @@ from numpy.typing import NDArray
 from vgpud.coherency.kvm_mode import KvmMode
 from vgpud.coherency.slot_policy import Buffers, GuestPat, Layout, Rule
 from vgpud.errors import HostError, VgpudError
+from vgpud.gpu.contexts import Submission
 from vgpud.gpu.errors import Unspecified, response_code
-from vgpud.gpu.gpu import Gpu
+from vgpud.gpu.gpu import Gpu, MakeRenderers
 from vgpud.gpu.guest_memory import GuestMemory
-from vgpud.gpu.spec import DeviceSpec, Output
+from vgpud.gpu.renderers import make_renderers
+from vgpud.gpu.spec import DeviceSpec, Output, RendererName
+from vgpud.gpu.timelines import Timeline
 from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import ResourceId, ResponseType
 from vgpud.gpu.wire.responses import DisplayMode, OkNoData, Response
 from vgpud.gpu.wire.structs import Command
-from vgpud.gpu.work import Work
+from vgpud.gpu.work import Done, Work
 from vgpud.memory import memfd
 from vgpud.publish import Json
 from vgpud.unix.fd import Fd
@@ -136,26 +139,57 @@ class Bar:
 
 
 class Bench:
-    """Work under way: a `Works` whose work is done when the test says so."""
+    """A `Works` whose work is done at once, or when the test says so."""
 
     def __init__(self, patience: Patience) -> None:
         self._patience = patience
         self._touched: Counter[ResourceId] = Counter()
+        self._held: list[Callable[[], None]] = []
+        self._holding = False
         self.waited_for: list[ResourceId] = []
         self.submitted = 0
 
-    def hold(self, work: Work) -> Callable[[], None]:
-        """Leaves work undone; returns what does it."""
+    def submit(self, key: Timeline, work: Work, done: Done) -> None:
         self.submitted += 1
+        if not self._holding:
+            run(work, done)
+            return
         self._touched.update(work.resources)
 
         def finish() -> None:
             try:
-                run(work)
+                run(work, done)
             finally:
                 self._touched.subtract(work.resources)
 
-        return finish
+        self._held.append(finish)
+
+    def hold(self, submission: Submission) -> Callable[[], None]:
+        """Starts a submission and leaves its work undone; returns what does it, and raises what it
+        is refused with."""
+        ended = Ended()
+        self._holding = True
+        try:
+            submission.start(ended)
+        finally:
+            self._holding = False
+        [finish] = self._held
+        self._held.clear()
+
+        def finish_and_check() -> None:
+            finish()
+            ended.check()
+
+        return finish_and_check
+
+    async def pause(self) -> None:
+        pass
+
+    def resume(self) -> None:
+        pass
+
+    def drop(self) -> None:
+        self._touched.clear()
 
     def busy(self, resource: ResourceId) -> bool:
         return self._touched[resource] > 0
@@ -279,6 +313,9 @@ class Machine:
         kvm: KvmMode = KvmMode.UNKNOWN,
         buffers: Buffers = Buffers.AUTO,
         render_node: str | None = None,
+        renderers: tuple[RendererName, ...] = (RendererName.DMA,),
+        make_renderers: MakeRenderers = make_renderers,
+        works: type[Bench] = Bench,
     ) -> None:
         self.spec = DeviceSpec(
             name="gpu0",
@@ -290,11 +327,12 @@ class Machine:
             layout=layout,
             buffers=buffers,
             render_node=render_node,
+            renderers=renderers,
         )
         self.patience = Patience()
         self.ram = Ram()
         self.bar = Bar(self.patience, window)
-        self.works = Bench(self.patience)
+        self.works = works(self.patience)
         self.kvm = kvm
         self.events: list[tuple[str, int | None, dict[str, Json]]] = []
         self.gpu = Gpu(
@@ -304,6 +342,7 @@ class Machine:
             self.works,
             lambda: self.kvm,
             publish=self._publish,
+            make_renderers=make_renderers,
         )
         self.empty = self.used
 
@@ -334,10 +373,8 @@ class Machine:
         outcome: object = self.gpu.execute(command)
         if isinstance(outcome, Coroutine):
             outcome = finish(outcome)
-        if isinstance(outcome, Work):
-            self.works.submitted += 1
-            run(outcome)
-            outcome = OkNoData()
+        if isinstance(outcome, Submission):
+            outcome = run_submission(outcome)
         return outcome  # type: ignore[return-value]
 
     def all(self, *some: Command) -> None:
@@ -346,9 +383,9 @@ class Machine:
             self.do(command)
 
     def hold(self, command: Command) -> Callable[[], None]:
-        """Executes a command that makes work, and leaves that undone; returns what does it."""
+        """Executes a command that submits work, and leaves that undone; returns what does it."""
         outcome = self.gpu.execute(command)
-        assert isinstance(outcome, Work)
+        assert isinstance(outcome, Submission)
         return self.works.hold(outcome)
 
     def start(self, command: Command) -> Coroutine[Any, Any, Response]:
@@ -368,16 +405,42 @@ class Machine:
         self.gpu.reset()
 
 
-def run(work: Work) -> None:
-    """Does work; raises what the command is refused with."""
+class Ended:
+    """What a submission has come to."""
+
+    def __init__(self) -> None:
+        self._errors: list[VgpudError | None] = []
+
+    def __call__(self, error: VgpudError | None) -> None:
+        self._errors.append(error)
+
+    def check(self) -> None:
+        """Raises what it was refused with; it must have ended, once."""
+        [error] = self._errors
+        if error is not None:
+            raise error
+
+
+def run(work: Work, done: Done) -> None:
+    """Does work, as an executor does."""
+    error = work.refusal
     try:
         for _ in work.steps:
             pass
+    except VgpudError as caught:
+        error = caught
     finally:
         if work.charge is not None:
             work.charge.release()
-    if work.refusal is not None:
-        raise work.refusal
+    done(error)
+
+
+def run_submission(submission: Submission) -> Response:
+    """Does all that was submitted; raises what it is refused with."""
+    ended = Ended()
+    submission.start(ended)
+    ended.check()
+    return OkNoData()
 
 
 def stop_at(coroutine: Coroutine[Any, Any, Any]) -> bool:

@@ -11,14 +11,25 @@ import pytest
 
 from tests.gpu import driver as d
 from tests.gpu import nonsense
-from tests.gpu.machine import HIGH, KIB, LOW, MIB, NEXT, PAGE, REGION, Machine, Screen, run
+from tests.gpu.machine import (
+    HIGH,
+    KIB,
+    LOW,
+    MIB,
+    NEXT,
+    PAGE,
+    REGION,
+    Machine,
+    Screen,
+    run_submission,
+)
 from tests.gpu.wire.command_cases import COMMANDS
 from vgpud.coherency.slot_policy import Layout
 from vgpud.errors import VgpudError
+from vgpud.gpu.contexts import Submission
 from vgpud.gpu.resources import HostBlob, Image
 from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.commands import Command
-from vgpud.gpu.work import Work
 
 LIMIT = 2 * MIB
 LENGTH = 150
@@ -79,12 +90,11 @@ class Harness:
                 outcome = end.value
             else:
                 self.finish_one()
-        if isinstance(outcome, Work):
+        if isinstance(outcome, Submission):
             if self.random.random() < 0.5:
                 self.held.append(self.machine.works.hold(outcome))
                 return None
-            run(outcome)
-            return responses.OkNoData()
+            return run_submission(outcome)
         return outcome  # type: ignore[return-value]
 
 

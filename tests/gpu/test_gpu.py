@@ -26,7 +26,7 @@ from tests.gpu.machine import (
 from tests.gpu.wire.command_cases import COMMANDS
 from vgpud.coherency.slot_policy import Layout
 from vgpud.errors import VgpudError
-from vgpud.gpu.gpu import FEATURES, Gpu
+from vgpud.gpu.gpu import Gpu
 from vgpud.gpu.spec import DeviceSpec
 from vgpud.gpu.wire import commands
 from vgpud.gpu.wire.commands import Command
@@ -74,8 +74,8 @@ def open_files() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
-def test_the_features_are_those_of_the_design() -> None:
-    assert sum(1 << feature for feature in Feature) == FEATURES
+def test_the_features_are_those_of_the_design(machine: Machine) -> None:
+    assert sum(1 << feature for feature in Feature) == machine.gpu.features
 
 
 def test_the_configuration_space(machine: Machine) -> None:

@@ -37,7 +37,7 @@ class Stand:
         """The types of the answers."""
 
         async def whole() -> None:
-            timelines = Timelines("gpu0")
+            timelines = Timelines()
             queue = GpuQueue(self.machine.gpu, timelines, cursor=cursor)
             queue.queue = self.answers
             for request in requests:
@@ -45,7 +45,6 @@ class Stand:
                 waiting = queue.handle(Chain(0, (), ()), data)
                 if waiting is not None:
                     await waiting
-            timelines.close()
 
         asyncio.run(whole())
         return self.answers.types

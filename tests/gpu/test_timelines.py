@@ -1,350 +1,158 @@
-"""Timelines: order on each, side by side, halts between steps, and where errors go."""
+"""Timelines: who is answered when, whatever completes first and on whichever thread."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
-from time import perf_counter
+from collections.abc import Awaitable, Callable
+from itertools import permutations
 
 import pytest
 
-from tests.gpu.timeline_stand import LONG, A, Answers, B, C, Gate, run, work
-from vgpud.gpu.errors import InvalidParameter, Unspecified
-from vgpud.gpu.timelines import INLINE_COST, QUANTUM, THREADS, Timelines
-from vgpud.gpu.wire.protocol import ContextId, ResourceId
+from tests.gpu.executor_stand import PATIENCE, A, Answers, B
+from vgpud.gpu.errors import Unspecified
+from vgpud.gpu.timelines import Timelines
 
 
-def ignoring(_: object) -> None:
-    """Make a step of what returns something."""
+def run(main: Callable[[Timelines, Answers], Awaitable[None]]) -> None:
+    async def whole() -> None:
+        async with asyncio.timeout(PATIENCE):
+            await main(Timelines(), Answers())
+
+    asyncio.run(whole())
 
 
-def test_work_on_one_timeline_runs_in_order() -> None:
-    async def main(timelines: Timelines) -> None:
-        ran: list[int] = []
-        answers = Answers()
-        gate = Gate()
-        timelines.submit(A, work(gate), answers.named("gate"))
-        for number in range(30):
-            # Small or large: behind something else, all wait.
-            cost = LONG if number % 3 else 0
-            steps = [lambda at=at: ran.append(at) for at in (2 * number, 2 * number + 1)]
-            timelines.submit(A, work(*steps, cost=cost), answers.named(str(number)))
-        await gate.reached()
-        assert ran == []
-        gate.open.set()
-        assert await answers.number(31) == ["gate", *map(str, range(30))]
-        assert ran == list(range(60))
-
-    run(main)
-
-
-def test_timelines_run_side_by_side() -> None:
-    async def main(timelines: Timelines) -> None:
-        answers = Answers()
-        gates = [Gate() for _ in range(THREADS)]
-        for key, gate in zip((A, B), gates, strict=True):
-            timelines.submit(key, work(gate), answers.named("gate"))
-        for gate in gates:
-            await gate.reached()
-        gates[1].open.set()
-        await answers.number(1)
-        timelines.submit(C, work(lambda: None), answers.named("other"))
-        timelines.submit(None, work(lambda: None), answers.named("device"))
-        assert set(await answers.number(3)) == {"gate", "other", "device"}
-        gates[0].open.set()
-        await answers.number(4)
-
-    run(main)
-
-
-def test_a_long_timeline_lets_the_others_have_its_thread() -> None:
-    async def main(timelines: Timelines) -> None:
-        answers = Answers()
-        stop = threading.Event()
-        steps = [lambda: ignoring(stop.wait(QUANTUM))] * 2000
-        for number in range(THREADS):
-            key = (ContextId(9), number)
-            timelines.submit(key, work(*steps), answers.named("long"))
-        timelines.submit(A, work(lambda: None), answers.named("short"))
-        assert await answers.number(1) == ["short"]
-        stop.set()
-        assert await answers.number(1 + THREADS) == ["short"] + ["long"] * THREADS
-
-    run(main)
-
-
-def test_little_work_on_an_idle_timeline_is_done_at_once() -> None:
-    async def main(timelines: Timelines) -> None:
-        answers = Answers()
-        where: list[threading.Thread] = []
-        step = lambda: where.append(threading.current_thread())  # noqa: E731
-        timelines.submit(A, work(step, step, cost=INLINE_COST), answers.named("small"))
-        assert answers.names == ["small"]
-        assert where == [threading.current_thread()] * 2
-        timelines.submit(A, work(step, cost=LONG), answers.named("large"))
-        assert answers.names == ["small"]
-        await answers.number(2)
-        assert where[2] is not threading.current_thread()
-        # It is idle again.
-        timelines.submit(A, work(step, cost=0), answers.named("small"))
-        assert answers.names == ["small", "large", "small"]
-
-    run(main)
-
-
-@pytest.mark.parametrize("cost", [0, LONG])
-def test_a_refusal_ends_its_own_work_only(cost: int) -> None:
-    async def main(timelines: Timelines) -> None:
-        ran: list[str] = []
-        error, late = InvalidParameter("no"), Unspecified("bad packet")
-
-        def fail() -> None:
-            raise error
-
-        answers = Answers()
-        steps: list[Callable[[], None]]
-        steps = [lambda: ran.append("before"), fail, lambda: ran.append("after")]
-        timelines.submit(A, work(*steps, cost=cost), answers.named("fails"))
-        # What was bad behind the steps is told when they have run.
-        steps = [lambda: ran.append("good")]
-        timelines.submit(A, work(*steps, cost=cost, refusal=late), answers.named("refused"))
-        timelines.submit(A, work(cost=cost), answers.named("well"))
-        await answers.number(3)
-        assert answers.seen == [("fails", error), ("refused", late), ("well", None)]
-        assert ran == ["before", "good"]
-
-    run(main)
-
-
-def test_after_waits_for_what_is_there_now() -> None:
-    async def main(timelines: Timelines) -> None:
-        answers = Answers()
-        timelines.after(A, answers.named("idle"))
-        assert answers.names == ["idle"]
-        gate = Gate()
-        timelines.submit(A, work(gate, refusal=Unspecified("")), answers.named("work"))
+def test_what_is_complete_at_once_is_answered_at_once() -> None:
+    async def main(timelines: Timelines, answers: Answers) -> None:
+        error = Unspecified("no")
+        timelines.begin(A, answers.named("first"))(None)
+        timelines.begin(A, answers.named("second"))(error)
         timelines.after(A, answers.named("fence"))
-        timelines.after(B, answers.named("other"))
-        await gate.reached()
-        assert answers.names == ["idle", "other"]
-        gate.open.set()
-        assert await answers.number(4) == ["idle", "other", "work", "fence"]
-        assert answers.seen[3] == ("fence", None)
+        assert answers.seen == [("first", None), ("second", error), ("fence", None)]
+        assert timelines.empty
 
     run(main)
 
 
-def test_resources_are_busy_until_the_last_that_touches_them_is_done() -> None:
-    async def main(timelines: Timelines) -> None:
-        answers = Answers()
-        first, second = Gate(), Gate()
-        timelines.submit(A, work(first, resources=(1, 2)), answers.named("first"))
-        timelines.submit(B, work(second, resources=(2, 3)), answers.named("second"))
-        waits = {
-            number: asyncio.create_task(timelines.drained(ResourceId(number)))
-            for number in (1, 2, 3)
-        }
-        await timelines.drained(ResourceId(4))
-        await first.reached()
-        busy = [timelines.busy(ResourceId(number)) for number in (1, 2, 3, 4)]
-        assert busy == [True, True, True, False]
-        first.open.set()
-        await waits[1]
-        assert not timelines.busy(ResourceId(1))
-        assert timelines.busy(ResourceId(2))
-        assert not waits[2].done()
-        assert not waits[3].done()
-        second.open.set()
-        await asyncio.gather(*waits.values())
-        assert not timelines.busy(ResourceId(2))
-        assert answers.names == ["first", "second"]
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_answers_are_in_order_on_a_timeline_whatever_the_order_of_completion(
+    order: tuple[int, ...],
+) -> None:
+    async def main(timelines: Timelines, answers: Answers) -> None:
+        names = ["first", "second", "third"]
+        done = []
+        for name in names:
+            done.append(timelines.begin(A, answers.named(name)))
+            timelines.after(A, answers.named(f"{name} fence"))
+        complete: set[int] = set()
+        for number in order:
+            done[number](None)
+            complete.add(number)
+            ready = next((n for n in range(3) if n not in complete), 3)
+            expected = [text for name in names[:ready] for text in (name, f"{name} fence")]
+            assert answers.names == expected
+            assert timelines.empty is (ready == 3)
 
     run(main)
 
 
-def test_pause_stops_between_steps_and_resume_goes_on() -> None:
-    async def main(timelines: Timelines) -> None:
-        ran: list[str] = []
-        answers = Answers()
-        gate = Gate()
-        steps = (lambda: ran.append("a"), gate, lambda: ran.append("b"), lambda: ran.append("c"))
-        timelines.submit(A, work(*steps, resources=(1,)), answers.named("A"))
-        await gate.reached()
-        pausing = asyncio.create_task(timelines.pause())
-        await asyncio.sleep(0.02)
-        assert not pausing.done()  # a step is not cut in two
-        gate.open.set()
-        await pausing
-        # What comes meanwhile waits too, however little it is.
-        timelines.submit(B, work(lambda: ran.append("small"), cost=0), answers.named("B"))
-        timelines.submit(C, work(lambda: ran.append("large")), answers.named("C"))
-        await asyncio.sleep(0.05)
-        assert ran == ["a"]
-        assert answers.names == []
-        assert timelines.busy(ResourceId(1))
-        timelines.resume()
-        assert set(await answers.number(3)) == {"A", "B", "C"}
-        assert [step for step in ran if len(step) == 1] == ["a", "b", "c"]
-        assert sorted(ran) == ["a", "b", "c", "large", "small"]
+def test_timelines_do_not_wait_for_each_other() -> None:
+    async def main(timelines: Timelines, answers: Answers) -> None:
+        first = timelines.begin(A, answers.named("A"))
+        timelines.after(A, answers.named("fence"))
+        timelines.begin(B, answers.named("B"))(None)
+        timelines.after(None, answers.named("device"))
+        assert answers.names == ["B", "device"]
+        first(None)
+        assert answers.names == ["B", "device", "A", "fence"]
 
     run(main)
 
 
-def test_pause_does_not_wait_for_the_steps_that_are_left() -> None:
-    async def main(timelines: Timelines) -> None:
-        loop = asyncio.get_running_loop()
-        ran: list[int] = []
-
-        def step() -> None:
-            ran.append(len(ran))
-            if len(ran) == 3:  # quick, so that it is not for want of time that the work stops
-                asyncio.run_coroutine_threadsafe(timelines.pause(), loop)
-                while not timelines._halted:
-                    pass
-
-        answers = Answers()
-        timelines.submit(A, work(*[step] * 6), answers.named("work"))
-        while not ran or timelines._running:  # noqa: ASYNC110
-            await asyncio.sleep(0)
-        assert len(ran) == 3
-        timelines.resume()
-        assert await answers.number(1) == ["work"]
-        assert len(ran) == 6
+def test_another_thread_completes_and_the_loop_answers() -> None:
+    async def main(timelines: Timelines, answers: Answers) -> None:
+        error = Unspecified("no")
+        first, second = (timelines.begin(A, answers.named(name)) for name in ("first", "second"))
+        thread = threading.Thread(target=lambda: (second(None), first(error)))
+        thread.start()
+        thread.join()
+        assert answers.names == []  # an answer is for the loop's thread
+        await answers.number(2)
+        assert answers.seen == [("first", error), ("second", None)]
 
     run(main)
 
 
-def test_drop_forgets_what_was_not_done() -> None:
-    async def main(timelines: Timelines) -> None:
-        ran: list[str] = []
-        answers = Answers()
-        gate = Gate()
-        steps = (gate, lambda: ran.append("dropped"))
-        timelines.submit(A, work(*steps, resources=(1,)), answers.named("dropped"))
-        timelines.after(A, answers.named("dropped"))
-        waits = asyncio.create_task(timelines.drained(ResourceId(1)))
-        await gate.reached()
-        gate.open.set()
-        await timelines.pause()
-        timelines.drop()
-        await waits
-        assert not timelines.busy(ResourceId(1))
-        # All is as new: nothing is queued before what comes now, and nothing is halted.
-        timelines.submit(A, work(lambda: ran.append("small"), cost=0), answers.named("small"))
-        assert answers.names == ["small"]
-        timelines.submit(A, work(lambda: ran.append("large")), answers.named("large"))
-        assert await answers.number(2) == ["small", "large"]
-        await asyncio.sleep(0.02)
-        assert ran == ["small", "large"]
-
-    run(main)
-
-
-def test_a_bug_in_a_step_surfaces_through_failed() -> None:
-    async def main(timelines: Timelines) -> None:
-        def bug() -> None:
-            raise ZeroDivisionError("a bug")
-
-        answers = Answers()
-        failed = asyncio.create_task(timelines.failed())
-        timelines.submit(A, work(bug), answers.named("never"))
-        with pytest.raises(ZeroDivisionError, match="a bug"):
-            await failed
-        assert answers.names == []  # nobody is told that it was done
-        timelines.submit(B, work(lambda: None), answers.named("other"))
-        assert await answers.number(1) == ["other"]
-        with pytest.raises(ZeroDivisionError):
-            timelines.submit(C, work(bug, cost=0), answers.named("never"))
-
-    run(main)
-
-
-def test_failed_does_not_end_for_a_refusal() -> None:
-    async def main(timelines: Timelines) -> None:
-        def refuse() -> None:
-            raise InvalidParameter("no")
-
-        answers = Answers()
-        failed = asyncio.create_task(timelines.failed())
-        timelines.submit(A, work(refuse), answers.named("refused"))
-        await answers.number(1)
+def test_only_the_first_completion_counts() -> None:
+    async def main(timelines: Timelines, answers: Answers) -> None:
+        first, second = (timelines.begin(A, answers.named(name)) for name in ("first", "second"))
+        second(None)
+        second(Unspecified("again"))
+        thread = threading.Thread(target=lambda: (first(None), first(Unspecified("again"))))
+        thread.start()
+        thread.join()
+        await answers.number(2)
         await asyncio.sleep(0)
-        assert not failed.done()
-        timelines.close()
-        with pytest.raises(asyncio.CancelledError):
-            await failed
+        assert answers.seen == [("first", None), ("second", None)]
 
     run(main)
 
 
-def test_both_threads_answer_also_behind_many_busy_timelines() -> None:
-    """A guest can have thousands; what is asked of the threads must not wait for all of them."""
-
-    async def main(timelines: Timelines) -> None:
-        await timelines.answered()
-        stop = threading.Event()
-        answers = Answers()
-        for number in range(1000):
-            steps = [lambda: ignoring(stop.wait(QUANTUM))] * 10
-            timelines.submit((ContextId(9), number), work(*steps), answers.named("long"))
-        before = perf_counter()
-        await timelines.answered()
-        assert perf_counter() - before < 0.5  # in the queue of all of them it takes a second
-        stop.set()
-        await answers.number(1000)
-
-    run(main)
-
-
-def test_a_thread_that_hangs_does_not_answer() -> None:
-    async def main(timelines: Timelines) -> None:
-        answers = Answers()
-        gate = Gate()
-        timelines.submit(A, work(gate), answers.named("hung"))
-        await gate.reached()
-        for _ in range(3):
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.05):
-                    await timelines.answered()
-        # The other one goes on with its work meanwhile.
-        timelines.submit(B, work(lambda: None), answers.named("well"))
-        assert await answers.number(1) == ["well"]
-        gate.open.set()
-        await timelines.answered()
-
-    run(main)
-
-
-def test_after_the_end_there_is_nothing_to_answer() -> None:
-    async def main(timelines: Timelines) -> None:
-        gate = Gate()
-        timelines.submit(A, work(gate), Answers().named("hung"))
-        await gate.reached()
-        asked = asyncio.create_task(timelines.answered())
-        await asyncio.sleep(0.02)
-        timelines.close()
-        gate.open.set()
-        await asked
-        await timelines.answered()
-
-    run(main)
-
-
-def test_a_pause_holds_back_what_no_thread_has_taken_yet() -> None:
-    async def main(timelines: Timelines) -> None:
-        ran: list[int] = []
-        answers = Answers()
-        for number in range(50):
-            steps = [lambda number=number: ran.append(number)]
-            timelines.submit((ContextId(9), number), work(*steps), answers.named("work"))
-        await timelines.pause()
-        done = len(ran)
-        assert done < 50
-        await asyncio.sleep(0.05)
-        assert len(ran) == done
+def test_what_completes_while_answers_are_held_is_answered_later() -> None:
+    async def main(timelines: Timelines, answers: Answers) -> None:
+        first, second = (timelines.begin(A, answers.named(name)) for name in ("first", "second"))
+        timelines.hold()
+        second(None)
+        first(None)
+        await asyncio.sleep(0)
+        assert answers.names == []
+        assert not timelines.empty
         timelines.resume()
-        await answers.number(50)
-        assert sorted(ran) == list(range(50))
+        assert answers.names == ["first", "second"]
+        assert timelines.empty
+
+    run(main)
+
+
+def test_drop_answers_nothing_now_or_later() -> None:
+    async def main(timelines: Timelines, answers: Answers) -> None:
+        late = timelines.begin(A, answers.named("dropped"))
+        timelines.after(A, answers.named("dropped"))
+        timelines.hold()
+        timelines.drop()
+        assert timelines.empty
+        fresh = timelines.begin(A, answers.named("fresh"))
+        late(None)
+        assert answers.names == []
+        fresh(None)
+        assert answers.names == ["fresh"]
+
+    run(main)
+
+
+def test_a_completion_after_the_loop_has_ended_does_no_harm() -> None:
+    late: list[Callable[[None], None]] = []
+
+    async def main(timelines: Timelines, answers: Answers) -> None:
+        late.append(timelines.begin(A, answers.named("late")))
+
+    run(main)
+    thread = threading.Thread(target=late[0], args=(None,))
+    thread.start()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+
+def test_an_answer_may_bring_the_next_command() -> None:
+    async def main(timelines: Timelines, answers: Answers) -> None:
+        def answer(_: object) -> None:
+            answers.named("first")(None)
+            timelines.begin(A, answers.named("next"))(None)
+
+        done = timelines.begin(A, answer)
+        timelines.after(A, answers.named("fence"))
+        done(None)
+        assert answers.names == ["first", "fence", "next"]
+        assert timelines.empty
 
     run(main)

@@ -10,6 +10,7 @@ from vgpud.coherency.kvm_mode import KvmMode
 from vgpud.gpu.blobs.vmm_blobs import FIRST_ID
 from vgpud.gpu.counters import Counters
 from vgpud.gpu.device import GpuDevice
+from vgpud.gpu.executor import Executor
 from vgpud.gpu.gpu import Gpu
 from vgpud.gpu.guest_memory import GuestMemory
 from vgpud.gpu.spec import DeviceSpec
@@ -44,18 +45,18 @@ def compose(spec: DeviceSpec, environment: Environment) -> GpuDevice:
     Raises `OutOfMemory` if the limit of the specification does not even hold its window.
     """
     memory = GuestMemory()
-    timelines = Timelines(spec.name)
+    executor = Executor(spec.name)
     front_end_slots = FrontEndSlots(ShmId.HOST_VISIBLE)
     slots = environment.slots
     gpu = Gpu(
         spec,
         memory,
         slots if slots is not None else front_end_slots,
-        timelines,
+        executor,
         environment.find_kvm_mode,
         counters=environment.counters,
         publish=environment.publish,
         nodes=environment.nodes,
         blob_ids=environment.blob_ids,
     )
-    return GpuDevice(gpu, memory, timelines, front_end_slots, slots)
+    return GpuDevice(gpu, memory, executor, Timelines(), front_end_slots, slots)

@@ -1,46 +1,80 @@
-"""Contexts: what a guest submits work in, and which resources it may use there.
+"""Contexts: what a guest submits work in, which resources it may use there, and which renderer
+executes it.
 
-Only the DMA context exists (capset 30). A context made without naming a capset is one too: with one
-kind of context, it is the default kind. Source: virtio 1.3, 5.7.6.9 CTX_CREATE,
-CTX_ATTACH_RESOURCE; GET_CAPSET_INFO, GET_CAPSET.
+The first renderer that has a context's capset gets it; a context of no named capset is of the first
+renderer's default kind. Source: virtio 1.3, 5.7.6.9 CTX_CREATE, CTX_ATTACH_RESOURCE, SUBMIT_3D;
+GET_CAPSET_INFO, GET_CAPSET.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from vgpud.gpu.errors import InvalidContextId, InvalidParameter, InvalidResourceId
+from vgpud.errors import Unsupported, VgpudError
+from vgpud.gpu.errors import InvalidContextId, InvalidParameter
 from vgpud.gpu.quota import Charge, Quota
-from vgpud.gpu.resources import OVERHEAD, Resource, ResourceTable
-from vgpud.gpu.wire import commands, dma, responses
-from vgpud.gpu.wire.protocol import CapsetId, ContextId, ResourceId
+from vgpud.gpu.renderer import Capset, Renderer
+from vgpud.gpu.resources import OVERHEAD, ResourceTable
+from vgpud.gpu.wire import commands, responses
+from vgpud.gpu.wire.protocol import ContextId, ResourceId
+from vgpud.gpu.work import Answer, Done
 
 ATTACHMENT = 128
-"""Bytes that an attached resource costs its context, about."""
+"""Bytes that an attached resource costs its context and the renderer, about."""
 
 OK = responses.OkNoData()
 
 
 @dataclass(slots=True, eq=False)
 class Context:
-    """One context and the resources attached to it."""
+    """One context, its renderer, and the resources attached to it."""
 
     id: ContextId
+    renderer: Renderer
     charge: Charge
     attached: set[ResourceId] = field(default_factory=set)
 
 
-class Contexts:
-    """The contexts of one device, and the capability sets they can be made of."""
+@dataclass(slots=True)
+class Submission:
+    """A SUBMIT_3D that is fit to be handed to its context's renderer."""
 
-    def __init__(self, resources: ResourceTable, quota: Quota, capset: dma.Capset) -> None:
+    renderer: Renderer
+    context: ContextId
+    ring: int | None
+    data: bytes
+
+    def start(self, done: Done) -> None:
+        """Hand it over; `done` is called when it is complete, on any thread.
+
+        Raises `VgpudError` where it can't be begun; `done` is not called then.
+        """
+        self.renderer.submit(self.context, self.ring, self.data, done)
+
+
+class Contexts:
+    """The contexts of one device, and the renderers that it has, the most wanted first."""
+
+    def __init__(
+        self, resources: ResourceTable, quota: Quota, renderers: Sequence[Renderer]
+    ) -> None:
         self._resources = resources
         self._quota = quota
-        self._capset = capset
+        self._renderers = renderers
+        self._capsets: list[tuple[Capset, Renderer]] = [
+            (capset, renderer) for renderer in renderers for capset in renderer.capsets
+        ]
         self._by_id: dict[ContextId, Context] = {}
+        self._makers: dict[ResourceId, Renderer] = {}
 
     def __len__(self) -> int:
         return len(self._by_id)
+
+    @property
+    def num_capsets(self) -> int:
+        """How many capability sets there are."""
+        return len(self._capsets)
 
     def get(self, context_id: ContextId) -> Context:
         """The context of this id; raises `InvalidContextId` where there is none."""
@@ -49,27 +83,26 @@ class Contexts:
             raise InvalidContextId(f"no context {context_id}")
         return context
 
-    def attached(self, context: Context, resource_id: ResourceId) -> Resource:
-        """A resource as the context may use it; raises `InvalidResourceId` if it is not."""
-        if resource_id not in context.attached:
-            raise InvalidResourceId(
-                f"resource {resource_id} is not attached to context {context.id}",
-            )
-        return self._resources.get(resource_id)
-
     def create(self, command: commands.CtxCreate) -> responses.Response:
         """CTX_CREATE."""
         context_id = command.header.ctx_id
         if context_id == 0 or context_id in self._by_id:
             raise InvalidContextId(f"context {context_id} can't be made")
-        if command.capset_id not in (0, CapsetId.DMA):
-            raise InvalidParameter(f"no contexts of capset {command.capset_id}")
-        self._by_id[context_id] = Context(context_id, self._quota.charge(OVERHEAD))
+        renderer = self._renderer_of(command.capset_id)
+        charge = self._quota.charge(OVERHEAD)
+        try:
+            renderer.create_context(context_id, command.capset_id, command.debug_name)
+        except VgpudError:
+            charge.release()
+            raise
+        self._by_id[context_id] = Context(context_id, renderer, charge)
         return OK
 
     def destroy(self, command: commands.CtxDestroy) -> responses.Response:
         """CTX_DESTROY; the resources live on."""
         context = self.get(command.header.ctx_id)
+        if context.renderer.lost is None:
+            context.renderer.destroy_context(context.id)
         context.charge.release()
         del self._by_id[context.id]
         return OK
@@ -77,10 +110,16 @@ class Contexts:
     def attach(self, command: commands.CtxAttachResource) -> responses.Response:
         """CTX_ATTACH_RESOURCE; a second time changes nothing."""
         context = self.get(command.header.ctx_id)
-        resource_id = self._resources.get(command.resource_id).id
-        if resource_id not in context.attached:
-            context.charge.grow(ATTACHMENT)
-            context.attached.add(resource_id)
+        resource = self._resources.get(command.resource_id)
+        if resource.id in context.attached:
+            return OK
+        context.charge.grow(ATTACHMENT)
+        try:
+            live(context.renderer).attach(context.id, resource)
+        except VgpudError:
+            context.charge.shrink(ATTACHMENT)
+            raise
+        context.attached.add(resource.id)
         return OK
 
     def detach(self, command: commands.CtxDetachResource) -> responses.Response:
@@ -89,35 +128,87 @@ class Contexts:
         self._detach(context, self._resources.get(command.resource_id).id)
         return OK
 
+    def submit(self, command: commands.Submit3D) -> Submission:
+        """SUBMIT_3D: what is left to do is to start it."""
+        header = command.header
+        context = self.get(header.ctx_id)
+        ring = header.ring
+        return Submission(
+            live(context.renderer), context.id, None if ring is None else ring[1], command.data
+        )
+
+    def create_resource(self, command: commands.ResourceCreate3D) -> responses.Response:
+        """RESOURCE_CREATE_3D, which names no context: by the first renderer."""
+        self._resources.add(self._first().create_resource(command))
+        return OK
+
+    def transfer_to_host(self, command: commands.TransferToHost3D) -> Answer:
+        """TRANSFER_TO_HOST_3D, by the renderer that made the resource."""
+        return self._maker(command.resource_id).transfer_to_host(command)
+
+    def transfer_from_host(self, command: commands.TransferFromHost3D) -> Answer:
+        """TRANSFER_FROM_HOST_3D, by the renderer that made the resource."""
+        return self._maker(command.resource_id).transfer_from_host(command)
+
+    def made(self, resource_id: ResourceId, renderer: Renderer) -> None:
+        """Remember that a renderer has made a resource in memory of its own."""
+        self._makers[resource_id] = renderer
+
     def forget(self, resource_id: ResourceId) -> None:
         """Detaches a resource that is being destroyed from every context."""
         for context in self._by_id.values():
             self._detach(context, resource_id)
-
-    @staticmethod
-    def _detach(context: Context, resource_id: ResourceId) -> None:
-        if resource_id in context.attached:
-            context.attached.remove(resource_id)
-            context.charge.shrink(ATTACHMENT)
+        self._makers.pop(resource_id, None)
 
     def clear(self) -> None:
-        """Destroys all contexts."""
+        """Forget all contexts; the renderers are reset or closed as well."""
         for context in self._by_id.values():
             context.charge.release()
         self._by_id.clear()
+        self._makers.clear()
 
     def capset_info(self, command: commands.GetCapsetInfo) -> responses.Response:
         """GET_CAPSET_INFO; an index that is not there is answered with capset 0, as drivers
         expect."""
-        if command.capset_index == 0:
-            return responses.CapsetInfo(CapsetId.DMA, dma.CAPSET_VERSION, dma.CAPSET_SIZE)
-        return responses.CapsetInfo(0, 0, 0)
+        if command.capset_index >= len(self._capsets):
+            return responses.CapsetInfo(0, 0, 0)
+        capset, _ = self._capsets[command.capset_index]
+        return responses.CapsetInfo(capset.id, capset.version, len(capset.data))
 
     def get_capset(self, command: commands.GetCapset) -> responses.Response:
         """GET_CAPSET."""
-        known = command.capset_id == CapsetId.DMA and command.capset_version <= dma.CAPSET_VERSION
-        if not known:
-            raise InvalidParameter(
-                f"no capset {command.capset_id} of version {command.capset_version}",
-            )
-        return responses.Capset(self._capset.pack())
+        for capset, _ in self._capsets:
+            if capset.id == command.capset_id and command.capset_version <= capset.version:
+                return responses.Capset(capset.data)
+        raise InvalidParameter(f"no capset {command.capset_id} of version {command.capset_version}")
+
+    def _detach(self, context: Context, resource_id: ResourceId) -> None:
+        if resource_id in context.attached:
+            context.attached.remove(resource_id)
+            context.charge.shrink(ATTACHMENT)
+            if context.renderer.lost is None:
+                context.renderer.detach(context.id, resource_id)
+
+    def _first(self) -> Renderer:
+        if not self._renderers:
+            raise Unsupported("this device has no renderer")
+        return live(self._renderers[0])
+
+    def _renderer_of(self, capset_id: int) -> Renderer:
+        if capset_id == 0:
+            return self._first()
+        for capset, renderer in self._capsets:
+            if capset.id == capset_id:
+                return live(renderer)
+        raise InvalidParameter(f"no contexts of capset {capset_id}")
+
+    def _maker(self, resource_id: ResourceId) -> Renderer:
+        renderer = self._makers.get(resource_id)
+        return self._first() if renderer is None else live(renderer)
+
+
+def live(renderer: Renderer) -> Renderer:
+    """Return the renderer; raises `Unsupported` if it is lost."""
+    if renderer.lost is not None:
+        raise Unsupported(f"the renderer is lost: {renderer.lost}")
+    return renderer

@@ -14,7 +14,8 @@ from typing import Any, Final, TypeVar
 
 from vgpud.errors import HostError, PeerError
 from vgpud.gpu.display.channel import DisplayLink
-from vgpud.gpu.gpu import FEATURES, Gpu
+from vgpud.gpu.executor import Executor
+from vgpud.gpu.gpu import Gpu
 from vgpud.gpu.guest_memory import GuestMemory
 from vgpud.gpu.operations import Operations
 from vgpud.gpu.queues import GpuQueue
@@ -44,21 +45,23 @@ class GpuDevice(Device):
     """
 
     queues = QUEUES
-    features = FEATURES
 
     def __init__(
         self,
         gpu: Gpu,
         memory: GuestMemory,
+        executor: Executor,
         timelines: Timelines,
         front_end_slots: FrontEndSlots,
         slots: TrackedSlots | None,
     ) -> None:
         self.name = gpu.spec.name
+        self.features = gpu.features
         self.shared_memory = {int(ShmId.HOST_VISIBLE): gpu.spec.window}
         self.gpu = gpu
         self.slots = slots
         self._memory = memory
+        self._executor = executor
         self._timelines = timelines
         self._front_end_slots = front_end_slots
         self._queues = {
@@ -76,7 +79,7 @@ class GpuDevice(Device):
 
     def open(self, tasks: asyncio.TaskGroup) -> None:
         self._tasks = tasks
-        self._failure = tasks.create_task(self._timelines.failed())
+        self._failure = tasks.create_task(self._executor.failed())
 
     def set_memory(self, memory: MemoryTable) -> None:
         self._memory.table = memory
@@ -102,10 +105,10 @@ class GpuDevice(Device):
         await self._operations.close()
 
     async def alive(self) -> None:
-        await self._timelines.answered()
+        await self._executor.answered()
 
     def close(self) -> None:
-        self._timelines.close()
+        self._executor.close()
         self._front_end_slots.connect(None)
         self.gpu.close()
         self._memory.table = MemoryTable()
@@ -133,6 +136,7 @@ class GpuDevice(Device):
                 await self.reset()
             self._driven = True
             self._timelines.resume()
+            self.gpu.resume()
             queue.start(handler.handle, handler.fast_path)
         else:
             queue.start(handler.handle)
@@ -156,7 +160,8 @@ class GpuDevice(Device):
             self.gpu.driver_gone()
 
     async def quiesce(self) -> None:
-        await self._timelines.pause()
+        await self.gpu.quiesce()
+        self._timelines.hold()
 
     # What the control API does with it
 

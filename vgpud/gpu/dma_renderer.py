@@ -1,24 +1,36 @@
-"""SUBMIT_3D in a DMA context: from a packet stream to work for the engine.
+"""The DMA renderer: contexts of capset 30, whose packets vgpud's own DMA engine executes.
 
-Everything is looked up and checked here, before any of it runs; a packet that does not hold ends
-the stream where it stands. The packets themselves are `gpu.wire.dma`, the engine is
-`memory.engine`.
+Everything in a packet stream is looked up and checked here, before any of it runs; a packet that
+does not hold ends the stream where it stands. The packets themselves are `gpu.wire.dma`, the engine
+is `memory.engine`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import assert_never
+from functools import partial
+from typing import TypeAlias, assert_never
 
 from vgpud.errors import VgpudError
-from vgpud.gpu.contexts import Context, Contexts
-from vgpud.gpu.errors import InvalidParameter
+from vgpud.gpu.counters import Counters
+from vgpud.gpu.errors import InvalidParameter, InvalidResourceId
+from vgpud.gpu.images import Images
+from vgpud.gpu.ports import StepRunner
 from vgpud.gpu.quota import Quota
+from vgpud.gpu.renderer import Capset
+from vgpud.gpu.resources import Resource
 from vgpud.gpu.wire import commands, dma
-from vgpud.gpu.wire.protocol import ResourceId
-from vgpud.gpu.work import Traffic, Work
+from vgpud.gpu.wire.protocol import CapsetId, ContextId, ResourceId
+from vgpud.gpu.work import Answer, Done, Traffic, Work
 from vgpud.memory.engine import Engine
 from vgpud.memory.extents import Extents
+
+SCRATCH = 4 << 20
+"""Bytes that the engine may take on top of the quota, to copy between buffers that overlap."""
+
+PLAIN_TARGETS = (2, 5)
+"""RESOURCE_CREATE_3D targets that are plain images: PIPE_TEXTURE_2D and PIPE_TEXTURE_RECT, whose
+numbers virgl took over from Gallium."""
 
 CRC_SIZE = 4
 
@@ -32,36 +44,99 @@ ROW_COST = 64
 MEMORY_PER_BYTE = 16
 """Bytes that a stream takes while it waits, for each of its own: packets as objects, buffers."""
 
+Attached: TypeAlias = dict[ResourceId, Resource]
 
-class DmaContext:
-    """Makes `Work` of command streams."""
+
+class DmaRenderer:
+    """A `gpu.renderer.Renderer` of DMA contexts, whose blobs are in memory of the device's own."""
+
+    lost = None
+    allocates = False
 
     def __init__(
-        self, contexts: Contexts, engine: Engine, capset: dma.Capset, quota: Quota
+        self,
+        works: StepRunner,
+        images: Images,
+        quota: Quota,
+        counters: Counters,
+        max_blob_size: int,
     ) -> None:
-        self._contexts = contexts
-        self._engine = engine
-        self._capset = capset
+        self._works = works
+        self._images = images
         self._quota = quota
+        self._counters = counters
+        self._engine = Engine(SCRATCH)
+        self._capset = dma.Capset(dma.CAPSET_VERSION, dma.MAX_PACKETS, max_blob_size)
+        self._contexts: dict[ContextId, Attached] = {}
+        self.capsets = (Capset(CapsetId.DMA, dma.CAPSET_VERSION, self._capset.pack()),)
 
-    def submit(self, command: commands.Submit3D) -> Work:
-        """Checks a SUBMIT_3D; the work has the steps before the first bad packet, and what is wrong
-        with that one."""
-        context = self._contexts.get(command.header.ctx_id)
-        charge = self._quota.charge(MEMORY_PER_BYTE * len(command.data))
+    def create_context(self, context: ContextId, capset_id: int, name: bytes) -> None:
+        self._contexts[context] = {}
+
+    def destroy_context(self, context: ContextId) -> None:
+        del self._contexts[context]
+
+    def attach(self, context: ContextId, resource: Resource) -> None:
+        self._contexts[context][resource.id] = resource
+
+    def detach(self, context: ContextId, resource: ResourceId) -> None:
+        del self._contexts[context][resource]
+
+    def create_resource(self, command: commands.ResourceCreate3D) -> Resource:
+        """Make what is a 2D image really: one layer, one level, one sample."""
+        layers = (command.depth, command.array_size, command.last_level, max(command.nr_samples, 1))
+        if command.target not in PLAIN_TARGETS or layers != (1, 1, 0, 1):
+            raise InvalidParameter(
+                f"target {command.target}, depth {command.depth}, {command.array_size} layers, "
+                f"level {command.last_level}, {command.nr_samples} samples: needs a 3D renderer",
+            )
+        return self._images.make(command.resource_id, command.format, command.width, command.height)
+
+    async def create_blob(self, context: ContextId, blob_id: int, size: int) -> None:
+        return None
+
+    def transfer_to_host(self, command: commands.TransferToHost3D) -> Answer:
+        return self._images.transfer_3d(command, to_host=True)
+
+    def transfer_from_host(self, command: commands.TransferFromHost3D) -> Answer:
+        return self._images.transfer_3d(command, to_host=False)
+
+    def submit(self, context: ContextId, ring: int | None, data: bytes, done: Done) -> None:
+        """Check a stream, and run the packets before the first bad one; what is wrong with that is
+        how the submission ends."""
+        attached = self._contexts[context]
+        charge = self._quota.charge(MEMORY_PER_BYTE * len(data))
         stream = _Stream(self._engine)
         refusal = None
         cost = 0
         try:
-            for packet in dma.decode(command.data, self._capset.max_packets):
-                cost += PACKET_COST + stream.add(packet, self._contexts, context, self._capset)
+            for packet in dma.decode(data, self._capset.max_packets):
+                cost += PACKET_COST + stream.add(packet, context, attached, self._capset)
         except VgpudError as error:
             refusal = error
         except BaseException:
             charge.release()
             raise
-        touched = frozenset(stream.buffers)
-        return Work(stream.run(), touched, cost, refusal, charge, stream.traffic)
+        work = Work(stream.run(), frozenset(stream.buffers), cost, refusal, charge)
+        timeline = None if ring is None else (context, ring)
+        self._works.submit(timeline, work, partial(self._done, stream.traffic, done))
+
+    async def quiesce(self) -> None:
+        await self._works.pause()
+
+    def resume(self) -> None:
+        self._works.resume()
+
+    def reset(self) -> None:
+        self._contexts.clear()
+        self._works.drop()
+
+    def close(self) -> None:
+        self._contexts.clear()
+
+    def _done(self, traffic: Traffic, done: Done, error: VgpudError | None) -> None:
+        self._counters.moved(traffic)
+        done(error)
 
 
 class _Stream:
@@ -74,13 +149,18 @@ class _Stream:
         self.traffic = Traffic()
 
     def add(
-        self, packet: dma.Packet, contexts: Contexts, context: Context, capset: dma.Capset
+        self, packet: dma.Packet, context: ContextId, attached: Attached, capset: dma.Capset
     ) -> int:
         """Takes a packet if it holds, else raises `VgpudError`; returns the bytes it is
         reckoned to move."""
         for resource_id in _resources(packet):
             if resource_id not in self.buffers:
-                self.buffers[resource_id] = contexts.attached(context, resource_id).contents()
+                resource = attached.get(resource_id)
+                if resource is None:
+                    raise InvalidResourceId(
+                        f"resource {resource_id} is not attached to context {context}"
+                    )
+                self.buffers[resource_id] = resource.contents()
         moved = self._check(packet)
         if moved > capset.max_blob_size:  # a guest blob can list its pages over and over
             raise InvalidParameter(

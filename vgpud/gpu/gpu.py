@@ -2,8 +2,9 @@
 which command.
 
 The composition root of this package: it owns the parts and their common lifetime, and no command of
-its own but those that concern all of them. Commands come decoded; results are responses, work to be
-done, or a coroutine where the answer has to be waited for. Source: virtio 1.3, 5.7 "GPU Device".
+its own but those that concern all of them. Commands come decoded; results are responses,
+submissions to a renderer, or a coroutine where the answer has to be waited for. Source: virtio 1.3,
+5.7 "GPU Device".
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import logging
 import uuid
 from asyncio import Lock
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Any, TypeAlias
@@ -26,22 +27,22 @@ from vgpud.gpu.blobs.plans import Plans
 from vgpud.gpu.blobs.vm_facts import VmFacts
 from vgpud.gpu.blobs.vmm_blobs import FIRST_ID, VmmBlobs
 from vgpud.gpu.blobs.window_layout import WindowLayout
-from vgpud.gpu.contexts import Contexts
+from vgpud.gpu.contexts import Contexts, Submission
 from vgpud.gpu.counters import Counters
 from vgpud.gpu.cursors import Cursors
-from vgpud.gpu.dma_renderer import DmaContext
 from vgpud.gpu.guest_memory import GuestMemory
 from vgpud.gpu.images import Images
-from vgpud.gpu.ports import BarSlots, Display, Works
+from vgpud.gpu.ports import BarSlots, Display, StepRunner
 from vgpud.gpu.quota import Quota
+from vgpud.gpu.renderer import Renderer
+from vgpud.gpu.renderers import RendererParts, make_renderers
 from vgpud.gpu.resources import GuestBlob, HostBlob, Image, Resource, ResourceTable
 from vgpud.gpu.scanouts import Scanouts
-from vgpud.gpu.spec import DeviceSpec, Output
-from vgpud.gpu.wire import commands, dma, responses
+from vgpud.gpu.spec import DeviceSpec, Output, RendererName
+from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.commands import Command
 from vgpud.gpu.wire.protocol import Event, Feature, ResourceId
-from vgpud.gpu.work import Answer, Work
-from vgpud.memory.engine import Engine
+from vgpud.gpu.work import Answer
 from vgpud.memory.render_nodes import RenderNodes
 from vgpud.memory.window_map import BLOB_ALIGNMENT
 from vgpud.publish import Publish, unheard
@@ -49,25 +50,26 @@ from vgpud.publish import Publish, unheard
 log = logging.getLogger(__name__)
 
 FEATURES = (
-    1 << Feature.VIRGL  # without it, a Linux guest makes no host blobs
-    | 1 << Feature.EDID
+    1 << Feature.EDID
     | 1 << Feature.RESOURCE_UUID
     | 1 << Feature.RESOURCE_BLOB
-    | 1 << Feature.CONTEXT_INIT
     | 1 << Feature.BLOB_ALIGNMENT
 )
-"""The device's own feature bits, as offered."""
+"""The feature bits of every device."""
 
-SCRATCH = 4 << 20
-"""Bytes that the engine may take on top of the quota, to copy between buffers that overlap."""
-
-NUM_CAPSETS = 1
+CONTEXT_FEATURES = (
+    1 << Feature.VIRGL  # without it, a Linux guest makes no host blobs
+    | 1 << Feature.CONTEXT_INIT
+)
+"""The feature bits of a device that has a renderer."""
 
 EVENTS_CLEAR_OFFSET = 4  # in the configuration space, 5.7.4
 
-Outcome: TypeAlias = Answer | Work
-"""What a command comes to: its response, work whose end is the response, or something to wait
-for."""
+Outcome: TypeAlias = Answer | Submission
+"""What a command comes to: its response, an answer to be waited for, or a submission to be
+started."""
+
+MakeRenderers: TypeAlias = Callable[[Sequence[RendererName], RendererParts], Sequence[Renderer]]
 
 
 class Gpu:
@@ -81,13 +83,14 @@ class Gpu:
         spec: DeviceSpec,
         memory: GuestMemory,
         slots: BarSlots,
-        works: Works,
+        works: StepRunner,
         look: Callable[[], KvmMode] = lambda: KvmMode.UNKNOWN,
         *,
         counters: Counters | None = None,
         publish: Publish = unheard,
         nodes: RenderNodes | None = None,
         blob_ids: Iterator[int] | None = None,
+        make_renderers: MakeRenderers = make_renderers,
     ) -> None:
         self.spec = spec
         self.counters = counters if counters is not None else Counters()
@@ -106,15 +109,18 @@ class Gpu:
             if spec.layout is Layout.WINDOW
             else PerBlobLayout(*common, self.buffers.source)
         )
-        capset = dma.Capset(dma.CAPSET_VERSION, dma.MAX_PACKETS, spec.window)
-        self.contexts = Contexts(self.resources, self.quota, capset)
+        images = Images(self.resources, self.quota, memory, works)
+        self.transfers = images.transfers
+        self._renderers = make_renderers(
+            spec.renderers,
+            RendererParts(works, images, self.quota, self.counters, max_blob_size=spec.window),
+        )
+        self.contexts = Contexts(self.resources, self.quota, self._renderers)
         self.scanouts = Scanouts(spec.name, spec.outputs, self.resources)
         self.cursors = Cursors(self.resources, self.scanouts.check)
         self._works = works
         self._display: Display | None = None
         self._events = Event(0)
-        images = Images(self.resources, self.quota, memory, works)
-        self.transfers = images.transfers
         self.plans = Plans(spec.name, self._vm, publish)
         self._turn = Lock()
         blobs = Blobs(
@@ -137,7 +143,6 @@ class Gpu:
             self.counters,
             publish,
         )
-        dma_context = DmaContext(self.contexts, Engine(SCRATCH), capset, self.quota)
         self._execute: dict[type[Command], Callable[[Any], Outcome]] = {
             commands.GetDisplayInfo: self.scanouts.display_info,
             commands.GetEdid: self.scanouts.edid,
@@ -157,10 +162,10 @@ class Gpu:
             commands.CtxDestroy: self.contexts.destroy,
             commands.CtxAttachResource: self.contexts.attach,
             commands.CtxDetachResource: self.contexts.detach,
-            commands.ResourceCreate3D: images.create_3d,
-            commands.TransferToHost3D: images.transfer_to_host_3d,
-            commands.TransferFromHost3D: images.transfer_from_host_3d,
-            commands.Submit3D: dma_context.submit,
+            commands.ResourceCreate3D: self.contexts.create_resource,
+            commands.TransferToHost3D: self.contexts.transfer_to_host,
+            commands.TransferFromHost3D: self.contexts.transfer_from_host,
+            commands.Submit3D: self.contexts.submit,
             commands.ResourceMapBlob: blobs.map,
             commands.ResourceUnmapBlob: blobs.unmap,
             commands.UpdateCursor: self.cursors.update,
@@ -257,12 +262,17 @@ class Gpu:
         found = self.resources.find(ResourceId(blob_id))
         return None if isinstance(found, Image) else found
 
+    @property
+    def features(self) -> int:
+        """The device's own feature bits, as offered."""
+        return FEATURES | (CONTEXT_FEATURES if self._renderers else 0)
+
     def config(self) -> bytes:
         """The configuration space, 20 bytes."""
         return responses.config_space(
             events_read=self._events,
             num_scanouts=len(self.spec.outputs),
-            num_capsets=NUM_CAPSETS,
+            num_capsets=self.contexts.num_capsets,
             blob_alignment=BLOB_ALIGNMENT,
         )
 
@@ -274,9 +284,32 @@ class Gpu:
         clear = int.from_bytes(space[EVENTS_CLEAR_OFFSET : EVENTS_CLEAR_OFFSET + 4], "little")
         self._events &= ~Event(clear & Event.DISPLAY)
 
+    async def quiesce(self) -> None:
+        """Stop all renderers: none touches memory or completes anything until `resume`."""
+        for renderer in self._renderers:
+            await renderer.quiesce()
+
+    def resume(self) -> None:
+        """Let the renderers go on where `quiesce` stopped them."""
+        for renderer in self._renderers:
+            renderer.resume()
+
     def reset(self) -> None:
-        """Drops everything that the guest's driver made: it is gone, and the next one starts
-        afresh."""
+        """Drop everything that the guest's driver made: it is gone, and the next one starts
+        afresh. `quiesce` comes first."""
+        for renderer in self._renderers:
+            renderer.reset()
+        self._clear()
+
+    def close(self) -> None:
+        """Drop everything, the window and the renderers too."""
+        self.attach_display(None)
+        for renderer in self._renderers:
+            renderer.close()
+        self._clear()
+        self.layout.close()
+
+    def _clear(self) -> None:
         self.scanouts.clear()
         self.cursors.clear()
         self.contexts.clear()
@@ -288,12 +321,6 @@ class Gpu:
         self._vm.forget()
         self._events = Event(0)
 
-    def close(self) -> None:
-        """Drops everything, the window too."""
-        self.attach_display(None)
-        self.reset()
-        self.layout.close()
-
     async def _execute_after_work(
         self, command: Command, resource_id: ResourceId
     ) -> responses.Response:
@@ -301,9 +328,7 @@ class Gpu:
         in use."""
         await self._works.drained(resource_id)
         outcome = self._execute[type(command)](command)
-        assert not isinstance(
-            outcome, Work
-        )  # only SUBMIT_3D makes work, and that names no resource
+        assert not isinstance(outcome, Submission)  # a SUBMIT_3D names no resource
         return await outcome if isinstance(outcome, Coroutine) else outcome
 
     def _take_mode(self, scanout_id: int, mode: Output) -> None:

@@ -1,7 +1,7 @@
 """2D resources: making them, giving them backing pages, and moving pixels between the two.
 
-Also the classic 3D resources that are plain 2D images, and the 3D transfers: a guest whose device
-offers VIRGL sends those for what it drew itself. Source: virtio 1.3, 5.7.6.8 "controlq (2d)" and
+Also the 3D transfers on them: a guest whose device offers VIRGL sends those for what it drew
+itself. Source: virtio 1.3, 5.7.6.8 "controlq (2d)" and
 5.7.6.9 "controlq (3d)".
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from vgpud.errors import VgpudError
+from vgpud.errors import OutOfMemory
 from vgpud.gpu.errors import InvalidParameter, Unspecified
 from vgpud.gpu.fast_path import TransferFastPath
 from vgpud.gpu.guest_memory import GuestMemory
@@ -35,10 +35,6 @@ from vgpud.gpu.wire.protocol import BlobMem, Format, ResourceId
 from vgpud.gpu.work import Answer
 from vgpud.memory.extents import Extents
 
-PLAIN_TARGETS = (2, 5)
-"""RESOURCE_CREATE_3D targets that are plain images: PIPE_TEXTURE_2D and PIPE_TEXTURE_RECT, whose
-numbers virgl took over from Gallium."""
-
 INLINE_TRANSFER = 8 << 20
 """Bytes up to which a transfer is done at once, in a millisecond or two: a frame of 1920 x 1080 is,
 one of 4K is not."""
@@ -60,19 +56,23 @@ class Images:
 
     def create_2d(self, command: commands.ResourceCreate2D) -> responses.Response:
         """RESOURCE_CREATE_2D."""
-        self._create(command.resource_id, command.format, command.width, command.height)
+        made = self.make(command.resource_id, command.format, command.width, command.height)
+        self._resources.add(made)
         return OK
 
-    def create_3d(self, command: commands.ResourceCreate3D) -> responses.Response:
-        """RESOURCE_CREATE_3D, of what is a 2D image really: one layer, one level, one sample."""
-        layers = (command.depth, command.array_size, command.last_level, max(command.nr_samples, 1))
-        if command.target not in PLAIN_TARGETS or layers != (1, 1, 0, 1):
-            raise InvalidParameter(
-                f"target {command.target}, depth {command.depth}, {command.array_size} layers, "
-                f"level {command.last_level}, {command.nr_samples} samples: needs a 3D renderer",
-            )
-        self._create(command.resource_id, command.format, command.width, command.height)
-        return OK
+    def make(self, resource_id: ResourceId, format_: int, width: int, height: int) -> Image:
+        """Return a new image of zeros, charged for; its id must be free."""
+        self._resources.check_free(resource_id)
+        known = check_format(format_)
+        if width == 0 or height == 0:
+            raise _invalid(f"an image of {width}x{height}")
+        charge = self._quota.charge(width * height * BYTES_PER_PIXEL + OVERHEAD)
+        try:
+            pixels = Extents.from_array(zeroed(width * height * BYTES_PER_PIXEL))
+        except OutOfMemory:
+            charge.release()
+            raise
+        return Image(resource_id, width, height, known, pixels, charge)
 
     def attach_backing(self, command: commands.ResourceAttachBacking) -> responses.Response:
         """RESOURCE_ATTACH_BACKING."""
@@ -112,36 +112,17 @@ class Images:
             to_host=True,
         )
 
-    def transfer_to_host_3d(self, command: commands.TransferToHost3D) -> Answer:
-        """TRANSFER_TO_HOST_3D on an image, or on a HOST3D_GUEST blob as rows of bytes."""
-        return self._transfer_3d(command, to_host=True)
-
-    def transfer_from_host_3d(self, command: commands.TransferFromHost3D) -> Answer:
-        """TRANSFER_FROM_HOST_3D, the other way."""
-        return self._transfer_3d(command, to_host=False)
-
-    def _create(self, resource_id: ResourceId, format_: int, width: int, height: int) -> None:
-        self._resources.check_free(resource_id)
-        known = check_format(format_)
-        if width == 0 or height == 0:
-            raise _invalid(f"an image of {width}x{height}")
-        charge = self._quota.charge(width * height * BYTES_PER_PIXEL + OVERHEAD)
-        try:
-            pixels = Extents.from_array(zeroed(width * height * BYTES_PER_PIXEL))
-        except VgpudError:
-            charge.release()
-            raise
-        self._resources.add(Image(resource_id, width, height, known, pixels, charge))
-
     def _image(self, resource_id: ResourceId) -> Image:
         resource = self._resources.get(resource_id)
         if not isinstance(resource, Image):
             raise _invalid(f"resource {resource_id} is a blob, not an image")
         return resource
 
-    def _transfer_3d(
+    def transfer_3d(
         self, command: commands.TransferToHost3D | commands.TransferFromHost3D, *, to_host: bool
     ) -> Answer:
+        """TRANSFER_TO_HOST_3D, or TRANSFER_FROM_HOST_3D, on an image, or on a HOST3D_GUEST blob as
+        rows of bytes."""
         resource, box = self._resources.get(command.resource_id), command.box
         if box.z != 0 or box.d != 1 or command.level != 0:
             raise _invalid(

@@ -12,9 +12,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vgpud.gpu.timelines import Timeline
 from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import ResourceId
 from vgpud.gpu.wire.responses import DisplayMode
+from vgpud.gpu.work import Done, Work
 from vgpud.slots.entries import SlotUse
 from vgpud.unix.fd import Fd
 
@@ -60,6 +62,24 @@ class Works(Protocol):
 
     async def aside(self, copy: Callable[[], None]) -> None:
         """Runs a long copy on another thread and waits for it."""
+
+
+class StepRunner(Works, Protocol):
+    """The executor of the device's work, as a renderer has it."""
+
+    def submit(self, key: Timeline, work: Work, done: Done) -> None:
+        """Queue work; `done` is called on the event loop when it and all before it on its timeline
+        are done."""
+
+    async def pause(self) -> None:
+        """Stop between two steps: no work touches any buffer after this, until `resume`."""
+
+    def resume(self) -> None:
+        """Go on where `pause` stopped."""
+
+    def drop(self) -> None:
+        """Forget all work that has not been done; `pause` comes first. Its `done` is never
+        called."""
 
 
 class Display(Protocol):

@@ -13,13 +13,13 @@ from functools import partial
 from typing import Any
 
 from vgpud.errors import VgpudError
+from vgpud.gpu.contexts import Submission
 from vgpud.gpu.errors import Unspecified, response_code
 from vgpud.gpu.gpu import Gpu
 from vgpud.gpu.timelines import Timelines
 from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.commands import Command, MoveCursor, UpdateCursor
 from vgpud.gpu.wire.header import Header, decode_header
-from vgpud.gpu.work import Work
 from vgpud.native.ring import FastPath
 from vgpud.rate_limit import RateLimit
 from vgpud.vhost.split_ring import Chain
@@ -65,9 +65,12 @@ class GpuQueue:
         match outcome:
             case responses.OkNoData():  # first: nearly all, and to look for a coroutine takes time
                 self._answer(chain, header, outcome)
-            case Work():
-                done = partial(self._finish, chain, header, outcome)
-                self._timelines.submit(header.ring, outcome, done)
+            case Submission():
+                done = self._timelines.begin(header.ring, partial(self._finish, chain, header))
+                try:
+                    outcome.start(done)
+                except VgpudError as error:
+                    done(error)
             case Coroutine():
                 return self._wait(chain, header, command, outcome)
             case _:
@@ -106,10 +109,8 @@ class GpuQueue:
             response = self._refusal(header, error, command)
         self._answer(chain, header, response)
 
-    def _finish(self, chain: Chain, header: Header, work: Work, error: VgpudError | None) -> None:
-        """Answers work that is done; it was on its timeline itself."""
-        if work.traffic is not None:
-            self._counters.moved(work.traffic)
+    def _finish(self, chain: Chain, header: Header, error: VgpudError | None) -> None:
+        """Answers a submission that is complete; it was on its timeline itself."""
         self._counters.fences += header.fenced
         response = responses.OkNoData() if error is None else self._refusal(header, error)
         self._complete(chain, header, response)

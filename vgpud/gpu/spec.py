@@ -6,6 +6,7 @@ Owns no behaviour.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from vgpud.coherency.slot_policy import Buffers, GuestPat, Layout, Rule, SlotOwner
 
@@ -18,6 +19,12 @@ class Output:
     height: int
 
 
+class RendererName(StrEnum):
+    """Who can execute a guest's contexts. DMA: vgpud's own DMA engine (capset 30)."""
+
+    DMA = "dma"
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceSpec:
     """One virtio-GPU device.
@@ -25,7 +32,8 @@ class DeviceSpec:
     `window` is the size of the host-visible BAR window and `memory_limit` all that the guest can
     make us allocate, both in bytes. `outputs` are the scanouts in order, 1 to 16 of them. `layout`
     is the one layout on which all of `rules` agree for this device. `render_node` is the GPU whose
-    buffers are to be used, None for any.
+    buffers are to be used, None for any. `renderers` are who executes contexts, the most wanted
+    first; without any this is a display device only.
     """
 
     name: str
@@ -38,3 +46,4 @@ class DeviceSpec:
     slots: SlotOwner = SlotOwner.FRONTEND
     buffers: Buffers = Buffers.AUTO
     render_node: str | None = None
+    renderers: tuple[RendererName, ...] = (RendererName.DMA,)

@@ -1,283 +1,117 @@
-"""Timelines: work that runs in order on each of them, side by side with the others, off the event
-loop.
+"""Timelines: in which order fences are answered, whoever completes the commands before them.
 
 A timeline is what virtio-gpu orders fences by: one for each (context, ring index), and one for all
-commands that name no ring (virtio 1.3, 5.7.6.7, VIRTIO_GPU_FLAG_INFO_RING_IDX). Owns the threads of
-one device; knows nothing of rings.
+commands that name no ring. A command is answered when it is complete and every command before it on
+its timeline is. Source: virtio 1.3, 5.7.6.7, VIRTIO_GPU_FLAG_FENCE and
+VIRTIO_GPU_FLAG_INFO_RING_IDX.
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections import Counter, deque
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import partial
-from time import perf_counter
+from threading import get_ident
 
 from vgpud.errors import VgpudError
-from vgpud.gpu.wire.protocol import ContextId, ResourceId
-from vgpud.gpu.work import Work
-from vgpud.unix.thread_priority import lower_thread_priority
+from vgpud.gpu.wire.protocol import ContextId
+from vgpud.gpu.work import Done
 
 Timeline = tuple[ContextId, int] | None
 """A (context, ring index), or None for the device's own timeline."""
 
-THREADS = 2
-"""Per device, so that no guest can take another's. Two: a ring with short work need not wait for
-one with long."""
 
-INLINE_COST = 64 << 10
-"""Bytes up to which work is done at once where its timeline is idle: moving them takes less than
-handing them over."""
+class _Entry:
+    """A command that has not been answered. Called, it is complete: on any thread, once."""
 
-TURNS = 2 * THREADS
-"""Turns that are the threads' at a time: each has its next one at hand, and what is new comes soon,
-however many timelines a guest has."""
+    __slots__ = ("answer", "complete", "error", "timeline", "timelines")
 
-QUANTUM = 0.002
-"""Seconds after which a timeline that goes on lets the others have its thread."""
+    def __init__(self, timelines: Timelines, timeline: Timeline, answer: Done) -> None:
+        self.timelines = timelines
+        self.timeline = timeline
+        self.answer = answer
+        self.complete = False
+        self.error: VgpudError | None = None
 
-Done = Callable[[VgpudError | None], None]
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    """Work and who waits for it; without work, somebody who waits for all that is before it."""
-
-    work: Work | None
-    done: Done
-
-    def run(self, halted: Callable[[], bool]) -> bool:
-        """Runs steps until none is left, time is up or a halt is asked for; True if none is left.
-
-        On any thread.
-        """
-        work = self.work
-        if work is None:
-            return True
-        until = perf_counter() + QUANTUM
-        while not halted() and perf_counter() < until:
-            if next(work.steps, self) is self:
-                return True
-        return False
-
-    def finish(self, error: VgpudError | None) -> None:
-        """Tells that all is done, or what went wrong."""
-        self.release()
-        if error is None and self.work is not None:
-            error = self.work.refusal
-        self.done(error)
-
-    def release(self) -> None:
-        """Gives back what the work was charged for."""
-        if self.work is not None and self.work.charge is not None:
-            self.work.charge.release()
-
-
-@dataclass(slots=True, eq=False)
-class _Line:
-    jobs: deque[_Job] = field(default_factory=deque)
-    running: bool = False
+    def __call__(self, error: VgpudError | None) -> None:
+        self.timelines.complete(self, error)
 
 
 class Timelines:
-    """All timelines of one device (a `gpu.ports.Works`). Every method is for the event loop's
-    thread only."""
+    """All timelines of one device. Made on the event loop's thread; every method is for that
+    thread only, but what `begin` returns is for any."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._threads = ThreadPoolExecutor(
-            THREADS, thread_name_prefix=f"{name}-dma", initializer=lower_thread_priority
-        )
-        self._lines: dict[Timeline, _Line] = {}
-        self._ready: deque[tuple[Timeline, _Line]] = deque()
-        self._meetings: set[threading.Barrier] = set()
-        self._touched: Counter[ResourceId] = Counter()
-        self._halted = False
-        self._closed = False
-        self._running = 0
-        self.submitted = 0
-        self._changed = asyncio.Event()
-        self._failure: asyncio.Future[None] = self._loop.create_future()
-
-    def submit(self, key: Timeline, work: Work, done: Done) -> None:
-        """Queues work; `done` is called on the event loop when it and all before it on its timeline
-        are done."""
-        self.submitted += 1
-        line = self._lines.get(key)
-        job = _Job(work, done)
-        if line is None and work.cost <= INLINE_COST and not self._halted:
-            self._run_now(job)
-            return
-        self._touched.update(work.resources)
-        self._append(key, job)
-
-    def after(self, key: Timeline, done: Done) -> None:
-        """Calls `done` once everything that is on the timeline now is done: at once if that is
-        nothing."""
-        if key in self._lines:
-            self._append(key, _Job(None, done))
-        else:
-            done(None)
+        self._thread = get_ident()
+        self._lines: dict[Timeline, deque[_Entry]] = {}
+        self._held = False
 
     @property
     def empty(self) -> bool:
-        """Whether nothing is on any timeline."""
+        """Whether no command waits for its answer on any timeline."""
         return not self._lines
 
-    def busy(self, resource: ResourceId) -> bool:
-        """Tells whether work that touches the resource waits or runs."""
-        return self._touched.get(resource, 0) > 0  # not [], which calls for what is missing
+    def begin(self, timeline: Timeline, answer: Done) -> Done:
+        """Enter a command that has begun; return what is to be called when it is complete.
 
-    async def drained(self, resource: ResourceId) -> None:
-        """Waits until no work that touches the resource is left."""
-        while self.busy(resource):
-            self._changed.clear()
-            await self._changed.wait()
+        That may be called on any thread, with the error that the command has ended with or None;
+        only the first call counts. `answer` is called with it on the event loop, when all that was
+        entered on the timeline before has been answered.
+        """
+        entry = _Entry(self, timeline, answer)
+        line = self._lines.get(timeline)
+        if line is None:
+            self._lines[timeline] = deque((entry,))
+        else:
+            line.append(entry)
+        return entry
 
-    async def aside(self, copy: Callable[[], None]) -> None:
-        """Runs a long copy on one of the threads; once begun it is waited for, even by a caller
-        that is cancelled, however often."""
-        running = asyncio.ensure_future(self._loop.run_in_executor(self._threads, copy))
-        cancelled: asyncio.CancelledError | None = None
-        while not running.done():
-            try:
-                await asyncio.wait([running])
-            except asyncio.CancelledError as error:
-                cancelled = error
-        if cancelled is None:
-            return running.result()
-        bug = running.exception()
-        if bug is not None and not isinstance(bug, VgpudError):
-            self._fail(bug)
-        raise cancelled
+    def after(self, timeline: Timeline, answer: Done) -> None:
+        """Call `answer` when all that is on the timeline now has been answered: at once if that is
+        nothing."""
+        line = self._lines.get(timeline)
+        if line is None:
+            answer(None)
+        else:
+            self.begin(timeline, answer)(None)
 
-    async def pause(self) -> None:
-        """Stops between two steps: nothing touches any buffer after this, until `resume`."""
-        self._halted = True
-        while self._running:
-            self._changed.clear()
-            await self._changed.wait()
+    def hold(self) -> None:
+        """Give no answers until `resume`; commands can still complete."""
+        self._held = True
 
     def resume(self) -> None:
-        """Goes on where `pause` stopped."""
-        self._halted = False
-        for key, line in list(self._lines.items()):
-            self._start(key, line)
-        self._hand_over()
+        """Give the answers that were held back, and all that come."""
+        self._held = False
+        for timeline in list(self._lines):
+            self._answer(timeline)
 
     def drop(self) -> None:
-        """Forgets all work that has not been done; `pause` comes first. Its `done` is never
-        called."""
-        assert not self._running
+        """Forget every command, and answer none of them: the driver that sent them is gone."""
         for line in self._lines.values():
-            for job in line.jobs:
-                job.release()
+            for entry in line:
+                entry.complete = True
         self._lines.clear()
-        self._ready.clear()
-        self._touched.clear()
-        self._halted = False
-        self._changed.set()
+        self._held = False
 
-    async def failed(self) -> None:
-        """Waits forever; raises what a step raised that is no `VgpudError`, which is a bug."""
-        await self._failure
-
-    async def answered(self) -> None:
-        """Returns once each of the threads has taken up something new; at once after `close`."""
-        if self._closed:
+    def complete(self, entry: _Entry, error: VgpudError | None) -> None:
+        """Complete a command, on any thread; what `begin` returns calls this."""
+        if get_ident() != self._thread:
+            # The loop may be gone: then there is no guest left to answer.
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self.complete, entry, error)
             return
-        meeting = threading.Barrier(THREADS)  # so that no thread can answer for another
-        self._meetings.add(meeting)
-        calls = [self._threads.submit(_meet, meeting) for _ in range(THREADS)]
-        try:
-            await asyncio.wait([asyncio.wrap_future(call) for call in calls])
-        finally:
-            self._meetings.discard(meeting)
-            for call in calls:
-                call.cancel()
-            meeting.abort()  # whoever is there already goes on with its work
-
-    def close(self) -> None:
-        """Ends the threads; a step that is running is finished behind our back, on memory that it
-        keeps alive."""
-        self._halted = self._closed = True
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        for meeting in self._meetings:
-            meeting.abort()
-        self._ready.clear()
-        self._lines.clear()  # and with them the buffers, which can be large
-        self._failure.cancel()
-
-    def _fail(self, bug: BaseException) -> None:
-        if not self._failure.done():
-            self._failure.set_exception(bug)
-
-    @staticmethod
-    def _run_now(job: _Job) -> None:
-        error = None
-        try:
-            while not job.run(lambda: False):
-                pass
-        except VgpudError as caught:
-            error = caught
-        job.finish(error)
-
-    def _append(self, key: Timeline, job: _Job) -> None:
-        line = self._lines.setdefault(key, _Line())
-        line.jobs.append(job)
-        self._start(key, line)
-
-    def _start(self, key: Timeline, line: _Line) -> None:
-        if line.running or self._halted or not line.jobs:
+        if entry.complete:
             return
-        line.running = True
-        self._ready.append((key, line))
-        self._hand_over()
+        entry.complete, entry.error = True, error
+        if not self._held:
+            self._answer(entry.timeline)
 
-    def _hand_over(self) -> None:
-        while self._ready and self._running < TURNS and not self._halted:
-            key, line = self._ready.popleft()
-            self._running += 1
-            future = self._threads.submit(line.jobs[0].run, lambda: self._halted)
-            future.add_done_callback(partial(self._report, key, line))
-
-    def _report(self, key: Timeline, line: _Line, ran: Future[bool]) -> None:
-        # On the thread. The loop may be gone: a step that was running when the daemon stopped has
-        # nobody to tell.
-        with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._ran, key, line, ran)
-
-    def _ran(self, key: Timeline, line: _Line, ran: Future[bool]) -> None:
-        line.running = False
-        self._running -= 1
-        self._changed.set()
-        if self._closed or ran.cancelled():
-            return
-        self._hand_over()
-        error = ran.exception()
-        if error is not None and not isinstance(error, VgpudError):
-            line.jobs.popleft()  # its steps are of no use any more
-            self._fail(error)
-            return
-        if error is None and not ran.result():
-            self._start(key, line)
-            return
-        job = line.jobs.popleft()
-        if job.work is not None:
-            self._touched.subtract(job.work.resources)
-            self._touched += Counter()  # drops the zeros
-        if line.jobs:
-            self._start(key, line)
-        else:
-            del self._lines[key]
-        job.finish(error)
-
-
-def _meet(meeting: threading.Barrier) -> None:
-    with suppress(threading.BrokenBarrierError):
-        meeting.wait()
+    def _answer(self, timeline: Timeline) -> None:
+        """Answer the complete commands that no other is before."""
+        line = self._lines.get(timeline)
+        while line and line[0].complete:
+            entry = line.popleft()
+            if not line:
+                del self._lines[timeline]
+            entry.answer(entry.error)

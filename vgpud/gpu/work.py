@@ -1,12 +1,11 @@
-"""What a command can come to besides a response: an answer to be waited for, or work that takes its
-time.
+"""What takes its time: an answer to be waited for, and work for the executor in steps.
 
-Owns no thread and no order; `serve` waits, and runs the steps.
+Owns no thread and no order; `gpu.executor` runs the steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -16,8 +15,11 @@ from vgpud.gpu.wire.protocol import ResourceId
 from vgpud.gpu.wire.responses import Response
 
 Answer: TypeAlias = Response | Coroutine[Any, Any, Response]
-"""A response, or a coroutine that has it in the end. Nothing else of its queue goes on meanwhile,
-and cancelled in the middle it can be done anew."""
+"""A response, or a coroutine that has it in the end. No other command of its queue is executed
+meanwhile, and cancelled in the middle it can be executed again."""
+
+Done: TypeAlias = Callable[[VgpudError | None], None]
+"""What is called when something is done, with the error that it has ended with, or None."""
 
 
 @dataclass(slots=True)
@@ -37,8 +39,7 @@ class Work:
     Every range was checked when the work was made, and the buffers in it stay mapped for as long as
     it lives. `resources` are those that the steps touch; `cost` is about how many bytes they move.
     `refusal` is what the command is answered with after all steps have run, where the packet behind
-    them was bad. `charge` is to be released when the work is done or dropped. `traffic` is complete
-    when the steps are.
+    them was bad. `charge` is to be released when the work is done or dropped.
     """
 
     steps: Iterator[None]
@@ -46,4 +47,3 @@ class Work:
     cost: int
     refusal: VgpudError | None = None
     charge: Charge | None = None
-    traffic: Traffic | None = None

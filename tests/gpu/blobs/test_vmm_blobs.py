@@ -9,7 +9,7 @@ import pytest
 from tests.gpu import driver as d
 from tests.gpu.machine import KIB, PAGE, Bench, Machine, finish, refused, stop_at
 from vgpud.coherency.slot_policy import Layout
-from vgpud.gpu.blobs.window_layout import MOVES_ASIDE, WindowLayout
+from vgpud.gpu.blobs.window_layout import MOVES_ASIDE
 from vgpud.gpu.resources import HostBlob
 from vgpud.gpu.wire.protocol import ResourceId, ResponseType
 
@@ -72,11 +72,10 @@ class Late(Bench):
 @pytest.mark.parametrize("writes", [1, 2, 9])
 def test_what_a_guest_writes_while_its_blob_makes_room_is_not_lost(writes: int) -> None:
     size = 256 * KIB
-    with Machine() as machine:
+    with Machine(works=Late) as machine:
         machine.all(d.ctx_create(), d.create_blob(1, size), d.ctx_attach(1))
         machine.all(d.map_blob(1, 0), d.unmap_blob(1))
-        assert isinstance(machine.gpu.layout, WindowLayout)
-        machine.gpu.layout.works = machine.works = works = Late(machine.patience)
+        works = machine.works
         blobs = machine.gpu.vmm_blobs
         blob = finish(blobs.create(size))
         machine.patience.pausing = True

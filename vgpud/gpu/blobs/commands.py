@@ -5,23 +5,28 @@ Source: virtio 1.3, 5.7.6.8 RESOURCE_CREATE_BLOB and 5.7.6.9 RESOURCE_MAP_BLOB, 
 
 from __future__ import annotations
 
+import logging
 from asyncio import Lock
+from contextlib import ExitStack
 
+from vgpud.coherency.plan import Plan
 from vgpud.coherency.slot_policy import BlobKind
 from vgpud.errors import VgpudError
-from vgpud.gpu.blobs.layout import BlobLayout
+from vgpud.gpu.blobs.layout import BlobLayout, HostMemory
 from vgpud.gpu.blobs.plans import Plans
-from vgpud.gpu.contexts import Contexts
+from vgpud.gpu.contexts import Context, Contexts, live
 from vgpud.gpu.counters import Counters
-from vgpud.gpu.errors import InvalidContextId, InvalidParameter
+from vgpud.gpu.errors import InvalidContextId, InvalidParameter, Unspecified
 from vgpud.gpu.guest_memory import GuestMemory
 from vgpud.gpu.memory_types import MAP_INFO
-from vgpud.gpu.quota import Quota
-from vgpud.gpu.resources import OVERHEAD, GuestBlob, HostBlob, ResourceTable, make_backing
+from vgpud.gpu.quota import Charge, Quota
+from vgpud.gpu.resources import OVERHEAD, Backing, GuestBlob, HostBlob, ResourceTable, make_backing
 from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.protocol import BlobFlag, BlobMem, ContextId
 from vgpud.gpu.work import Answer
 from vgpud.memory.window_map import BLOB_ALIGNMENT
+
+log = logging.getLogger(__name__)
 
 KNOWN_FLAGS = int(BlobFlag.USE_MAPPABLE | BlobFlag.USE_SHAREABLE | BlobFlag.USE_CROSS_DEVICE)
 
@@ -64,6 +69,9 @@ class Blobs:
         if kind is BlobMem.GUEST:
             self._create_guest(command)
             return responses.OkNoData()
+        context = self._context_of(command)
+        if context.renderer.allocates:
+            return self._create_by_renderer(command, kind, context)
         blob = self._create_host(command, kind)
         return responses.OkNoData() if blob.memory.made else self._make(blob)
 
@@ -97,29 +105,86 @@ class Blobs:
             raise
         self._resources.add(GuestBlob(command.resource_id, command.size, charge, backing))
 
-    def _create_host(self, command: commands.ResourceCreateBlob, kind: BlobMem) -> HostBlob:
-        size = command.size
+    def _context_of(self, command: commands.ResourceCreateBlob) -> Context:
+        """The context that a host blob is made in, if its size will do."""
         if command.header.ctx_id == ContextId(0):
             raise InvalidContextId("a host blob needs a context")
-        self._contexts.get(command.header.ctx_id)
-        if size % BLOB_ALIGNMENT:
-            raise _invalid(f"a host blob of {size:#x} bytes, not aligned to {BLOB_ALIGNMENT:#x}")
-        plan_ = self._plans.make(KINDS[kind], size, self._layout.backing)
-        charge = self._quota.charge(OVERHEAD)
-        backing = None
-        try:
-            if len(command.entries):
-                if kind is BlobMem.HOST3D:
-                    raise _invalid("a HOST3D blob has no backing pages")
-                backing = make_backing(self._memory, command.entries, self._quota)
-            memory = self._layout.allocate(command.resource_id, size, plan_)
-        except VgpudError:
-            if backing is not None:
-                backing.release()
-            charge.release()
-            raise
+        context = self._contexts.get(command.header.ctx_id)
+        if command.size % BLOB_ALIGNMENT:
+            raise _invalid(
+                f"a host blob of {command.size:#x} bytes, not aligned to {BLOB_ALIGNMENT:#x}"
+            )
+        live(context.renderer)
+        return context
+
+    def _create_host(self, command: commands.ResourceCreateBlob, kind: BlobMem) -> HostBlob:
+        """Make a blob in memory of the device's own, from its layout."""
+        size = command.size
+        plan = self._plans.make(KINDS[kind], size, self._layout.backing)
+        with ExitStack() as undo:
+            charge = self._charge(OVERHEAD, undo)
+            backing = self._backing(command, kind, undo)
+            memory = self._layout.allocate(command.resource_id, size, plan)
+            undo.pop_all()
+        return self._add(command, kind, plan, charge, memory, backing)
+
+    async def _create_by_renderer(
+        self, command: commands.ResourceCreateBlob, kind: BlobMem, context: Context
+    ) -> responses.Response:
+        """Make a blob in memory that its context's renderer makes, and plan it by what that is."""
+        size, renderer = command.size, context.renderer
+        with ExitStack() as undo:
+            charge = self._charge(OVERHEAD, undo)
+            contents = self._charge(size, undo)
+            backing = self._backing(command, kind, undo)
+            made = await renderer.create_blob(context.id, command.blob_id, size)
+            if made is None:
+                undo.close()
+                blob = self._create_host(command, kind)
+                return responses.OkNoData() if blob.memory.made else await self._make(blob)
+            undo.callback(made.buffer.close)
+            if made.buffer.view.size != size:
+                raise Unspecified(f"{made.buffer.view.size:#x} bytes made for a blob of {size:#x}")
+            plan = self._plans.make(KINDS[kind], size, made.buffer.backing)
+            memory = self._layout.adopt(command.resource_id, size, plan, made.buffer, contents)
+            undo.pop_all()
+        blob = self._add(command, kind, plan, charge, memory, backing)
+        self._contexts.made(blob.id, renderer)
+        log.debug(
+            "blob of a renderer resource=%d blob_id=%d size=%#x backing=%s hint=%s memory_type=%s",
+            *(blob.id, command.blob_id, size, made.buffer.backing, made.hint, plan.memory_type),
+        )
+        return responses.OkNoData()
+
+    def _charge(self, size: int, undo: ExitStack) -> Charge:
+        charge = self._quota.charge(size)
+        undo.callback(charge.release)
+        return charge
+
+    def _backing(
+        self, command: commands.ResourceCreateBlob, kind: BlobMem, undo: ExitStack
+    ) -> Backing | None:
+        if not len(command.entries):
+            return None
+        if kind is BlobMem.HOST3D:
+            raise _invalid("a HOST3D blob has no backing pages")
+        backing = make_backing(self._memory, command.entries, self._quota)
+        undo.callback(backing.release)
+        return backing
+
+    def _add(
+        self,
+        command: commands.ResourceCreateBlob,
+        kind: BlobMem,
+        plan: Plan,
+        charge: Charge,
+        memory: HostMemory,
+        backing: Backing | None,
+    ) -> HostBlob:
         mappable = bool(command.blob_flags & BlobFlag.USE_MAPPABLE)
-        blob = HostBlob(command.resource_id, kind, size, mappable, plan_, charge, memory, backing)
+        blob = HostBlob(
+            command.resource_id, kind, command.size, mappable, plan, charge, memory, backing
+        )
         self._resources.add(blob)
         return blob
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 from typing import Protocol
 
 from vgpud.coherency.plan import Duty, Plan
+from vgpud.gpu.quota import Charge
 from vgpud.gpu.wire.protocol import ResourceId
 from vgpud.memory.backing import HostBacking
+from vgpud.memory.buffers import Buffer
 from vgpud.memory.extents import Access, Extents
 from vgpud.memory.window_map import Place, WindowMap
 from vgpud.unix.fd import Fd
@@ -76,6 +78,15 @@ class BlobLayout(Protocol):
     def allocate(self, blob: ResourceId, size: int, plan: Plan) -> HostMemory:
         """Makes a blob of `size` zero bytes; raises `OutOfMemory` over the device's
         limit."""
+
+    def adopt(
+        self, blob: ResourceId, size: int, plan: Plan, buffer: Buffer, charge: Charge
+    ) -> HostMemory:
+        """Take over a buffer that a renderer has made for a blob, and what was charged for it.
+
+        Raises `Unsupported` if this layout has no room for buffers that are not its own; buffer and
+        charge are the caller's still then.
+        """
 
     def reset(self) -> None:
         """Forgets every blob and mapping: the front-end drops the mappings itself when the device

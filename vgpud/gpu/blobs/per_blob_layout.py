@@ -58,8 +58,7 @@ class PerBlobLayout:
         return False
 
     def allocate(self, blob: ResourceId, size: int, plan: Plan) -> PerBlobMemory:
-        if len(self.blobs) >= MAX_BLOBS:
-            raise OutOfMemory(f"{MAX_BLOBS} blobs are there already")
+        self._check_room()
         memory = PerBlobMemory(self, blob, size, plan, self._quota.charge(size))
         self.blobs[blob] = memory
         if not self._source.slow or size < MAKE_ASIDE:
@@ -68,6 +67,15 @@ class PerBlobLayout:
             except VgpudError:
                 memory.forget()
                 raise
+        return memory
+
+    def adopt(
+        self, blob: ResourceId, size: int, plan: Plan, buffer: Buffer, charge: Charge
+    ) -> PerBlobMemory:
+        self._check_room()
+        memory = PerBlobMemory(self, blob, size, plan, charge)
+        memory.take(buffer)
+        self.blobs[blob] = memory
         return memory
 
     def buffer(self, blob: ResourceId, size: int) -> Buffer:
@@ -84,6 +92,10 @@ class PerBlobLayout:
 
     def close(self) -> None:
         self.reset()
+
+    def _check_room(self) -> None:
+        if len(self.blobs) >= MAX_BLOBS:
+            raise OutOfMemory(f"{MAX_BLOBS} blobs are there already")
 
 
 class PerBlobMemory:
@@ -116,7 +128,7 @@ class PerBlobMemory:
             return
         try:
             await self._layout.works.aside(make)
-            self._take(made.pop())
+            self.take(made.pop())
         finally:
             for buffer in made:  # given up meanwhile
                 buffer.close()
@@ -124,7 +136,7 @@ class PerBlobMemory:
     def make_now(self) -> None:
         """The same, while everybody waits."""
         if self._buffer is None and not self._forgotten:
-            self._take(self._layout.buffer(self._blob, self._size))
+            self.take(self._layout.buffer(self._blob, self._size))
 
     @property
     def mapped(self) -> bool:
@@ -199,7 +211,8 @@ class PerBlobMemory:
             await self._layout.works.aside(lambda: contents.flush(0, self._size))
         return fd
 
-    def _take(self, buffer: Buffer) -> None:
+    def take(self, buffer: Buffer) -> None:
+        """Keep a buffer that was made for the blob, unless it is too late for it."""
         if self._forgotten or self._buffer is not None:  # destroyed, or made by another meanwhile
             buffer.close()
         else:

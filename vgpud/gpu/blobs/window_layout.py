@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgpud.coherency.plan import Plan
-from vgpud.errors import AllocationError, HostError
+from vgpud.errors import AllocationError, HostError, Unsupported
 from vgpud.gpu.blobs.layout import access_of, flushed_at_hand_over
 from vgpud.gpu.errors import InvalidParameter
 from vgpud.gpu.memory import zeroed
@@ -22,6 +22,7 @@ from vgpud.gpu.ports import BarSlots, Works
 from vgpud.gpu.quota import Charge, Quota
 from vgpud.gpu.wire.protocol import ResourceId
 from vgpud.memory.backing import HostBacking
+from vgpud.memory.buffers import Buffer
 from vgpud.memory.extents import Extents
 from vgpud.memory.window import HostWindow
 from vgpud.memory.window_map import Place, WindowMap
@@ -83,6 +84,11 @@ class WindowLayout:
         memory = WindowBlob(self, blob, size, plan, self.quota.charge(size))
         self.blobs[blob] = memory
         return memory
+
+    def adopt(
+        self, blob: ResourceId, size: int, plan: Plan, buffer: Buffer, charge: Charge
+    ) -> WindowBlob:
+        raise Unsupported('a blob in a renderer\'s own memory needs layout = "per-blob"')
 
     async def map_window(self) -> None:
         """Has the VMM map the window, if it has not yet."""

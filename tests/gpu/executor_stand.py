@@ -1,4 +1,4 @@
-"""Work that waits for a test, and timelines to put it on."""
+"""Work that waits for a test, and an executor to run it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 
 from vgpud.errors import VgpudError
+from vgpud.gpu.executor import INLINE_COST, Executor
 from vgpud.gpu.quota import Charge
-from vgpud.gpu.timelines import INLINE_COST, Timeline, Timelines
+from vgpud.gpu.timelines import Timeline
 from vgpud.gpu.wire.protocol import ContextId, ResourceId
 from vgpud.gpu.work import Work
 
@@ -34,16 +35,16 @@ class Gate:
         assert await asyncio.to_thread(self.entered.wait, PATIENCE)
 
 
-def run(main: Callable[[Timelines], Awaitable[None]]) -> None:
-    """Runs a test with timelines of its own, and ends their threads."""
+def run(main: Callable[[Executor], Awaitable[None]]) -> None:
+    """Runs a test with an executor of its own, and ends its threads."""
 
     async def whole() -> None:
-        timelines = Timelines("test")
+        executor = Executor("test")
         try:
             async with asyncio.timeout(PATIENCE):
-                await main(timelines)
+                await main(executor)
         finally:
-            timelines.close()
+            executor.close()
 
     asyncio.run(whole())
 

@@ -1,4 +1,4 @@
-"""Timelines: what a copy, a charge and the threads come to in the end."""
+"""The executor: what a copy, a charge and the threads come to in the end."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import threading
 
 import pytest
 
-from tests.gpu.timeline_stand import LONG, PATIENCE, A, Answers, Gate, run, work
+from tests.gpu.executor_stand import LONG, PATIENCE, A, Answers, Gate, run, work
 from vgpud.errors import VgpudError
 from vgpud.gpu.errors import InvalidParameter
+from vgpud.gpu.executor import Executor
 from vgpud.gpu.quota import Quota
-from vgpud.gpu.timelines import Timelines
 
 
 @pytest.mark.parametrize("cost", [0, LONG])
 @pytest.mark.parametrize("fails", [False, True])
 def test_what_work_was_charged_for_is_given_back_when_it_is_done(cost: int, fails: bool) -> None:
-    async def main(timelines: Timelines) -> None:
+    async def main(executor: Executor) -> None:
         quota = Quota(100)
         held: list[int] = []
 
@@ -28,7 +28,7 @@ def test_what_work_was_charged_for_is_given_back_when_it_is_done(cost: int, fail
                 raise InvalidParameter("no")
 
         answers = Answers()
-        timelines.submit(A, work(step, cost=cost, charge=quota.charge(70)), answers.named("done"))
+        executor.submit(A, work(step, cost=cost, charge=quota.charge(70)), answers.named("done"))
         await answers.number(1)
         assert held == [70]
         assert quota.used == 0
@@ -37,20 +37,19 @@ def test_what_work_was_charged_for_is_given_back_when_it_is_done(cost: int, fail
 
 
 def test_what_dropped_work_was_charged_for_is_given_back() -> None:
-    async def main(timelines: Timelines) -> None:
+    async def main(executor: Executor) -> None:
         quota = Quota(100)
         answers = Answers()
         gate = Gate()
-        timelines.submit(A, work(gate, gate, charge=quota.charge(30)), answers.named("begun"))
-        timelines.submit(A, work(gate, charge=quota.charge(20)), answers.named("waits"))
-        timelines.after(A, answers.named("fence"))
+        executor.submit(A, work(gate, gate, charge=quota.charge(30)), answers.named("begun"))
+        executor.submit(A, work(gate, charge=quota.charge(20)), answers.named("waits"))
         await gate.reached()
-        pausing = asyncio.create_task(timelines.pause())
+        pausing = asyncio.create_task(executor.pause())
         await asyncio.sleep(0)
         gate.open.set()
         await pausing
         assert quota.used == 50
-        timelines.drop()
+        executor.drop()
         assert quota.used == 0
         assert answers.names == []
 
@@ -65,9 +64,9 @@ def complaints() -> list[object]:
 
 
 def test_a_copy_aside_leaves_the_loop_free_and_raises_what_it_raises() -> None:
-    async def main(timelines: Timelines) -> None:
+    async def main(executor: Executor) -> None:
         gate = Gate()
-        copying = asyncio.create_task(timelines.aside(gate))
+        copying = asyncio.create_task(executor.aside(gate))
         await gate.reached()
         assert not copying.done()
         gate.open.set()
@@ -77,14 +76,14 @@ def test_a_copy_aside_leaves_the_loop_free_and_raises_what_it_raises() -> None:
             raise InvalidParameter("no")
 
         with pytest.raises(VgpudError, match="no"):
-            await timelines.aside(fail)
+            await executor.aside(fail)
 
     run(main)
 
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_cancelled_copy_is_waited_for(fails: bool) -> None:
-    async def main(timelines: Timelines) -> None:
+    async def main(executor: Executor) -> None:
         gate = Gate()
         ended = threading.Event()
 
@@ -95,7 +94,7 @@ def test_a_cancelled_copy_is_waited_for(fails: bool) -> None:
                 raise InvalidParameter("no")
 
         found = complaints()
-        copying = asyncio.create_task(timelines.aside(copy))
+        copying = asyncio.create_task(executor.aside(copy))
         await gate.reached()
         copying.cancel()
         await asyncio.sleep(0.02)
@@ -113,9 +112,9 @@ def test_a_cancelled_copy_is_waited_for(fails: bool) -> None:
 
 
 def test_a_copy_is_waited_for_however_often_it_is_cancelled() -> None:
-    async def main(timelines: Timelines) -> None:
+    async def main(executor: Executor) -> None:
         gate = Gate()
-        copying = asyncio.create_task(timelines.aside(gate))
+        copying = asyncio.create_task(executor.aside(gate))
         await gate.reached()
         for _ in range(3):
             copying.cancel()
@@ -130,15 +129,15 @@ def test_a_copy_is_waited_for_however_often_it_is_cancelled() -> None:
 
 
 def test_a_bug_in_a_cancelled_copy_surfaces_through_failed() -> None:
-    async def main(timelines: Timelines) -> None:
+    async def main(executor: Executor) -> None:
         gate = Gate()
 
         def copy() -> None:
             gate()
             raise ZeroDivisionError("a bug")
 
-        failed = asyncio.create_task(timelines.failed())
-        copying = asyncio.create_task(timelines.aside(copy))
+        failed = asyncio.create_task(executor.failed())
+        copying = asyncio.create_task(executor.aside(copy))
         await gate.reached()
         copying.cancel()
         gate.open.set()
@@ -153,12 +152,12 @@ def test_close_does_not_wait_and_tells_nobody() -> None:
     gate = Gate()
 
     async def main() -> None:
-        timelines = Timelines("test")
+        executor = Executor("test")
         found = complaints()
-        timelines.submit(A, work(gate, lambda: answers.append("next step")), answers.append)
-        timelines.submit(A, work(lambda: answers.append("next work")), answers.append)
+        executor.submit(A, work(gate, lambda: answers.append("next step")), answers.append)
+        executor.submit(A, work(lambda: answers.append("next work")), answers.append)
         await gate.reached()
-        timelines.close()
+        executor.close()
         await asyncio.sleep(0.02)
         assert found == []
 

@@ -1,0 +1,260 @@
+"""The executor: work that runs in order on each timeline, side by side with the other timelines,
+off the event loop.
+
+Owns the threads of one device, and how they are shared: turn by turn between timelines, halted
+between two steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter, deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from time import perf_counter
+
+from vgpud.errors import VgpudError
+from vgpud.gpu.timelines import Timeline
+from vgpud.gpu.wire.protocol import ResourceId
+from vgpud.gpu.work import Done, Work
+from vgpud.unix.thread_priority import lower_thread_priority
+
+THREADS = 2
+"""Per device, so that no guest can take another's. Two: a ring with short work need not wait for
+one with long."""
+
+INLINE_COST = 64 << 10
+"""Bytes up to which work is done at once where its timeline is idle: moving them takes less than
+handing them over."""
+
+TURNS = 2 * THREADS
+"""Turns that are the threads' at a time: each has its next one at hand, and what is new comes soon,
+however many timelines a guest has."""
+
+QUANTUM = 0.002
+"""Seconds after which a timeline that goes on lets the others have its thread."""
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """Work, and what to call when it is done."""
+
+    work: Work
+    done: Done
+
+    def run(self, halted: Callable[[], bool]) -> bool:
+        """Runs steps until none is left, time is up or a halt is asked for; True if none is left.
+
+        On any thread.
+        """
+        steps = self.work.steps
+        until = perf_counter() + QUANTUM
+        while not halted() and perf_counter() < until:
+            if next(steps, self) is self:
+                return True
+        return False
+
+    def finish(self, error: VgpudError | None) -> None:
+        """Tells that all is done, or what went wrong."""
+        self.release()
+        self.done(self.work.refusal if error is None else error)
+
+    def release(self) -> None:
+        """Gives back what the work was charged for."""
+        if self.work.charge is not None:
+            self.work.charge.release()
+
+
+@dataclass(slots=True, eq=False)
+class _Line:
+    jobs: deque[_Job] = field(default_factory=deque)
+    running: bool = False
+
+
+class Executor:
+    """The threads of one device (a `gpu.ports.StepRunner`). Every method is for the event loop's thread
+    only."""
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._threads = ThreadPoolExecutor(
+            THREADS, thread_name_prefix=f"{name}-dma", initializer=lower_thread_priority
+        )
+        self._lines: dict[Timeline, _Line] = {}
+        self._ready: deque[tuple[Timeline, _Line]] = deque()
+        self._meetings: set[threading.Barrier] = set()
+        self._touched: Counter[ResourceId] = Counter()
+        self._halted = False
+        self._closed = False
+        self._running = 0
+        self.submitted = 0
+        self._changed = asyncio.Event()
+        self._failure: asyncio.Future[None] = self._loop.create_future()
+
+    def submit(self, key: Timeline, work: Work, done: Done) -> None:
+        """Queues work; `done` is called on the event loop when it and all before it on its timeline
+        are done."""
+        self.submitted += 1
+        line = self._lines.get(key)
+        job = _Job(work, done)
+        if line is None and work.cost <= INLINE_COST and not self._halted:
+            self._run_now(job)
+            return
+        self._touched.update(work.resources)
+        self._append(key, job)
+
+    def busy(self, resource: ResourceId) -> bool:
+        """Tells whether work that touches the resource waits or runs."""
+        return self._touched.get(resource, 0) > 0  # not [], which calls for what is missing
+
+    async def drained(self, resource: ResourceId) -> None:
+        """Waits until no work that touches the resource is left."""
+        while self.busy(resource):
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def aside(self, copy: Callable[[], None]) -> None:
+        """Runs a long copy on one of the threads; once begun it is waited for, even by a caller
+        that is cancelled, however often."""
+        running = asyncio.ensure_future(self._loop.run_in_executor(self._threads, copy))
+        cancelled: asyncio.CancelledError | None = None
+        while not running.done():
+            try:
+                await asyncio.wait([running])
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is None:
+            return running.result()
+        bug = running.exception()
+        if bug is not None and not isinstance(bug, VgpudError):
+            self._fail(bug)
+        raise cancelled
+
+    async def pause(self) -> None:
+        """Stops between two steps: nothing touches any buffer after this, until `resume`."""
+        self._halted = True
+        while self._running:
+            self._changed.clear()
+            await self._changed.wait()
+
+    def resume(self) -> None:
+        """Goes on where `pause` stopped."""
+        self._halted = False
+        for key, line in list(self._lines.items()):
+            self._start(key, line)
+        self._hand_over()
+
+    def drop(self) -> None:
+        """Forgets all work that has not been done; `pause` comes first. Its `done` is never
+        called."""
+        assert not self._running
+        for line in self._lines.values():
+            for job in line.jobs:
+                job.release()
+        self._lines.clear()
+        self._ready.clear()
+        self._touched.clear()
+        self._halted = False
+        self._changed.set()
+
+    async def failed(self) -> None:
+        """Waits forever; raises what a step raised that is no `VgpudError`, which is a bug."""
+        await self._failure
+
+    async def answered(self) -> None:
+        """Returns once each of the threads has taken up something new; at once after `close`."""
+        if self._closed:
+            return
+        meeting = threading.Barrier(THREADS)  # so that no thread can answer for another
+        self._meetings.add(meeting)
+        calls = [self._threads.submit(_meet, meeting) for _ in range(THREADS)]
+        try:
+            await asyncio.wait([asyncio.wrap_future(call) for call in calls])
+        finally:
+            self._meetings.discard(meeting)
+            for call in calls:
+                call.cancel()
+            meeting.abort()  # whoever is there already goes on with its work
+
+    def close(self) -> None:
+        """Ends the threads; a step that is running is finished behind our back, on memory that it
+        keeps alive."""
+        self._halted = self._closed = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for meeting in self._meetings:
+            meeting.abort()
+        self._ready.clear()
+        self._lines.clear()  # and with them the buffers, which can be large
+        self._failure.cancel()
+
+    def _fail(self, bug: BaseException) -> None:
+        if not self._failure.done():
+            self._failure.set_exception(bug)
+
+    @staticmethod
+    def _run_now(job: _Job) -> None:
+        error = None
+        try:
+            while not job.run(lambda: False):
+                pass
+        except VgpudError as caught:
+            error = caught
+        job.finish(error)
+
+    def _append(self, key: Timeline, job: _Job) -> None:
+        line = self._lines.setdefault(key, _Line())
+        line.jobs.append(job)
+        self._start(key, line)
+
+    def _start(self, key: Timeline, line: _Line) -> None:
+        if line.running or self._halted or not line.jobs:
+            return
+        line.running = True
+        self._ready.append((key, line))
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        while self._ready and self._running < TURNS and not self._halted:
+            key, line = self._ready.popleft()
+            self._running += 1
+            future = self._threads.submit(line.jobs[0].run, lambda: self._halted)
+            future.add_done_callback(partial(self._report, key, line))
+
+    def _report(self, key: Timeline, line: _Line, ran: Future[bool]) -> None:
+        # On the thread. The loop may be gone: a step that was running when the daemon stopped has
+        # nobody to tell.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._ran, key, line, ran)
+
+    def _ran(self, key: Timeline, line: _Line, ran: Future[bool]) -> None:
+        line.running = False
+        self._running -= 1
+        self._changed.set()
+        if self._closed or ran.cancelled():
+            return
+        self._hand_over()
+        error = ran.exception()
+        if error is not None and not isinstance(error, VgpudError):
+            line.jobs.popleft()  # its steps are of no use any more
+            self._fail(error)
+            return
+        if error is None and not ran.result():
+            self._start(key, line)
+            return
+        job = line.jobs.popleft()
+        self._touched.subtract(job.work.resources)
+        self._touched += Counter()  # drops the zeros
+        if line.jobs:
+            self._start(key, line)
+        else:
+            del self._lines[key]
+        job.finish(error)
+
+
+def _meet(meeting: threading.Barrier) -> None:
+    with suppress(threading.BrokenBarrierError):
+        meeting.wait()

@@ -1,0 +1,41 @@
+"""The renderers that a device can have, by the names that the configuration has for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import assert_never
+
+from vgpud.gpu.counters import Counters
+from vgpud.gpu.dma_renderer import DmaRenderer
+from vgpud.gpu.images import Images
+from vgpud.gpu.ports import StepRunner
+from vgpud.gpu.quota import Quota
+from vgpud.gpu.renderer import Renderer
+from vgpud.gpu.spec import RendererName
+
+
+@dataclass(frozen=True, slots=True)
+class RendererParts:
+    """What of a device its renderers use; `max_blob_size` is in bytes."""
+
+    works: StepRunner
+    images: Images
+    quota: Quota
+    counters: Counters
+    max_blob_size: int
+
+
+def make_renderers(names: Sequence[RendererName], parts: RendererParts) -> tuple[Renderer, ...]:
+    """Make the renderers of these names, in this order."""
+    return tuple(_make(name, parts) for name in names)
+
+
+def _make(name: RendererName, parts: RendererParts) -> Renderer:
+    match name:
+        case RendererName.DMA:
+            return DmaRenderer(
+                parts.works, parts.images, parts.quota, parts.counters, parts.max_blob_size
+            )
+        case _ as unreachable:
+            assert_never(unreachable)
