@@ -20,7 +20,7 @@ from vgpud.coherency.slot_policy import (
 from vgpud.daemon.config import Config
 from vgpud.daemon.config_tables import default_runtime_dir, size_text
 from vgpud.errors import ConfigError
-from vgpud.gpu.spec import DeviceSpec, Output
+from vgpud.gpu.spec import DeviceSpec, Output, RendererName
 
 MIB = 1 << 20
 
@@ -48,6 +48,7 @@ socket = "/somewhere/else.sock"
 window = "2GiB"
 buffers = "gem"
 render_node = "/dev/dri/renderD129"
+renderers = []
 slots = "agent"
 guest_pat = "ignored"
 
@@ -99,6 +100,7 @@ def test_every_key_reaches_its_device() -> None:
             slots=SlotOwner.FRONTEND,
             buffers=Buffers.MEMFD,
             render_node=None,
+            renderers=(RendererName.DMA,),
         ),
         DeviceSpec(
             name="big.one",
@@ -111,6 +113,7 @@ def test_every_key_reaches_its_device() -> None:
             slots=SlotOwner.AGENT,
             buffers=Buffers.GEM,
             render_node="/dev/dri/renderD129",
+            renderers=(),
         ),
     )
     assert config.daemon.allow_users == ("libvirt-qemu", "107")
@@ -200,6 +203,9 @@ def test_no_control_socket() -> None:
             'buffers = "memfd"\nrender_node = "/dev/r"',
             'render_node = "/dev/r": of no effect with buffers = "memfd"; use "gem" or "auto"',
         ),
+        ('renderers = ["virgl"]', "renderers.0 = \"virgl\": must be 'dma'"),
+        ('renderers = ["dma", "dma"]', "names the same renderer twice"),
+        ('renderers = "dma"', 'renderers = "dma": must be an array'),
         ("window = true", "window = true: a size"),
         ("socket = 3", "socket = 3: must be a string"),
         ('socket = ""', 'socket = "": '),

@@ -82,6 +82,7 @@ PER_BLOB_ALSO = "device gpu0: slot_policy none -> [all: wc flush per-blob]"
         ("", 'window = "1MiB"', ["device gpu0: window 256MiB -> 1MiB"]),
         ("", 'slots = "agent"', ["device gpu0: slots frontend -> agent"]),
         ("", 'buffers = "memfd"', ["device gpu0: buffers auto -> memfd"]),
+        ("", "renderers = []", ["device gpu0: renderers [dma] -> []"]),
         (
             "",
             'outputs = ["640x480", "800x600"]',

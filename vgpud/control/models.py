@@ -119,6 +119,8 @@ class Device(Model):
     buffers: ResolvedBuffers
     """What host blobs are made of now, whatever the configuration leaves open."""
     render_node: str | None
+    renderers: tuple[str, ...]
+    """What executes contexts; with none, this is a display device."""
     slots: SlotOwner
     guest_pat: GuestPat
     kvm_mode: str | None

@@ -148,6 +148,7 @@ def _device_spec(table: DeviceTable, rules: Sequence[Rule]) -> DeviceSpec:
         slots=table.slots,
         buffers=table.buffers,
         render_node=table.render_node,
+        renderers=table.renderers,
     )
 
 

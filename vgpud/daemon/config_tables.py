@@ -34,7 +34,7 @@ from vgpud.coherency.slot_policy import (
     Rule,
     SlotOwner,
 )
-from vgpud.gpu.spec import Output
+from vgpud.gpu.spec import Output, RendererName
 
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 
@@ -134,6 +134,12 @@ def _count(outputs: tuple[Output, ...]) -> tuple[Output, ...]:
     return outputs
 
 
+def _distinct(names: tuple[RendererName, ...]) -> tuple[RendererName, ...]:
+    if len({*names}) < len(names):
+        raise ValueError("names the same renderer twice")
+    return names
+
+
 def _spelled(default: Any, **schema: int) -> Any:
     """A default as the operator would spell it, which becomes a value by being validated.
 
@@ -217,6 +223,11 @@ class DeviceTable(Table):
     guest_pat: GuestPat = GuestPat.AUTO
     """Whether KVM honours the guest's memory types (its PAT): "honored", "ignored", or "auto",
     which looks at the VMM's process. A wrong value brings stale data back."""
+    renderers: Annotated[tuple[RendererName, ...], AfterValidator(_distinct)] = Field(
+        default=(RendererName.DMA,), json_schema_extra={"uniqueItems": True}
+    )
+    """What executes the guest's contexts, the preferred one first: "dma", the daemon's own DMA
+    engine. With none, [], the device is a display device, without contexts and host blobs."""
 
     @property
     def socket_name(self) -> str:

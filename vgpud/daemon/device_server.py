@@ -115,7 +115,7 @@ class DeviceServer:
         """Have another specification for a device of the same name.
 
         The limit, the rules, `guest_pat` and the outputs' modes hold at once. Window, layout,
-        buffers, slots and the number of outputs hold from the next connection on.
+        buffers, slots, renderers and the number of outputs hold from the next connection on.
         """
         assert spec.name == self.spec.name
         if spec == self.spec:

@@ -130,6 +130,8 @@ def _next_connection(old: DeviceSpec, new: DeviceSpec) -> Iterator[str]:
         before, after = getattr(old, key), getattr(new, key)
         if before != after:
             yield f"{key} {before or 'none'} -> {after or 'none'}"
+    if old.renderers != new.renderers:
+        yield f"renderers {_names(old.renderers)} -> {_names(new.renderers)}"
     if len(old.outputs) != len(new.outputs):
         yield f"outputs {_outputs(old.outputs)} -> {_outputs(new.outputs)}"
 

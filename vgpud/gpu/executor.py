@@ -76,8 +76,8 @@ class _Line:
 
 
 class Executor:
-    """The threads of one device (a `gpu.ports.StepRunner`). Every method is for the event loop's thread
-    only."""
+    """The threads of one device (a `gpu.ports.StepRunner`). Every method is for the event loop's
+    thread only."""
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.get_running_loop()

@@ -33,6 +33,7 @@ def device(name: str = "gpu0", **changes: Any) -> models.Device:
         "memory_used": 12 << 20,
         "buffers": "memfd",
         "render_node": None,
+        "renderers": ("dma",),
         "slots": "frontend",
         "guest_pat": "auto",
         "kvm_mode": "svm",

@@ -78,6 +78,7 @@ def device(found: Device) -> Iterator[str]:
         ("window", f"{size(found.window)}, layout {found.layout}"),
         ("buffers", found.buffers),
         ("render node", found.render_node or NOTHING),
+        ("renderers", ", ".join(found.renderers) or NOTHING),
         ("slots", found.slots),
         ("guest PAT", _guest_pat(found)),
         ("resources", f"{found.resources}, of them blobs {found.blobs}"),

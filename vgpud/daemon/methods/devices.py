@@ -109,6 +109,7 @@ def describe(device: DeviceServer) -> Device:
         memory_used=gpu.quota.used if gpu is not None else 0,
         buffers=buffers.kind,
         render_node=spec.render_node,
+        renderers=tuple(map(str, spec.renderers)),
         slots=device.slot_owner,
         guest_pat=spec.guest_pat,
         kvm_mode=finding.mode if finding is not None else None,
