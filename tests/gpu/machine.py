@@ -25,9 +25,9 @@ from vgpud.coherency.slot_policy import Buffers, GuestPat, Layout, Rule
 from vgpud.errors import HostError, VgpudError
 from vgpud.gpu.contexts import Submission
 from vgpud.gpu.errors import Unspecified, response_code
-from vgpud.gpu.gpu import Gpu, MakeRenderers
+from vgpud.gpu.gpu import Gpu
 from vgpud.gpu.guest_memory import GuestMemory
-from vgpud.gpu.renderers import make_renderers
+from vgpud.gpu.renderers import MakeRenderers, make_renderers
 from vgpud.gpu.spec import DeviceSpec, Output, RendererName
 from vgpud.gpu.timelines import Timeline
 from vgpud.gpu.wire.header import Rect

@@ -13,6 +13,7 @@ from vgpud.gpu.device import GpuDevice
 from vgpud.gpu.executor import Executor
 from vgpud.gpu.gpu import Gpu
 from vgpud.gpu.guest_memory import GuestMemory
+from vgpud.gpu.renderers import MakeRenderers, make_renderers
 from vgpud.gpu.spec import DeviceSpec
 from vgpud.gpu.timelines import Timelines
 from vgpud.gpu.wire.protocol import ShmId
@@ -37,6 +38,7 @@ class Environment:
     publish: Publish = unheard
     nodes: RenderNodes = field(default_factory=RenderNodes)
     blob_ids: Iterator[int] = field(default_factory=lambda: count(FIRST_ID))
+    make_renderers: MakeRenderers = make_renderers
 
 
 def compose(spec: DeviceSpec, environment: Environment) -> GpuDevice:
@@ -58,5 +60,6 @@ def compose(spec: DeviceSpec, environment: Environment) -> GpuDevice:
         publish=environment.publish,
         nodes=environment.nodes,
         blob_ids=environment.blob_ids,
+        make_renderers=environment.make_renderers,
     )
     return GpuDevice(gpu, memory, executor, Timelines(), front_end_slots, slots)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import uuid
 from asyncio import Lock
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
 from itertools import count
 from typing import Any, TypeAlias
@@ -34,11 +34,10 @@ from vgpud.gpu.guest_memory import GuestMemory
 from vgpud.gpu.images import Images
 from vgpud.gpu.ports import BarSlots, Display, StepRunner
 from vgpud.gpu.quota import Quota
-from vgpud.gpu.renderer import Renderer
-from vgpud.gpu.renderers import RendererParts, make_renderers
+from vgpud.gpu.renderers import MakeRenderers, RendererParts, make_renderers
 from vgpud.gpu.resources import GuestBlob, HostBlob, Image, Resource, ResourceTable
 from vgpud.gpu.scanouts import Scanouts
-from vgpud.gpu.spec import DeviceSpec, Output, RendererName
+from vgpud.gpu.spec import DeviceSpec, Output
 from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.commands import Command
 from vgpud.gpu.wire.protocol import Event, Feature, ResourceId
@@ -68,8 +67,6 @@ EVENTS_CLEAR_OFFSET = 4  # in the configuration space, 5.7.4
 Outcome: TypeAlias = Answer | Submission
 """What a command comes to: its response, an answer to be waited for, or a submission to be
 started."""
-
-MakeRenderers: TypeAlias = Callable[[Sequence[RendererName], RendererParts], Sequence[Renderer]]
 
 
 class Gpu:

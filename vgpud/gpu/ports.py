@@ -7,7 +7,7 @@ on one of these.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,6 @@ from vgpud.gpu.wire.responses import DisplayMode
 from vgpud.gpu.work import Done, Work
 from vgpud.slots.entries import SlotUse
 from vgpud.unix.fd import Fd
-
-EventValue: TypeAlias = str | int | None
-"""What an event tells of one thing."""
 
 
 class BarSlots(Protocol):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import assert_never
+from typing import TypeAlias, assert_never
 
 from vgpud.gpu.counters import Counters
 from vgpud.gpu.dma_renderer import DmaRenderer
@@ -24,6 +24,10 @@ class RendererParts:
     quota: Quota
     counters: Counters
     max_blob_size: int
+
+
+MakeRenderers: TypeAlias = Callable[[Sequence[RendererName], RendererParts], Sequence[Renderer]]
+"""What makes the renderers of a device, in the order of the names."""
 
 
 def make_renderers(names: Sequence[RendererName], parts: RendererParts) -> tuple[Renderer, ...]:
