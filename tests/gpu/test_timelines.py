@@ -11,7 +11,8 @@ import pytest
 
 from tests.gpu.executor_stand import PATIENCE, A, Answers, B
 from vgpud.gpu.errors import Unspecified
-from vgpud.gpu.timelines import Timelines
+from vgpud.gpu.timelines import Timeline, Timelines
+from vgpud.gpu.work import Done
 
 
 def run(main: Callable[[Timelines, Answers], Awaitable[None]]) -> None:
@@ -22,13 +23,46 @@ def run(main: Callable[[Timelines, Answers], Awaitable[None]]) -> None:
     asyncio.run(whole())
 
 
-def test_what_is_complete_at_once_is_answered_at_once() -> None:
+def begin(timelines: Timelines, timeline: Timeline, answer: Done) -> Done:
+    """Starts a command; returns what completes it."""
+    started: list[Done] = []
+    timelines.run(timeline, started.append, answer)
+    [done] = started
+    return done
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_what_is_complete_at_once_is_answered_at_once(behind: bool) -> None:
     async def main(timelines: Timelines, answers: Answers) -> None:
         error = Unspecified("no")
-        timelines.begin(A, answers.named("first"))(None)
-        timelines.begin(A, answers.named("second"))(error)
+
+        def refuse(_: Done) -> None:
+            raise error
+
+        first = begin(timelines, A, answers.named("before")) if behind else None
+        timelines.run(A, lambda done: done(None), answers.named("done"))
+        timelines.run(A, lambda done: done(error), answers.named("fails"))
+        timelines.run(A, refuse, answers.named("refused"))
         timelines.after(A, answers.named("fence"))
-        assert answers.seen == [("first", None), ("second", error), ("fence", None)]
+        assert timelines.empty is not behind
+        if first is not None:
+            assert answers.names == []
+            first(None)
+        seen = [("done", None), ("fails", error), ("refused", error), ("fence", None)]
+        assert answers.seen[behind:] == seen
+        assert timelines.empty
+
+    run(main)
+
+
+def test_a_bug_in_a_start_is_not_an_answer() -> None:
+    async def main(timelines: Timelines, answers: Answers) -> None:
+        def bug(_: Done) -> None:
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            timelines.run(A, bug, answers.named("never"))
+        assert answers.names == []
         assert timelines.empty
 
     run(main)
@@ -42,7 +76,7 @@ def test_answers_are_in_order_on_a_timeline_whatever_the_order_of_completion(
         names = ["first", "second", "third"]
         done = []
         for name in names:
-            done.append(timelines.begin(A, answers.named(name)))
+            done.append(begin(timelines, A, answers.named(name)))
             timelines.after(A, answers.named(f"{name} fence"))
         complete: set[int] = set()
         for number in order:
@@ -58,9 +92,9 @@ def test_answers_are_in_order_on_a_timeline_whatever_the_order_of_completion(
 
 def test_timelines_do_not_wait_for_each_other() -> None:
     async def main(timelines: Timelines, answers: Answers) -> None:
-        first = timelines.begin(A, answers.named("A"))
+        first = begin(timelines, A, answers.named("A"))
         timelines.after(A, answers.named("fence"))
-        timelines.begin(B, answers.named("B"))(None)
+        begin(timelines, B, answers.named("B"))(None)
         timelines.after(None, answers.named("device"))
         assert answers.names == ["B", "device"]
         first(None)
@@ -72,7 +106,7 @@ def test_timelines_do_not_wait_for_each_other() -> None:
 def test_another_thread_completes_and_the_loop_answers() -> None:
     async def main(timelines: Timelines, answers: Answers) -> None:
         error = Unspecified("no")
-        first, second = (timelines.begin(A, answers.named(name)) for name in ("first", "second"))
+        first, second = (begin(timelines, A, answers.named(name)) for name in ("first", "second"))
         thread = threading.Thread(target=lambda: (second(None), first(error)))
         thread.start()
         thread.join()
@@ -85,7 +119,7 @@ def test_another_thread_completes_and_the_loop_answers() -> None:
 
 def test_only_the_first_completion_counts() -> None:
     async def main(timelines: Timelines, answers: Answers) -> None:
-        first, second = (timelines.begin(A, answers.named(name)) for name in ("first", "second"))
+        first, second = (begin(timelines, A, answers.named(name)) for name in ("first", "second"))
         second(None)
         second(Unspecified("again"))
         thread = threading.Thread(target=lambda: (first(None), first(Unspecified("again"))))
@@ -100,15 +134,17 @@ def test_only_the_first_completion_counts() -> None:
 
 def test_what_completes_while_answers_are_held_is_answered_later() -> None:
     async def main(timelines: Timelines, answers: Answers) -> None:
-        first, second = (timelines.begin(A, answers.named(name)) for name in ("first", "second"))
+        first, second = (begin(timelines, A, answers.named(name)) for name in ("first", "second"))
         timelines.hold()
         second(None)
         first(None)
         await asyncio.sleep(0)
         assert answers.names == []
         assert not timelines.empty
+        timelines.run(B, lambda done: done(None), answers.named("other"))
+        assert answers.names == []
         timelines.resume()
-        assert answers.names == ["first", "second"]
+        assert answers.names == ["first", "second", "other"]
         assert timelines.empty
 
     run(main)
@@ -116,12 +152,12 @@ def test_what_completes_while_answers_are_held_is_answered_later() -> None:
 
 def test_drop_answers_nothing_now_or_later() -> None:
     async def main(timelines: Timelines, answers: Answers) -> None:
-        late = timelines.begin(A, answers.named("dropped"))
+        late = begin(timelines, A, answers.named("dropped"))
         timelines.after(A, answers.named("dropped"))
         timelines.hold()
         timelines.drop()
         assert timelines.empty
-        fresh = timelines.begin(A, answers.named("fresh"))
+        fresh = begin(timelines, A, answers.named("fresh"))
         late(None)
         assert answers.names == []
         fresh(None)
@@ -134,7 +170,7 @@ def test_a_completion_after_the_loop_has_ended_does_no_harm() -> None:
     late: list[Callable[[None], None]] = []
 
     async def main(timelines: Timelines, answers: Answers) -> None:
-        late.append(timelines.begin(A, answers.named("late")))
+        late.append(begin(timelines, A, answers.named("late")))
 
     run(main)
     thread = threading.Thread(target=late[0], args=(None,))
@@ -147,9 +183,9 @@ def test_an_answer_may_bring_the_next_command() -> None:
     async def main(timelines: Timelines, answers: Answers) -> None:
         def answer(_: object) -> None:
             answers.named("first")(None)
-            timelines.begin(A, answers.named("next"))(None)
+            begin(timelines, A, answers.named("next"))(None)
 
-        done = timelines.begin(A, answer)
+        done = begin(timelines, A, answer)
         timelines.after(A, answers.named("fence"))
         done(None)
         assert answers.names == ["first", "fence", "next"]

@@ -133,9 +133,8 @@ class Contexts:
         header = command.header
         context = self.get(header.ctx_id)
         ring = header.ring
-        return Submission(
-            live(context.renderer), context.id, None if ring is None else ring[1], command.data
-        )
+        index = None if ring is None else ring[1]
+        return Submission(live(context.renderer), context.id, index, command.data)
 
     def create_resource(self, command: commands.ResourceCreate3D) -> responses.Response:
         """RESOURCE_CREATE_3D, which names no context: by the first renderer."""

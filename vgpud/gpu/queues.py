@@ -66,11 +66,8 @@ class GpuQueue:
             case responses.OkNoData():  # first: nearly all, and to look for a coroutine takes time
                 self._answer(chain, header, outcome)
             case Submission():
-                done = self._timelines.begin(header.ring, partial(self._finish, chain, header))
-                try:
-                    outcome.start(done)
-                except VgpudError as error:
-                    done(error)
+                answer = partial(self._finish, chain, header)
+                self._timelines.run(header.ring, outcome.start, answer)
             case Coroutine():
                 return self._wait(chain, header, command, outcome)
             case _:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from threading import get_ident
 
@@ -24,22 +25,22 @@ Timeline = tuple[ContextId, int] | None
 class _Entry:
     """A command that has not been answered. Called, it is complete: on any thread, once."""
 
-    __slots__ = ("answer", "complete", "error", "timeline", "timelines")
+    __slots__ = ("_timelines", "answer", "complete", "error", "timeline")
 
     def __init__(self, timelines: Timelines, timeline: Timeline, answer: Done) -> None:
-        self.timelines = timelines
+        self._timelines = timelines
         self.timeline = timeline
         self.answer = answer
         self.complete = False
         self.error: VgpudError | None = None
 
     def __call__(self, error: VgpudError | None) -> None:
-        self.timelines.complete(self, error)
+        self._timelines.complete(self, error)
 
 
 class Timelines:
     """All timelines of one device. Made on the event loop's thread; every method is for that
-    thread only, but what `begin` returns is for any."""
+    thread only, but the completion that `run` hands out is for any."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -52,20 +53,28 @@ class Timelines:
         """Whether no command waits for its answer on any timeline."""
         return not self._lines
 
-    def begin(self, timeline: Timeline, answer: Done) -> Done:
-        """Enter a command that has begun; return what is to be called when it is complete.
+    def run(self, timeline: Timeline, start: Callable[[Done], None], answer: Done) -> None:
+        """Start a command, and answer it when it is complete and all before it has been answered.
 
-        That may be called on any thread, with the error that the command has ended with or None;
-        only the first call counts. `answer` is called with it on the event loop, when all that was
-        entered on the timeline before has been answered.
+        `start` gets what is to be called when the command is complete, with the error that it has
+        ended with or None: on any thread, also before `start` returns; only the first call counts.
+        A `VgpudError` that `start` raises completes the command, too. `answer` is called on the
+        event loop.
         """
         entry = _Entry(self, timeline, answer)
         line = self._lines.get(timeline)
-        if line is None:
-            self._lines[timeline] = deque((entry,))
-        else:
+        if line is not None:
             line.append(entry)
-        return entry
+        try:
+            start(entry)
+        except VgpudError as error:
+            entry(error)
+        if line is None:
+            # Most commands are complete by now, and need no line to wait in.
+            if entry.complete and not self._held:
+                answer(entry.error)
+            else:
+                self._lines[timeline] = deque((entry,))
 
     def after(self, timeline: Timeline, answer: Done) -> None:
         """Call `answer` when all that is on the timeline now has been answered: at once if that is
@@ -73,8 +82,10 @@ class Timelines:
         line = self._lines.get(timeline)
         if line is None:
             answer(None)
-        else:
-            self.begin(timeline, answer)(None)
+            return
+        entry = _Entry(self, timeline, answer)
+        entry.complete = True
+        line.append(entry)
 
     def hold(self) -> None:
         """Give no answers until `resume`; commands can still complete."""
@@ -95,17 +106,15 @@ class Timelines:
         self._held = False
 
     def complete(self, entry: _Entry, error: VgpudError | None) -> None:
-        """Complete a command, on any thread; what `begin` returns calls this."""
+        """Complete a command, on any thread: what it was started with calls this."""
         if get_ident() != self._thread:
             # The loop may be gone: then there is no guest left to answer.
             with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self.complete, entry, error)
-            return
-        if entry.complete:
-            return
-        entry.complete, entry.error = True, error
-        if not self._held:
-            self._answer(entry.timeline)
+        elif not entry.complete:
+            entry.complete, entry.error = True, error
+            if not self._held:
+                self._answer(entry.timeline)
 
     def _answer(self, timeline: Timeline) -> None:
         """Answer the complete commands that no other is before."""

@@ -31,7 +31,7 @@ class Traffic:
     snooped: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Work:
     """`steps`, to be run one after the other on any thread, but not at the same time.
 
