@@ -121,11 +121,16 @@ class Blobs:
         """Make a blob in memory of the device's own, from its layout."""
         size = command.size
         plan = self._plans.make(KINDS[kind], size, self._layout.backing)
-        with ExitStack() as undo:
-            charge = self._charge(OVERHEAD, undo)
-            backing = self._backing(command, kind, undo)
+        charge = self._quota.charge(OVERHEAD)
+        backing = None
+        try:
+            backing = self._backing(command, kind)
             memory = self._layout.allocate(command.resource_id, size, plan)
-            undo.pop_all()
+        except VgpudError:
+            if backing is not None:
+                backing.release()
+            charge.release()
+            raise
         return self._add(command, kind, plan, charge, memory, backing)
 
     async def _create_by_renderer(
@@ -134,9 +139,13 @@ class Blobs:
         """Make a blob in memory that its context's renderer makes, and plan it by what that is."""
         size, renderer = command.size, context.renderer
         with ExitStack() as undo:
-            charge = self._charge(OVERHEAD, undo)
-            contents = self._charge(size, undo)
-            backing = self._backing(command, kind, undo)
+            charge = self._quota.charge(OVERHEAD)
+            undo.callback(charge.release)
+            contents = self._quota.charge(size)
+            undo.callback(contents.release)
+            backing = self._backing(command, kind)
+            if backing is not None:
+                undo.callback(backing.release)
             made = await renderer.create_blob(context.id, command.blob_id, size)
             if made is None:
                 undo.close()
@@ -156,21 +165,12 @@ class Blobs:
         )
         return responses.OkNoData()
 
-    def _charge(self, size: int, undo: ExitStack) -> Charge:
-        charge = self._quota.charge(size)
-        undo.callback(charge.release)
-        return charge
-
-    def _backing(
-        self, command: commands.ResourceCreateBlob, kind: BlobMem, undo: ExitStack
-    ) -> Backing | None:
+    def _backing(self, command: commands.ResourceCreateBlob, kind: BlobMem) -> Backing | None:
         if not len(command.entries):
             return None
         if kind is BlobMem.HOST3D:
             raise _invalid("a HOST3D blob has no backing pages")
-        backing = make_backing(self._memory, command.entries, self._quota)
-        undo.callback(backing.release)
-        return backing
+        return make_backing(self._memory, command.entries, self._quota)
 
     def _add(
         self,
