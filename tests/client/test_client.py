@@ -121,14 +121,15 @@ def test_events_and_other_answers_come_between_a_call_and_its_answer(
 
 
 def test_an_idle_subscription_is_renewed_and_ends_with_the_daemon(
-    server: Server, client: Client
+    server: Server, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("vgpud.client.client.HEARTBEAT", 0.3)
     listening = aside(client.events)
     asked, address = server.asked()
     server.answer(address, asked, {})
     events = listening()
     first = aside(lambda: next(events))
-    asked, address = server.asked()  # some seconds later
+    asked, address = server.asked()  # a heartbeat later
     assert asked["method"] == "events.subscribe"
     server.say(address, event(1))
     server.answer(address, asked, {})
