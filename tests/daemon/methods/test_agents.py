@@ -400,13 +400,11 @@ def test_answers_of_others_are_not_the_agents(stand: AgentDaemon, blob: Fd) -> N
             mapping.result(10)
 
 
-def test_an_agents_run_returns_when_the_daemon_goes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_agents_run_returns_when_the_daemon_goes(tmp_path: Path) -> None:
     """Though no datagram socket tells."""
-    monkeypatch.setattr("vgpud.client.client.HEARTBEAT", 0.3)
     with AgentDaemon(tmp_path / "s") as stand:
-        agent = SlotAgent(Client(stand.path), FakeVm(), numbers=range(8, 16), window=WINDOW)
+        client = Client(stand.path, timeout=1.0)
+        agent = SlotAgent(client, FakeVm(), numbers=range(8, 16), window=WINDOW)
         agent.attach("gpu0")
         thread = threading.Thread(target=agent.run)
         thread.start()
