@@ -11,6 +11,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +22,8 @@ from tests.kernel.build import Host, open_host
 from tests.rig.build import Rig, open_rig
 from tests.rig.chroot import RigUnavailableError
 from tests.support import rigs
+from tests.support.kvm_host import Poker, open_kvm
+from vgpud.uapi.kvm import Kvm
 
 # No deadline: these machines are shared, and a slow example is no failure.
 settings.register_profile("vgpud", deadline=None)
@@ -97,16 +100,47 @@ def short_directory() -> Iterator[Path]:
 def other_user() -> Iterator[Path]:
     """A directory of a user who is not root, and who we are until the test ends."""
     path = Path(tempfile.mkdtemp(prefix="vgpud-"))
+    try:
+        if os.geteuid() == 0:
+            os.chown(path, NOBODY, NOBODY)
+        with _as_nobody():
+            yield path
+    finally:
+        shutil.rmtree(path)
+
+
+@pytest.fixture
+def no_root() -> Iterator[None]:
+    """Not being root until the test ends."""
+    with _as_nobody():
+        yield
+
+
+@contextmanager
+def _as_nobody() -> Iterator[None]:
     root = os.geteuid() == 0
     try:
         if root:
-            os.chown(path, NOBODY, NOBODY)
             os.seteuid(NOBODY)
-        yield path
+        yield
     finally:
         if root:
             os.seteuid(0)
-        shutil.rmtree(path)
+
+
+@pytest.fixture
+def kvm() -> Iterator[Kvm]:
+    """The real /dev/kvm."""
+    with open_kvm() as opened:
+        yield opened
+
+
+@pytest.fixture
+def poker(kvm: Kvm) -> Iterator[Poker]:
+    """The smallest guest, in a VM of its own."""
+    guest = Poker(kvm)
+    yield guest
+    guest.close()
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.support.fake_vm import FakeVm, accept, refusing
-from tests.support.kvm_host import Poker, has_flag, open_kvm
+from tests.support.kvm_host import Poker, has_flag
 from vgpud.coherency.facts import facts_of
 from vgpud.coherency.planner import plan
 from vgpud.coherency.slot_policy import DEFAULT_RULE, GuestPat
@@ -34,19 +34,6 @@ SIZE = 16 * PAGE
 BAR = Gpa(0x4_0000)
 MOVED = Gpa(0x8_0000)
 FLAG = 8
-
-
-@pytest.fixture
-def kvm() -> Iterator[Kvm]:
-    with open_kvm() as opened:
-        yield opened
-
-
-@pytest.fixture
-def poker(kvm: Kvm) -> Iterator[Poker]:
-    guest = Poker(kvm)
-    yield guest
-    guest.close()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.support.fake_vm import Asked, FakeVm, refusal
-from tests.support.kvm_host import Poker, has_flag, open_kvm
+from tests.support.kvm_host import Poker, has_flag
 from vgpud.errors import HostError
 from vgpud.memory import memfd
 from vgpud.memory.mapping import map_shared
@@ -29,19 +29,6 @@ BAR = 0x4_0000
 MOVED = 0x8_0000
 HIGH = 1 << 32
 SIZE = 16 * PAGE
-
-
-@pytest.fixture
-def kvm() -> Iterator[Kvm]:
-    with open_kvm() as opened:
-        yield opened
-
-
-@pytest.fixture
-def poker(kvm: Kvm) -> Iterator[Poker]:
-    guest = Poker(kvm)
-    yield guest
-    guest.close()
 
 
 @pytest.fixture

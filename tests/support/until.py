@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 PATIENCE: Final = 20.0
@@ -19,10 +19,7 @@ def until(
     pause: float = 0.01,
 ) -> None:
     """Wait until a condition holds; fail with the complaint if it does not within `patience`."""
-    end = time.monotonic() + patience
-    while not condition():
-        if time.monotonic() > end:
-            _fail(patience, complaint)
+    for _ in _asking(condition, patience, complaint):
         time.sleep(pause)
 
 
@@ -34,13 +31,17 @@ async def until_async(
     pause: float = 0.01,
 ) -> None:
     """Wait as `until` does, while other tasks of the event loop run."""
-    end = time.monotonic() + patience
-    while not condition():
-        if time.monotonic() > end:
-            _fail(patience, complaint)
+    for _ in _asking(condition, patience, complaint):
         await asyncio.sleep(pause)
 
 
-def _fail(patience: float, complaint: str | Callable[[], str]) -> None:
-    said = complaint() if callable(complaint) else complaint
-    raise AssertionError(said or f"not within {patience} s")
+def _asking(
+    condition: Callable[[], bool], patience: float, complaint: str | Callable[[], str]
+) -> Iterator[None]:
+    """Yield whenever the condition does not hold yet."""
+    end = time.monotonic() + patience
+    while not condition():
+        if time.monotonic() > end:
+            said = complaint() if callable(complaint) else complaint
+            raise AssertionError(said or f"not within {patience} s")
+        yield

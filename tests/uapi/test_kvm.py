@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.support.kvm_host import Poker, has_flag, open_kvm
+from tests.support.kvm_host import Poker, has_flag
 from vgpud.errors import HostError
 from vgpud.native.core import address_of
 from vgpud.uapi.exits import MmioExit
@@ -27,12 +27,6 @@ SIZE = 0x4000
 
 
 @pytest.fixture
-def kvm() -> Iterator[Kvm]:
-    with open_kvm() as opened:
-        yield opened
-
-
-@pytest.fixture
 def vm(kvm: Kvm) -> Iterator[Vm]:
     with kvm.create_vm() as created:
         yield created
@@ -41,13 +35,6 @@ def vm(kvm: Kvm) -> Iterator[Vm]:
 @pytest.fixture
 def memory() -> NDArray[np.uint8]:
     return np.frombuffer(mmap.mmap(-1, SIZE), np.uint8)
-
-
-@pytest.fixture
-def poker(kvm: Kvm) -> Iterator[Poker]:
-    guest = Poker(kvm)
-    yield guest
-    guest.close()
 
 
 def test_kvm_speaks_our_version(kvm: Kvm) -> None:

@@ -10,7 +10,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.support.kvm_host import open_kvm
 from vgpud.errors import HostError
 from vgpud.native.core import address_of
 from vgpud.uapi.exits import (
@@ -51,12 +50,6 @@ class Cpu:
     def run(self, code: str, **registers: int) -> Exit:
         self.load(code, **registers)
         return self.vcpu.run()
-
-
-@pytest.fixture
-def kvm() -> Iterator[Kvm]:
-    with open_kvm() as opened:
-        yield opened
 
 
 @pytest.fixture

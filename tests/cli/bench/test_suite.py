@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,17 +20,6 @@ ROWS = tuple(
     for way, median in [("slot", 129.72), ("window", 9.14)]
     for live in (0, 1000, 8000)
 )
-
-
-@pytest.fixture
-def no_root() -> Iterator[None]:
-    """Whoever we are, we are nobody for a while."""
-    if os.geteuid() == 0:
-        os.seteuid(65534)
-        yield
-        os.seteuid(0)
-    else:
-        yield
 
 
 def test_the_table_has_a_line_for_each_way() -> None:

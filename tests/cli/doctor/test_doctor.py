@@ -9,7 +9,6 @@ import platform
 import resource
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +32,6 @@ def doctor(capsys: pytest.CaptureFixture[str], *options: str) -> str:
 def examined(capsys: pytest.CaptureFixture[str], *options: str) -> Any:
     """What it finds, by its JSON."""
     return json.loads(doctor(capsys, "--json", *options))
-
-
-@pytest.fixture
-def no_root() -> Iterator[None]:
-    """Whoever we are, we are nobody for a while."""
-    if os.geteuid() == 0:
-        os.seteuid(65534)
-        yield
-        os.seteuid(0)
-    else:
-        yield
 
 
 def test_json_agrees_with_another_reading(capsys: pytest.CaptureFixture[str]) -> None:

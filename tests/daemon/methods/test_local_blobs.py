@@ -11,7 +11,7 @@ import pytest
 from tests.daemon.methods.stand import Methods, kind_of, refused_as_guest
 from tests.support.daemon_thread import DaemonThread
 from tests.support.front_end import FrontEnd
-from tests.support.kvm_host import Poker, open_kvm
+from tests.support.kvm_host import Poker
 from vgpud.control.rpc import RpcError
 from vgpud.daemon.config import Config
 from vgpud.errors import HostError
@@ -24,14 +24,6 @@ PAGE = 4096
 BAR = Gpa(0x100_0000)
 RAM = 0x8_0000
 """Where the guest, which is in real mode, can get at."""
-
-
-@pytest.fixture
-def poker() -> Iterator[Poker]:
-    with open_kvm() as kvm:
-        guest = Poker(kvm)
-        yield guest
-        guest.close()
 
 
 @pytest.fixture(params=[True, False])
