@@ -9,11 +9,15 @@ bytes and may have any alignment; a source and a destination that overlap act as
 called zero must be zero, so that they can get a meaning later. A bad packet writes nothing and ends
 the stream; what ran before it stays done.
 
-NOP 0 1 dword FILL 1 8 u32 resource, u64 offset, u64 length, u32 pattern, u32 zero COPY 2 10 u32
-source, u32 destination, u32 zero, u64 source offset, u64 destination offset, u64 length BLIT 3 12
-u32 source, u32 destination, u32 bytes per pixel, u32 source stride, u32 destination stride, u64
-source offset, u64 destination offset, u32 width, u32 height CRC32 4 10 u32 source, u32 destination,
-u32 zero, u64 source offset, u64 length, u64 destination offset
+    NOP    0   1 dword
+    FILL   1   8   u32 resource, u64 offset, u64 length, u32 pattern, u32 zero
+    COPY   2  10   u32 source, u32 destination, u32 zero, u64 source offset, u64 destination offset,
+                   u64 length
+    BLIT   3  12   u32 source, u32 destination, u32 bytes per pixel, u32 source stride,
+                   u32 destination stride, u64 source offset, u64 destination offset, u32 width,
+                   u32 height
+    CRC32  4  10   u32 source, u32 destination, u32 zero, u64 source offset, u64 length,
+                   u64 destination offset
 """
 
 from __future__ import annotations
