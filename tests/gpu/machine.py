@@ -24,6 +24,7 @@ from vgpud.coherency.kvm_mode import KvmMode
 from vgpud.coherency.slot_policy import Buffers, GuestPat, Layout, Rule
 from vgpud.errors import HostError, VgpudError
 from vgpud.gpu.contexts import Submission
+from vgpud.gpu.environment import Environment
 from vgpud.gpu.errors import Unspecified, response_code
 from vgpud.gpu.gpu import Gpu
 from vgpud.gpu.guest_memory import GuestMemory
@@ -200,7 +201,7 @@ class Bench:
             await Pause()
         await self._patience.wait()
 
-    async def aside(self, copy: Callable[[], None]) -> None:
+    async def run_in_thread(self, copy: Callable[[], None]) -> None:
         try:
             await self._patience.wait()
         finally:
@@ -337,12 +338,14 @@ class Machine:
         self.events: list[tuple[str, int | None, dict[str, Json]]] = []
         self.gpu = Gpu(
             self.spec,
+            Environment(
+                find_kvm_mode=lambda: self.kvm,
+                publish=self._publish,
+                make_renderers=make_renderers,
+            ),
             self.ram.memory,
             self.bar,
             self.works,
-            lambda: self.kvm,
-            publish=self._publish,
-            make_renderers=make_renderers,
         )
         self.empty = self.used
 

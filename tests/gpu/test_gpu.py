@@ -26,6 +26,7 @@ from tests.gpu.machine import (
 from tests.gpu.wire.command_cases import COMMANDS
 from vgpud.coherency.slot_policy import Layout
 from vgpud.errors import VgpudError
+from vgpud.gpu.environment import Environment
 from vgpud.gpu.gpu import Gpu
 from vgpud.gpu.spec import DeviceSpec
 from vgpud.gpu.wire import commands
@@ -138,7 +139,7 @@ def test_a_limit_below_the_window_is_no_device() -> None:
             layout=Layout.WINDOW,
         )
         with refused(ResponseType.ERR_OUT_OF_MEMORY):
-            Gpu(small, machine.ram.memory, machine.bar, machine.works)
+            Gpu(small, Environment(), machine.ram.memory, machine.bar, machine.works)
 
 
 @pytest.mark.parametrize(

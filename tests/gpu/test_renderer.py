@@ -17,8 +17,9 @@ from tests.support.until import until_async
 from tests.vhost.queue_stand import PATIENCE, QueueStand, standing
 from vgpud.coherency.kvm_mode import KvmMode
 from vgpud.coherency.slot_policy import Fallback, GuestPat, Layout, MemoryType, Rule
-from vgpud.gpu.compose import Environment, compose
+from vgpud.gpu.compose import compose
 from vgpud.gpu.device import GpuDevice
+from vgpud.gpu.environment import Environment
 from vgpud.gpu.spec import DeviceSpec, Output
 from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.commands import Command

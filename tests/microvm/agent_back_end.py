@@ -15,7 +15,8 @@ from pathlib import Path
 from vgpud.control.agent_calls import AgentCalls
 from vgpud.control.agent_link import SocketLink
 from vgpud.daemon.config import Config
-from vgpud.gpu.compose import Environment, compose
+from vgpud.gpu.compose import compose
+from vgpud.gpu.environment import Environment
 from vgpud.gpu.spec import DeviceSpec
 from vgpud.memory.addresses import Gpa
 from vgpud.microvm import boot

@@ -198,7 +198,7 @@ class NoWork:
     async def drained(self, resource: ResourceId) -> None:
         return
 
-    async def aside(self, copy: Callable[[], None]) -> None:
+    async def run_in_thread(self, copy: Callable[[], None]) -> None:
         copy()
 
 

@@ -21,9 +21,10 @@ from vgpud.control.events import Events
 from vgpud.errors import VgpudError
 from vgpud.gpu.blobs.buffers import BlobBuffers, resolve
 from vgpud.gpu.blobs.vmm_blobs import FIRST_ID
-from vgpud.gpu.compose import Environment, compose
+from vgpud.gpu.compose import compose
 from vgpud.gpu.counters import Counters
 from vgpud.gpu.device import GpuDevice
+from vgpud.gpu.environment import Environment
 from vgpud.gpu.spec import DeviceSpec
 from vgpud.memory.render_nodes import RenderNodes
 from vgpud.publish import Json
@@ -150,10 +151,10 @@ class DeviceServer:
         if self.agent is not None and self.agent is not self._given:
             self.agent.close()
 
-    def look_again(self) -> None:
+    def find_kvm_mode_again(self) -> None:
         """There may be more to see of the guest's VM now, as an agent has attached."""
         if self.live is not None:
-            self.live.gpu.look_again()
+            self.live.gpu.find_kvm_mode_again()
 
     async def serve(self, listener: socket.socket) -> None:
         """Serves one front-end at a time, until cancelled; a second one is turned away.

@@ -15,7 +15,8 @@ from vgpud.errors import Unsupported, VgpudError
 from vgpud.gpu.errors import InvalidContextId, InvalidParameter
 from vgpud.gpu.quota import Charge, Quota
 from vgpud.gpu.renderer import Capset, Renderer
-from vgpud.gpu.resources import OVERHEAD, ResourceTable
+from vgpud.gpu.resources import OVERHEAD, Resource, ResourceTable
+from vgpud.gpu.state import ContextState
 from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.protocol import ContextId, ResourceId
 from vgpud.gpu.work import Answer, Done
@@ -31,6 +32,8 @@ class Context:
     """One context, its renderer, and the resources attached to it."""
 
     id: ContextId
+    capset_id: int
+    name: bytes
     renderer: Renderer
     charge: Charge
     attached: set[ResourceId] = field(default_factory=set)
@@ -85,17 +88,7 @@ class Contexts:
 
     def create(self, command: commands.CtxCreate) -> responses.Response:
         """CTX_CREATE."""
-        context_id = command.header.ctx_id
-        if context_id == 0 or context_id in self._by_id:
-            raise InvalidContextId(f"context {context_id} can't be made")
-        renderer = self._renderer_of(command.capset_id)
-        charge = self._quota.charge(OVERHEAD)
-        try:
-            renderer.create_context(context_id, command.capset_id, command.debug_name)
-        except VgpudError:
-            charge.release()
-            raise
-        self._by_id[context_id] = Context(context_id, renderer, charge)
+        self._create(command.header.ctx_id, command.capset_id, command.debug_name)
         return OK
 
     def destroy(self, command: commands.CtxDestroy) -> responses.Response:
@@ -109,17 +102,7 @@ class Contexts:
 
     def attach(self, command: commands.CtxAttachResource) -> responses.Response:
         """CTX_ATTACH_RESOURCE; a second time changes nothing."""
-        context = self.get(command.header.ctx_id)
-        resource = self._resources.get(command.resource_id)
-        if resource.id in context.attached:
-            return OK
-        context.charge.grow(ATTACHMENT)
-        try:
-            live(context.renderer).attach(context.id, resource)
-        except VgpudError:
-            context.charge.shrink(ATTACHMENT)
-            raise
-        context.attached.add(resource.id)
+        self._attach(self.get(command.header.ctx_id), self._resources.get(command.resource_id))
         return OK
 
     def detach(self, command: commands.CtxDetachResource) -> responses.Response:
@@ -159,6 +142,21 @@ class Contexts:
             self._detach(context, resource_id)
         self._makers.pop(resource_id, None)
 
+    def save(self) -> tuple[ContextState, ...]:
+        """Return the contexts as values."""
+        return tuple(
+            ContextState(
+                context.id, context.capset_id, context.name, tuple(sorted(context.attached))
+            )
+            for context in self._by_id.values()
+        )
+
+    def restore(self, state: ContextState) -> None:
+        """Make a context from its value; the resources attached to it must be there."""
+        context = self._create(state.id, state.capset_id, state.name)
+        for resource_id in state.attached:
+            self._attach(context, self._resources.get(resource_id))
+
     def clear(self) -> None:
         """Forget all contexts; the renderers are reset or closed as well."""
         for context in self._by_id.values():
@@ -180,6 +178,31 @@ class Contexts:
             if capset.id == command.capset_id and command.capset_version <= capset.version:
                 return responses.Capset(capset.data)
         raise InvalidParameter(f"no capset {command.capset_id} of version {command.capset_version}")
+
+    def _create(self, context_id: ContextId, capset_id: int, name: bytes) -> Context:
+        if context_id == 0 or context_id in self._by_id:
+            raise InvalidContextId(f"context {context_id} can't be made")
+        renderer = self._renderer_of(capset_id)
+        charge = self._quota.charge(OVERHEAD)
+        try:
+            renderer.create_context(context_id, capset_id, name)
+        except VgpudError:
+            charge.release()
+            raise
+        context = Context(context_id, capset_id, name, renderer, charge)
+        self._by_id[context_id] = context
+        return context
+
+    def _attach(self, context: Context, resource: Resource) -> None:
+        if resource.id in context.attached:
+            return
+        context.charge.grow(ATTACHMENT)
+        try:
+            live(context.renderer).attach(context.id, resource)
+        except VgpudError:
+            context.charge.shrink(ATTACHMENT)
+            raise
+        context.attached.add(resource.id)
 
     def _detach(self, context: Context, resource_id: ResourceId) -> None:
         if resource_id in context.attached:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vgpud.gpu.ports import Display
 from vgpud.gpu.resources import BYTES_PER_PIXEL, Image, Resource, ResourceTable
+from vgpud.gpu.state import CursorState
 from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.formats import to_xrgb
 from vgpud.gpu.wire.protocol import Format
@@ -71,6 +72,30 @@ class Cursors:
             visible = cursor.image is not None
             self._display.cursor_move(command.scanout_id, cursor.x, cursor.y, visible=visible)
         return responses.OkNoData()
+
+    def save(self) -> tuple[CursorState, ...]:
+        """Return the cursors as values."""
+        return tuple(
+            CursorState(
+                scanout_id,
+                cursor.x,
+                cursor.y,
+                cursor.hot_x,
+                cursor.hot_y,
+                None if cursor.image is None else cursor.image.tobytes(),
+            )
+            for scanout_id, cursor in self._cursors.items()
+        )
+
+    def restore(self, state: CursorState) -> None:
+        """Show the cursor of a value."""
+        image = None
+        if state.image is not None:
+            flat = np.frombuffer(state.image, np.uint8)
+            image = flat.reshape(CURSOR_SIZE, CURSOR_SIZE, BYTES_PER_PIXEL)
+        cursor = Cursor(state.x, state.y, state.hot_x, state.hot_y, image)
+        self._cursors[state.scanout] = cursor
+        self._show(state.scanout, cursor)
 
     def clear(self) -> None:
         """Hides and forgets all cursors."""

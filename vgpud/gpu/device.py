@@ -20,6 +20,7 @@ from vgpud.gpu.guest_memory import GuestMemory
 from vgpud.gpu.operations import Operations
 from vgpud.gpu.queues import GpuQueue
 from vgpud.gpu.spec import DeviceSpec
+from vgpud.gpu.state import DeviceState
 from vgpud.gpu.timelines import Timelines
 from vgpud.gpu.wire.protocol import CONTROL_QUEUE, CURSOR_QUEUE, ShmId
 from vgpud.slots.front_end import FrontEndSlots
@@ -162,6 +163,28 @@ class GpuDevice(Device):
     async def quiesce(self) -> None:
         await self.gpu.quiesce()
         self._timelines.hold()
+
+    async def save(self) -> DeviceState:
+        """Return the device as a value, once every command that was taken has been answered.
+
+        Raises `VgpudError` where a blob's bytes are lost.
+        """
+        self._timelines.resume()
+        self.gpu.resume()
+        await self._timelines.drained()
+        await self.quiesce()
+        queues = (handler.queue for handler in self._queues.values())
+        rings = tuple(None if queue is None else queue.save() for queue in queues)
+        return DeviceState(self._driven, self.gpu.save(), rings)
+
+    async def restore(self, state: object) -> None:
+        """Become the device of a value; the session restores the rings.
+
+        Raises `VgpudError` where something of it can't be had here.
+        """
+        assert isinstance(state, DeviceState)
+        self._driven = state.driven
+        await self.gpu.restore(state.gpu)
 
     # What the control API does with it
 

@@ -91,6 +91,7 @@ class Executor:
         self._halted = False
         self._closed = False
         self._running = 0
+        self._copies = 0
         self.submitted = 0
         self._changed = asyncio.Event()
         self._failure: asyncio.Future[None] = self._loop.create_future()
@@ -116,9 +117,17 @@ class Executor:
             self._changed.clear()
             await self._changed.wait()
 
-    async def aside(self, copy: Callable[[], None]) -> None:
-        """Runs a long copy on one of the threads; once begun it is waited for, even by a caller
+    async def run_in_thread(self, copy: Callable[[], None]) -> None:
+        """Run a long copy on one of the threads; once begun it is waited for, even by a caller
         that is cancelled, however often."""
+        self._copies += 1
+        try:
+            await self._finished(copy)
+        finally:
+            self._copies -= 1
+            self._changed.set()
+
+    async def _finished(self, copy: Callable[[], None]) -> None:
         running = asyncio.ensure_future(self._loop.run_in_executor(self._threads, copy))
         cancelled: asyncio.CancelledError | None = None
         while not running.done():
@@ -134,9 +143,10 @@ class Executor:
         raise cancelled
 
     async def pause(self) -> None:
-        """Stops between two steps: nothing touches any buffer after this, until `resume`."""
+        """Stop between two steps: when this returns nothing runs on any thread, and no step does
+        until `resume`."""
         self._halted = True
-        while self._running:
+        while self._running or self._copies:
             self._changed.clear()
             await self._changed.wait()
 

@@ -14,10 +14,8 @@ import uuid
 from asyncio import Lock
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
-from itertools import count
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, assert_never
 
-from vgpud.coherency.kvm_mode import KvmMode
 from vgpud.coherency.slot_policy import Layout
 from vgpud.gpu.blobs.buffers import resolve
 from vgpud.gpu.blobs.commands import Blobs
@@ -28,23 +26,22 @@ from vgpud.gpu.blobs.vm_facts import VmFacts
 from vgpud.gpu.blobs.vmm_blobs import FIRST_ID, VmmBlobs
 from vgpud.gpu.blobs.window_layout import WindowLayout
 from vgpud.gpu.contexts import Contexts, Submission
-from vgpud.gpu.counters import Counters
 from vgpud.gpu.cursors import Cursors
+from vgpud.gpu.environment import Environment
 from vgpud.gpu.guest_memory import GuestMemory
 from vgpud.gpu.images import Images
 from vgpud.gpu.ports import BarSlots, Display, StepRunner
 from vgpud.gpu.quota import Quota
-from vgpud.gpu.renderers import MakeRenderers, RendererParts, make_renderers
+from vgpud.gpu.renderers import RendererParts
 from vgpud.gpu.resources import GuestBlob, HostBlob, Image, Resource, ResourceTable
 from vgpud.gpu.scanouts import Scanouts
 from vgpud.gpu.spec import DeviceSpec, Output
+from vgpud.gpu.state import GpuState, GuestBlobState, HostBlobState, ImageState
 from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.commands import Command
 from vgpud.gpu.wire.protocol import Event, Feature, ResourceId
 from vgpud.gpu.work import Answer
-from vgpud.memory.render_nodes import RenderNodes
 from vgpud.memory.window_map import BLOB_ALIGNMENT
-from vgpud.publish import Publish, unheard
 
 log = logging.getLogger(__name__)
 
@@ -78,37 +75,31 @@ class Gpu:
     def __init__(
         self,
         spec: DeviceSpec,
+        environment: Environment,
         memory: GuestMemory,
         slots: BarSlots,
         works: StepRunner,
-        look: Callable[[], KvmMode] = lambda: KvmMode.UNKNOWN,
-        *,
-        counters: Counters | None = None,
-        publish: Publish = unheard,
-        nodes: RenderNodes | None = None,
-        blob_ids: Iterator[int] | None = None,
-        make_renderers: MakeRenderers = make_renderers,
     ) -> None:
         self.spec = spec
-        self.counters = counters if counters is not None else Counters()
-        self._publish = publish
+        self.counters = environment.counters
+        self._publish = environment.publish
         self.quota = Quota(spec.memory_limit)
         self.resources = ResourceTable()
-        self.buffers = resolve(spec, nodes)
+        self.buffers = resolve(spec, environment.nodes)
         if self.buffers.fallback is not None:
             log.warning(
                 "buffers device=%s kind=%s: %s", spec.name, self.buffers.kind, self.buffers.fallback
             )
-        self._vm = VmFacts(spec.guest_pat, spec.rules, spec.layout, look)
+        self._vm = VmFacts(spec.guest_pat, spec.rules, spec.layout, environment.find_kvm_mode)
         common = (spec.name, spec.window, self.quota, slots, works)
         self.layout: BlobLayout = (
             WindowLayout(*common, self._vm.window_flags)
             if spec.layout is Layout.WINDOW
             else PerBlobLayout(*common, self.buffers.source)
         )
-        images = Images(self.resources, self.quota, memory, works)
+        self._images = images = Images(self.resources, self.quota, memory, works)
         self.transfers = images.transfers
-        self._renderers = make_renderers(
+        self._renderers = environment.make_renderers(
             spec.renderers,
             RendererParts(works, images, self.quota, self.counters, max_blob_size=spec.window),
         )
@@ -118,16 +109,16 @@ class Gpu:
         self._works = works
         self._display: Display | None = None
         self._events = Event(0)
-        self.plans = Plans(spec.name, self._vm, publish)
-        self._turn = Lock()
-        blobs = Blobs(
+        self.plans = Plans(spec.name, self._vm, self._publish)
+        self._window_lock = Lock()
+        self._blobs = blobs = Blobs(
             self.resources,
             self.contexts,
             self.layout,
             self.quota,
             memory,
             self.plans,
-            self._turn,
+            self._window_lock,
             self.counters,
         )
         self.vmm_blobs = VmmBlobs(
@@ -135,10 +126,10 @@ class Gpu:
             self.layout,
             self.plans,
             self.quota,
-            self._turn,
-            blob_ids if blob_ids is not None else count(FIRST_ID),
+            self._window_lock,
+            environment.blob_ids,
             self.counters,
-            publish,
+            self._publish,
         )
         self._execute: dict[type[Command], Callable[[Any], Outcome]] = {
             commands.GetDisplayInfo: self.scanouts.display_info,
@@ -236,9 +227,9 @@ class Gpu:
         self.counters.resets += 1
         self._publish("device.reset", "the guest's driver is gone, or starts afresh")
 
-    def look_again(self) -> None:
+    def find_kvm_mode_again(self) -> None:
         """There may be more to see of the VM now: an agent has come."""
-        self._vm.look_again(window_mapped=self.layout.window_mapped)
+        self._vm.find_kvm_mode_again(window_mapped=self.layout.window_mapped)
 
     def blobs(self) -> Iterator[GuestBlob | HostBlob]:
         """All blobs, the guest's first."""
@@ -290,6 +281,48 @@ class Gpu:
         """Let the renderers go on where `quiesce` stopped them."""
         for renderer in self._renderers:
             renderer.resume()
+
+    def save(self) -> GpuState:
+        """Return all that driver and VMM have made as a value; `quiesce` comes first.
+
+        Raises `VgpudError` where a blob's bytes are lost.
+        """
+        return GpuState(
+            self.scanouts.outputs,
+            int(self._events),
+            self.resources.save(),
+            self.vmm_blobs.save(),
+            self.contexts.save(),
+            self.scanouts.save(),
+            self.cursors.save(),
+        )
+
+    async def restore(self, state: GpuState) -> None:
+        """Become the GPU of a value; no driver may have used this one.
+
+        Raises `VgpudError` where something of it can't be had here; this is to be reset then.
+        """
+        for number, mode in enumerate(state.outputs):
+            self.scanouts.resize(number, mode.width, mode.height)
+        self._events = Event(state.events)
+        for resource in state.resources:
+            match resource:
+                case ImageState():
+                    self._images.restore(resource)
+                case GuestBlobState():
+                    self._blobs.restore_guest(resource)
+                case HostBlobState():
+                    await self._blobs.restore_host(resource)
+                case _ as unreachable:
+                    assert_never(unreachable)
+        for blob in state.vmm_blobs:
+            await self.vmm_blobs.restore(blob)
+        for context in state.contexts:
+            self.contexts.restore(context)
+        for scanout in state.scanouts:
+            self.scanouts.restore(scanout)
+        for cursor in state.cursors:
+            self.cursors.restore(cursor)
 
     def reset(self) -> None:
         """Drop everything that the guest's driver made: it is gone, and the next one starts
@@ -343,7 +376,7 @@ class Gpu:
         return self._forget(resource)
 
     async def _destroy(self, blob: HostBlob) -> responses.Response:
-        async with self._turn:
+        async with self._window_lock:
             mapped = blob.mapped
             await blob.memory.destroy()
         self.counters.unmaps += mapped

@@ -28,7 +28,9 @@ from vgpud.gpu.resources import (
     Resource,
     ResourceTable,
     make_backing,
+    restore_backing,
 )
+from vgpud.gpu.state import ImageState
 from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import BlobMem, Format, ResourceId
@@ -73,6 +75,14 @@ class Images:
             charge.release()
             raise
         return Image(resource_id, width, height, known, pixels, charge)
+
+    def restore(self, state: ImageState) -> None:
+        """Make an image from its value."""
+        image = self.make(state.id, state.format, state.width, state.height)
+        image.pixels.write(0, state.pixels)
+        image.uuid = state.uuid
+        self._resources.add(image)
+        image.backing = restore_backing(self._memory, state.backing, self._quota)
 
     def attach_backing(self, command: commands.ResourceAttachBacking) -> responses.Response:
         """RESOURCE_ATTACH_BACKING."""
@@ -175,7 +185,7 @@ class Images:
         to.check_rect(*to_at, *shape)
         source.check_rect(*source_at, *shape)
         copy = partial(to.copy_rect, *to_at, source, *source_at, row_bytes=row_bytes, rows=rows)
-        return _aside(self._works, copy)
+        return _in_thread(self._works, copy)
 
 
 def check_format(value: int) -> Format:
@@ -193,8 +203,8 @@ def _backing(resource: Resource) -> Backing:
     return resource.backing
 
 
-async def _aside(works: Works, copy: Callable[[], None]) -> responses.Response:
-    await works.aside(copy)
+async def _in_thread(works: Works, copy: Callable[[], None]) -> responses.Response:
+    await works.run_in_thread(copy)
     return OK
 
 

@@ -60,7 +60,7 @@ class Works(Protocol):
     async def drained(self, resource: ResourceId) -> None:
         """Waits until all work submitted so far that touches the resource is done."""
 
-    async def aside(self, copy: Callable[[], None]) -> None:
+    async def run_in_thread(self, copy: Callable[[], None]) -> None:
         """Runs a long copy on another thread and waits for it."""
 
 

@@ -19,7 +19,15 @@ from vgpud.gpu.blobs.layout import HostMemory
 from vgpud.gpu.errors import InvalidParameter, InvalidResourceId, Unspecified
 from vgpud.gpu.guest_memory import GuestMemory
 from vgpud.gpu.quota import Charge, Quota
-from vgpud.gpu.wire.commands import MemEntries
+from vgpud.gpu.state import (
+    GuestBlobState,
+    HostBlobState,
+    ImageState,
+    Pages,
+    PlacementState,
+    ResourceState,
+)
+from vgpud.gpu.wire.commands import MemEntries, mem_entries
 from vgpud.gpu.wire.protocol import BlobMem, Format, ResourceId
 from vgpud.memory.extents import Extents
 from vgpud.vhost.memory_table import MemoryTable
@@ -56,6 +64,11 @@ class Backing:
             self._table = table
         return self._extents
 
+    def save(self) -> Pages:
+        """Return the list of pages as a value."""
+        entries = self._entries
+        return tuple(zip(entries["addr"].tolist(), entries["length"].tolist(), strict=True))
+
     def release(self) -> None:
         """Gives back what the list was charged."""
         self._charge.release()
@@ -65,6 +78,11 @@ class Backing:
             return table.resolve(self._entries)
         except GuestAddressError as error:
             raise InvalidParameter(f"backing: {error}") from error
+
+
+def restore_backing(memory: GuestMemory, pages: Pages | None, quota: Quota) -> Backing | None:
+    """Make the backing that a resource had; raises as `make_backing`."""
+    return None if pages is None else make_backing(memory, mem_entries(*pages), quota)
 
 
 def make_backing(memory: GuestMemory, entries: MemEntries, quota: Quota) -> Backing:
@@ -106,6 +124,12 @@ class Image:
         """The pixels' bytes."""
         return self.pixels
 
+    def save(self) -> ImageState:
+        """Return the image as a value."""
+        pixels = self.pixels.read(0, self.size).tobytes()
+        backing = _saved(self.backing)
+        return ImageState(self.id, self.width, self.height, self.format, pixels, backing, self.uuid)
+
 
 @dataclass(slots=True, eq=False)
 class GuestBlob:
@@ -122,6 +146,10 @@ class GuestBlob:
         if self.backing is None:
             raise Unspecified(f"blob {self.id} has no backing")
         return self.backing.extents
+
+    def save(self) -> GuestBlobState:
+        """Return the blob as a value."""
+        return GuestBlobState(self.id, self.size, _saved(self.backing), self.uuid)
 
 
 @dataclass(slots=True, eq=False)
@@ -146,6 +174,24 @@ class HostBlob:
     def contents(self) -> Extents:
         """The bytes, wherever they are at the moment."""
         return self.memory.contents()
+
+    def save(self) -> HostBlobState:
+        """Return the blob as a value; raise `VgpudError` if its bytes are lost."""
+        place = self.memory.place
+        return HostBlobState(
+            self.id,
+            self.blob_mem,
+            self.size,
+            self.mappable,
+            self.contents().read(0, self.size).tobytes(),
+            None if place is None else PlacementState(place.offset, place.mapped),
+            _saved(self.backing),
+            self.uuid,
+        )
+
+
+def _saved(backing: Backing | None) -> Pages | None:
+    return None if backing is None else backing.save()
 
 
 Resource: TypeAlias = Image | GuestBlob | HostBlob
@@ -202,6 +248,10 @@ class ResourceTable:
         if resource.backing is not None:
             resource.backing.release()
         resource.charge.release()
+
+    def save(self) -> tuple[ResourceState, ...]:
+        """Return all of them as values."""
+        return tuple(resource.save() for resource in self)
 
     def clear(self) -> None:
         """Takes out all of them."""

@@ -21,11 +21,12 @@ from vgpud.gpu.ports import Display
 from vgpud.gpu.rects import check_rect, intersect, is_empty
 from vgpud.gpu.resources import BYTES_PER_PIXEL, Image, Resource, ResourceTable
 from vgpud.gpu.spec import Output
+from vgpud.gpu.state import ScanoutState
 from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.edid import edid
 from vgpud.gpu.wire.formats import to_rgb, to_xrgb, xrgb_order
 from vgpud.gpu.wire.header import Rect
-from vgpud.gpu.wire.protocol import MAX_SCANOUTS, Format, ResourceId, ScanoutId
+from vgpud.gpu.wire.protocol import MAX_SCANOUTS, ResourceId, ScanoutId
 from vgpud.memory.extents import Extents
 
 OK = responses.OkNoData()
@@ -33,35 +34,38 @@ OK = responses.OkNoData()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scanout:
-    """What one output shows: `rect` of a framebuffer that is a resource's bytes from `offset` on.
+    """What one output shows: `view` of a resource."""
 
-    `stride` is bytes from row to row; `width` and `height` are the framebuffer's, in pixels.
-    """
-
+    view: ScanoutState
     resource: Resource
-    rect: Rect
-    width: int
-    height: int
-    format: Format
-    stride: int
-    offset: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.view.rect.width, self.view.rect.height
+
+    @property
+    def whole(self) -> Rect:
+        """All of it, in its own coordinates."""
+        return Rect(0, 0, *self.size)
 
     def pixels(self, rect: Rect) -> NDArray[np.uint8]:
-        """A part in the scanout's own coordinates: (height, width, 4) of uint8 as the format says.
+        """Read a part, in the scanout's own coordinates: (height, width, 4) of uint8 as the format
+        says.
 
         Raises `VgpudError` where the resource's backing has gone.
         """
         return self.pixels_of(self.resource.contents(), rect)
 
-    def place(self, rect: Rect) -> int:
-        """Where a part begins in the resource, in bytes."""
-        x, y = self.rect.x + rect.x, self.rect.y + rect.y
-        return self.offset + y * self.stride + x * BYTES_PER_PIXEL
+    def offset_of(self, rect: Rect) -> int:
+        """Return where a part begins in the resource, in bytes."""
+        x, y = self.view.rect.x + rect.x, self.view.rect.y + rect.y
+        return self.view.offset + y * self.view.stride + x * BYTES_PER_PIXEL
 
     def pixels_of(self, contents: Extents, rect: Rect) -> NDArray[np.uint8]:
-        """The same, of contents that were looked up before."""
+        """Read a part as `pixels` does, of contents that were looked up before."""
         rows = contents.read_rect(
-            self.place(rect), self.stride, rect.width * BYTES_PER_PIXEL, rect.height
+            self.offset_of(rect), self.view.stride, rect.width * BYTES_PER_PIXEL, rect.height
         )
         return rows.reshape(rect.height, rect.width, BYTES_PER_PIXEL)
 
@@ -92,15 +96,15 @@ class Scanouts:
     def showing(self, scanout_id: int) -> tuple[int, int] | None:
         """Width and height of what a scanout shows; None if it is off."""
         scanout = self._active.get(ScanoutId(scanout_id))
-        return None if scanout is None else (scanout.rect.width, scanout.rect.height)
+        return None if scanout is None else scanout.size
 
     def attach(self, display: Display | None) -> None:
         """Shows the scanouts on another display, from the start; None leaves them to be read."""
         self._display = display
         if display is not None:
             for scanout_id, scanout in self._active.items():
-                display.scanout(scanout_id, scanout.rect.width, scanout.rect.height)
-                display.damage(scanout_id, _whole(scanout))
+                display.scanout(scanout_id, *scanout.size)
+                display.damage(scanout_id, scanout.whole)
 
     def xrgb(self, scanout_id: int, rect: Rect) -> NDArray[np.uint8] | None:
         """A part of a scanout as (height, width, 4) of B, G, R, X; None if it shows nothing (any
@@ -109,7 +113,7 @@ class Scanouts:
         if scanout is None:
             return None
         try:
-            return to_xrgb(scanout.pixels(rect), scanout.format)
+            return to_xrgb(scanout.pixels(rect), scanout.view.format)
         except VgpudError:  # its pages are gone, or no longer guest memory
             return None
 
@@ -121,8 +125,8 @@ class Scanouts:
             return None
         try:
             contents = scanout.resource.contents()
-            order = xrgb_order(scanout.format)
-            return shadow.take(rect, contents, scanout.place(rect), scanout.stride, order)
+            order = xrgb_order(scanout.view.format)
+            return shadow.take(rect, contents, scanout.offset_of(rect), scanout.view.stride, order)
         except VgpudError:
             return None
 
@@ -142,8 +146,7 @@ class Scanouts:
             contents = scanout.resource.contents()
         except VgpudError:
             return None
-        whole = _whole(scanout)
-        return lambda: to_rgb(scanout.pixels_of(contents, whole), scanout.format)
+        return lambda: to_rgb(scanout.pixels_of(contents, scanout.whole), scanout.view.format)
 
     # Commands
 
@@ -184,10 +187,17 @@ class Scanouts:
                 f"resource {image.id} is a blob: SET_SCANOUT_BLOB says how it is laid out"
             )
         rect = check_rect(command.rect, image.width, image.height)
-        self._show(
+        view = ScanoutState(
             command.scanout_id,
-            Scanout(image, rect, image.width, image.height, image.format, image.stride, 0),
+            image.id,
+            rect,
+            image.width,
+            image.height,
+            image.format,
+            image.stride,
+            offset=0,
         )
+        self._show(Scanout(view, image))
         return OK
 
     def set_scanout_blob(self, command: commands.SetScanoutBlob) -> responses.Response:
@@ -209,10 +219,17 @@ class Scanouts:
                 f"the {blob.size:#x} bytes of blob {blob.id}"
             )
         fmt = check_format(command.format)
-        self._show(
+        view = ScanoutState(
             command.scanout_id,
-            Scanout(blob, rect, command.width, command.height, fmt, stride, offset),
+            blob.id,
+            rect,
+            command.width,
+            command.height,
+            fmt,
+            stride,
+            offset,
         )
+        self._show(Scanout(view, blob))
         return OK
 
     def flush(self, command: commands.ResourceFlush) -> responses.Response:
@@ -224,9 +241,9 @@ class Scanouts:
             check_rect(command.rect, resource.width, resource.height)
         for scanout_id, scanout in self._active.items():
             if scanout.resource is resource and self._display is not None:
-                part = intersect(command.rect, scanout.rect)
+                part = intersect(command.rect, scanout.view.rect)
                 if part is not None:
-                    x, y = part.x - scanout.rect.x, part.y - scanout.rect.y
+                    x, y = part.x - scanout.view.rect.x, part.y - scanout.view.rect.y
                     self._display.damage(scanout_id, Rect(x, y, part.width, part.height))
         return OK
 
@@ -247,15 +264,23 @@ class Scanouts:
         if scanout_id >= count:
             raise _no_scanout(scanout_id, count)
 
-    def _show(self, scanout_id: ScanoutId, scanout: Scanout) -> None:
+    def save(self) -> tuple[ScanoutState, ...]:
+        """Return what the outputs show as values."""
+        return tuple(scanout.view for scanout in self._active.values())
+
+    def restore(self, state: ScanoutState) -> None:
+        """Show what a value says; its resource must be there."""
+        self._show(Scanout(state, self._resources.get(state.resource)))
+
+    def _show(self, scanout: Scanout) -> None:
+        scanout_id = scanout.view.id
         before = self._active.get(scanout_id)
         self._active[scanout_id] = scanout
         if self._display is None:
             return
-        size = (scanout.rect.width, scanout.rect.height)
-        if before is None or (before.rect.width, before.rect.height) != size:
-            self._display.scanout(scanout_id, *size)
-        self._display.damage(scanout_id, _whole(scanout))
+        if before is None or before.size != scanout.size:
+            self._display.scanout(scanout_id, *scanout.size)
+        self._display.damage(scanout_id, scanout.whole)
 
     def _turn_off(self, scanout_id: ScanoutId) -> None:
         if self._active.pop(scanout_id, None) is not None and self._display is not None:
@@ -264,7 +289,7 @@ class Scanouts:
     def _showing(self, scanout_id: int, rect: Rect) -> Scanout | None:
         """The scanout, if all of that part of it is there."""
         scanout = self._active.get(ScanoutId(scanout_id))
-        if scanout is None or intersect(rect, _whole(scanout)) != rect:
+        if scanout is None or intersect(rect, scanout.whole) != rect:
             return None
         return scanout
 
@@ -275,10 +300,6 @@ class Scanouts:
     @staticmethod
     async def _display_edid(display: Display, scanout_id: int) -> responses.Response:
         return responses.Edid(await display.edid(scanout_id))
-
-
-def _whole(scanout: Scanout) -> Rect:
-    return Rect(0, 0, scanout.rect.width, scanout.rect.height)
 
 
 def _no_scanout(scanout_id: int, count: int) -> InvalidScanoutId:

@@ -47,6 +47,7 @@ class Timelines:
         self._thread = get_ident()
         self._lines: dict[Timeline, deque[_Entry]] = {}
         self._held = False
+        self._emptied: asyncio.Future[None] | None = None  # for what waits for that
 
     @property
     def empty(self) -> bool:
@@ -87,6 +88,12 @@ class Timelines:
         entry.complete = True
         line.append(entry)
 
+    async def drained(self) -> None:
+        """Wait until every command that was entered has been answered."""
+        while self._lines:
+            self._emptied = self._loop.create_future()
+            await self._emptied
+
     def hold(self) -> None:
         """Give no answers until `resume`; commands can still complete."""
         self._held = True
@@ -124,3 +131,5 @@ class Timelines:
             if not line:
                 del self._lines[timeline]
             entry.answer(entry.error)
+        if self._emptied is not None and not self._lines and not self._emptied.done():
+            self._emptied.set_result(None)

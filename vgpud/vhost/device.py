@@ -83,6 +83,13 @@ class Device:
     async def reset(self) -> None:
         """Forget everything that the driver has made. All queues have been stopped."""
 
+    async def save(self) -> object:
+        """Return all that a driver depends on as a frozen value, which `restore` takes; None for a
+        device that has no state. All queues have been stopped."""
+
+    async def restore(self, state: object) -> None:
+        """Become the device of a value, before any queue is started."""
+
     async def quiesce(self) -> None:
         """Have all work done or held: nothing of the device runs on any thread when this returns,
         until a queue is started."""

@@ -1,4 +1,4 @@
-"""What a front-end says of a ring before it starts: SET_VRING_*."""
+"""What a front-end says of a ring before it starts: SET_VRING_*; and a ring as a value."""
 
 from __future__ import annotations
 
@@ -6,6 +6,23 @@ from dataclasses import dataclass
 
 from vgpud.unix.fd import Fd
 from vgpud.vhost.ring_views import RingAddress
+from vgpud.vhost.split_ring import Chain
+
+
+@dataclass(frozen=True, slots=True)
+class RingState:
+    """A stopped ring, but for its descriptors, which the front-end gives again.
+
+    `base` is the available index to go on from. What the device had published is in the used ring,
+    in guest memory. `finished` are answers that have not been written there yet.
+    """
+
+    num: int
+    address: RingAddress | None
+    base: int
+    fresh: bool
+    features: int
+    finished: tuple[tuple[Chain, bytes], ...]
 
 
 @dataclass(slots=True)

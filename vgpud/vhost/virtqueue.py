@@ -19,7 +19,7 @@ from vgpud.vhost.memory_table import MemoryTable
 from vgpud.vhost.pump import Handler, Pump
 from vgpud.vhost.ring import Ring
 from vgpud.vhost.ring_life import RingEvent, RingLife, step
-from vgpud.vhost.ring_setup import RingSetup
+from vgpud.vhost.ring_setup import RingSetup, RingState
 from vgpud.vhost.ring_views import RingAddress
 from vgpud.vhost.split_ring import Chain
 
@@ -174,6 +174,23 @@ class Virtqueue:
         self.life = step(self.life, RingEvent.STOP)
         self._said()
         return self.setup.base
+
+    def save(self) -> RingState:
+        """Return the ring as a value; it must have been stopped."""
+        assert self._pump is None, "a ring that runs has no value"
+        setup = self.setup
+        return RingState(
+            setup.num, setup.address, setup.base, setup.fresh, self.features, tuple(self._finished)
+        )
+
+    def restore(self, state: RingState) -> None:
+        """Become the ring of a value; it starts when the front-end has given its descriptors."""
+        setup = self.setup
+        setup.num, setup.address = state.num, state.address
+        setup.base, setup.fresh = state.base, state.fresh
+        self.features = state.features
+        self._finished = list(state.finished)
+        self._said()
 
     def close(self) -> None:
         """Close everything; what the queue waits for has ended, or is cancelled with its group."""

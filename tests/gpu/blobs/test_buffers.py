@@ -31,7 +31,7 @@ from vgpud.coherency.planner import plan
 from vgpud.coherency.slot_policy import DEFAULT_RULE, Buffers, GuestPat, Layout, SlotOwner
 from vgpud.errors import HostError
 from vgpud.gpu.blobs.buffers import gpu_of, resolve
-from vgpud.gpu.blobs.per_blob_layout import MAKE_ASIDE, PerBlobLayout
+from vgpud.gpu.blobs.per_blob_layout import MAKE_IN_THREAD, PerBlobLayout
 from vgpud.gpu.blobs.vm_facts import VmFacts
 from vgpud.gpu.quota import Quota
 from vgpud.gpu.spec import DeviceSpec, Output
@@ -47,7 +47,7 @@ from vgpud.native.core import SpanList
 
 PAGE = 4096
 BLOB = ResourceId(7)
-SLOW = MAKE_ASIDE
+SLOW = MAKE_IN_THREAD
 RENDER = "/dev/dri/renderD128"
 
 SPEC = DeviceSpec(

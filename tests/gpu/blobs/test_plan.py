@@ -196,14 +196,14 @@ def test_an_agent_that_comes_later_is_looked_at(mapped: bool) -> None:
         if mapped:
             machine.do(d.map_blob(1, 0))
         machine.kvm = KvmMode.FLAG
-        machine.gpu.look_again()
+        machine.gpu.find_kvm_mode_again()
         machine.do(d.create_blob(2, PAGE))
         # A live slot keeps the flags that it has; without it, WC can't be promised.
         expected = Mapped(MapInfo.CACHED if mapped else MapInfo.WC)
         assert machine.do(d.map_blob(2, PAGE)) == expected
         assert machine.bar.flags == (0 if mapped else FLAG)
         machine.kvm = KvmMode.FORCED_WB  # what was seen stays
-        machine.gpu.look_again()
+        machine.gpu.find_kvm_mode_again()
         machine.do(d.create_blob(3, PAGE))
         assert machine.do(d.map_blob(3, 2 * PAGE)) == expected
 

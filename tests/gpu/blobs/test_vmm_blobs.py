@@ -9,7 +9,7 @@ import pytest
 from tests.gpu import driver as d
 from tests.gpu.machine import KIB, PAGE, Bench, Machine, finish, refused, stop_at
 from vgpud.coherency.slot_policy import Layout
-from vgpud.gpu.blobs.window_layout import MOVES_ASIDE
+from vgpud.gpu.blobs.window_layout import MOVES_IN_THREAD
 from vgpud.gpu.resources import HostBlob
 from vgpud.gpu.wire.protocol import ResourceId, ResponseType
 
@@ -64,7 +64,7 @@ class Late(Bench):
     async def drained(self, resource: ResourceId) -> None:
         self.waited_for.append(resource)
 
-    async def aside(self, copy: Callable[[], None]) -> None:
+    async def run_in_thread(self, copy: Callable[[], None]) -> None:
         copy()
         await self._patience.wait()
 
@@ -87,6 +87,6 @@ def test_what_a_guest_writes_while_its_blob_makes_room_is_not_lost(writes: int) 
             going_on = stop_at(mapping)
         if going_on:
             finish(mapping)
-        assert works.waited_for == [1] * (min(writes, MOVES_ASIDE) + 1)
+        assert works.waited_for == [1] * (min(writes, MOVES_IN_THREAD) + 1)
         assert machine.bytes_of(1) == written.to_bytes(4, "little") * (size // 4)
         assert not any(machine.bar.read(0, size))

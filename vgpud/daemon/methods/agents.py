@@ -62,7 +62,7 @@ class AgentMethods:
                 raise refused(ErrorKind.BUSY, text, device=params.device, pid=held)
             link = ControlLink(self._port, caller, slots.lost)
             await slots.attach(AgentCalls(link, self._call_ids), grant)
-        device.look_again()
+        device.find_kvm_mode_again()
         attached = slots.attached()
         if attached is None:
             raise refused(ErrorKind.NO_AGENT, f"the agent of {params.device} went meanwhile")

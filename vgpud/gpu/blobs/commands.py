@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from vgpud.coherency.plan import Plan
 from vgpud.coherency.slot_policy import BlobKind
 from vgpud.errors import VgpudError
-from vgpud.gpu.blobs.layout import BlobLayout, HostMemory
+from vgpud.gpu.blobs.layout import BlobLayout, HostMemory, restore_memory
 from vgpud.gpu.blobs.plans import Plans
 from vgpud.gpu.contexts import Context, Contexts, live
 from vgpud.gpu.counters import Counters
@@ -20,7 +20,16 @@ from vgpud.gpu.errors import InvalidContextId, InvalidParameter, Unspecified
 from vgpud.gpu.guest_memory import GuestMemory
 from vgpud.gpu.memory_types import MAP_INFO
 from vgpud.gpu.quota import Charge, Quota
-from vgpud.gpu.resources import OVERHEAD, Backing, GuestBlob, HostBlob, ResourceTable, make_backing
+from vgpud.gpu.resources import (
+    OVERHEAD,
+    Backing,
+    GuestBlob,
+    HostBlob,
+    ResourceTable,
+    make_backing,
+    restore_backing,
+)
+from vgpud.gpu.state import GuestBlobState, HostBlobState
 from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.protocol import BlobFlag, BlobMem, ContextId
 from vgpud.gpu.work import Answer
@@ -35,7 +44,7 @@ KINDS = {BlobMem.HOST3D: BlobKind.HOST3D, BlobMem.HOST3D_GUEST: BlobKind.HOST3D_
 
 
 class Blobs:
-    """The commands on blobs of one device. `turn` is for one change of the window at a time."""
+    """The commands on blobs of one device; `window_lock` serializes changes of the window."""
 
     def __init__(
         self,
@@ -45,7 +54,7 @@ class Blobs:
         quota: Quota,
         memory: GuestMemory,
         plans: Plans,
-        turn: Lock,
+        window_lock: Lock,
         counters: Counters,
     ) -> None:
         self._resources = resources
@@ -54,7 +63,7 @@ class Blobs:
         self._quota = quota
         self._memory = memory
         self._plans = plans
-        self._turn = turn
+        self._window_lock = window_lock
         self._counters = counters
 
     def create(self, command: commands.ResourceCreateBlob) -> Answer:
@@ -80,7 +89,7 @@ class Blobs:
         blob = self._resources.host_blob(command.resource_id)
         if blob.blob_mem is not BlobMem.HOST3D or not blob.mappable:
             raise _invalid(f"blob {blob.id} is not one to be mapped")
-        async with self._turn:
+        async with self._window_lock:
             await blob.memory.map(command.offset)
         self._counters.maps += 1
         return responses.MapInfo(MAP_INFO[blob.plan.memory_type])
@@ -88,10 +97,45 @@ class Blobs:
     async def unmap(self, command: commands.ResourceUnmapBlob) -> responses.Response:
         """RESOURCE_UNMAP_BLOB."""
         blob = self._resources.host_blob(command.resource_id)
-        async with self._turn:
+        async with self._window_lock:
             await blob.memory.unmap()
         self._counters.unmaps += 1
         return responses.OkNoData()
+
+    def restore_guest(self, state: GuestBlobState) -> None:
+        """Make a blob in guest memory from its value."""
+        charge = self._quota.charge(OVERHEAD)
+        try:
+            backing = restore_backing(self._memory, state.backing, self._quota)
+        except VgpudError:
+            charge.release()
+            raise
+        self._resources.add(GuestBlob(state.id, state.size, charge, backing, state.uuid))
+
+    async def restore_host(self, state: HostBlobState) -> None:
+        """Make a blob in host memory from its value, where it was in the window."""
+        plan = self._plans.make(KINDS[state.blob_mem], state.size, self._layout.backing)
+        with ExitStack() as undo:
+            charge = self._quota.charge(OVERHEAD)
+            undo.callback(charge.release)
+            backing = restore_backing(self._memory, state.backing, self._quota)
+            if backing is not None:
+                undo.callback(backing.release)
+            memory = await restore_memory(self._layout, state, plan)
+            undo.pop_all()
+        self._resources.add(
+            HostBlob(
+                state.id,
+                state.blob_mem,
+                state.size,
+                state.mappable,
+                plan,
+                charge,
+                memory,
+                backing,
+                state.uuid,
+            )
+        )
 
     def _create_guest(self, command: commands.ResourceCreateBlob) -> None:
         charge = self._quota.charge(OVERHEAD)

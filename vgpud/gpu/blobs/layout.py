@@ -11,6 +11,7 @@ from typing import Protocol
 
 from vgpud.coherency.plan import Duty, Plan
 from vgpud.gpu.quota import Charge
+from vgpud.gpu.state import HostBlobState
 from vgpud.gpu.wire.protocol import ResourceId
 from vgpud.memory.backing import HostBacking
 from vgpud.memory.buffers import Buffer
@@ -94,6 +95,22 @@ class BlobLayout(Protocol):
 
     def close(self) -> None:
         """Gives everything back."""
+
+
+async def restore_memory(layout: BlobLayout, state: HostBlobState, plan: Plan) -> HostMemory:
+    """Make the memory of a blob from its value: its bytes, and its placement in the window."""
+    memory = layout.allocate(state.id, state.size, plan)
+    try:
+        await memory.make()
+        memory.contents().write(0, state.contents)
+        if state.placement is not None:
+            await memory.map(state.placement.offset)
+            if not state.placement.mapped:
+                await memory.unmap()
+    except BaseException:
+        await memory.destroy()
+        raise
+    return memory
 
 
 def access_of(plan: Plan) -> Access:

@@ -23,7 +23,7 @@ MAX_BLOBS = 8192
 """Per device: each takes a descriptor and a mapping, of which the process has some 65000
 (vm.max_map_count) for all its devices."""
 
-MAKE_ASIDE = 256 << 10
+MAKE_IN_THREAD = 256 << 10
 """Bytes from which a slow source works on another thread: zeroing them takes about as long as a
 thread switch there and back."""
 
@@ -61,7 +61,7 @@ class PerBlobLayout:
         self._check_room()
         memory = PerBlobMemory(self, blob, size, plan, self._quota.charge(size))
         self.blobs[blob] = memory
-        if not self._source.slow or size < MAKE_ASIDE:
+        if not self._source.slow or size < MAKE_IN_THREAD:
             try:
                 memory.make_now()
             except VgpudError:
@@ -127,7 +127,7 @@ class PerBlobMemory:
         if self._buffer is not None:
             return
         try:
-            await self._layout.works.aside(make)
+            await self._layout.works.run_in_thread(make)
             self.take(made.pop())
         finally:
             for buffer in made:  # given up meanwhile
@@ -208,7 +208,7 @@ class PerBlobMemory:
         fd, contents = self._file()
         if flushed_at_hand_over(self._plan):
             # Also of fresh pages: the kernel zeroes them through the cache.
-            await self._layout.works.aside(lambda: contents.flush(0, self._size))
+            await self._layout.works.run_in_thread(lambda: contents.flush(0, self._size))
         return fd
 
     def take(self, buffer: Buffer) -> None:

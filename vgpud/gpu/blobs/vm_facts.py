@@ -27,7 +27,7 @@ class VmFacts:
         """The slot policy in force."""
         self._guest_pat = guest_pat
         self._layout = layout
-        self._look = look
+        self._find_kvm_mode = look
         self._seen: KvmMode | None = None
         self._facts: dict[HostBacking, Facts] = {}
         self._window_flags: SlotFlag | None = None
@@ -37,7 +37,7 @@ class VmFacts:
         found = self._facts.get(backing)
         if found is None:
             if self._seen is None:
-                self._seen = self._look()
+                self._seen = self._find_kvm_mode()
             found = facts_of(self._guest_pat, seen=self._seen, backing=backing)
             self._facts[backing] = found
         return found
@@ -61,7 +61,7 @@ class VmFacts:
         if not self._window_flags:  # in a flagged slot, the guest's PAT counts whatever is said
             self._facts.clear()
 
-    def look_again(self, *, window_mapped: bool) -> None:
+    def find_kvm_mode_again(self, *, window_mapped: bool) -> None:
         """Looks anew if nothing was seen before; as plans for the unknown hold whatever turns out
         to be, the window may even get other flags, if it has no slot yet."""
         if self._seen is not KvmMode.UNKNOWN:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import logging
 from asyncio import Lock
 from collections.abc import Iterator
+from itertools import dropwhile
 
 from vgpud.coherency.slot_policy import BlobKind
 from vgpud.errors import OutOfMemory, VgpudError
-from vgpud.gpu.blobs.layout import BlobLayout
+from vgpud.gpu.blobs.layout import BlobLayout, restore_memory
 from vgpud.gpu.blobs.per_blob_layout import PerBlobMemory
 from vgpud.gpu.blobs.plans import Plans
 from vgpud.gpu.counters import Counters
@@ -22,6 +23,7 @@ from vgpud.gpu.errors import InvalidParameter, InvalidResourceId
 from vgpud.gpu.ports import RamSlots
 from vgpud.gpu.quota import Quota
 from vgpud.gpu.resources import OVERHEAD, HostBlob
+from vgpud.gpu.state import HostBlobState
 from vgpud.gpu.wire.protocol import BlobMem, ResourceId
 from vgpud.memory.window_map import BLOB_ALIGNMENT, check_placement
 from vgpud.publish import Publish
@@ -35,7 +37,7 @@ FIRST_ID = 1 << 32
 class VmmBlobs:
     """The VMM's blobs on one device.
 
-    `turn` is for one change of the window at a time. `ids` are never used twice: a stale one names
+    `window_lock` serializes changes of the window. `ids` are never used twice: a stale one names
     nothing. All that is async may be cancelled, and raises `VgpudError` where a guest would get it.
     """
 
@@ -45,7 +47,7 @@ class VmmBlobs:
         layout: BlobLayout,
         plans: Plans,
         quota: Quota,
-        turn: Lock,
+        window_lock: Lock,
         ids: Iterator[int],
         counters: Counters,
         publish: Publish,
@@ -54,7 +56,7 @@ class VmmBlobs:
         self._layout = layout
         self._plans = plans
         self._quota = quota
-        self._turn = turn
+        self._window_lock = window_lock
         self._ids = ids
         self._counters = counters
         self._publish = publish
@@ -94,10 +96,31 @@ class VmmBlobs:
         self._tell("created", blob)
         return blob
 
+    def save(self) -> tuple[HostBlobState, ...]:
+        """Return the blobs as values.
+
+        Those that are mapped outside of the window are not among them: their VMM maps them again.
+        """
+        return tuple(blob.save() for blob in self if blob.memory.place or not blob.mapped)
+
+    async def restore(self, state: HostBlobState) -> None:
+        """Make a blob from its value, with the id that the VMM knows."""
+        plan = self._plans.make(BlobKind.HOST3D, state.size, self._layout.backing)
+        charge = self._quota.charge(OVERHEAD)
+        try:
+            memory = await restore_memory(self._layout, state, plan)
+        except VgpudError:
+            charge.release()
+            raise
+        blob = HostBlob(state.id, state.blob_mem, state.size, state.mappable, plan, charge, memory)
+        self._by_id[state.id] = blob
+        # No id is used twice, also where they are counted from the start again.
+        self._ids = dropwhile(lambda used: used <= state.id, self._ids)
+
     async def map(self, blob: HostBlob, offset: int | None) -> None:
         """Puts a blob into the window: where it lies parked, or in a free place from the end down,
         unless told where."""
-        async with self._turn:
+        async with self._window_lock:
             self._check(blob)
             if offset is None:
                 offset = self._place_for(blob)
@@ -109,7 +132,7 @@ class VmmBlobs:
     async def map_ram(self, blob: HostBlob, slots: RamSlots, address: int) -> None:
         """Puts a blob at a guest-physical address outside of the window, for a device with a
         mapping a blob whose rule allows that."""
-        async with self._turn:
+        async with self._window_lock:
             self._check(blob)
             assert isinstance(blob.memory, PerBlobMemory)
             await blob.memory.map_ram(slots, address)
@@ -118,7 +141,7 @@ class VmmBlobs:
 
     async def unmap(self, blob: HostBlob) -> None:
         """Takes a blob from the guest."""
-        async with self._turn:
+        async with self._window_lock:
             self._check(blob)
             await blob.memory.unmap()
         self._counters.unmaps += 1
@@ -126,7 +149,7 @@ class VmmBlobs:
 
     async def destroy(self, blob: HostBlob) -> None:
         """Gives a blob back, unmapped first if need be."""
-        async with self._turn:
+        async with self._window_lock:
             self._check(blob)
             mapped = blob.mapped
             await blob.memory.destroy()

@@ -29,11 +29,11 @@ from vgpud.memory.window_map import Place, WindowMap
 from vgpud.uapi.memslot import SlotFlag
 from vgpud.unix.fd import Fd
 
-COPY_ASIDE = 256 << 10
+COPY_IN_THREAD = 256 << 10
 """Bytes from which a copy goes to another thread: about what a thread switch there and back
 costs."""
 
-MOVES_ASIDE = 3
+MOVES_IN_THREAD = 3
 """Times that a blob which is moved for the VMM is copied on another thread, while its guest may
 work on it; then once with the guest waiting."""
 
@@ -213,7 +213,7 @@ class WindowBlob:
         """Copies the bytes as they are in the end: the guest, if it is not the one that has us
         move, goes on meanwhile."""
         works, here = self._layout.works, self.contents()
-        for _ in range(MOVES_ASIDE):
+        for _ in range(MOVES_IN_THREAD):
             await works.drained(self._blob)
             submitted = works.submitted
             await self._do(lambda: out.copy_from(here))
@@ -238,7 +238,7 @@ class WindowBlob:
             view.flush(0, self._size)
 
     async def _do(self, work: Callable[[], None]) -> None:
-        if self._size < COPY_ASIDE:
+        if self._size < COPY_IN_THREAD:
             work()
         else:
-            await self._layout.works.aside(work)
+            await self._layout.works.run_in_thread(work)

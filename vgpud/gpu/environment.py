@@ -1,0 +1,33 @@
+"""What a device finds around it, as one value: nothing of it is handed on piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import count
+
+from vgpud.coherency.kvm_mode import KvmMode
+from vgpud.gpu.blobs.vmm_blobs import FIRST_ID
+from vgpud.gpu.counters import Counters
+from vgpud.gpu.renderers import MakeRenderers, make_renderers
+from vgpud.memory.render_nodes import RenderNodes
+from vgpud.publish import Publish, unheard
+from vgpud.slots.owner import TrackedSlots
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What a device finds around it, and what outlasts its front-ends.
+
+    `find_kvm_mode` finds out what decides the guest's memory types. `slots` sets memory slots where
+    the front-end is not to be asked for mappings. `nodes` are the host's GPUs, `blob_ids` the ids
+    of the VMM's own blobs, which are never used twice.
+    """
+
+    find_kvm_mode: Callable[[], KvmMode] = lambda: KvmMode.UNKNOWN
+    slots: TrackedSlots | None = None
+    counters: Counters = field(default_factory=Counters)
+    publish: Publish = unheard
+    nodes: RenderNodes = field(default_factory=RenderNodes)
+    blob_ids: Iterator[int] = field(default_factory=lambda: count(FIRST_ID))
+    make_renderers: MakeRenderers = make_renderers
