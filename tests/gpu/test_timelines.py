@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Awaitable, Callable
+from functools import partial
 from itertools import permutations
 
 import pytest
@@ -51,6 +53,27 @@ def test_what_is_complete_at_once_is_answered_at_once(behind: bool) -> None:
         seen = [("done", None), ("fails", error), ("refused", error), ("fence", None)]
         assert answers.seen[behind:] == seen
         assert timelines.empty
+
+    run(main)
+
+
+def test_an_error_that_waits_keeps_nothing_alive() -> None:
+    class Data:
+        pass
+
+    async def main(timelines: Timelines, answers: Answers) -> None:
+        data = Data()
+        alive = weakref.ref(data)
+
+        def refuse(data: Data, done: Done) -> None:
+            raise Unspecified("no")
+
+        before = begin(timelines, A, answers.named("before"))
+        timelines.run(A, partial(refuse, data), answers.named("refused"))
+        del data
+        assert alive() is None
+        before(None)
+        assert answers.names == ["before", "refused"]
 
     run(main)
 

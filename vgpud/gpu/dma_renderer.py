@@ -113,7 +113,7 @@ class DmaRenderer:
             for packet in dma.decode(data, self._capset.max_packets):
                 cost += PACKET_COST + stream.add(packet, context, attached, self._capset)
         except VgpudError as error:
-            refusal = error
+            refusal = error.with_traceback(None)  # it waits for the steps before it
         except BaseException:
             charge.release()
             raise

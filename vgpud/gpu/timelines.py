@@ -119,7 +119,9 @@ class Timelines:
             with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self.complete, entry, error)
         elif not entry.complete:
-            entry.complete, entry.error = True, error
+            entry.complete = True
+            if error is not None:  # it may wait for long: no frame, and no data in one, lives on
+                entry.error = error.with_traceback(None)
             if not self._held:
                 self._answer(entry.timeline)
 
