@@ -80,7 +80,7 @@ class Contexts:
         return len(self._capsets)
 
     def get(self, context_id: ContextId) -> Context:
-        """The context of this id; raises `InvalidContextId` where there is none."""
+        """Return the context of this id; raise `InvalidContextId` where there is none."""
         context = self._by_id.get(context_id)
         if context is None:
             raise InvalidContextId(f"no context {context_id}")
@@ -137,7 +137,7 @@ class Contexts:
         self._makers[resource_id] = renderer
 
     def forget(self, resource_id: ResourceId) -> None:
-        """Detaches a resource that is being destroyed from every context."""
+        """Detach a resource that is being destroyed from every context."""
         for context in self._by_id.values():
             self._detach(context, resource_id)
         self._makers.pop(resource_id, None)

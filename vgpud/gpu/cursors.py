@@ -41,13 +41,13 @@ class Cursors:
         self._display: Display | None = None
 
     def attach(self, display: Display | None) -> None:
-        """Shows the cursors on another display, as they are."""
+        """Show the cursors on another display, as they are."""
         self._display = display
         for scanout_id, cursor in self._cursors.items():
             self._show(scanout_id, cursor)
 
     def get(self, scanout_id: int) -> Cursor | None:
-        """The cursor of a scanout, None if the guest never set one."""
+        """Return the cursor of a scanout, None if the guest never set one."""
         return self._cursors.get(scanout_id)
 
     def update(self, command: commands.UpdateCursor) -> responses.Response:
@@ -98,7 +98,7 @@ class Cursors:
         self._show(state.scanout, cursor)
 
     def clear(self) -> None:
-        """Hides and forgets all cursors."""
+        """Hide and forget all cursors."""
         if self._display is not None:
             for scanout_id, cursor in self._cursors.items():
                 self._display.cursor_move(scanout_id, cursor.x, cursor.y, visible=False)
@@ -115,8 +115,8 @@ class Cursors:
 
 
 def _cursor_image(resource: Resource) -> NDArray[np.uint8]:
-    """The upper left 64 x 64 pixels of an image, transparent where it has none; a blob is taken for
-    64 x 64 pixels of B, G, R, A. An X in the place of alpha is taken for alpha."""
+    """Return the upper left 64 x 64 pixels of an image, transparent where it has none; a blob is
+    taken for 64 x 64 pixels of B, G, R, A. An X in the place of alpha is taken for alpha."""
     width = height = CURSOR_SIZE
     stride, fmt = CURSOR_SIZE * BYTES_PER_PIXEL, Format.B8G8R8A8_UNORM
     if isinstance(resource, Image):

@@ -151,8 +151,8 @@ class _Stream:
     def add(
         self, packet: dma.Packet, context: ContextId, attached: Attached, capset: dma.Capset
     ) -> int:
-        """Takes a packet if it holds, else raises `VgpudError`; returns the bytes it is
-        reckoned to move."""
+        """Take a packet, and return about how many bytes it moves; raise `VgpudError` if it is a
+        bad one."""
         for resource_id in _resources(packet):
             if resource_id not in self.buffers:
                 resource = attached.get(resource_id)
@@ -170,7 +170,7 @@ class _Stream:
         return moved + (ROW_COST * packet.height if isinstance(packet, dma.Blit) else 0)
 
     def run(self) -> Iterator[None]:
-        """Runs the packets, stopping after each and within long ones."""
+        """Run the packets, stopping after each and within long ones."""
         for packet in self.packets:
             yield from self._run(packet)
             self._count(packet)

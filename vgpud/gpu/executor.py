@@ -47,7 +47,7 @@ class _Job:
     done: Done
 
     def run(self, halted: Callable[[], bool]) -> bool:
-        """Runs steps until none is left, time is up or a halt is asked for; True if none is left.
+        """Run steps until none is left, time is up or a halt is asked for; True if none is left.
 
         On any thread.
         """
@@ -59,12 +59,12 @@ class _Job:
         return False
 
     def finish(self, error: VgpudError | None) -> None:
-        """Tells that all is done, or what went wrong."""
+        """Say that all is done, or what went wrong."""
         self.release()
         self.done(self.work.refusal if error is None else error)
 
     def release(self) -> None:
-        """Gives back what the work was charged for."""
+        """Give back what the work was charged for."""
         if self.work.charge is not None:
             self.work.charge.release()
 
@@ -97,7 +97,7 @@ class Executor:
         self._failure: asyncio.Future[None] = self._loop.create_future()
 
     def submit(self, key: Timeline, work: Work, done: Done) -> None:
-        """Queues work; `done` is called on the event loop when it and all before it on its timeline
+        """Queue work; `done` is called on the event loop when it and all before it on its timeline
         are done."""
         self.submitted += 1
         line = self._lines.get(key)
@@ -108,11 +108,11 @@ class Executor:
         self._append(key, _Job(work, done))
 
     def busy(self, resource: ResourceId) -> bool:
-        """Tells whether work that touches the resource waits or runs."""
+        """Tell whether work that touches the resource waits or runs."""
         return self._touched.get(resource, 0) > 0  # not [], which calls for what is missing
 
     async def drained(self, resource: ResourceId) -> None:
-        """Waits until no work that touches the resource is left."""
+        """Wait until no work that touches the resource is left."""
         while self.busy(resource):
             self._changed.clear()
             await self._changed.wait()
@@ -151,14 +151,14 @@ class Executor:
             await self._changed.wait()
 
     def resume(self) -> None:
-        """Goes on where `pause` stopped."""
+        """Go on where `pause` stopped."""
         self._halted = False
         for key, line in list(self._lines.items()):
             self._start(key, line)
         self._hand_over()
 
     def drop(self) -> None:
-        """Forgets all work that has not been done; `pause` comes first. Its `done` is never
+        """Forget all work that has not been done; `pause` comes first. Its `done` is never
         called."""
         assert not self._running
         for line in self._lines.values():
@@ -171,11 +171,11 @@ class Executor:
         self._changed.set()
 
     async def failed(self) -> None:
-        """Waits forever; raises what a step raised that is no `VgpudError`, which is a bug."""
+        """Wait forever; raise what a step raised that is no `VgpudError`, which is a bug."""
         await self._failure
 
     async def answered(self) -> None:
-        """Returns once each of the threads has taken up something new; at once after `close`."""
+        """Return once each of the threads has taken up something new; at once after `close`."""
         if self._closed:
             return
         meeting = threading.Barrier(THREADS)  # so that no thread can answer for another
@@ -187,10 +187,10 @@ class Executor:
             self._meetings.discard(meeting)
             for call in calls:
                 call.cancel()
-            meeting.abort()  # whoever is there already goes on with its work
+            meeting.abort()  # a thread that is there already goes on with its work
 
     def close(self) -> None:
-        """Ends the threads; a step that is running is finished behind our back, on memory that it
+        """End the threads; a step that is running goes on to its end, on memory that it
         keeps alive."""
         self._halted = self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -236,8 +236,7 @@ class Executor:
             future.add_done_callback(partial(self._report, key, line))
 
     def _report(self, key: Timeline, line: _Line, ran: Future[bool]) -> None:
-        # On the thread. The loop may be gone: a step that was running when the daemon stopped has
-        # nobody to tell.
+        # On the thread. The loop may have ended while the step was running.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._ran, key, line, ran)
 

@@ -161,14 +161,15 @@ class Gpu:
         }
 
     def execute(self, command: Command) -> Outcome:
-        """Does a command, or says how it is to be done; raises `VgpudError` where it can't be."""
+        """Execute a command, or return how it is to be executed; raise `VgpudError` where it can't
+        be."""
         resource_id = getattr(command, "resource_id", None)
         if resource_id and self._works.busy(resource_id):
             return self._execute_after_work(command, resource_id)
         return self._execute[type(command)](command)
 
     def attach_display(self, display: Display | None) -> None:
-        """Connects the scanouts and cursors to a VMM's display, or to none."""
+        """Connect the scanouts and cursors to a VMM's display, or to none."""
         self._display = display
         self.scanouts.attach(display)
         self.cursors.attach(display)
@@ -179,12 +180,12 @@ class Gpu:
         return self._display is not None
 
     def detach_display(self, display: Display) -> None:
-        """Disconnects a display, if it has not been replaced already."""
+        """Disconnect a display, if it has not been replaced already."""
         if self._display is display:
             self.attach_display(None)
 
     def reconfigure(self, spec: DeviceSpec) -> None:
-        """Takes from another specification what can change while a guest has the device: limit,
+        """Take from another specification what can change while a guest has the device: limit,
         rules, `guest_pat`, and the outputs' modes if there are as many outputs as before."""
         if len(spec.outputs) == len(self.spec.outputs):
             for scanout_id, (old, new) in enumerate(
@@ -203,7 +204,7 @@ class Gpu:
         self._vm.reconfigure(spec.guest_pat, spec.rules)
 
     def resize(self, scanout_id: int, width: int, height: int) -> None:
-        """Offers the guest another mode, in pixels, for as long as this front-end is connected.
+        """Offer the guest another mode, in pixels, for as long as this front-end is connected.
 
         The driver sees it once the front-end has told it that the configuration space has changed.
         Raises `InvalidScanoutId`.
@@ -212,7 +213,7 @@ class Gpu:
         self._events |= Event.DISPLAY
 
     def tell_resized(self, scanout_id: int) -> None:
-        """Tells of what `resize` has done."""
+        """Tell of what `resize` has done."""
         output = self.scanouts.outputs[scanout_id]
         self._publish(
             "device.resized",
@@ -244,7 +245,7 @@ class Gpu:
         return sum(1 for _ in self.blobs())
 
     def find_blob(self, blob_id: int) -> GuestBlob | HostBlob | None:
-        """The blob of this id, whoever made it, if there is one."""
+        """Return the blob of this id, the guest's or the VMM's, if there is one."""
         if blob_id >= FIRST_ID:
             return self.vmm_blobs.find(blob_id)
         found = self.resources.find(ResourceId(blob_id))
@@ -256,7 +257,7 @@ class Gpu:
         return FEATURES | (CONTEXT_FEATURES if self._renderers else 0)
 
     def config(self) -> bytes:
-        """The configuration space, 20 bytes."""
+        """Return the configuration space, 20 bytes."""
         return responses.config_space(
             events_read=self._events,
             num_scanouts=len(self.spec.outputs),
@@ -265,7 +266,7 @@ class Gpu:
         )
 
     def write_config(self, offset: int, data: bytes) -> None:
-        """Takes a write to the configuration space: only events_clear, the second word, does
+        """Take a write to the configuration space: only events_clear, the second word, does
         anything."""
         space = bytearray(len(self.config()))
         space[offset : offset + len(data)] = data[: max(len(space) - offset, 0)]

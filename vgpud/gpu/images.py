@@ -167,7 +167,7 @@ class Images:
         *,
         to_host: bool,
     ) -> Answer:
-        """Copies `shape` (bytes a row, rows) between two (offset, stride) places."""
+        """Copy `shape` (bytes a row, rows) between two (offset, stride) places."""
         host, backing = resource.contents(), _backing(resource).extents
         to, to_at, source, source_at = (
             (host, host_at, backing, backing_at)
@@ -189,7 +189,7 @@ class Images:
 
 
 def check_format(value: int) -> Format:
-    """The pixel format of this number; raises `InvalidParameter` if it is none of the
+    """Return the pixel format of this number; raise `InvalidParameter` if it is none of the
     eight."""
     try:
         return Format(value)

@@ -1,4 +1,5 @@
-"""What the device needs of the world around it, as interfaces that `serve` (or a test) implements.
+"""What the device needs of the world around it, as interfaces that other packages (or a test)
+implement.
 
 Owns no behaviour. The device itself does no I/O: it returns a response, or a coroutine that waits
 on one of these.
@@ -27,11 +28,11 @@ class BarSlots(Protocol):
     async def map(
         self, fd: Fd, fd_offset: int, bar_offset: int, length: int, *, flags: int = 0
     ) -> None:
-        """Maps `length` bytes of the file, read-write; returns once the VMM has done so, else
-        raises `HostError`. `flags` (KVM_MEM_*) are the memory slot's, where the owner makes one."""
+        """Map `length` bytes of the file, read-write; return once the VMM has done so, else raise
+        `HostError`. `flags` (KVM_MEM_*) are the memory slot's, where the owner makes one."""
 
     async def unmap(self, bar_offset: int, length: int) -> None:
-        """Takes back exactly what one `map` put there; raises `HostError` where the VMM refuses."""
+        """Take back exactly what one `map` put there; raise `HostError` where the VMM refuses."""
 
 
 class RamSlots(Protocol):
@@ -41,10 +42,10 @@ class RamSlots(Protocol):
     async def map(
         self, fd: Fd, fd_offset: int, offset: int, length: int, /, *, flags: int, use: SlotUse
     ) -> None:
-        """Maps `length` bytes of the file, read-write."""
+        """Map `length` bytes of the file, read-write."""
 
     async def unmap(self, offset: int, length: int, /, *, use: SlotUse) -> None:
-        """Takes back exactly what one `map` put there."""
+        """Take back exactly what one `map` put there."""
 
 
 class Works(Protocol):
@@ -55,13 +56,13 @@ class Works(Protocol):
         """How much work there has been so far."""
 
     def busy(self, resource: ResourceId) -> bool:
-        """Tells whether submitted work that touches the resource has not been done yet."""
+        """Tell whether submitted work that touches the resource has not been done yet."""
 
     async def drained(self, resource: ResourceId) -> None:
-        """Waits until all work submitted so far that touches the resource is done."""
+        """Wait until all work submitted so far that touches the resource is done."""
 
     async def run_in_thread(self, copy: Callable[[], None]) -> None:
-        """Runs a long copy on another thread and waits for it."""
+        """Run a long copy on another thread, and waits for it."""
 
 
 class StepRunner(Works, Protocol):
@@ -86,23 +87,23 @@ class Display(Protocol):
     """A VMM that shows our scanouts. Nothing here waits but the two questions."""
 
     def scanout(self, scanout_id: int, width: int, height: int) -> None:
-        """A scanout has a new size; 0 x 0 turns it off."""
+        """Take note that a scanout has a new size; 0 x 0 turns it off."""
 
     def damage(self, scanout_id: int, rect: Rect) -> None:
-        """A part of a scanout, in its own coordinates, shows something new."""
+        """Take note that a part of a scanout, in its own coordinates, shows something new."""
 
     def cursor_update(
         self, scanout_id: int, x: int, y: int, hot_x: int, hot_y: int, image: NDArray[np.uint8]
     ) -> None:
-        """The cursor looks different: `image` is (64, 64, 4) of uint8, premultiplied B, G, R, A."""
+        """Show another cursor: `image` is (64, 64, 4) of uint8, premultiplied B, G, R, A."""
 
     def cursor_move(self, scanout_id: int, x: int, y: int, *, visible: bool) -> None:
-        """The cursor was moved, shown or hidden."""
+        """Move, show or hide the cursor."""
 
     async def modes(self) -> Sequence[DisplayMode]:
-        """The sixteen outputs as the VMM wants them; raises `Unspecified` if it does not
+        """Return the sixteen outputs as the VMM wants them; raise `Unspecified` if it does not
         answer."""
 
     async def edid(self, scanout_id: int) -> bytes:
-        """The VMM's own EDID for a scanout; raises `Unspecified` if it has none or does not
+        """Return the VMM's own EDID for a scanout; raise `Unspecified` if it has none or does not
         answer."""

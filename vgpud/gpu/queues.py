@@ -107,7 +107,7 @@ class GpuQueue:
         self._answer(chain, header, response)
 
     def _finish(self, chain: Chain, header: Header, error: VgpudError | None) -> None:
-        """Answers a submission that is complete; it was on its timeline itself."""
+        """Answer a submission that is complete; it was on its timeline itself."""
         self._counters.fences += header.fenced
         response = responses.OkNoData() if error is None else self._refusal(header, error)
         self._complete(chain, header, response)

@@ -18,8 +18,7 @@ class Quota:
     used: int = 0
 
     def charge(self, size: int) -> Charge:
-        """Takes `size` bytes; raises `OutOfMemory` if that would exceed the
-        limit."""
+        """Take `size` bytes; raise `OutOfMemory` if that would exceed the limit."""
         if size > self.limit - self.used:
             raise OutOfMemory(
                 f"{size} bytes asked for, {self.limit - self.used} left of {self.limit}",
@@ -36,16 +35,16 @@ class Charge:
     size: int
 
     def grow(self, size: int) -> None:
-        """Takes `size` bytes more; raises `OutOfMemory` as `Quota.charge` does."""
+        """Take `size` bytes more; raise `OutOfMemory` as `Quota.charge` does."""
         self.size += self._quota.charge(size).size
 
     def shrink(self, size: int) -> None:
-        """Gives `size` bytes back."""
+        """Give `size` bytes back."""
         assert size <= self.size
         self._quota.used -= size
         self.size -= size
 
     def release(self) -> None:
-        """Gives the bytes back; a second call does nothing."""
+        """Give the bytes back; a second call does nothing."""
         self._quota.used -= self.size
         self.size = 0

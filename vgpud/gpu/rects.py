@@ -7,7 +7,7 @@ from vgpud.gpu.wire.header import Rect
 
 
 def check_rect(rect: Rect, width: int, height: int) -> Rect:
-    """Returns `rect` if it is not empty and inside `width` x `height`, else raises
+    """Return `rect` if it is not empty and inside `width` x `height`, else raise
     `InvalidParameter`."""
     inside = rect.x + rect.width <= width and rect.y + rect.height <= height
     if not inside or rect.width == 0 or rect.height == 0:
@@ -23,7 +23,7 @@ def is_empty(rect: Rect) -> bool:
 
 
 def intersect(a: Rect, b: Rect) -> Rect | None:
-    """What two rectangles share, None if that is nothing."""
+    """Return what two rectangles share, None if that is nothing."""
     x, y = max(a.x, b.x), max(a.y, b.y)
     right = min(a.x + a.width, b.x + b.width)
     bottom = min(a.y + a.height, b.y + b.height)

@@ -70,7 +70,7 @@ class Backing:
         return tuple(zip(entries["addr"].tolist(), entries["length"].tolist(), strict=True))
 
     def release(self) -> None:
-        """Gives back what the list was charged."""
+        """Give back what the list was charged."""
         self._charge.release()
 
     def _resolve(self, table: MemoryTable) -> Extents:
@@ -86,7 +86,7 @@ def restore_backing(memory: GuestMemory, pages: Pages | None, quota: Quota) -> B
 
 
 def make_backing(memory: GuestMemory, entries: MemEntries, quota: Quota) -> Backing:
-    """Resolves a list of backing pages, charged for at four times its own size: addresses and
+    """Resolve a list of backing pages, charged for at four times its own size: addresses and
     spans."""
     charge = quota.charge(4 * entries.nbytes)
     try:
@@ -121,7 +121,7 @@ class Image:
         return self.stride * self.height
 
     def contents(self) -> Extents:
-        """The pixels' bytes."""
+        """Return the pixels' bytes."""
         return self.pixels
 
     def save(self) -> ImageState:
@@ -142,7 +142,7 @@ class GuestBlob:
     uuid: uuid.UUID | None = None
 
     def contents(self) -> Extents:
-        """The guest's pages; raises `Unspecified` once they have been detached."""
+        """Return the guest's pages; raise `Unspecified` once they have been detached."""
         if self.backing is None:
             raise Unspecified(f"blob {self.id} has no backing")
         return self.backing.extents
@@ -172,7 +172,7 @@ class HostBlob:
         return self.memory.mapped
 
     def contents(self) -> Extents:
-        """The bytes, wherever they are at the moment."""
+        """Return the bytes, wherever they are at the moment."""
         return self.memory.contents()
 
     def save(self) -> HostBlobState:
@@ -213,36 +213,34 @@ class ResourceTable:
         return self._by_id.get(resource.id) is resource
 
     def check_free(self, resource_id: ResourceId) -> None:
-        """Raises `InvalidResourceId` unless a new resource may have this id."""
+        """Raise `InvalidResourceId` unless a new resource may have this id."""
         if resource_id == 0 or resource_id in self._by_id:
             raise InvalidResourceId(f"resource {resource_id} can't be made")
 
     def add(self, resource: Resource) -> None:
-        """Enters a new resource."""
+        """Enter a new resource."""
         self._by_id[resource.id] = resource
 
     def find(self, resource_id: ResourceId) -> Resource | None:
-        """The resource of this id, if there is one."""
+        """Return the resource of this id, if there is one."""
         return self._by_id.get(resource_id)
 
     def get(self, resource_id: ResourceId) -> Resource:
-        """The resource of this id; raises `InvalidResourceId` where there is
-        none."""
+        """Return the resource of this id; raise `InvalidResourceId` where there is none."""
         resource = self._by_id.get(resource_id)
         if resource is None:
             raise InvalidResourceId(f"no resource {resource_id}")
         return resource
 
     def host_blob(self, resource_id: ResourceId) -> HostBlob:
-        """The host blob of this id; raises `InvalidParameter` if it is something
-        else."""
+        """Return the host blob of this id; raise `InvalidParameter` if it is something else."""
         resource = self.get(resource_id)
         if not isinstance(resource, HostBlob):
             raise InvalidParameter(f"resource {resource_id} is not a host blob")
         return resource
 
     def remove(self, resource: Resource) -> None:
-        """Takes a resource out and gives back its charges; what lies in host memory is its
+        """Take a resource out and give back its charges; what lies in host memory is its
         layout's."""
         del self._by_id[resource.id]
         if resource.backing is not None:
@@ -254,6 +252,6 @@ class ResourceTable:
         return tuple(resource.save() for resource in self)
 
     def clear(self) -> None:
-        """Takes out all of them."""
+        """Take out all of them."""
         for resource in list(self._by_id.values()):
             self.remove(resource)

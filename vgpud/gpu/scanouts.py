@@ -88,7 +88,7 @@ class Scanouts:
         return tuple(self._outputs)
 
     def resize(self, scanout_id: int, width: int, height: int) -> None:
-        """Offers another mode; raises `InvalidScanoutId`."""
+        """Offer another mode; raise `InvalidScanoutId`."""
         if scanout_id >= len(self._outputs):
             raise _no_scanout(scanout_id, len(self._outputs))
         self._outputs[scanout_id] = Output(width, height)
@@ -99,7 +99,7 @@ class Scanouts:
         return None if scanout is None else scanout.size
 
     def attach(self, display: Display | None) -> None:
-        """Shows the scanouts on another display, from the start; None leaves them to be read."""
+        """Show the scanouts on another display, from the start; None leaves them to be read."""
         self._display = display
         if display is not None:
             for scanout_id, scanout in self._active.items():
@@ -107,8 +107,8 @@ class Scanouts:
                 display.damage(scanout_id, scanout.whole)
 
     def xrgb(self, scanout_id: int, rect: Rect) -> NDArray[np.uint8] | None:
-        """A part of a scanout as (height, width, 4) of B, G, R, X; None if it shows nothing (any
-        more)."""
+        """Return a part of a scanout as (height, width, 4) of B, G, R, X; None if it shows nothing
+        (any more)."""
         scanout = self._showing(scanout_id, rect)
         if scanout is None:
             return None
@@ -118,7 +118,7 @@ class Scanouts:
             return None
 
     def update(self, scanout_id: int, rect: Rect, shadow: Shadow) -> NDArray[np.uint8] | None:
-        """Brings a part of a shadow up to date; returns its changed tiles (`Shadow.take`), None if
+        """Bring a part of a shadow up to date; return its changed tiles (`Shadow.take`), None if
         the scanout shows nothing (any more), or is not of the shadow's size."""
         scanout = self._showing(scanout_id, rect)
         if scanout is None or self.showing(scanout_id) != (shadow.width, shadow.height):
@@ -131,14 +131,14 @@ class Scanouts:
             return None
 
     def screenshot(self, scanout_id: int) -> NDArray[np.uint8] | None:
-        """What a scanout shows, (height, width, 3) of R, G, B; None if it is off, or its pages are
-        gone."""
+        """Return what a scanout shows, (height, width, 3) of R, G, B; None if it is off, or its
+        pages are gone."""
         read = self.capture(scanout_id)
         return None if read is None else read()
 
     def capture(self, scanout_id: int) -> Callable[[], NDArray[np.uint8]] | None:
-        """What reads a screenshot, on any thread and at any time after, from memory that it keeps
-        alive; None if the scanout is off, or its pages are gone."""
+        """Return what reads a screenshot, on any thread and at any time after, from memory that it
+        keeps alive; None if the scanout is off, or its pages are gone."""
         scanout = self._active.get(ScanoutId(scanout_id))
         if scanout is None:
             return None
@@ -248,17 +248,17 @@ class Scanouts:
         return OK
 
     def forget(self, resource_id: ResourceId) -> None:
-        """Turns off every output that shows a resource which is being destroyed."""
+        """Turn off every output that shows a resource which is being destroyed."""
         for scanout_id in [i for i, s in self._active.items() if s.resource.id == resource_id]:
             self._turn_off(scanout_id)
 
     def clear(self) -> None:
-        """Turns off all outputs."""
+        """Turn off all outputs."""
         for scanout_id in list(self._active):
             self._turn_off(scanout_id)
 
     def check(self, scanout_id: int) -> None:
-        """Raises `InvalidScanoutId` for an output that is not there."""
+        """Raise `InvalidScanoutId` for an output that is not there."""
         # With a display, the VMM says how many outputs there are, and tells the guest so itself.
         count = MAX_SCANOUTS if self._display is not None else len(self._outputs)
         if scanout_id >= count:
@@ -287,7 +287,7 @@ class Scanouts:
             self._display.scanout(scanout_id, 0, 0)
 
     def _showing(self, scanout_id: int, rect: Rect) -> Scanout | None:
-        """The scanout, if all of that part of it is there."""
+        """Return the scanout, if all of that part of it is there."""
         scanout = self._active.get(ScanoutId(scanout_id))
         if scanout is None or intersect(rect, scanout.whole) != rect:
             return None

@@ -25,14 +25,14 @@ class BlobBuffers:
     fallback: str | None = None
 
     def problems(self) -> tuple[str, ...]:
-        """What is not as the configuration would have it, and what keeps buffers from being had
-        now."""
+        """Return what is not as the configuration would have it, and what keeps buffers from being
+        had now."""
         now = self.source.problem()
         return tuple(reason for reason in (self.fallback, now) if reason is not None)
 
 
 def resolve(spec: DeviceSpec, nodes: RenderNodes | None = None) -> BlobBuffers:
-    """Chooses for a device. `nodes` are the GPUs, looked up if they are needed and not given.
+    """Choose for a device. `nodes` are the GPUs, looked up if they are needed and not given.
 
     What the configuration names is taken, there or not: what is missing may come, and until then no
     buffer can be had. AUTO takes the GPU of `render_node` if it will do now; else a udmabuf if
@@ -52,7 +52,7 @@ def resolve(spec: DeviceSpec, nodes: RenderNodes | None = None) -> BlobBuffers:
 
 
 def gpu_of(spec: DeviceSpec, nodes: RenderNodes) -> Gpu | None:
-    """The GPU that a device's configuration is about, if that is here now."""
+    """Return the GPU that a device's configuration is about, if that is here now."""
     if spec.layout is Layout.WINDOW:
         return None
     if spec.render_node is not None and spec.buffers in {Buffers.GEM, Buffers.AUTO}:

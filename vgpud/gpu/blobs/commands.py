@@ -150,7 +150,7 @@ class Blobs:
         self._resources.add(GuestBlob(command.resource_id, command.size, charge, backing))
 
     def _context_of(self, command: commands.ResourceCreateBlob) -> Context:
-        """The context that a host blob is made in, if its size will do."""
+        """Return the context that a host blob is made in, if its size will do."""
         if command.header.ctx_id == ContextId(0):
             raise InvalidContextId("a host blob needs a context")
         context = self._contexts.get(command.header.ctx_id)
@@ -233,7 +233,7 @@ class Blobs:
         return blob
 
     async def _make(self, blob: HostBlob) -> responses.Response:
-        """Makes memory that takes its time; what comes to nothing leaves no blob."""
+        """Make memory that takes its time; what comes to nothing leaves no blob."""
         try:
             await blob.memory.make()
         except BaseException:

@@ -28,11 +28,11 @@ class HostMemory(Protocol):
         """Whether it is there. If not, `make` has to come before everything but `destroy`."""
 
     async def make(self) -> None:
-        """Makes the memory, if it is not there; raises `OutOfMemory` if it can't be
-        had."""
+        """Make the memory, if it is not there; raise `OutOfMemory` if it can't be had."""
 
     def contents(self) -> Extents:
-        """The bytes where they are now; good until the blob is mapped, unmapped or destroyed.
+        """Return the bytes where they are now; good until the blob is mapped, unmapped or
+        destroyed.
 
         Raises `Unspecified` if they are lost, as the GPU has gone that had them.
         """
@@ -46,21 +46,20 @@ class HostMemory(Protocol):
         """Where in the window it lies, mapped or parked; None if it has no place there."""
 
     def export(self) -> tuple[Fd, int] | None:
-        """The file that the blob is in, a duplicate, and where in it; None while it is in none."""
+        """Return the file that the blob is in, a duplicate, and where in it; None while it is in
+        none."""
 
     async def map(self, offset: int) -> None:
-        """Puts the blob into the window at `offset`; raises `VgpudError` if it can't be had
-        there."""
+        """Put the blob into the window at `offset`; raise `VgpudError` if it can't be had there."""
 
     async def unmap(self) -> None:
-        """Takes the blob out of the window; raises `InvalidParameter` if it is not in
-        it."""
+        """Take the blob out of the window; raise `InvalidParameter` if it is not in it."""
 
     async def destroy(self) -> None:
-        """Takes the blob out of the window if it is in it, and gives its pages back to the host."""
+        """Take the blob out of the window if it is in it, and give its pages back to the host."""
 
     def forget(self) -> None:
-        """Gives back what it has outside of the window."""
+        """Give back what it has outside of the window."""
 
 
 class BlobLayout(Protocol):
@@ -77,8 +76,7 @@ class BlobLayout(Protocol):
         """Whether the VMM has mapped the window as one."""
 
     def allocate(self, blob: ResourceId, size: int, plan: Plan) -> HostMemory:
-        """Makes a blob of `size` zero bytes; raises `OutOfMemory` over the device's
-        limit."""
+        """Make a blob of `size` zero bytes; raise `OutOfMemory` over the device's limit."""
 
     def adopt(
         self, blob: ResourceId, size: int, plan: Plan, buffer: Buffer, charge: Charge
@@ -90,11 +88,11 @@ class BlobLayout(Protocol):
         """
 
     def reset(self) -> None:
-        """Forgets every blob and mapping: the front-end drops the mappings itself when the device
+        """Forget every blob and mapping: the front-end drops the mappings itself when the device
         is reset."""
 
     def close(self) -> None:
-        """Gives everything back."""
+        """Give everything back."""
 
 
 async def restore_memory(layout: BlobLayout, state: HostBlobState, plan: Plan) -> HostMemory:

@@ -134,7 +134,7 @@ class PerBlobMemory:
                 buffer.close()
 
     def make_now(self) -> None:
-        """The same, while everybody waits."""
+        """Make the memory here and now, whatever waits for the event loop meanwhile."""
         if self._buffer is None and not self._forgotten:
             self.take(self._layout.buffer(self._blob, self._size))
 
@@ -167,8 +167,8 @@ class PerBlobMemory:
         self._layout.map.put(self._blob, offset, self._size)
 
     async def map_ram(self, slots: RamSlots, address: int) -> None:
-        """Puts the blob at a guest-physical address outside of the window; raises `VgpudError` if
-        it can't be had there."""
+        """Put the blob at a guest-physical address outside of the window; raise `VgpudError` if it
+        can't be had there."""
         if self.mapped:
             raise _invalid(f"blob {self._blob} is mapped already")
         fd = await self._handed_over()
@@ -195,7 +195,7 @@ class PerBlobMemory:
         self.forget()
 
     def forget(self) -> None:
-        """Closes the file; its pages go when the VMM's mapping has gone too."""
+        """Close the file; its pages go when the VMM's mapping has gone too."""
         self._forgotten = True
         self._layout.blobs.pop(self._blob, None)
         if self._buffer is not None:
@@ -203,7 +203,7 @@ class PerBlobMemory:
         self._charge.release()
 
     async def _handed_over(self) -> Fd:
-        """The file, ready for the guest to get it."""
+        """Return the file, ready for the guest to get it."""
         await self.make()
         fd, contents = self._file()
         if flushed_at_hand_over(self._plan):

@@ -36,7 +36,7 @@ class Plans:
         return tuple(self._problems.values())
 
     def rule(self, kind: BlobKind, size: int) -> Rule:
-        """The rule for a blob of `size` bytes."""
+        """Return the rule for a blob of `size` bytes."""
         return first_match(self._vm.rules, self._device, kind, size)
 
     def make(self, kind: BlobKind, size: int, backing: HostBacking) -> Plan:
@@ -54,7 +54,7 @@ class Plans:
         return result
 
     def forget(self) -> None:
-        """Forgets the problems; the next driver may have none."""
+        """Forget the problems; the next driver may have none."""
         self._problems.clear()
 
     def _made(self, rule: Rule, kind: BlobKind, result: Plan) -> None:

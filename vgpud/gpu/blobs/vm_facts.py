@@ -48,8 +48,8 @@ class VmFacts:
         return self.window_flags() if self._layout is Layout.WINDOW else None
 
     def window_flags(self) -> SlotFlag:
-        """The flags of the window's slot. Once said they stay: plans have been made by them, and a
-        live slot's can't be changed."""
+        """Return the flags of the window's slot. Once said they stay: plans have been made by them,
+        and a live slot's can't be changed."""
         if self._window_flags is None:
             facts = self.facts(HostBacking.RAM_WB)  # the window is a memory file
             self._window_flags = window_slot_flags(facts, self.rules or (DEFAULT_RULE,))
@@ -62,8 +62,8 @@ class VmFacts:
             self._facts.clear()
 
     def find_kvm_mode_again(self, *, window_mapped: bool) -> None:
-        """Looks anew if nothing was seen before; as plans for the unknown hold whatever turns out
-        to be, the window may even get other flags, if it has no slot yet."""
+        """Find out again if nothing was seen before. As plans for the unknown hold whatever it turns
+        out to be, the window may even get other flags, if it has no slot yet."""
         if self._seen is not KvmMode.UNKNOWN:
             return
         self._seen = None
@@ -72,6 +72,6 @@ class VmFacts:
             self._window_flags = None
 
     def forget(self) -> None:
-        """Looks anew at the next occasion."""
+        """Forget what was seen; it is looked for again when another driver needs it."""
         self._seen = self._window_flags = None
         self._facts.clear()

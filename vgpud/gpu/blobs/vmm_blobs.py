@@ -69,11 +69,11 @@ class VmmBlobs:
         return iter(self._by_id.values())
 
     def find(self, blob_id: int) -> HostBlob | None:
-        """The blob of this id, if there is one."""
+        """Return the blob of this id, if there is one."""
         return self._by_id.get(blob_id)
 
     async def create(self, size: int) -> HostBlob:
-        """Makes a blob of `size` zero bytes."""
+        """Make a blob of `size` zero bytes."""
         if size <= 0 or size % BLOB_ALIGNMENT:
             raise _invalid(f"a blob of {size:#x} bytes: whole pages of {BLOB_ALIGNMENT:#x} needed")
         plan = self._plans.make(BlobKind.HOST3D, size, self._layout.backing)
@@ -118,7 +118,7 @@ class VmmBlobs:
         self._ids = dropwhile(lambda used: used <= state.id, self._ids)
 
     async def map(self, blob: HostBlob, offset: int | None) -> None:
-        """Puts a blob into the window: where it lies parked, or in a free place from the end down,
+        """Put a blob into the window: where it lies parked, or in a free place from the end down,
         unless told where."""
         async with self._window_lock:
             self._check(blob)
@@ -130,7 +130,7 @@ class VmmBlobs:
         self._tell("mapped", blob, offset=offset)
 
     async def map_ram(self, blob: HostBlob, slots: RamSlots, address: int) -> None:
-        """Puts a blob at a guest-physical address outside of the window, for a device with a
+        """Put a blob at a guest-physical address outside of the window, for a device with a
         mapping a blob whose rule allows that."""
         async with self._window_lock:
             self._check(blob)
@@ -140,7 +140,7 @@ class VmmBlobs:
         self._tell("mapped", blob, guest_phys_addr=address)
 
     async def unmap(self, blob: HostBlob) -> None:
-        """Takes a blob from the guest."""
+        """Take a blob from the guest."""
         async with self._window_lock:
             self._check(blob)
             await blob.memory.unmap()
@@ -148,7 +148,7 @@ class VmmBlobs:
         self._tell("unmapped", blob)
 
     async def destroy(self, blob: HostBlob) -> None:
-        """Gives a blob back, unmapped first if need be."""
+        """Give a blob back, unmapped first if need be."""
         async with self._window_lock:
             self._check(blob)
             mapped = blob.mapped
@@ -157,7 +157,7 @@ class VmmBlobs:
             self._forget(blob)
 
     def clear(self) -> None:
-        """Forgets all of them: the layout is being reset."""
+        """Forget all of them: the layout is being reset."""
         for blob in list(self._by_id.values()):
             self._forget(blob)
 

@@ -91,7 +91,7 @@ class WindowLayout:
         raise Unsupported('a blob in a renderer\'s own memory needs layout = "per-blob"')
 
     async def map_window(self) -> None:
-        """Has the VMM map the window, if it has not yet."""
+        """Have the VMM map the window, if it has not yet."""
         if self._mapped:
             return
         window = self.window
@@ -190,13 +190,13 @@ class WindowBlob:
         self.forget()
 
     def forget(self) -> None:
-        """Lets go of everything that is outside the window."""
+        """Let go of everything that is outside the window."""
         del self._layout.blobs[self._blob]
         self._private = self._contents = None
         self._charge.release()
 
     async def move_out(self) -> None:
-        """Leaves the window for private memory, whose bytes are charged for again."""
+        """Leave the window for private memory, whose bytes are charged for again."""
         charge = self._layout.quota.charge(self._size)
         try:
             private = zeroed(self._size)
@@ -210,8 +210,8 @@ class WindowBlob:
         self._contents = None
 
     async def _copy_out(self, out: Extents) -> None:
-        """Copies the bytes as they are in the end: the guest, if it is not the one that has us
-        move, goes on meanwhile."""
+        """Copy the bytes as they are in the end: the guest goes on
+        meanwhile, unless it is the cause of the move."""
         works, here = self._layout.works, self.contents()
         for _ in range(MOVES_IN_THREAD):
             await works.drained(self._blob)

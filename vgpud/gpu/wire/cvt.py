@@ -77,7 +77,8 @@ def reduced(width: int, height: int, refresh: float, max_clock_khz: int) -> Timi
 
 
 def aspect(width: int, height: int) -> tuple[int, int]:
-    """The exact aspect ratio in the terms of VESA's tables, where 8:5 is 16:10 and 5:3 is 15:9."""
+    """Return the exact aspect ratio in the terms of VESA's tables, where 8:5 is 16:10 and 5:3 is
+    15:9."""
     divisor = gcd(width, height)
     ratio = (width // divisor, height // divisor)
     return {(8, 5): (16, 10), (5, 3): (15, 9)}.get(ratio, ratio)

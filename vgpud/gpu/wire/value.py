@@ -10,7 +10,7 @@ _T = TypeVar("_T")
 
 @dataclass_transform(frozen_default=True)
 def value(cls: type[_T]) -> type[_T]:
-    """A frozen slotted dataclass, as far as the type checker lets anybody see.
+    """Return the class as a frozen slotted dataclass, as far as the type checker can see.
 
     At run time nothing keeps its fields from being set, because what would makes each of them three
     times as slow to set when it is made: half of what it takes to decode a command.
