@@ -7,7 +7,6 @@ virtio 1.3, 5.7.6.8 GET_DISPLAY_INFO, GET_EDID, SET_SCANOUT, SET_SCANOUT_BLOB an
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,12 +26,13 @@ from vgpud.gpu.wire.edid import edid
 from vgpud.gpu.wire.formats import to_rgb, to_xrgb, xrgb_order
 from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import MAX_SCANOUTS, ResourceId, ScanoutId
+from vgpud.gpu.wire.value import value
 from vgpud.memory.extents import Extents
 
 OK = responses.OkNoData()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@value
 class Scanout:
     """What one output shows: `view` of a resource."""
 

@@ -15,6 +15,7 @@ from uuid import UUID
 from vgpud.gpu.spec import Output
 from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import BlobMem, ContextId, Format, ResourceId, ScanoutId
+from vgpud.gpu.wire.value import value
 from vgpud.vhost.ring_setup import RingState
 
 Pages: TypeAlias = tuple[tuple[int, int], ...]
@@ -79,7 +80,7 @@ class ContextState:
     attached: tuple[ResourceId, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ScanoutState:
     """What one output shows: `rect` of a framebuffer that is a resource's bytes from `offset` on.
 

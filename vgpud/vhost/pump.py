@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
+from inspect import CORO_CREATED, getcoroutinestate
 from time import perf_counter
 from typing import Any, Final
 
@@ -71,7 +72,8 @@ class Pump:
         self._coalescing = Coalescing()
         self._batching = False  # what is answered is published with more
         self._scheduled: asyncio.Handle | None = None
-        self._waiting: asyncio.Task[None] | None = None  # a handler that has to wait
+        self._waiting: asyncio.Task[None] | None = None  # for a handler that has to wait
+        self._pending: Coroutine[Any, Any, None] | None = None  # that, until it has answered
         self._ended = False
 
     def begin(self) -> None:
@@ -123,11 +125,12 @@ class Pump:
         if self._scheduled is not None:
             self._scheduled.cancel()
         unanswered = len(self._taken)
-        if self._waiting is not None:
-            # A handler that completed its chain although it was cancelled has answered it.
-            unanswered += self._waiting.cancelled() or not self._waiting.done()
-            if self._waiting is not asyncio.current_task(self._loop):
-                self._waiting.cancel()
+        if self._waiting is not None and self._waiting is not asyncio.current_task(self._loop):
+            self._waiting.cancel()
+            if self._pending is not None:
+                unanswered += 1
+                if getcoroutinestate(self._pending) == CORO_CREATED:
+                    self._pending.close()
         # Not handled, or not answered: the next start takes them up again.
         self._ring.put_back(unanswered)
         self._taken.clear()
@@ -152,27 +155,58 @@ class Pump:
     def _run(self) -> None:
         """Handle chains until none is left, one has to be waited for, or time is up."""
         self._scheduled = None
-        pending: Coroutine[Any, Any, None] | None = None
+        pending, empty = self._handle(perf_counter() + QUANTUM)
+        if pending is None:
+            self._wait_for_chains(empty=empty)
+            return
+        self._pending = pending
+        waiting = self._wait()
         try:
-            pending, empty = self._handle_all(perf_counter() + QUANTUM)
+            self._waiting = self._tasks.create_task(waiting)
+        except RuntimeError:  # the group is being cancelled
+            waiting.close()
+            pending.close()
+
+    async def _wait(self) -> None:
+        """Wait for a handler, and go on with the chains behind it as `_run` does."""
+        until = perf_counter() + QUANTUM
+        empty = False
+        while self._pending is not None:
+            await self._pending
+            self._pending = None
+            if perf_counter() >= until:
+                await asyncio.sleep(0)
+                until = perf_counter() + QUANTUM
+            if self._ended:
+                return
+            self._pending, empty = self._handle(until)
+        self._waiting = None
+        self._wait_for_chains(empty=empty)
+
+    def _wait_for_chains(self, *, empty: bool) -> None:
+        """Have `_run` called again: for a kick, after a while, or when other tasks have run."""
+        if not empty:
+            self._schedule()
+        elif self._setup.polled and not self._ended:
+            self._scheduled = self._loop.call_later(POLL_INTERVAL, self._run)
+
+    def _handle(self, until: float) -> tuple[Coroutine[Any, Any, None] | None, bool]:
+        """Handle chains as `_handle_all` does; what goes wrong ends the ring or the session."""
+        try:
+            pending, empty = self._handle_all(until)
         except (RingError, GuestAddressError) as error:
             if self._memory.faulted:  # zeros in the place of the ring would explain it
                 self._fail(_truncated())
             else:
                 self._broken(error)
-            return
+            return None, True
         except Exception as error:
             self._fail(error)
-            return
-        if self._ended:
-            if pending is not None:
-                pending.close()
-        elif pending is not None:
-            self._wait_for(pending)
-        elif not empty:
-            self._schedule()
-        elif self._setup.polled:
-            self._scheduled = self._loop.call_later(POLL_INTERVAL, self._run)
+            return None, True
+        if self._ended and pending is not None:
+            pending.close()
+            return None, True
+        return pending, empty
 
     def _handle_all(self, until: float) -> tuple[Coroutine[Any, Any, None] | None, bool]:
         """Handle chains; return what is to be waited for, and whether none is left and the driver
@@ -235,20 +269,6 @@ class Pump:
             self._batching = False
             if not coalescing.active and not self._ended:
                 self._publish()
-
-    def _wait_for(self, pending: Coroutine[Any, Any, None]) -> None:
-        try:
-            self._waiting = self._tasks.create_task(pending)
-        except RuntimeError:  # the group is being cancelled
-            pending.close()
-            return
-        self._waiting.add_done_callback(self._waited)
-
-    def _waited(self, task: asyncio.Task[None]) -> None:
-        if self._ended or task.cancelled() or task.exception() is not None:
-            return
-        self._waiting = None
-        self._run()
 
     def _publish(self) -> None:
         """Publish what was completed, and interrupt the driver if it wants that."""

@@ -74,7 +74,7 @@ class Ring:
         chain is malformed or too long, and `GuestAddressError` where its request is not guest
         memory.
         """
-        if self._logged:
+        if self._split.log_used is not None or self._memory.tracking.log is not None:
             fast_path = None
         at = self._indices
         taken, unusual = self._fast.take(at.next_avail, at.next_used, fast_path)
@@ -103,7 +103,11 @@ class Ring:
         Raises `GuestAddressError` where the buffers of the chain are not guest memory.
         """
         at = self._indices
-        if len(chain.writable) == 1 and not self._logged:
+        if (
+            len(chain.writable) == 1
+            and self._split.log_used is None
+            and self._memory.tracking.log is None
+        ):
             [(address, room)] = chain.writable
             if self._fast.answer(at.next_used, chain.head, address, room, response) >= 0:
                 at.next_used = (at.next_used + 1) & 0xFFFF
@@ -139,10 +143,6 @@ class Ring:
         """Sleep for a while, much less than a second, unless a chain is there already; True if one
         is there then."""
         return self._fast.poll(self._indices.next_avail, int(seconds * 1e9))
-
-    @property
-    def _logged(self) -> bool:
-        return self._split.log_used is not None or self._memory.tracking.log is not None
 
     def _bind(self, views: RingViews) -> FastRing:
         return FastRing(
