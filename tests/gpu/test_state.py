@@ -150,7 +150,7 @@ def test_values_are_frozen() -> None:
         for kind in vars(state).values()
         if getattr(kind, "__module__", "") == "vgpud.gpu.state"
     ]
-    # All but ScanoutState, a `gpu.wire.value`: frozen for the type checker alone, as it is made often.
+    # All but ScanoutState, a `gpu.wire.value`: that is frozen for the type checker alone.
     values = [kind for kind in made if isinstance(kind, type) and kind is not state.ScanoutState]
     assert len(values) == 8
     assert all(vars(kind)["__dataclass_params__"].frozen for kind in values)

@@ -188,6 +188,29 @@ def test_unchanged_regions_keep_their_mapping() -> None:
         assert np.array_equal(memory.view(0, 4 * PAGE), contents(other)[8 * PAGE : 12 * PAGE])
 
 
+def test_the_files_stay_open_until_the_table_is_released() -> None:
+    with ram(12) as fd:
+        memory = table(fd)
+        files = list(memory.files())
+        assert [(one.guest_phys_addr, one.size, one.offset) for one in files] == [
+            (region.guest_phys_addr, region.memory_size, region.mmap_offset)
+            for region in sorted((LOW, NEXT, HIGH), key=lambda region: region.guest_phys_addr)
+        ]
+        status = os.fstat(fd.fileno())
+        for one in files:
+            assert os.path.samestat(os.fstat(one.fd.fileno()), status)
+        kept, gone = (one.fd.fileno() for one in files[:2])
+        following = memory.with_regions([(LOW, fd.dup())])
+        assert next(following.files()).fd.fileno() == kept  # an unchanged region keeps its file
+        memory.release(following)
+        os.fstat(kept)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(gone)
+        following.release()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(kept)
+
+
 BAD_TABLES = [
     ([Region(0, 0, 0, 0)], "empty"),
     ([Region(TOP - 1, 2, 0, 0)], "wraps: guest address"),

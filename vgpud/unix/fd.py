@@ -79,6 +79,18 @@ class Fd:
         return f"<{type(self).__name__} {'closed' if self.closed else self._fd}>"
 
 
+class SharedFd(Fd):
+    """A descriptor that several values refer to: closed with the last of them, without a warning.
+
+    For what lives as long as a mapping does, which is released by reference as well.
+    """
+
+    __slots__ = ()
+
+    def __del__(self) -> None:
+        self.close()
+
+
 def in_reserve(fd: Fd) -> bool:
     """Return whether the process has so few descriptors left that this one should be closed.
 

@@ -24,7 +24,7 @@ from vgpud.memory.extents import PLAIN, Access, Extents, GuestPages
 from vgpud.memory.mapping import Mapping, map_file
 from vgpud.native.core import SPAN, address_of
 from vgpud.native.ring import REGION
-from vgpud.unix.fd import Fd
+from vgpud.unix.fd import Fd, SharedFd
 
 _ADDRESS_SPACE: Final = 1 << 64
 
@@ -59,6 +59,7 @@ class _Mapped:
     size: int
     userspace_addr: int
     file: tuple[int, int, int]  # st_dev, st_ino, offset
+    fd: SharedFd
     mapping: Mapping
     array: NDArray[np.uint8]
     address: int
@@ -66,6 +67,16 @@ class _Mapped:
     @property
     def end(self) -> int:
         return self.start + self.size
+
+
+class RegionFile(NamedTuple):
+    """Where the memory of a region comes from: `size` bytes from `offset` of a file, which stays
+    open until the table is released."""
+
+    guest_phys_addr: int
+    size: int
+    fd: Fd
+    offset: int
 
 
 class DirtyTracking:
@@ -104,7 +115,7 @@ class MemoryTable:
         self.tracking = DirtyTracking() if tracking is None else tracking
 
     def with_regions(self, regions: Sequence[tuple[Region, Fd]]) -> MemoryTable:
-        """Return the table of other regions, with the same tracking; every fd is taken and closed.
+        """Return the table of other regions, with the same tracking; every fd is taken.
 
         A region that is the same range of the same file keeps its mapping. Raises PeerError for
         regions that are empty, overlap, wrap or can't be mapped, and where the log is too short.
@@ -155,6 +166,18 @@ class MemoryTable:
         regions["start"], regions["size"] = table.start, table.size
         regions["address"] = table.address
         return regions
+
+    def release(self, following: MemoryTable | None = None) -> None:
+        """Close the files of the regions, but for those that a following table has, too."""
+        kept = {one.fd for one in following.files()} if following is not None else set()
+        for region in self._regions:
+            if region.fd not in kept:
+                region.fd.close()
+
+    def files(self) -> Iterator[RegionFile]:
+        """Give the file of each region, for what maps guest memory in another process."""
+        for region in self._regions:
+            yield RegionFile(region.start, region.size, region.fd, region.file[2])
 
     def view(self, guest_phys_addr: int, length: int) -> NDArray[np.uint8]:
         """Return a range as it is in memory, (length,) of uint8.
@@ -252,21 +275,26 @@ class MemoryTable:
         try:
             status = os.fstat(fd.fileno())
             file = status.st_dev, status.st_ino, region.mmap_offset
-            mapping = self._former(file, size)
-            if mapping is None:
+            former = self._former(file, size)
+            if former is not None:
+                shared, mapping = former.fd, former.mapping
+            else:
                 mapping = map_file(fd, size, region.mmap_offset)
+                shared = SharedFd(fd.take())
         except OSError as error:
             raise PeerError(f"{where}: {error.strerror}") from error
         except HostError as error:
             raise PeerError(f"{where}: {error}") from error
         array = mapping.array
-        return _Mapped(start, size, region.userspace_addr, file, mapping, array, address_of(array))
+        return _Mapped(
+            start, size, region.userspace_addr, file, shared, mapping, array, address_of(array)
+        )
 
-    def _former(self, file: tuple[int, int, int], size: int) -> Mapping | None:
+    def _former(self, file: tuple[int, int, int], size: int) -> _Mapped | None:
         # Same inode while we hold a mapping of it: the number can't have been given to another.
         for old in self._regions:
             if old.file == file and old.size == size and not old.mapping.faulted:
-                return old.mapping
+                return old
         return None
 
     def _view(self, guest_phys_addr: int, length: int) -> NDArray[np.uint8] | None:

@@ -151,6 +151,7 @@ class Session:
             queue.close()
         self._device.close()
         self._memory.track(None)
+        self._memory.release()
         self._socket.close()
 
     def _queue(self, index: int) -> Virtqueue:
@@ -191,10 +192,12 @@ class Session:
         return messages.U64Reply(len(self._queues))
 
     async def _set_mem_table(self, message: messages.SetMemTable, fds: Fds) -> None:
-        self._memory = self._memory.with_regions(list(zip(message.regions, fds, strict=True)))
+        former = self._memory
+        self._memory = former.with_regions(list(zip(message.regions, fds, strict=True)))
         self._device.set_memory(self._memory)
         for queue in self._queues:
             queue.set_memory(self._memory)
+        former.release(self._memory)
 
     async def _set_log_base(self, message: messages.SetLogBase, fds: Fds) -> None:
         self._log = DirtyLog(fds[0], message.size, message.offset)
