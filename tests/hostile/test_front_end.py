@@ -32,7 +32,7 @@ from vgpud.gpu.wire import dma
 from vgpud.gpu.wire.protocol import ResponseType
 from vgpud.memory.addresses import Gpa, Uva
 from vgpud.vhost.wire import messages as m
-from vgpud.vhost.wire.protocol import HEADER, FrontendRequest, ProtocolFeature
+from vgpud.vhost.wire.protocol import HEADER, FrontEndRequest, ProtocolFeature
 from vgpud.vhost.wire.requests import encode_request
 
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
@@ -51,14 +51,14 @@ def _raw(request: int, flags: int, payload: bytes, size: int | None = None) -> b
 
 
 BAD_MESSAGES: dict[str, Message] = {
-    "version 2": (_raw(FrontendRequest.GET_FEATURES, 2, b""), 0),
-    "a reply": (_raw(FrontendRequest.GET_FEATURES, 5, b""), 0),
+    "version 2": (_raw(FrontEndRequest.GET_FEATURES, 2, b""), 0),
+    "a reply": (_raw(FrontEndRequest.GET_FEATURES, 5, b""), 0),
     "request 0": (_raw(0, 1, b""), 0),
     "unknown request": (_raw(999, 1, b""), 0),
-    "not for a GPU": (_raw(FrontendRequest.NET_SET_MTU, 1, bytes(8)), 0),
-    "2 GiB announced": (_raw(FrontendRequest.SET_MEM_TABLE, 1, b"", 1 << 31), 0),
-    "9 regions": (_raw(FrontendRequest.SET_MEM_TABLE, 1, bytes(8 + 9 * 32)), 9),
-    "count without regions": (_raw(FrontendRequest.SET_MEM_TABLE, 1, b"\x08" + bytes(7)), 8),
+    "not for a GPU": (_raw(FrontEndRequest.NET_SET_MTU, 1, bytes(8)), 0),
+    "2 GiB announced": (_raw(FrontEndRequest.SET_MEM_TABLE, 1, b"", 1 << 31), 0),
+    "9 regions": (_raw(FrontEndRequest.SET_MEM_TABLE, 1, bytes(8 + 9 * 32)), 9),
+    "count without regions": (_raw(FrontEndRequest.SET_MEM_TABLE, 1, b"\x08" + bytes(7)), 8),
     "region without fd": (encode_request(m.SetMemTable((m.MemRegion(Gpa(0), 1, Uva(0), 0),))), 0),
     "two fds for one": (encode_request(m.SetVringKick(0, True)), 2),
     "fd for none": (encode_request(m.GetFeatures()), 1),

@@ -25,7 +25,7 @@ from vgpud.microvm.machine import Machine
 from vgpud.microvm.service import configuration
 from vgpud.microvm.vmm import Outcome, run_front_end
 from vgpud.vhost.wire import messages as m
-from vgpud.vhost.wire.protocol import F_PROTOCOL_FEATURES, FrontendRequest
+from vgpud.vhost.wire.protocol import F_PROTOCOL_FEATURES, FrontEndRequest
 from vgpud.vhost.wire.replies import encode_reply
 
 pytestmark = needs_kvm
@@ -99,27 +99,27 @@ def test_a_daemon_that_dies_is_noticed() -> None:
 # -- Back-ends of our own --------------------------------------------------------------------------
 
 OFFERED = GUEST_FEATURES | F_PROTOCOL_FEATURES
-Answer = Callable[[FrontendRequest], m.Reply | bytes | None]
+Answer = Callable[[FrontEndRequest], m.Reply | bytes | None]
 
 
-def good(request: FrontendRequest) -> m.Reply:
+def good(request: FrontEndRequest) -> m.Reply:
     """A back-end that offers what is needed, and agrees to all."""
     match request:
-        case FrontendRequest.GET_FEATURES:
+        case FrontEndRequest.GET_FEATURES:
             return m.U64Reply(OFFERED)
-        case FrontendRequest.GET_PROTOCOL_FEATURES:
+        case FrontEndRequest.GET_PROTOCOL_FEATURES:
             return m.U64Reply(PROTOCOL_FEATURES)
-        case FrontendRequest.GET_QUEUE_NUM:
+        case FrontEndRequest.GET_QUEUE_NUM:
             return m.U64Reply(2)
-        case FrontendRequest.GET_SHMEM_CONFIG:
+        case FrontEndRequest.GET_SHMEM_CONFIG:
             return m.ShmemConfig((0, 1 << 20))
-        case FrontendRequest.GET_CONFIG:
+        case FrontEndRequest.GET_CONFIG:
             return m.ConfigReply(0, 0, bytes(16))
         case _:
             return m.U64Reply(0)
 
 
-def instead(request: FrontendRequest, reply: m.Reply | bytes | None) -> Answer:
+def instead(request: FrontEndRequest, reply: m.Reply | bytes | None) -> Answer:
     """A good back-end, but for one request; None is no answer at all."""
     return lambda asked: reply if asked is request else good(asked)
 
@@ -130,7 +130,7 @@ def scripted(answer: Answer) -> Iterator[socket.socket]:
     ours, theirs = socket.socketpair()
 
     def serve() -> None:
-        silent = {FrontendRequest.SET_PROTOCOL_FEATURES, FrontendRequest.SET_OWNER}
+        silent = {FrontEndRequest.SET_PROTOCOL_FEATURES, FrontEndRequest.SET_OWNER}
         kept: list[int] = []  # its channel among them, which must not look closed
         with theirs:
             while True:
@@ -143,7 +143,7 @@ def scripted(answer: Answer) -> Iterator[socket.socket]:
                 if not data:
                     break
                 while data:
-                    request = FrontendRequest(int.from_bytes(data[:4], "little"))
+                    request = FrontEndRequest(int.from_bytes(data[:4], "little"))
                     data = data[12 + int.from_bytes(data[8:12], "little") :]
                     reply = None if request in silent else answer(request)
                     raw = encode_reply(request, reply) if isinstance(reply, m.Reply) else reply
@@ -164,7 +164,7 @@ def scripted(answer: Answer) -> Iterator[socket.socket]:
         assert not thread.is_alive()
 
 
-Req = FrontendRequest
+Req = FrontEndRequest
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,9 @@ from vgpud.errors import PeerError
 from vgpud.memory.addresses import Gpa, Uva
 from vgpud.vhost.wire import messages as m
 from vgpud.vhost.wire.back_end_channel import (
-    BackendMessage,
+    BackEndMessage,
     ConfigChange,
-    FrontEndChannel,
+    FrontEndResponder,
     ShmemMap,
     ShmemUnmap,
 )
@@ -126,7 +126,7 @@ class BackendRequests:
     def __init__(self, mapped: Callable[[], None]) -> None:
         self.bar: Bar | None = None
         self.refuse_maps = False
-        self.messages: list[BackendMessage] = []
+        self.messages: list[BackEndMessage] = []
         self.answering = threading.Event()
         self.answering.set()
         self._mapped = mapped
@@ -142,7 +142,7 @@ class BackendRequests:
         self._thread = threading.Thread(target=self._run, args=(sock,), daemon=True)
         self._thread.start()
 
-    def wait(self, message: BackendMessage, count: int = 1) -> None:
+    def wait(self, message: BackEndMessage, count: int = 1) -> None:
         """Wait until the back-end has asked for `message` so many times."""
         with self._heard:
             assert self._heard.wait_for(lambda: self.messages.count(message) >= count, TIMEOUT), (
@@ -167,7 +167,7 @@ class BackendRequests:
             raise error
 
     def _run(self, sock: socket.socket) -> None:
-        channel = FrontEndChannel()
+        channel = FrontEndResponder()
         fds: list[int] = []
         try:
             while True:
@@ -191,7 +191,7 @@ class BackendRequests:
             while fds:
                 os.close(fds.pop())
 
-    def _execute(self, message: BackendMessage, fds: Sequence[int]) -> bool:
+    def _execute(self, message: BackEndMessage, fds: Sequence[int]) -> bool:
         match message:
             case ShmemMap():
                 done = not self.refuse_maps and bool(self.bar and self.bar.map(message, fds))
@@ -203,7 +203,7 @@ class BackendRequests:
             self._mapped()
         return done
 
-    def _note(self, message: BackendMessage) -> None:
+    def _note(self, message: BackEndMessage) -> None:
         with self._heard:
             self.messages.append(message)
             self._heard.notify_all()

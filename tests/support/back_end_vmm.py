@@ -16,7 +16,7 @@ from vgpud.slots.front_end import FrontEndSlots
 from vgpud.unix.fd import Fd
 from vgpud.unix.stream_socket import StreamSocket
 from vgpud.vhost.back_end_channel import BackEndChannel
-from vgpud.vhost.wire.back_end_channel import BackendReceived, FrontEndChannel, ShmemMap
+from vgpud.vhost.wire.back_end_channel import FrontEndResponder, ReceivedBackEndMessage, ShmemMap
 
 PATIENCE = 5.0
 SHMID = 1
@@ -31,8 +31,8 @@ class Vmm:
         self.link = BackEndChannel(StreamSocket(ours), reply_ack=reply_ack)
         slots.connect(self.link)
         self.socket = StreamSocket(theirs)
-        self.channel = FrontEndChannel()
-        self.unanswered: list[BackendReceived] = []
+        self.channel = FrontEndResponder()
+        self.unanswered: list[ReceivedBackEndMessage] = []
 
     async def request(self) -> tuple[object, list[Fd]]:
         """The next request and its descriptors, which are closed already."""

@@ -26,9 +26,9 @@ from vgpud.unix import ancillary, eventfd
 from vgpud.unix.fd import Fd
 from vgpud.vhost.wire import messages
 from vgpud.vhost.wire.back_end_channel import (
-    BackendMessage,
+    BackEndMessage,
     ConfigChange,
-    FrontEndChannel,
+    FrontEndResponder,
     ShmemMap,
     ShmemUnmap,
 )
@@ -139,14 +139,14 @@ class FrontEnd:
         self._guest = guest
         self._features = features | F_PROTOCOL_FEATURES
         self._back_end: socket.socket | None = None
-        self._channel = FrontEndChannel()
+        self._channel = FrontEndResponder()
         self._channel_fds: list[Fd] = []
         self._watched: dict[int, Callable[[], bool]] = {}
         self._poller: select.poll | None = None
         self._sources: dict[int, Callable[[], bool]] = {}
         self.window: Window | None = None
         self.window_size = 0
-        self.requests: list[BackendMessage] = []
+        self.requests: list[BackEndMessage] = []
         with ExitStack() as cleanup:
             cleanup.callback(self._close_fds)
             cleanup.callback(connection.close)
@@ -288,7 +288,7 @@ class FrontEnd:
         _send(back_end, self._channel.reply(received, status))
         return False
 
-    def _execute(self, message: BackendMessage) -> None:
+    def _execute(self, message: BackEndMessage) -> None:
         fds, window = self._channel_fds, self.window
         match message:
             case ConfigChange():

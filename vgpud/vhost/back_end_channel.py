@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from vgpud.errors import HostError
 from vgpud.unix.fd import Fd
 from vgpud.unix.stream_socket import StreamSocket
-from vgpud.vhost.wire.back_end_channel import BackendChannel, BackendMessage, ConfigChange
+from vgpud.vhost.wire.back_end_channel import BackEndMessage, BackEndRequester, ConfigChange
 
 PATIENCE = 30.0
 """Seconds that a front-end may take for a mapping: it does so in its main loop, which may be busy
@@ -27,7 +27,7 @@ _CHUNK = 4096
 class BackEndRequest:
     """A request on its way: `answered` gets the front-end's status, or None where none comes."""
 
-    message: BackendMessage
+    message: BackEndMessage
     fd: Fd | None
     answered: asyncio.Future[int | None]
 
@@ -42,13 +42,13 @@ class BackEndChannel:
 
     def __init__(self, socket: StreamSocket, *, reply_ack: bool) -> None:
         self._socket = socket
-        self._channel = BackendChannel(reply_ack=reply_ack)
+        self._channel = BackEndRequester(reply_ack=reply_ack)
         self._outbox: deque[BackEndRequest] = deque()
         self._sent: deque[BackEndRequest] = deque()
         self._queued = asyncio.Event()
         self.open = True
 
-    def post(self, message: BackendMessage, fd: Fd | None = None) -> BackEndRequest:
+    def post(self, message: BackEndMessage, fd: Fd | None = None) -> BackEndRequest:
         """Queues a request behind all others; takes the descriptor that goes with it."""
         request = BackEndRequest(message, fd, asyncio.get_running_loop().create_future())
         self._outbox.append(request)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from vgpud.memory.addresses import Gpa, Uva
 from vgpud.vhost.wire import messages as m
-from vgpud.vhost.wire.back_end_channel import BackendMessage, ConfigChange, ShmemMap, ShmemUnmap
-from vgpud.vhost.wire.protocol import BackendRequest, FrontendRequest, ProtocolFeature
+from vgpud.vhost.wire.back_end_channel import BackEndMessage, ConfigChange, ShmemMap, ShmemUnmap
+from vgpud.vhost.wire.protocol import BackEndRequestId, FrontEndRequest, ProtocolFeature
 
-R = FrontendRequest
+R = FrontEndRequest
 NO_FEATURE = ProtocolFeature(0)
 
 
@@ -21,7 +21,7 @@ NO_FEATURE = ProtocolFeature(0)
 class Case:
     """`fds`: how many come with it. `extension`: the protocol feature without which it may not."""
 
-    request: FrontendRequest
+    request: FrontEndRequest
     message: m.Request
     payload: str
     fds: int = 0
@@ -119,7 +119,7 @@ REQUESTS = [
     Case(R.GET_SHMEM_CONFIG, m.GetShmemConfig(), "", extension=ProtocolFeature.SHMEM),
 ]
 
-REPLIES: list[tuple[FrontendRequest, m.Reply, str]] = [
+REPLIES: list[tuple[FrontEndRequest, m.Reply, str]] = [
     (R.GET_FEATURES, m.U64Reply(0x1_4000_0000), "0000004001000000"),
     (R.GET_PROTOCOL_FEATURES, m.U64Reply(0x40_2623), "2326400000000000"),
     (R.GET_QUEUE_NUM, m.U64Reply(2), "0200000000000000"),
@@ -138,24 +138,24 @@ REPLIES: list[tuple[FrontendRequest, m.Reply, str]] = [
     (R.GPU_SET_SOCKET, m.U64Reply(1), "0100000000000000"),
 ]
 
-BACKEND: list[tuple[BackendRequest, BackendMessage, str]] = [
+BACKEND: list[tuple[BackEndRequestId, BackEndMessage, str]] = [
     (
-        BackendRequest.SHMEM_MAP,
+        BackEndRequestId.SHMEM_MAP,
         ShmemMap(1, 0x1000, 0x20_0000, 0x3000, True),
         """01 00000000000000
         0010000000000000 0000200000000000 0030000000000000 0100000000000000""",
     ),
     (
-        BackendRequest.SHMEM_MAP,
+        BackEndRequestId.SHMEM_MAP,
         ShmemMap(255, 0, 0, 0x1000, False),
         """ff 00000000000000
         0000000000000000 0000000000000000 0010000000000000 0000000000000000""",
     ),
     (
-        BackendRequest.SHMEM_UNMAP,
+        BackEndRequestId.SHMEM_UNMAP,
         ShmemUnmap(1, 0x20_0000, 0x3000),
         """01 00000000000000
         0000000000000000 0000200000000000 0030000000000000 0000000000000000""",
     ),
-    (BackendRequest.CONFIG_CHANGE_MSG, ConfigChange(), ""),
+    (BackEndRequestId.CONFIG_CHANGE_MSG, ConfigChange(), ""),
 ]

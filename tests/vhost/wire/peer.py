@@ -7,19 +7,19 @@ import pytest
 from vgpud.errors import PeerError
 from vgpud.vhost.wire import messages as m
 from vgpud.vhost.wire.connection import SUPPORTED, Connection, NeedData, Received
-from vgpud.vhost.wire.protocol import F_PROTOCOL_FEATURES, HEADER, FrontendRequest, ProtocolFeature
+from vgpud.vhost.wire.protocol import F_PROTOCOL_FEATURES, HEADER, FrontEndRequest, ProtocolFeature
 from vgpud.vhost.wire.requests import encode_request
 
 DEVICE = 1 << 32 | 0b11111
 
-REPLIES: dict[FrontendRequest, m.Reply] = {
-    FrontendRequest.GET_FEATURES: m.U64Reply(DEVICE),
-    FrontendRequest.GET_PROTOCOL_FEATURES: m.U64Reply(8),
-    FrontendRequest.GET_QUEUE_NUM: m.U64Reply(2),
-    FrontendRequest.SET_LOG_BASE: m.EmptyReply(),
-    FrontendRequest.GET_VRING_BASE: m.VringState(1, 7),
-    FrontendRequest.GET_CONFIG: m.ConfigReply(8, 0, bytes(4)),
-    FrontendRequest.GET_SHMEM_CONFIG: m.ShmemConfig((0, 4096)),
+REPLIES: dict[FrontEndRequest, m.Reply] = {
+    FrontEndRequest.GET_FEATURES: m.U64Reply(DEVICE),
+    FrontEndRequest.GET_PROTOCOL_FEATURES: m.U64Reply(8),
+    FrontEndRequest.GET_QUEUE_NUM: m.U64Reply(2),
+    FrontEndRequest.SET_LOG_BASE: m.EmptyReply(),
+    FrontEndRequest.GET_VRING_BASE: m.VringState(1, 7),
+    FrontEndRequest.GET_CONFIG: m.ConfigReply(8, 0, bytes(4)),
+    FrontEndRequest.GET_SHMEM_CONFIG: m.ShmemConfig((0, 4096)),
 }
 
 

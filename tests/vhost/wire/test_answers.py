@@ -9,7 +9,7 @@ from tests.vhost.wire.peer import REPLIES, Peer, raw
 from vgpud.errors import PeerError
 from vgpud.vhost.wire import messages as m
 from vgpud.vhost.wire.connection import SUPPORTED, Received
-from vgpud.vhost.wire.protocol import HEADER, FrontendRequest, ProtocolFeature
+from vgpud.vhost.wire.protocol import HEADER, FrontEndRequest, ProtocolFeature
 from vgpud.vhost.wire.replies import REPLY_TYPES, decode_reply
 from vgpud.vhost.wire.requests import encode_request
 
@@ -30,7 +30,7 @@ def test_need_reply_is_obeyed_if_negotiated(case: Case) -> None:
 
 @requests
 def test_need_reply_is_ignored_if_not_negotiated(case: Case) -> None:
-    if case.request is FrontendRequest.SET_PROTOCOL_FEATURES:
+    if case.request is FrontEndRequest.SET_PROTOCOL_FEATURES:
         return
     peer = Peer().negotiate(SUPPORTED & ~ProtocolFeature.REPLY_ACK)
     received = peer.ask(case.message, tuple(range(case.fds)), need_reply=True)
@@ -50,9 +50,9 @@ def test_the_message_that_turns_reply_ack_on_can_be_acknowledged() -> None:
 def test_refusal(case: Case) -> None:
     peer = Peer().negotiate()
     received = peer.ask(case.message, tuple(range(case.fds)), need_reply=True)
-    if case.request is FrontendRequest.GET_CONFIG:
+    if case.request is FrontEndRequest.GET_CONFIG:
         assert peer.session.refuse(received) == raw(24, 5)
-    elif case.request in REPLY_TYPES and case.request is not FrontendRequest.SET_LOG_BASE:
+    elif case.request in REPLY_TYPES and case.request is not FrontEndRequest.SET_LOG_BASE:
         with pytest.raises(PeerError, match="can't be answered"):
             peer.session.refuse(received)
         with pytest.raises(PeerError):

@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 from tests.vhost.wire.cases import BACKEND
 from vgpud.errors import PeerError
 from vgpud.vhost.wire.back_end_channel import (
-    BackendChannel,
-    BackendMessage,
-    BackendReceived,
+    BackEndMessage,
+    BackEndRequester,
     ConfigChange,
-    FrontEndChannel,
-    Reply,
+    FrontEndReply,
+    FrontEndResponder,
+    ReceivedBackEndMessage,
     ShmemMap,
     ShmemUnmap,
 )
-from vgpud.vhost.wire.protocol import HEADER, BackendRequest
+from vgpud.vhost.wire.protocol import HEADER, BackEndRequestId
 
 MAP = ShmemMap(1, 0, 0, 4096, writable=True)
 UNMAP = ShmemUnmap(1, 0, 4096)
@@ -36,9 +36,9 @@ def status(request: int, value: int = 0, flags: int = 5, size: int = 8) -> bytes
 @table
 @pytest.mark.parametrize("reply_ack", [False, True])
 def test_request_is_written(
-    request_id: BackendRequest, message: BackendMessage, payload: str, reply_ack: bool
+    request_id: BackEndRequestId, message: BackEndMessage, payload: str, reply_ack: bool
 ) -> None:
-    channel = BackendChannel(reply_ack=reply_ack)
+    channel = BackEndRequester(reply_ack=reply_ack)
     body = bytes.fromhex(payload)
     waits = reply_ack or message != CHANGE
     assert channel.send(message) == HEADER.pack(request_id, 9 if waits else 1, len(body)) + body
@@ -48,9 +48,9 @@ def test_request_is_written(
 @table
 @pytest.mark.parametrize("step", [1, 7, 1000])
 def test_request_is_read(
-    request_id: BackendRequest, message: BackendMessage, payload: str, step: int
+    request_id: BackEndRequestId, message: BackEndMessage, payload: str, step: int
 ) -> None:
-    channel = FrontEndChannel()
+    channel = FrontEndResponder()
     data = HEADER.pack(request_id, 9, len(bytes.fromhex(payload))) + bytes.fromhex(payload)
     for _ in range(2):
         received = None
@@ -61,22 +61,22 @@ def test_request_is_read(
             channel.receive_data(rest[:wanted])
             rest = rest[wanted:]
             received = channel.next_request()
-        assert received == BackendReceived(message, need_reply=True)
+        assert received == ReceivedBackEndMessage(message, need_reply=True)
         assert channel.reply(received, 1) == status(request_id, 1)
         assert channel.next_request() is None
 
 
 def test_no_answer_to_what_does_not_wait() -> None:
-    channel = FrontEndChannel()
-    channel.receive_data(HEADER.pack(BackendRequest.CONFIG_CHANGE_MSG, 1, 0))
+    channel = FrontEndResponder()
+    channel.receive_data(HEADER.pack(BackEndRequestId.CONFIG_CHANGE_MSG, 1, 0))
     received = channel.next_request()
-    assert received == BackendReceived(CHANGE, need_reply=False)
+    assert received == ReceivedBackEndMessage(CHANGE, need_reply=False)
     assert channel.reply(received, 0) == b""
 
 
 @pytest.mark.parametrize("step", [1, 7, 20, 1000])
 def test_answers_come_in_the_order_asked(step: int) -> None:
-    channel = BackendChannel(reply_ack=True)
+    channel = BackEndRequester(reply_ack=True)
     for message in (MAP, CHANGE, UNMAP, MAP):
         channel.send(message)
     data = status(9, 0) + status(2, 0) + status(10, 2**64 - 1) + status(9, 1)
@@ -85,7 +85,12 @@ def test_answers_come_in_the_order_asked(step: int) -> None:
         channel.receive_data(data[start : start + step])
         while reply := channel.next_reply():
             replies.append(reply)
-    assert replies == [Reply(MAP, 0), Reply(CHANGE, 0), Reply(UNMAP, 2**64 - 1), Reply(MAP, 1)]
+    assert replies == [
+        FrontEndReply(MAP, 0),
+        FrontEndReply(CHANGE, 0),
+        FrontEndReply(UNMAP, 2**64 - 1),
+        FrontEndReply(MAP, 1),
+    ]
     assert channel.waiting == ()
 
 
@@ -105,11 +110,11 @@ def test_answers_come_in_the_order_asked(step: int) -> None:
     ],
 )
 def test_wrong_answer_ends_the_channel(data: bytes, complaint: str) -> None:
-    channel = BackendChannel(reply_ack=False)
+    channel = BackEndRequester(reply_ack=False)
     channel.send(MAP)
     channel.receive_data(data)
     if len(data) > len(status(9)):
-        assert channel.next_reply() == Reply(MAP, 0)
+        assert channel.next_reply() == FrontEndReply(MAP, 0)
     with pytest.raises(PeerError, match=complaint):
         channel.next_reply()
     with pytest.raises(PeerError, match="over"):
@@ -119,7 +124,7 @@ def test_wrong_answer_ends_the_channel(data: bytes, complaint: str) -> None:
 
 
 def test_config_change_without_reply_ack_takes_no_answer() -> None:
-    channel = BackendChannel(reply_ack=False)
+    channel = BackEndRequester(reply_ack=False)
     channel.send(CHANGE)
     channel.receive_data(status(2))
     with pytest.raises(PeerError, match="nothing was asked"):
@@ -127,7 +132,7 @@ def test_config_change_without_reply_ack_takes_no_answer() -> None:
 
 
 def test_close_tells_who_waited() -> None:
-    channel = BackendChannel(reply_ack=False)
+    channel = BackEndRequester(reply_ack=False)
     for message in (MAP, UNMAP):
         channel.send(message)
     channel.receive_data(status(9)[:15])
@@ -153,7 +158,7 @@ def test_close_tells_who_waited() -> None:
     ],
 )
 def test_malformed_request_is_refused(data: bytes, complaint: str) -> None:
-    channel = FrontEndChannel()
+    channel = FrontEndResponder()
     channel.receive_data(data)
     with pytest.raises(PeerError, match=complaint):
         channel.next_request()
@@ -169,9 +174,9 @@ messages = st.one_of(
 
 @given(st.lists(st.tuples(messages, u64), max_size=8), st.booleans(), st.integers(1, 60))
 def test_the_two_ends_agree(
-    asked: list[tuple[BackendMessage, int]], reply_ack: bool, step: int
+    asked: list[tuple[BackEndMessage, int]], reply_ack: bool, step: int
 ) -> None:
-    back, front = BackendChannel(reply_ack=reply_ack), FrontEndChannel()
+    back, front = BackEndRequester(reply_ack=reply_ack), FrontEndResponder()
     answers = b""
     for message, value in asked:
         data = back.send(message)
@@ -183,7 +188,7 @@ def test_the_two_ends_agree(
         assert received is not None
         assert received.message == message
         answers += front.reply(received, value)
-    expected = [Reply(*pair) for pair in asked if reply_ack or pair[0] != CHANGE]
+    expected = [FrontEndReply(*pair) for pair in asked if reply_ack or pair[0] != CHANGE]
     replies = []
     for start in range(0, len(answers), step):
         back.receive_data(answers[start : start + step])

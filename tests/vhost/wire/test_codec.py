@@ -13,7 +13,7 @@ from vgpud.errors import PeerError
 from vgpud.vhost.wire import messages as m
 from vgpud.vhost.wire import protocol
 from vgpud.vhost.wire.header import Header, decode_header, encode_header
-from vgpud.vhost.wire.protocol import HEADER, BackendRequest, FrontendRequest, ProtocolFeature
+from vgpud.vhost.wire.protocol import HEADER, BackEndRequestId, FrontEndRequest, ProtocolFeature
 from vgpud.vhost.wire.replies import REPLY_TYPES, decode_reply, encode_reply
 from vgpud.vhost.wire.requests import (
     MAX_REQUEST_FDS,
@@ -41,8 +41,8 @@ def test_the_table_has_every_reply() -> None:
 
 
 def test_ids_are_the_specifications() -> None:
-    assert [request.value for request in FrontendRequest] == list(range(1, 45))
-    assert [request.value for request in BackendRequest] == list(range(1, 11))
+    assert [request.value for request in FrontEndRequest] == list(range(1, 45))
+    assert [request.value for request in BackEndRequestId] == list(range(1, 11))
 
 
 def test_protocol_feature_bits_are_the_specifications() -> None:
@@ -92,8 +92,8 @@ def test_truncated_or_lengthened_request_is_refused_or_another(case: Case) -> No
             decode_request(case.request, payload)
 
 
-@pytest.mark.parametrize("request_id", sorted(set(FrontendRequest) - set(PAYLOAD_SIZES)))
-def test_request_for_other_devices_is_refused(request_id: FrontendRequest) -> None:
+@pytest.mark.parametrize("request_id", sorted(set(FrontEndRequest) - set(PAYLOAD_SIZES)))
+def test_request_for_other_devices_is_refused(request_id: FrontEndRequest) -> None:
     with pytest.raises(PeerError, match=f"{request_id.name} .*not a message"):
         decode_request(request_id, bytes(8))
 
@@ -101,34 +101,34 @@ def test_request_for_other_devices_is_refused(request_id: FrontendRequest) -> No
 @pytest.mark.parametrize(
     ("request_id", "payload", "complaint"),
     [
-        (FrontendRequest.SET_VRING_ENABLE, "00000000 02000000", "num 0x2"),
-        (FrontendRequest.SET_VRING_ENABLE, "00000000 ffffffff", "num 0xffffffff"),
-        (FrontendRequest.SET_VRING_KICK, "0002000000000000", "0x200"),
-        (FrontendRequest.SET_VRING_CALL, "0000000000000080", "0x8000000000000000"),
-        (FrontendRequest.SET_VRING_ERR, "ff03000000000000", "0x3ff"),
-        (FrontendRequest.SET_VRING_ADDR, "00000000 02000000" + "00" * 32, "flags 0x2"),
-        (FrontendRequest.SET_MEM_TABLE, "01000000 00000000", "num regions 1"),
-        (FrontendRequest.SET_MEM_TABLE, "00000000 00000000" + "00" * 32, "num regions 0"),
-        (FrontendRequest.SET_MEM_TABLE, "ffffffff 00000000" + "00" * 32, "num regions 4294967295"),
-        (FrontendRequest.GET_CONFIG, "00000000 ffffffff 00000000", "size 4294967295"),
-        (FrontendRequest.SET_CONFIG, "00000000 01000000 00000000 0102", "size 1 and 2"),
+        (FrontEndRequest.SET_VRING_ENABLE, "00000000 02000000", "num 0x2"),
+        (FrontEndRequest.SET_VRING_ENABLE, "00000000 ffffffff", "num 0xffffffff"),
+        (FrontEndRequest.SET_VRING_KICK, "0002000000000000", "0x200"),
+        (FrontEndRequest.SET_VRING_CALL, "0000000000000080", "0x8000000000000000"),
+        (FrontEndRequest.SET_VRING_ERR, "ff03000000000000", "0x3ff"),
+        (FrontEndRequest.SET_VRING_ADDR, "00000000 02000000" + "00" * 32, "flags 0x2"),
+        (FrontEndRequest.SET_MEM_TABLE, "01000000 00000000", "num regions 1"),
+        (FrontEndRequest.SET_MEM_TABLE, "00000000 00000000" + "00" * 32, "num regions 0"),
+        (FrontEndRequest.SET_MEM_TABLE, "ffffffff 00000000" + "00" * 32, "num regions 4294967295"),
+        (FrontEndRequest.GET_CONFIG, "00000000 ffffffff 00000000", "size 4294967295"),
+        (FrontEndRequest.SET_CONFIG, "00000000 01000000 00000000 0102", "size 1 and 2"),
     ],
 )
 def test_field_without_a_meaning_is_refused(
-    request_id: FrontendRequest, payload: str, complaint: str
+    request_id: FrontEndRequest, payload: str, complaint: str
 ) -> None:
     with pytest.raises(PeerError, match=rf"{request_id.name} \({request_id.value}\).*{complaint}"):
         decode_request(request_id, bytes.fromhex(payload))
 
 
 def test_mem_table_sizes() -> None:
-    sizes = PAYLOAD_SIZES[FrontendRequest.SET_MEM_TABLE]
+    sizes = PAYLOAD_SIZES[FrontEndRequest.SET_MEM_TABLE]
     assert 8 + 32 * protocol.MAX_MEM_REGIONS in sizes
     assert 8 + 32 * (protocol.MAX_MEM_REGIONS + 1) not in sizes
 
 
 @given(st.sampled_from(sorted(PAYLOAD_SIZES)), st.binary(max_size=300))
-def test_any_payload_is_read_or_refused(request_id: FrontendRequest, payload: bytes) -> None:
+def test_any_payload_is_read_or_refused(request_id: FrontEndRequest, payload: bytes) -> None:
     try:
         message = decode_request(request_id, payload)
     except PeerError:
@@ -141,24 +141,24 @@ def test_any_payload_is_read_or_refused(request_id: FrontendRequest, payload: by
 
 
 @replies
-def test_reply_is_written(request_id: FrontendRequest, reply: m.Reply, payload: str) -> None:
+def test_reply_is_written(request_id: FrontEndRequest, reply: m.Reply, payload: str) -> None:
     body = bytes.fromhex(payload)
     head = request_id.to_bytes(4, "little") + b"\5\0\0\0" + len(body).to_bytes(4, "little")
     assert encode_reply(request_id, reply) == head + body
 
 
 @replies
-def test_reply_is_read(request_id: FrontendRequest, reply: m.Reply, payload: str) -> None:
+def test_reply_is_read(request_id: FrontEndRequest, reply: m.Reply, payload: str) -> None:
     assert decode_reply(request_id, bytes.fromhex(payload)) == reply
 
 
 @replies
 def test_truncated_reply_is_refused(
-    request_id: FrontendRequest, reply: m.Reply, payload: str
+    request_id: FrontEndRequest, reply: m.Reply, payload: str
 ) -> None:
     body = bytes.fromhex(payload)
     lengths = {*range(1, min(len(body), 64)), len(body) - 1, len(body) + 1} - {-1, 0}
-    if request_id is FrontendRequest.SET_LOG_BASE:
+    if request_id is FrontEndRequest.SET_LOG_BASE:
         lengths.discard(8)
     for length in lengths:
         with pytest.raises(PeerError, match=request_id.name):
@@ -167,14 +167,14 @@ def test_truncated_reply_is_refused(
 
 def test_shmem_config_must_be_powers_of_two() -> None:
     with pytest.raises(ValueError, match=r"region 1: 0x3000 is not a power of two"):
-        encode_reply(FrontendRequest.GET_SHMEM_CONFIG, m.ShmemConfig((0, 0x3000)))
+        encode_reply(FrontEndRequest.GET_SHMEM_CONFIG, m.ShmemConfig((0, 0x3000)))
 
 
 def test_shmem_config_counts_what_is_there() -> None:
-    payload = encode_reply(FrontendRequest.GET_SHMEM_CONFIG, m.ShmemConfig((0, 4096)))[12:]
+    payload = encode_reply(FrontEndRequest.GET_SHMEM_CONFIG, m.ShmemConfig((0, 4096)))[12:]
     with pytest.raises(PeerError, match="counts 2 regions"):
-        decode_reply(FrontendRequest.GET_SHMEM_CONFIG, b"\2" + payload[1:])
+        decode_reply(FrontEndRequest.GET_SHMEM_CONFIG, b"\2" + payload[1:])
     every = m.ShmemConfig(tuple(1 << (i % 64) for i in range(256)))
-    full = encode_reply(FrontendRequest.GET_SHMEM_CONFIG, every)
+    full = encode_reply(FrontEndRequest.GET_SHMEM_CONFIG, every)
     assert len(full) == 12 + 2056
-    assert decode_reply(FrontendRequest.GET_SHMEM_CONFIG, full[12:]) == every
+    assert decode_reply(FrontEndRequest.GET_SHMEM_CONFIG, full[12:]) == every

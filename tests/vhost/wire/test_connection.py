@@ -19,7 +19,7 @@ from vgpud.vhost.wire.protocol import (
     HEADER,
     MAX_FDS,
     REQUIRES,
-    FrontendRequest,
+    FrontEndRequest,
     ProtocolFeature,
 )
 from vgpud.vhost.wire.replies import REPLY_TYPES
@@ -140,7 +140,7 @@ def test_wrong_flags(flags: int) -> None:
 @pytest.mark.parametrize("request_id", list(PAYLOAD_SIZES))
 @pytest.mark.parametrize("size", [1, 7, 1040, 4097, 0x7FFF_FFFF, 0xFFFF_FFFF])
 def test_wrong_size_is_refused_before_the_payload_is_read(
-    request_id: FrontendRequest, size: int
+    request_id: FrontEndRequest, size: int
 ) -> None:
     if size in PAYLOAD_SIZES[request_id]:
         return
@@ -150,7 +150,7 @@ def test_wrong_size_is_refused_before_the_payload_is_read(
 
 def test_error_in_a_payload_ends_the_session() -> None:
     peer = Peer().negotiate()
-    bad = raw(FrontendRequest.SET_VRING_KICK, payload=struct.pack("=Q", 0x200))
+    bad = raw(FrontEndRequest.SET_VRING_KICK, payload=struct.pack("=Q", 0x200))
     broken(peer, r"SET_VRING_KICK \(12\) has 0x200", bad, (50,))
 
 
@@ -204,7 +204,7 @@ def test_protocol_feature_that_was_not_offered(bit: int) -> None:
 
 
 @pytest.mark.parametrize("request_id", [c for c in REQUIRES if c in PAYLOAD_SIZES])
-def test_request_without_its_extension(request_id: FrontendRequest) -> None:
+def test_request_without_its_extension(request_id: FrontEndRequest) -> None:
     (case,) = (case for case in REQUESTS if case.request is request_id)
     assert REQUIRES[request_id] == case.extension
     fds = tuple(range(50, 50 + case.fds))
@@ -219,8 +219,8 @@ def test_every_extension_in_the_table_is_checked() -> None:
     assert {c.request for c in REQUESTS if c.extension} == set(REQUIRES) & set(PAYLOAD_SIZES)
 
 
-@pytest.mark.parametrize("request_id", [r for r in FrontendRequest if r not in PAYLOAD_SIZES])
-def test_request_for_other_devices(request_id: FrontendRequest) -> None:
+@pytest.mark.parametrize("request_id", [r for r in FrontEndRequest if r not in PAYLOAD_SIZES])
+def test_request_for_other_devices(request_id: FrontEndRequest) -> None:
     complaint = rf"{request_id.name} \({request_id.value}\) (needs|is not a message)"
     broken(Peer().negotiate(), complaint, raw(request_id, payload=bytes(8)[:0], size=8))
 

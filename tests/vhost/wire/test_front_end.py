@@ -21,7 +21,7 @@ from tests.support.back_end_requests import receive
 from tests.support.front_end import FrontEnd, RefusedError
 from tests.support.ring_driver import F_EVENT_IDX, F_INDIRECT_DESC, RingTimeoutError
 from vgpud.vhost.wire import messages as m
-from vgpud.vhost.wire.back_end_channel import BackendChannel, ConfigChange, ShmemMap, ShmemUnmap
+from vgpud.vhost.wire.back_end_channel import BackEndRequester, ConfigChange, ShmemMap, ShmemUnmap
 from vgpud.vhost.wire.connection import SUPPORTED, Connection, NeedData, Received
 from vgpud.vhost.wire.protocol import F_LOG_ALL, F_PROTOCOL_FEATURES, ProtocolFeature
 
@@ -340,7 +340,7 @@ def test_display_socket(pair: Pair) -> None:
 def test_bar(pair: Pair) -> None:
     front_end, backend = pair
     front_end.handshake()
-    channel = BackendChannel(reply_ack=True)
+    channel = BackEndRequester(reply_ack=True)
     window = os.memfd_create("window", os.MFD_CLOEXEC)
     os.ftruncate(window, 0x4000)
     os.pwrite(window, b"in the window", 0x1000)

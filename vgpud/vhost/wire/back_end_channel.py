@@ -17,7 +17,7 @@ from typing import Final, assert_never
 
 from vgpud.errors import PeerError
 from vgpud.vhost.wire.header import Header, decode_header, encode_header
-from vgpud.vhost.wire.protocol import HEADER, REQUEST_FLAGS_MASK, BackendRequest, HeaderFlag
+from vgpud.vhost.wire.protocol import HEADER, REQUEST_FLAGS_MASK, BackEndRequestId, HeaderFlag
 
 MMAP_WRITABLE: Final = 1 << 0
 """VhostUserMMap.flags: pages are mapped read-write, not read-only."""
@@ -54,27 +54,27 @@ class ConfigChange:
     """The config space has changed: the front-end reads it anew and interrupts the guest."""
 
 
-BackendMessage = ShmemMap | ShmemUnmap | ConfigChange
+BackEndMessage = ShmemMap | ShmemUnmap | ConfigChange
 """What the back-end can ask."""
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class FrontEndReply:
     """The front-end's answer to the oldest request that waited for one; `status` 0 is success."""
 
-    request: BackendMessage
+    request: BackEndMessage
     status: int
 
 
 @dataclass(frozen=True, slots=True)
-class BackendReceived:
+class ReceivedBackEndMessage:
     """A request as the front-end sees it; `need_reply`: the back-end waits for a status."""
 
-    message: BackendMessage
+    message: BackEndMessage
     need_reply: bool
 
 
-class BackendChannel:
+class BackEndRequester:
     """The back-end's end: requests out, statuses in, in the order asked.
 
     `reply_ack`: REPLY_ACK was negotiated. A map or an unmap asks for its status in any case, since
@@ -84,29 +84,29 @@ class BackendChannel:
 
     def __init__(self, *, reply_ack: bool) -> None:
         self._reply_ack = reply_ack
-        self._waiting: deque[BackendMessage] = deque()
+        self._waiting: deque[BackEndMessage] = deque()
         self._buffer = bytearray()
         self._failure = ""
 
     @property
-    def waiting(self) -> tuple[BackendMessage, ...]:
+    def waiting(self) -> tuple[BackEndMessage, ...]:
         """The requests that have not been answered, oldest first."""
         return tuple(self._waiting)
 
-    def send(self, message: BackendMessage) -> bytes:
+    def send(self, message: BackEndMessage) -> bytes:
         """The bytes of `message`. They must be sent in the order of these calls."""
         if self._failure:
             raise PeerError(f"the back-end channel is over: {self._failure}")
         need_reply = self._reply_ack or not isinstance(message, ConfigChange)
         if need_reply:
             self._waiting.append(message)
-        return encode_backend_request(message, need_reply=need_reply)
+        return encode_back_end_message(message, need_reply=need_reply)
 
     def receive_data(self, data: bytes) -> None:
         """Take bytes just read, however many; call `next_reply` until it has none."""
         self._buffer += data
 
-    def next_reply(self) -> Reply | None:
+    def next_reply(self) -> FrontEndReply | None:
         """The next answer, or None if it is not all there.
 
         Raises `PeerError`, then and ever after, for one that answers nothing or is malformed.
@@ -119,7 +119,7 @@ class BackendChannel:
             self._failure = str(error)
             raise
 
-    def close(self) -> tuple[BackendMessage, ...]:
+    def close(self) -> tuple[BackEndMessage, ...]:
         """End the channel; the requests that will never be answered, oldest first."""
         self._failure = self._failure or "closed"
         unanswered = tuple(self._waiting)
@@ -127,13 +127,13 @@ class BackendChannel:
         self._buffer.clear()
         return unanswered
 
-    def _next_reply(self) -> Reply | None:
+    def _next_reply(self) -> FrontEndReply | None:
         if len(self._buffer) < HEADER.size:
             return None
         header = decode_header(self._buffer)
         if not self._waiting:
             raise PeerError(f"an answer to request {header.request} came: nothing was asked")
-        expected = backend_request_of(self._waiting[0])
+        expected = back_end_request_of(self._waiting[0])
         if header.request != expected:
             raise PeerError(
                 f"an answer to request {header.request} came: "
@@ -148,10 +148,10 @@ class BackendChannel:
             return None
         (status,) = _STATUS.unpack_from(self._buffer, HEADER.size)
         del self._buffer[:end]
-        return Reply(self._waiting.popleft(), status)
+        return FrontEndReply(self._waiting.popleft(), status)
 
 
-class FrontEndChannel:
+class FrontEndResponder:
     """The front-end's end: requests in, statuses out.
 
     Read at most `bytes_wanted` bytes at a time: the fd of a map then stays with it.
@@ -172,7 +172,7 @@ class FrontEndChannel:
         """Take bytes just read."""
         self._buffer += data
 
-    def next_request(self) -> BackendReceived | None:
+    def next_request(self) -> ReceivedBackEndMessage | None:
         """The next request, or None if it is not all there. Raises `PeerError` if malformed."""
         if len(self._buffer) < HEADER.size:
             return None
@@ -184,13 +184,13 @@ class FrontEndChannel:
         payload = bytes(self._buffer[HEADER.size : end])
         del self._buffer[:end]
         need_reply = bool(header.flags & HeaderFlag.NEED_REPLY)
-        return BackendReceived(decode_backend_request(request, payload), need_reply)
+        return ReceivedBackEndMessage(decode_back_end_message(request, payload), need_reply)
 
-    def reply(self, received: BackendReceived, status: int) -> bytes:
+    def reply(self, received: ReceivedBackEndMessage, status: int) -> bytes:
         """The bytes that answer `received`, or none if not asked for; `status` 0 is success."""
         if not received.need_reply:
             return b""
-        request = backend_request_of(received.message)
+        request = back_end_request_of(received.message)
         flags = HeaderFlag.VERSION_1 | HeaderFlag.REPLY
         return encode_header(Header(request, flags, _STATUS.size)) + _STATUS.pack(status)
 
@@ -198,26 +198,26 @@ class FrontEndChannel:
 # -- Bytes -----------------------------------------------------------------------------------------
 
 _PAYLOAD_SIZES: Final = {
-    BackendRequest.CONFIG_CHANGE_MSG: 0,
-    BackendRequest.SHMEM_MAP: _MMAP.size,
-    BackendRequest.SHMEM_UNMAP: _MMAP.size,
+    BackEndRequestId.CONFIG_CHANGE_MSG: 0,
+    BackEndRequestId.SHMEM_MAP: _MMAP.size,
+    BackEndRequestId.SHMEM_UNMAP: _MMAP.size,
 }
 
 
-def backend_request_of(message: BackendMessage) -> BackendRequest:
+def back_end_request_of(message: BackEndMessage) -> BackEndRequestId:
     """The id under which `message` is sent."""
     match message:
         case ShmemMap():
-            return BackendRequest.SHMEM_MAP
+            return BackEndRequestId.SHMEM_MAP
         case ShmemUnmap():
-            return BackendRequest.SHMEM_UNMAP
+            return BackEndRequestId.SHMEM_UNMAP
         case ConfigChange():
-            return BackendRequest.CONFIG_CHANGE_MSG
+            return BackEndRequestId.CONFIG_CHANGE_MSG
         case _:
             assert_never(message)
 
 
-def encode_backend_request(message: BackendMessage, *, need_reply: bool) -> bytes:
+def encode_back_end_message(message: BackEndMessage, *, need_reply: bool) -> bytes:
     """`message` with its header, as a back-end sends it."""
     match message:
         case ShmemMap(shmid, fd_offset, shm_offset, length, writable):
@@ -230,26 +230,26 @@ def encode_backend_request(message: BackendMessage, *, need_reply: bool) -> byte
         case _:
             assert_never(message)
     header_flags = HeaderFlag.VERSION_1 | (HeaderFlag.NEED_REPLY if need_reply else 0)
-    return encode_header(Header(backend_request_of(message), header_flags, len(payload))) + payload
+    return encode_header(Header(back_end_request_of(message), header_flags, len(payload))) + payload
 
 
-def decode_backend_request(request: BackendRequest, payload: bytes) -> BackendMessage:
+def decode_back_end_message(request: BackEndRequestId, payload: bytes) -> BackEndMessage:
     """The value of a request's payload. Raises `PeerError` for a malformed one."""
     if len(payload) != _PAYLOAD_SIZES.get(request):
         raise PeerError(f"{request.name} ({request.value}) has a payload of {len(payload)} bytes")
-    if request is BackendRequest.CONFIG_CHANGE_MSG:
+    if request is BackEndRequestId.CONFIG_CHANGE_MSG:
         return ConfigChange()
     shmid, fd_offset, shm_offset, length, flags = _MMAP.unpack(payload)
-    if request is BackendRequest.SHMEM_UNMAP:
+    if request is BackEndRequestId.SHMEM_UNMAP:
         return ShmemUnmap(shmid, shm_offset, length)
     if flags & ~MMAP_WRITABLE:
         raise PeerError(f"SHMEM_MAP (9) has flags {flags:#x}: only 0x1 is defined")
     return ShmemMap(shmid, fd_offset, shm_offset, length, bool(flags & MMAP_WRITABLE))
 
 
-def _judge_request(header: Header) -> tuple[BackendRequest, int]:
+def _judge_request(header: Header) -> tuple[BackEndRequestId, int]:
     try:
-        request = BackendRequest(header.request)
+        request = BackEndRequestId(header.request)
     except ValueError:
         raise PeerError(f"request {header.request:#x} is unknown") from None
     if header.flags & ~REQUEST_FLAGS_MASK != HeaderFlag.VERSION_1:

@@ -43,7 +43,7 @@ from vgpud.vhost.wire.protocol import (
     MAX_FDS,
     REQUEST_FLAGS_MASK,
     REQUIRES,
-    FrontendRequest,
+    FrontEndRequest,
     HeaderFlag,
     ProtocolFeature,
 )
@@ -266,7 +266,7 @@ class Connection(Generic[H]):
             if len(self._buffer) < HEADER.size:
                 return NEED_DATA
             self._header = self._judge_header(decode_header(self._buffer))
-        request = FrontendRequest(self._header.request)
+        request = FrontEndRequest(self._header.request)
         if len(self._handles) > MAX_REQUEST_FDS.get(request, 0):
             raise PeerError(f"{named(request)} has {len(self._handles)} fds, too many")
         if len(self._buffer) < self._end:
@@ -281,7 +281,7 @@ class Connection(Generic[H]):
 
     def _judge_header(self, header: Header) -> Header:
         try:
-            request = FrontendRequest(header.request)
+            request = FrontEndRequest(header.request)
         except ValueError:
             raise PeerError(f"request {header.request:#x} is unknown") from None
         if header.flags & ~REQUEST_FLAGS_MASK != HeaderFlag.VERSION_1:
@@ -300,21 +300,21 @@ class Connection(Generic[H]):
             case SetFeatures(features):
                 if unoffered := features & ~(self._offered_features | F_FRONT_END_RING):
                     raise PeerError(
-                        f"{named(FrontendRequest.SET_FEATURES)} has {unoffered:#x}, "
+                        f"{named(FrontEndRequest.SET_FEATURES)} has {unoffered:#x}, "
                         "which was not offered"
                     )
                 self._features = features
             case SetProtocolFeatures(protocol_features):
                 if other := _beyond(protocol_features, self._offered_protocol_features):
                     raise PeerError(
-                        f"{named(FrontendRequest.SET_PROTOCOL_FEATURES)} has {int(other):#x}, "
+                        f"{named(FrontEndRequest.SET_PROTOCOL_FEATURES)} has {int(other):#x}, "
                         "which was not offered"
                     )
                 self._protocol_features = protocol_features
             case SetVringEnable() if not self._features & F_PROTOCOL_FEATURES:
                 # Without that bit a ring runs from the start, and there is nothing to enable.
                 raise PeerError(
-                    f"{named(FrontendRequest.SET_VRING_ENABLE)} needs "
+                    f"{named(FrontEndRequest.SET_VRING_ENABLE)} needs "
                     "VHOST_USER_F_PROTOCOL_FEATURES, "
                     f"which SET_FEATURES did not have ({self._features:#x})"
                 )

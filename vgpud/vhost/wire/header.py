@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vgpud.vhost.wire.protocol import HEADER, FrontendRequest
+from vgpud.vhost.wire.protocol import HEADER, FrontEndRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,6 @@ def decode_header(data: bytes | bytearray | memoryview) -> Header:
     return Header(*HEADER.unpack_from(data))
 
 
-def named(request: FrontendRequest) -> str:
+def named(request: FrontEndRequest) -> str:
     """What a request is called in errors and logs: its name, and its id as a trace shows it."""
     return f"{request.name} ({request.value})"

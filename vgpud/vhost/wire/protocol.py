@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Final
 
 
-class FrontendRequest(IntEnum):
+class FrontEndRequest(IntEnum):
     """The id of a message from the front-end ("VHOST_USER_..." in the specification)."""
 
     GET_FEATURES = 1
@@ -62,7 +62,7 @@ class FrontendRequest(IntEnum):
     GET_SHMEM_CONFIG = 44
 
 
-class BackendRequest(IntEnum):
+class BackEndRequestId(IntEnum):
     """The id of a message from the back-end ("VHOST_USER_BACKEND_..." in the specification)."""
 
     IOTLB_MSG = 1
@@ -169,32 +169,32 @@ MAX_SHMEM_REGIONS: Final = 256
 
 REQUIRES: Final = MappingProxyType(
     {
-        FrontendRequest.SET_LOG_BASE: ProtocolFeature.LOG_SHMFD,
-        FrontendRequest.GET_QUEUE_NUM: ProtocolFeature.MQ,
-        FrontendRequest.SEND_RARP: ProtocolFeature.RARP,
-        FrontendRequest.NET_SET_MTU: ProtocolFeature.MTU,
-        FrontendRequest.SET_BACKEND_REQ_FD: ProtocolFeature.BACKEND_REQ,
-        FrontendRequest.SET_VRING_ENDIAN: ProtocolFeature.CROSS_ENDIAN,
-        FrontendRequest.GET_CONFIG: ProtocolFeature.CONFIG,
-        FrontendRequest.SET_CONFIG: ProtocolFeature.CONFIG,
-        FrontendRequest.CREATE_CRYPTO_SESSION: ProtocolFeature.CRYPTO_SESSION,
-        FrontendRequest.CLOSE_CRYPTO_SESSION: ProtocolFeature.CRYPTO_SESSION,
-        FrontendRequest.POSTCOPY_ADVISE: ProtocolFeature.PAGEFAULT,
-        FrontendRequest.POSTCOPY_LISTEN: ProtocolFeature.PAGEFAULT,
-        FrontendRequest.POSTCOPY_END: ProtocolFeature.PAGEFAULT,
-        FrontendRequest.GET_INFLIGHT_FD: ProtocolFeature.INFLIGHT_SHMFD,
-        FrontendRequest.SET_INFLIGHT_FD: ProtocolFeature.INFLIGHT_SHMFD,
-        FrontendRequest.RESET_DEVICE: ProtocolFeature.RESET_DEVICE,
-        FrontendRequest.VRING_KICK: ProtocolFeature.INBAND_NOTIFICATIONS,
-        FrontendRequest.GET_MAX_MEM_SLOTS: ProtocolFeature.CONFIGURE_MEM_SLOTS,
-        FrontendRequest.ADD_MEM_REG: ProtocolFeature.CONFIGURE_MEM_SLOTS,
-        FrontendRequest.REM_MEM_REG: ProtocolFeature.CONFIGURE_MEM_SLOTS,
-        FrontendRequest.SET_STATUS: ProtocolFeature.STATUS,
-        FrontendRequest.GET_STATUS: ProtocolFeature.STATUS,
-        FrontendRequest.GET_SHARED_OBJECT: ProtocolFeature.SHARED_OBJECT,
-        FrontendRequest.SET_DEVICE_STATE_FD: ProtocolFeature.DEVICE_STATE,
-        FrontendRequest.CHECK_DEVICE_STATE: ProtocolFeature.DEVICE_STATE,
-        FrontendRequest.GET_SHMEM_CONFIG: ProtocolFeature.SHMEM,
+        FrontEndRequest.SET_LOG_BASE: ProtocolFeature.LOG_SHMFD,
+        FrontEndRequest.GET_QUEUE_NUM: ProtocolFeature.MQ,
+        FrontEndRequest.SEND_RARP: ProtocolFeature.RARP,
+        FrontEndRequest.NET_SET_MTU: ProtocolFeature.MTU,
+        FrontEndRequest.SET_BACKEND_REQ_FD: ProtocolFeature.BACKEND_REQ,
+        FrontEndRequest.SET_VRING_ENDIAN: ProtocolFeature.CROSS_ENDIAN,
+        FrontEndRequest.GET_CONFIG: ProtocolFeature.CONFIG,
+        FrontEndRequest.SET_CONFIG: ProtocolFeature.CONFIG,
+        FrontEndRequest.CREATE_CRYPTO_SESSION: ProtocolFeature.CRYPTO_SESSION,
+        FrontEndRequest.CLOSE_CRYPTO_SESSION: ProtocolFeature.CRYPTO_SESSION,
+        FrontEndRequest.POSTCOPY_ADVISE: ProtocolFeature.PAGEFAULT,
+        FrontEndRequest.POSTCOPY_LISTEN: ProtocolFeature.PAGEFAULT,
+        FrontEndRequest.POSTCOPY_END: ProtocolFeature.PAGEFAULT,
+        FrontEndRequest.GET_INFLIGHT_FD: ProtocolFeature.INFLIGHT_SHMFD,
+        FrontEndRequest.SET_INFLIGHT_FD: ProtocolFeature.INFLIGHT_SHMFD,
+        FrontEndRequest.RESET_DEVICE: ProtocolFeature.RESET_DEVICE,
+        FrontEndRequest.VRING_KICK: ProtocolFeature.INBAND_NOTIFICATIONS,
+        FrontEndRequest.GET_MAX_MEM_SLOTS: ProtocolFeature.CONFIGURE_MEM_SLOTS,
+        FrontEndRequest.ADD_MEM_REG: ProtocolFeature.CONFIGURE_MEM_SLOTS,
+        FrontEndRequest.REM_MEM_REG: ProtocolFeature.CONFIGURE_MEM_SLOTS,
+        FrontEndRequest.SET_STATUS: ProtocolFeature.STATUS,
+        FrontEndRequest.GET_STATUS: ProtocolFeature.STATUS,
+        FrontEndRequest.GET_SHARED_OBJECT: ProtocolFeature.SHARED_OBJECT,
+        FrontEndRequest.SET_DEVICE_STATE_FD: ProtocolFeature.DEVICE_STATE,
+        FrontEndRequest.CHECK_DEVICE_STATE: ProtocolFeature.DEVICE_STATE,
+        FrontEndRequest.GET_SHMEM_CONFIG: ProtocolFeature.SHMEM,
     }
 )
 """The protocol feature without which a request is not legal."""

@@ -16,35 +16,35 @@ from typing import Final, assert_never
 from vgpud.errors import PeerError
 from vgpud.vhost.wire import messages as m
 from vgpud.vhost.wire.header import Header, encode_header, named
-from vgpud.vhost.wire.protocol import MAX_SHMEM_REGIONS, FrontendRequest, HeaderFlag
+from vgpud.vhost.wire.protocol import MAX_SHMEM_REGIONS, FrontEndRequest, HeaderFlag
 
 _U64 = struct.Struct("=Q")
 _VRING_STATE = struct.Struct("=II")
 _CONFIG = struct.Struct("=III")
 _SHMEM_CONFIG = struct.Struct(f"=I4x{MAX_SHMEM_REGIONS}Q")
 
-REPLY_TYPES: Final[Mapping[FrontendRequest, type[m.Reply]]] = MappingProxyType(
+REPLY_TYPES: Final[Mapping[FrontEndRequest, type[m.Reply]]] = MappingProxyType(
     {
-        FrontendRequest.GET_FEATURES: m.U64Reply,
-        FrontendRequest.SET_LOG_BASE: m.EmptyReply,
-        FrontendRequest.GET_VRING_BASE: m.VringState,
-        FrontendRequest.GET_PROTOCOL_FEATURES: m.U64Reply,
-        FrontendRequest.GET_QUEUE_NUM: m.U64Reply,
-        FrontendRequest.GET_CONFIG: m.ConfigReply,
-        FrontendRequest.GET_SHMEM_CONFIG: m.ShmemConfig,
+        FrontEndRequest.GET_FEATURES: m.U64Reply,
+        FrontEndRequest.SET_LOG_BASE: m.EmptyReply,
+        FrontEndRequest.GET_VRING_BASE: m.VringState,
+        FrontEndRequest.GET_PROTOCOL_FEATURES: m.U64Reply,
+        FrontEndRequest.GET_QUEUE_NUM: m.U64Reply,
+        FrontEndRequest.GET_CONFIG: m.ConfigReply,
+        FrontEndRequest.GET_SHMEM_CONFIG: m.ShmemConfig,
     }
 )
 """The requests that have a reply of their own; others are acknowledged, if they ask for it."""
 
 
-def encode_reply(request: FrontendRequest, reply: m.Reply) -> bytes:
+def encode_reply(request: FrontEndRequest, reply: m.Reply) -> bytes:
     """`reply` to `request`, with its header, as a back-end sends it."""
     payload = _reply_payload(reply)
     flags = HeaderFlag.VERSION_1 | HeaderFlag.REPLY
     return encode_header(Header(request, flags, len(payload))) + payload
 
 
-def decode_reply(request: FrontendRequest, payload: bytes) -> m.Reply:
+def decode_reply(request: FrontEndRequest, payload: bytes) -> m.Reply:
     """The value of a reply's payload, given what was asked.
 
     No payload at all is an `EmptyReply`, whatever was asked. A u64 in place of a SET_LOG_BASE's
@@ -53,16 +53,16 @@ def decode_reply(request: FrontendRequest, payload: bytes) -> m.Reply:
     if not payload:
         return m.EmptyReply()
     match request:
-        case FrontendRequest.GET_VRING_BASE if len(payload) == _VRING_STATE.size:
+        case FrontEndRequest.GET_VRING_BASE if len(payload) == _VRING_STATE.size:
             return m.VringState(*_VRING_STATE.unpack(payload))
-        case FrontendRequest.GET_CONFIG if len(payload) >= _CONFIG.size:
+        case FrontEndRequest.GET_CONFIG if len(payload) >= _CONFIG.size:
             return _decode_config(payload)
-        case FrontendRequest.GET_SHMEM_CONFIG if len(payload) == _SHMEM_CONFIG.size:
+        case FrontEndRequest.GET_SHMEM_CONFIG if len(payload) == _SHMEM_CONFIG.size:
             return _decode_shmem_config(payload)
         case (
-            FrontendRequest.GET_VRING_BASE
-            | FrontendRequest.GET_CONFIG
-            | FrontendRequest.GET_SHMEM_CONFIG
+            FrontEndRequest.GET_VRING_BASE
+            | FrontEndRequest.GET_CONFIG
+            | FrontEndRequest.GET_SHMEM_CONFIG
         ):
             pass
         case _ if len(payload) == _U64.size:

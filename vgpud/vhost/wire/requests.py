@@ -23,7 +23,7 @@ from vgpud.vhost.wire.protocol import (
     VRING_F_LOG,
     VRING_IDX_MASK,
     VRING_NOFD,
-    FrontendRequest,
+    FrontEndRequest,
     HeaderFlag,
     ProtocolFeature,
 )
@@ -48,46 +48,46 @@ _MEM_TABLE_SIZES = range(
 )
 _CONFIG_SIZES = range(_CONFIG.size, _CONFIG.size + MAX_CONFIG_SIZE + 1)
 
-PAYLOAD_SIZES: Final[Mapping[FrontendRequest, range]] = MappingProxyType(
+PAYLOAD_SIZES: Final[Mapping[FrontEndRequest, range]] = MappingProxyType(
     {
-        FrontendRequest.GET_FEATURES: _exactly(0),
-        FrontendRequest.SET_FEATURES: _exactly(_U64.size),
-        FrontendRequest.SET_OWNER: _exactly(0),
-        FrontendRequest.RESET_OWNER: _exactly(0),
-        FrontendRequest.SET_MEM_TABLE: _MEM_TABLE_SIZES,
-        FrontendRequest.SET_LOG_BASE: _exactly(_LOG.size),
-        FrontendRequest.SET_LOG_FD: _exactly(0),
-        FrontendRequest.SET_VRING_NUM: _exactly(_VRING_STATE.size),
-        FrontendRequest.SET_VRING_ADDR: _exactly(_VRING_ADDR.size),
-        FrontendRequest.SET_VRING_BASE: _exactly(_VRING_STATE.size),
-        FrontendRequest.GET_VRING_BASE: _exactly(_VRING_STATE.size),
-        FrontendRequest.SET_VRING_KICK: _exactly(_U64.size),
-        FrontendRequest.SET_VRING_CALL: _exactly(_U64.size),
-        FrontendRequest.SET_VRING_ERR: _exactly(_U64.size),
-        FrontendRequest.GET_PROTOCOL_FEATURES: _exactly(0),
-        FrontendRequest.SET_PROTOCOL_FEATURES: _exactly(_U64.size),
-        FrontendRequest.GET_QUEUE_NUM: _exactly(0),
-        FrontendRequest.SET_VRING_ENABLE: _exactly(_VRING_STATE.size),
-        FrontendRequest.SET_BACKEND_REQ_FD: _exactly(0),
-        FrontendRequest.GET_CONFIG: _CONFIG_SIZES,
-        FrontendRequest.SET_CONFIG: _CONFIG_SIZES,
-        FrontendRequest.GPU_SET_SOCKET: _exactly(0),
-        FrontendRequest.RESET_DEVICE: _exactly(0),
-        FrontendRequest.GET_SHMEM_CONFIG: _exactly(0),
+        FrontEndRequest.GET_FEATURES: _exactly(0),
+        FrontEndRequest.SET_FEATURES: _exactly(_U64.size),
+        FrontEndRequest.SET_OWNER: _exactly(0),
+        FrontEndRequest.RESET_OWNER: _exactly(0),
+        FrontEndRequest.SET_MEM_TABLE: _MEM_TABLE_SIZES,
+        FrontEndRequest.SET_LOG_BASE: _exactly(_LOG.size),
+        FrontEndRequest.SET_LOG_FD: _exactly(0),
+        FrontEndRequest.SET_VRING_NUM: _exactly(_VRING_STATE.size),
+        FrontEndRequest.SET_VRING_ADDR: _exactly(_VRING_ADDR.size),
+        FrontEndRequest.SET_VRING_BASE: _exactly(_VRING_STATE.size),
+        FrontEndRequest.GET_VRING_BASE: _exactly(_VRING_STATE.size),
+        FrontEndRequest.SET_VRING_KICK: _exactly(_U64.size),
+        FrontEndRequest.SET_VRING_CALL: _exactly(_U64.size),
+        FrontEndRequest.SET_VRING_ERR: _exactly(_U64.size),
+        FrontEndRequest.GET_PROTOCOL_FEATURES: _exactly(0),
+        FrontEndRequest.SET_PROTOCOL_FEATURES: _exactly(_U64.size),
+        FrontEndRequest.GET_QUEUE_NUM: _exactly(0),
+        FrontEndRequest.SET_VRING_ENABLE: _exactly(_VRING_STATE.size),
+        FrontEndRequest.SET_BACKEND_REQ_FD: _exactly(0),
+        FrontEndRequest.GET_CONFIG: _CONFIG_SIZES,
+        FrontEndRequest.SET_CONFIG: _CONFIG_SIZES,
+        FrontEndRequest.GPU_SET_SOCKET: _exactly(0),
+        FrontEndRequest.RESET_DEVICE: _exactly(0),
+        FrontEndRequest.GET_SHMEM_CONFIG: _exactly(0),
     }
 )
 """The payload sizes in bytes that each request can have; what is not here can't be decoded."""
 
-MAX_REQUEST_FDS: Final[Mapping[FrontendRequest, int]] = MappingProxyType(
+MAX_REQUEST_FDS: Final[Mapping[FrontEndRequest, int]] = MappingProxyType(
     {
-        FrontendRequest.SET_MEM_TABLE: MAX_MEM_REGIONS,
-        FrontendRequest.SET_LOG_BASE: 1,
-        FrontendRequest.SET_LOG_FD: 1,
-        FrontendRequest.SET_VRING_KICK: 1,
-        FrontendRequest.SET_VRING_CALL: 1,
-        FrontendRequest.SET_VRING_ERR: 1,
-        FrontendRequest.SET_BACKEND_REQ_FD: 1,
-        FrontendRequest.GPU_SET_SOCKET: 1,
+        FrontEndRequest.SET_MEM_TABLE: MAX_MEM_REGIONS,
+        FrontEndRequest.SET_LOG_BASE: 1,
+        FrontEndRequest.SET_LOG_FD: 1,
+        FrontEndRequest.SET_VRING_KICK: 1,
+        FrontEndRequest.SET_VRING_CALL: 1,
+        FrontEndRequest.SET_VRING_ERR: 1,
+        FrontEndRequest.SET_BACKEND_REQ_FD: 1,
+        FrontEndRequest.GPU_SET_SOCKET: 1,
     }
 )
 """How many fds a request can have at most; one that is not here has none."""
@@ -100,7 +100,7 @@ def encode_request(message: m.Request, *, need_reply: bool = False) -> bytes:
     return encode_header(Header(request_of(message), flags, len(payload))) + payload
 
 
-def request_of(message: m.Request) -> FrontendRequest:
+def request_of(message: m.Request) -> FrontEndRequest:
     """The id under which `message` is sent."""
     return _REQUESTS[type(message)]
 
@@ -118,7 +118,7 @@ def fd_count(message: m.Request) -> int:
             return 0
 
 
-def decode_request(request: FrontendRequest, payload: bytes) -> m.Request:
+def decode_request(request: FrontEndRequest, payload: bytes) -> m.Request:
     """The value of a request's payload.
 
     Raises `PeerError` for a size that the request can't have, and for a field that has no meaning.
@@ -129,40 +129,40 @@ def decode_request(request: FrontendRequest, payload: bytes) -> m.Request:
     if len(payload) not in sizes:
         raise PeerError(f"{named(request)} has a payload of {len(payload)} bytes")
     match request:
-        case FrontendRequest.SET_FEATURES:
+        case FrontEndRequest.SET_FEATURES:
             return m.SetFeatures(*_U64.unpack(payload))
-        case FrontendRequest.SET_PROTOCOL_FEATURES:
+        case FrontEndRequest.SET_PROTOCOL_FEATURES:
             return m.SetProtocolFeatures(ProtocolFeature(*_U64.unpack(payload)))
-        case FrontendRequest.SET_MEM_TABLE:
+        case FrontEndRequest.SET_MEM_TABLE:
             return _decode_mem_table(payload)
-        case FrontendRequest.SET_LOG_BASE:
+        case FrontEndRequest.SET_LOG_BASE:
             return m.SetLogBase(*_LOG.unpack(payload))
-        case FrontendRequest.SET_VRING_NUM:
+        case FrontEndRequest.SET_VRING_NUM:
             return m.SetVringNum(*_VRING_STATE.unpack(payload))
-        case FrontendRequest.SET_VRING_ADDR:
+        case FrontEndRequest.SET_VRING_ADDR:
             return _decode_vring_addr(payload)
-        case FrontendRequest.SET_VRING_BASE:
+        case FrontEndRequest.SET_VRING_BASE:
             return m.SetVringBase(*_VRING_STATE.unpack(payload))
-        case FrontendRequest.GET_VRING_BASE:
+        case FrontEndRequest.GET_VRING_BASE:
             index, _ = _VRING_STATE.unpack(payload)
             return m.GetVringBase(index)
-        case FrontendRequest.SET_VRING_KICK:
+        case FrontEndRequest.SET_VRING_KICK:
             return m.SetVringKick(*_decode_vring_fd(request, payload))
-        case FrontendRequest.SET_VRING_CALL:
+        case FrontEndRequest.SET_VRING_CALL:
             return m.SetVringCall(*_decode_vring_fd(request, payload))
-        case FrontendRequest.SET_VRING_ERR:
+        case FrontEndRequest.SET_VRING_ERR:
             return m.SetVringErr(*_decode_vring_fd(request, payload))
-        case FrontendRequest.SET_VRING_ENABLE:
+        case FrontEndRequest.SET_VRING_ENABLE:
             index, enable = _VRING_STATE.unpack(payload)
             if enable not in (0, 1):
                 raise PeerError(
                     f"{named(request)} has num {enable:#x} for ring {index}, not 0 or 1"
                 )
             return m.SetVringEnable(index, bool(enable))
-        case FrontendRequest.GET_CONFIG:
+        case FrontEndRequest.GET_CONFIG:
             offset, flags, data = _decode_config(request, payload)
             return m.GetConfig(offset, len(data), flags)
-        case FrontendRequest.SET_CONFIG:
+        case FrontEndRequest.SET_CONFIG:
             return m.SetConfig(*_decode_config(request, payload))
         case _:
             return _EMPTY[request]
@@ -220,7 +220,7 @@ def _decode_mem_table(payload: bytes) -> m.SetMemTable:
     table = payload[_MEM_TABLE.size :]
     if count * _MEM_REGION.size != len(table):
         raise PeerError(
-            f"{named(FrontendRequest.SET_MEM_TABLE)} has num regions {count} "
+            f"{named(FrontEndRequest.SET_MEM_TABLE)} has num regions {count} "
             f"and {len(table)} bytes of regions"
         )
     return m.SetMemTable(
@@ -235,20 +235,20 @@ def _decode_vring_addr(payload: bytes) -> m.SetVringAddr:
     message = m.SetVringAddr(*_VRING_ADDR.unpack(payload))
     if message.flags & ~VRING_F_LOG:
         raise PeerError(
-            f"{named(FrontendRequest.SET_VRING_ADDR)} has flags {message.flags:#x}: "
+            f"{named(FrontEndRequest.SET_VRING_ADDR)} has flags {message.flags:#x}: "
             f"only {VRING_F_LOG:#x} is defined"
         )
     return message
 
 
-def _decode_vring_fd(request: FrontendRequest, payload: bytes) -> tuple[int, bool]:
+def _decode_vring_fd(request: FrontEndRequest, payload: bytes) -> tuple[int, bool]:
     (value,) = _U64.unpack(payload)
     if value & ~(VRING_IDX_MASK | VRING_NOFD):
         raise PeerError(f"{named(request)} has {value:#x}: only bits 0 to 8 are defined")
     return value & VRING_IDX_MASK, not value & VRING_NOFD
 
 
-def _decode_config(request: FrontendRequest, payload: bytes) -> tuple[int, int, bytes]:
+def _decode_config(request: FrontEndRequest, payload: bytes) -> tuple[int, int, bytes]:
     offset, size, flags = _CONFIG.unpack_from(payload)
     data = payload[_CONFIG.size :]
     if size != len(data):
@@ -258,37 +258,37 @@ def _decode_config(request: FrontendRequest, payload: bytes) -> tuple[int, int, 
 
 # -- Which value goes under which id ---------------------------------------------------------------
 
-_EMPTY: Final[Mapping[FrontendRequest, m.Request]] = MappingProxyType(
+_EMPTY: Final[Mapping[FrontEndRequest, m.Request]] = MappingProxyType(
     {
-        FrontendRequest.GET_FEATURES: m.GetFeatures(),
-        FrontendRequest.SET_OWNER: m.SetOwner(),
-        FrontendRequest.RESET_OWNER: m.ResetOwner(),
-        FrontendRequest.SET_LOG_FD: m.SetLogFd(),
-        FrontendRequest.GET_PROTOCOL_FEATURES: m.GetProtocolFeatures(),
-        FrontendRequest.GET_QUEUE_NUM: m.GetQueueNum(),
-        FrontendRequest.SET_BACKEND_REQ_FD: m.SetBackendReqFd(),
-        FrontendRequest.GPU_SET_SOCKET: m.GpuSetSocket(),
-        FrontendRequest.RESET_DEVICE: m.ResetDevice(),
-        FrontendRequest.GET_SHMEM_CONFIG: m.GetShmemConfig(),
+        FrontEndRequest.GET_FEATURES: m.GetFeatures(),
+        FrontEndRequest.SET_OWNER: m.SetOwner(),
+        FrontEndRequest.RESET_OWNER: m.ResetOwner(),
+        FrontEndRequest.SET_LOG_FD: m.SetLogFd(),
+        FrontEndRequest.GET_PROTOCOL_FEATURES: m.GetProtocolFeatures(),
+        FrontEndRequest.GET_QUEUE_NUM: m.GetQueueNum(),
+        FrontEndRequest.SET_BACKEND_REQ_FD: m.SetBackendReqFd(),
+        FrontEndRequest.GPU_SET_SOCKET: m.GpuSetSocket(),
+        FrontEndRequest.RESET_DEVICE: m.ResetDevice(),
+        FrontEndRequest.GET_SHMEM_CONFIG: m.GetShmemConfig(),
     }
 )
 
-_REQUESTS: Final[Mapping[type[m.Request], FrontendRequest]] = MappingProxyType(
+_REQUESTS: Final[Mapping[type[m.Request], FrontEndRequest]] = MappingProxyType(
     {type(message): request for request, message in _EMPTY.items()}
     | {
-        m.SetFeatures: FrontendRequest.SET_FEATURES,
-        m.SetMemTable: FrontendRequest.SET_MEM_TABLE,
-        m.SetLogBase: FrontendRequest.SET_LOG_BASE,
-        m.SetVringNum: FrontendRequest.SET_VRING_NUM,
-        m.SetVringAddr: FrontendRequest.SET_VRING_ADDR,
-        m.SetVringBase: FrontendRequest.SET_VRING_BASE,
-        m.GetVringBase: FrontendRequest.GET_VRING_BASE,
-        m.SetVringKick: FrontendRequest.SET_VRING_KICK,
-        m.SetVringCall: FrontendRequest.SET_VRING_CALL,
-        m.SetVringErr: FrontendRequest.SET_VRING_ERR,
-        m.SetProtocolFeatures: FrontendRequest.SET_PROTOCOL_FEATURES,
-        m.SetVringEnable: FrontendRequest.SET_VRING_ENABLE,
-        m.GetConfig: FrontendRequest.GET_CONFIG,
-        m.SetConfig: FrontendRequest.SET_CONFIG,
+        m.SetFeatures: FrontEndRequest.SET_FEATURES,
+        m.SetMemTable: FrontEndRequest.SET_MEM_TABLE,
+        m.SetLogBase: FrontEndRequest.SET_LOG_BASE,
+        m.SetVringNum: FrontEndRequest.SET_VRING_NUM,
+        m.SetVringAddr: FrontEndRequest.SET_VRING_ADDR,
+        m.SetVringBase: FrontEndRequest.SET_VRING_BASE,
+        m.GetVringBase: FrontEndRequest.GET_VRING_BASE,
+        m.SetVringKick: FrontEndRequest.SET_VRING_KICK,
+        m.SetVringCall: FrontEndRequest.SET_VRING_CALL,
+        m.SetVringErr: FrontEndRequest.SET_VRING_ERR,
+        m.SetProtocolFeatures: FrontEndRequest.SET_PROTOCOL_FEATURES,
+        m.SetVringEnable: FrontEndRequest.SET_VRING_ENABLE,
+        m.GetConfig: FrontEndRequest.GET_CONFIG,
+        m.SetConfig: FrontEndRequest.SET_CONFIG,
     }
 )
