@@ -49,7 +49,8 @@ PURE = {
     *("publish", "uapi/memslot", "uapi/page", "uapi/registers"),
     *("vhost/ring_life", "vhost/split_ring"),
     *("vhost/wire/back_end_channel", "vhost/wire/connection", "vhost/wire/header"),
-    *("vhost/wire/messages", "vhost/wire/protocol", "vhost/wire/replies", "vhost/wire/requests"),
+    *("vhost/wire/messages", "vhost/wire/payload", "vhost/wire/protocol"),
+    *("vhost/wire/replies", "vhost/wire/requests"),
 }
 
 

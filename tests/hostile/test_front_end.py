@@ -33,7 +33,7 @@ from vgpud.gpu.wire.protocol import ResponseType
 from vgpud.memory.addresses import Gpa, Uva
 from vgpud.vhost.wire import messages as m
 from vgpud.vhost.wire.protocol import HEADER, FrontEndRequest, ProtocolFeature
-from vgpud.vhost.wire.requests import encode_request
+from vgpud.vhost.wire.requests import Request, encode_request
 
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
 """No shrinking: a daemon that hangs costs seconds an example."""
@@ -235,7 +235,7 @@ ODD_FILES: dict[str, Callable[[], int]] = {
     "/dev/zero": lambda: os.open("/dev/zero", os.O_RDWR),
     "epoll": _epoll,
 }
-PLACES: dict[str, m.Request] = {
+PLACES: dict[str, Request] = {
     "kick": m.SetVringKick(0, True),
     "call": m.SetVringCall(0, True),
     "err": m.SetVringErr(0, True),

@@ -24,9 +24,15 @@ from vgpud.microvm.guest_code import GuestFailedError
 from vgpud.microvm.machine import Machine
 from vgpud.microvm.service import configuration
 from vgpud.microvm.vmm import Outcome, run_front_end
-from vgpud.vhost.wire import messages as m
 from vgpud.vhost.wire.protocol import F_PROTOCOL_FEATURES, FrontEndRequest
-from vgpud.vhost.wire.replies import encode_reply
+from vgpud.vhost.wire.replies import (
+    ConfigReply,
+    EmptyReply,
+    MessageReply,
+    ShmemConfig,
+    U64Reply,
+    encode_reply,
+)
 
 pytestmark = needs_kvm
 
@@ -99,27 +105,27 @@ def test_a_daemon_that_dies_is_noticed() -> None:
 # -- Back-ends of our own --------------------------------------------------------------------------
 
 OFFERED = GUEST_FEATURES | F_PROTOCOL_FEATURES
-Answer = Callable[[FrontEndRequest], m.Reply | bytes | None]
+Answer = Callable[[FrontEndRequest], MessageReply | bytes | None]
 
 
-def good(request: FrontEndRequest) -> m.Reply:
+def good(request: FrontEndRequest) -> MessageReply:
     """A back-end that offers what is needed, and agrees to all."""
     match request:
         case FrontEndRequest.GET_FEATURES:
-            return m.U64Reply(OFFERED)
+            return U64Reply(OFFERED)
         case FrontEndRequest.GET_PROTOCOL_FEATURES:
-            return m.U64Reply(PROTOCOL_FEATURES)
+            return U64Reply(PROTOCOL_FEATURES)
         case FrontEndRequest.GET_QUEUE_NUM:
-            return m.U64Reply(2)
+            return U64Reply(2)
         case FrontEndRequest.GET_SHMEM_CONFIG:
-            return m.ShmemConfig((0, 1 << 20))
+            return ShmemConfig((0, 1 << 20))
         case FrontEndRequest.GET_CONFIG:
-            return m.ConfigReply(0, 0, bytes(16))
+            return ConfigReply(0, 0, bytes(16))
         case _:
-            return m.U64Reply(0)
+            return U64Reply(0)
 
 
-def instead(request: FrontEndRequest, reply: m.Reply | bytes | None) -> Answer:
+def instead(request: FrontEndRequest, reply: MessageReply | bytes | None) -> Answer:
     """A good back-end, but for one request; None is no answer at all."""
     return lambda asked: reply if asked is request else good(asked)
 
@@ -146,7 +152,7 @@ def scripted(answer: Answer) -> Iterator[socket.socket]:
                     request = FrontEndRequest(int.from_bytes(data[:4], "little"))
                     data = data[12 + int.from_bytes(data[8:12], "little") :]
                     reply = None if request in silent else answer(request)
-                    raw = encode_reply(request, reply) if isinstance(reply, m.Reply) else reply
+                    raw = encode_reply(request, reply) if isinstance(reply, MessageReply) else reply
                     replies.append(raw)
                 if b"" in replies:
                     break
@@ -170,12 +176,12 @@ Req = FrontEndRequest
 @pytest.mark.parametrize(
     ("answer", "error"),
     [
-        (instead(Req.GET_FEATURES, m.U64Reply(OFFERED & ~1)), "does not offer features 0x1"),
-        (instead(Req.GET_PROTOCOL_FEATURES, m.U64Reply(0)), "does not offer"),
-        (instead(Req.GET_QUEUE_NUM, m.U64Reply(1)), "has 1 queues"),
-        (instead(Req.GET_SHMEM_CONFIG, m.ShmemConfig(())), "no host-visible window"),
-        (instead(Req.GET_CONFIG, m.EmptyReply()), "answered GET_CONFIG with EmptyReply"),
-        (instead(Req.SET_MEM_TABLE, m.U64Reply(1)), "refused SET_MEM_TABLE"),
+        (instead(Req.GET_FEATURES, U64Reply(OFFERED & ~1)), "does not offer features 0x1"),
+        (instead(Req.GET_PROTOCOL_FEATURES, U64Reply(0)), "does not offer"),
+        (instead(Req.GET_QUEUE_NUM, U64Reply(1)), "has 1 queues"),
+        (instead(Req.GET_SHMEM_CONFIG, ShmemConfig(())), "no host-visible window"),
+        (instead(Req.GET_CONFIG, EmptyReply()), "answered GET_CONFIG with EmptyReply"),
+        (instead(Req.SET_MEM_TABLE, U64Reply(1)), "refused SET_MEM_TABLE"),
         (instead(Req.GET_FEATURES, b""), "hung up"),
         (instead(Req.SET_VRING_KICK, b""), "hung up"),
         (instead(Req.GET_FEATURES, bytes(12)), "begins with"),

@@ -35,8 +35,15 @@ from vgpud.vhost.wire.protocol import (
     HeaderFlag,
     ProtocolFeature,
 )
-from vgpud.vhost.wire.replies import REPLY_TYPES, decode_reply
-from vgpud.vhost.wire.requests import encode_request, request_of
+from vgpud.vhost.wire.replies import (
+    ConfigReply,
+    EmptyReply,
+    MessageReply,
+    ShmemConfig,
+    U64Reply,
+    VringState,
+)
+from vgpud.vhost.wire.requests import Request, decode_reply, encode_request
 
 LOG_PAGE = 4096
 NO_FEATURE = ProtocolFeature(0)
@@ -132,9 +139,7 @@ class FrontEnd:
 
     # -- The main channel --------------------------------------------------------------------------
 
-    def send(
-        self, message: m.Request, fds: Sequence[int] = (), *, need_reply: bool = False
-    ) -> None:
+    def send(self, message: Request, fds: Sequence[int] = (), *, need_reply: bool = False) -> None:
         """Send `message`; reads no answer."""
         self.send_bytes(encode_request(message, need_reply=need_reply), fds)
 
@@ -144,28 +149,28 @@ class FrontEnd:
         if sent < len(data):
             self.sock.sendall(data[sent:])
 
-    def receive_reply(self, message: m.Request) -> m.Reply:
+    def receive_reply(self, message: Request) -> MessageReply:
         """Read the answer to `message`. Raises `ConnectionError` if the back-end has hung up."""
         header = decode_header(self._receive(HEADER.size))
-        request = request_of(message)
+        request = message.request_id
         assert header.request == request, f"{header} answers {message}"
         assert header.flags == HeaderFlag.VERSION_1 | HeaderFlag.REPLY
         return decode_reply(request, self._receive(header.size))
 
-    def ask(self, message: m.Request, fds: Sequence[int] = ()) -> m.Reply:
+    def ask(self, message: Request, fds: Sequence[int] = ()) -> MessageReply:
         """Send `message` and read the reply that it has."""
         with self._main:
             self.send(message, fds)
             return self.receive_reply(message)
 
-    def tell(self, message: m.Request, fds: Sequence[int] = ()) -> None:
+    def tell(self, message: Request, fds: Sequence[int] = ()) -> None:
         """Send `message` and, if REPLY_ACK is on, see it acknowledged. Raises `RefusedError`."""
         with self._main:
             need_reply = ProtocolFeature.REPLY_ACK in self.protocol_features
             self.send(message, fds, need_reply=need_reply)
-            if need_reply and request_of(message) not in REPLY_TYPES:
+            if need_reply and message.reply is None:
                 reply = self.receive_reply(message)
-                if reply != m.U64Reply(0):
+                if reply != U64Reply(0):
                     raise RefusedError(f"{message}: {reply}")
 
     def hung_up(self) -> bool:
@@ -234,7 +239,7 @@ class FrontEnd:
             self.tell(m.SetVringErr(driver.index, True), [driver.err])
         if ProtocolFeature.SHMEM in self.protocol_features:
             config = self.ask(m.GetShmemConfig())
-            assert isinstance(config, m.ShmemConfig)
+            assert isinstance(config, ShmemConfig)
             for shmid, region_size in enumerate(config.sizes):
                 if region_size:
                     self.backend.bar = Bar(shmid, region_size)
@@ -292,7 +297,7 @@ class FrontEnd:
         bases = []
         for driver in self.drivers:
             state = self.ask(m.GetVringBase(driver.index))
-            assert isinstance(state, m.VringState)
+            assert isinstance(state, VringState)
             assert state.index == driver.index
             bases.append(state.base)
         return bases
@@ -326,7 +331,7 @@ class FrontEnd:
     def get_config(self, offset: int, size: int) -> bytes:
         """Read config space; raises `RefusedError`."""
         reply = self.ask(m.GetConfig(offset, size, 0))
-        if not isinstance(reply, m.ConfigReply):
+        if not isinstance(reply, ConfigReply):
             raise RefusedError(f"GET_CONFIG {offset}+{size}: {reply}")
         return reply.data
 
@@ -346,7 +351,7 @@ class FrontEnd:
         try:
             os.ftruncate(fd, size)
             self._log = mmap.mmap(fd, size)
-            assert self.ask(m.SetLogBase(size, 0), [fd]) == m.EmptyReply()
+            assert self.ask(m.SetLogBase(size, 0), [fd]) == EmptyReply()
         finally:
             os.close(fd)
         self.tell(m.SetFeatures(self.features | F_LOG_ALL))
@@ -364,7 +369,7 @@ class FrontEnd:
         if self._started and self.mem_table_on_map:
             self.set_mem_table()
 
-    def _number(self, message: m.Request) -> int:
+    def _number(self, message: Request) -> int:
         reply = self.ask(message)
-        assert isinstance(reply, m.U64Reply)
+        assert isinstance(reply, U64Reply)
         return reply.value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import select
 import socket
@@ -18,14 +19,19 @@ from tests.support.daemon_thread import DaemonThread
 from tests.support.front_end import LOG_PAGE, FrontEnd
 from tests.support.ring_driver import RingTimeoutError
 from tests.support.until import until
+from tests.vhost.toy_rng import ToyRng
 from vgpud.daemon.config import Config
 from vgpud.gpu.display import messages as d
 from vgpud.gpu.wire import commands as c
 from vgpud.gpu.wire import dma
 from vgpud.gpu.wire.commands import Box, Rect
 from vgpud.gpu.wire.protocol import CapsetId, ResponseType, ScanoutId
+from vgpud.unix.stream_socket import StreamSocket
+from vgpud.vhost.session import Session
 from vgpud.vhost.wire import messages as m
 from vgpud.vhost.wire.protocol import F_LOG_ALL, ProtocolFeature
+from vgpud.vhost.wire.replies import U64Reply, VringState
+from vgpud.vhost.wire.requests import REQUESTS, Request
 
 OK = ResponseType.OK_NODATA
 MAPPED = ResponseType.OK_MAP_INFO
@@ -93,6 +99,15 @@ def go_on(fe: FrontEnd, bases: list[int]) -> None:
         fe.tell(m.SetVringCall(driver.index, True), [driver.call])
     for driver in fe.drivers:
         fe.tell(m.SetVringEnable(driver.index, True))
+
+
+def test_every_request_has_a_handler() -> None:
+    async def handled() -> set[type[Request]]:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            return set(Session(StreamSocket(ours), ToyRng())._handlers)
+
+    assert asyncio.run(handled()) == set(REQUESTS.values())
 
 
 # -- Several devices, one after the other ----------------------------------------------------------
@@ -216,7 +231,7 @@ def test_rings_that_stop_and_start_without_being_disabled(path: Path) -> None:
     with FrontEnd.connect(path).handshake() as fe:
         assert run(fe, c.ResourceCreate2D, 1, 1, 8, 8) == OK
         driver = fe.drivers[0]
-        assert fe.ask(m.GetVringBase(0)) == m.VringState(0, 1)
+        assert fe.ask(m.GetVringBase(0)) == VringState(0, 1)
         driver.reset()
         fe.tell(m.SetVringNum(0, driver.size))
         fe.set_vring_addr(driver)
@@ -234,7 +249,7 @@ def test_rings_that_stop_and_start_without_being_disabled(path: Path) -> None:
 def test_no_acknowledgement_unless_negotiated(path: Path) -> None:
     with FrontEnd.connect(path).handshake(without=ProtocolFeature.REPLY_ACK) as fe:
         fe.send(m.SetOwner(), need_reply=True)
-        assert isinstance(fe.ask(m.GetFeatures()), m.U64Reply)
+        assert isinstance(fe.ask(m.GetFeatures()), U64Reply)
         assert run(fe, c.ResourceCreate2D, 1, 1, 8, 8) == OK
 
 

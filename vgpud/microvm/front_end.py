@@ -33,9 +33,14 @@ from vgpud.vhost.wire.back_end_channel import (
     ShmemUnmap,
 )
 from vgpud.vhost.wire.header import decode_header
-from vgpud.vhost.wire.protocol import F_PROTOCOL_FEATURES, HEADER, HeaderFlag, ProtocolFeature
-from vgpud.vhost.wire.replies import REPLY_TYPES, decode_reply
-from vgpud.vhost.wire.requests import encode_request, request_of
+from vgpud.vhost.wire.protocol import (
+    F_PROTOCOL_FEATURES,
+    HEADER,
+    HeaderFlag,
+    ProtocolFeature,
+)
+from vgpud.vhost.wire.replies import ConfigReply, MessageReply, ShmemConfig, U64Reply, VringState
+from vgpud.vhost.wire.requests import Request, decode_reply, encode_request
 
 PATIENCE: Final = 30.0
 """Seconds that the back-end may take for anything: it may still be starting, and that takes a while
@@ -60,10 +65,10 @@ _MAX_FDS: Final = 8
 
 _Reply = TypeVar(
     "_Reply",
-    messages.U64Reply,
-    messages.VringState,
-    messages.ConfigReply,
-    messages.ShmemConfig,
+    U64Reply,
+    VringState,
+    ConfigReply,
+    ShmemConfig,
 )
 
 
@@ -171,17 +176,15 @@ class FrontEnd:
 
     def introduce(self) -> None:
         """Do what comes before there is a guest: features, the back-end channel, the window."""
-        offered = self._ask(messages.GetFeatures(), messages.U64Reply).value
+        offered = self._ask(messages.GetFeatures(), U64Reply).value
         missing = self._features & ~offered
         if missing:
             raise PeerError(f"the back-end does not offer features {missing:#x}")
-        protocol = ProtocolFeature(
-            self._ask(messages.GetProtocolFeatures(), messages.U64Reply).value
-        )
+        protocol = ProtocolFeature(self._ask(messages.GetProtocolFeatures(), U64Reply).value)
         if PROTOCOL_FEATURES & ~protocol:
             raise PeerError(f"the back-end does not offer {PROTOCOL_FEATURES & ~protocol!r}")
         self._send(messages.SetProtocolFeatures(PROTOCOL_FEATURES))
-        queues = self._ask(messages.GetQueueNum(), messages.U64Reply).value
+        queues = self._ask(messages.GetQueueNum(), U64Reply).value
         if queues < len(self._calls):
             raise PeerError(f"the back-end has {queues} queues")
         self._back_end, theirs = socket.socketpair()
@@ -193,14 +196,14 @@ class FrontEnd:
         for index, (call, error) in enumerate(zip(self._calls, self._errors, strict=True)):
             self._send_acknowledged(messages.SetVringCall(index, True), [call])
             self._send_acknowledged(messages.SetVringErr(index, True), [error])
-        sizes = self._ask(messages.GetShmemConfig(), messages.ShmemConfig).sizes
+        sizes = self._ask(messages.GetShmemConfig(), ShmemConfig).sizes
         if len(sizes) <= ShmId.HOST_VISIBLE:
             raise PeerError("the back-end has no host-visible window")
         self.window_size = sizes[ShmId.HOST_VISIBLE]
 
     def start(self) -> None:
         """Start the device for the guest's driver: memory and rings, as the guest has them."""
-        self._ask(messages.GetConfig(0, _CONFIG_SIZE, 0), messages.ConfigReply)
+        self._ask(messages.GetConfig(0, _CONFIG_SIZE, 0), ConfigReply)
         self._send_acknowledged(messages.SetFeatures(self._features))
         # Guest RAM begins at 0, and what names it on the wire is up to us: its own addresses.
         region = messages.MemRegion(Gpa(0), self._guest.ram_size, Uva(0), 0)
@@ -221,7 +224,7 @@ class FrontEnd:
         bases = []
         for index in range(len(self._calls)):
             self._send_acknowledged(messages.SetVringEnable(index, False))
-            bases.append(self._ask(messages.GetVringBase(index), messages.VringState).base)
+            bases.append(self._ask(messages.GetVringBase(index), VringState).base)
         return bases
 
     def watch(self, source: socket.socket | Client, serve: Callable[[], bool]) -> None:
@@ -308,27 +311,25 @@ class FrontEnd:
 
     # The main channel
 
-    def _send(
-        self, message: messages.Request, fds: Sequence[Fd] = (), *, need_reply: bool = False
-    ) -> None:
+    def _send(self, message: Request, fds: Sequence[Fd] = (), *, need_reply: bool = False) -> None:
         _send(self._socket, encode_request(message, need_reply=need_reply), fds)
 
-    def _ask(self, message: messages.Request, kind: type[_Reply]) -> _Reply:
+    def _ask(self, message: Request, kind: type[_Reply]) -> _Reply:
         self._send(message)
         answer = self._answer(message)
         if not isinstance(answer, kind):
-            raise PeerError(f"the back-end answered {request_of(message).name} with {answer}")
+            raise PeerError(f"the back-end answered {message.request_id.name} with {answer}")
         return answer
 
-    def _send_acknowledged(self, message: messages.Request, fds: Sequence[Fd] = ()) -> None:
-        assert request_of(message) not in REPLY_TYPES
+    def _send_acknowledged(self, message: Request, fds: Sequence[Fd] = ()) -> None:
+        assert message.reply is None
         self._send(message, fds, need_reply=True)
         answer = self._answer(message)
-        if answer != messages.U64Reply(0):
-            raise PeerError(f"the back-end refused {request_of(message).name}: {answer}")
+        if answer != U64Reply(0):
+            raise PeerError(f"the back-end refused {message.request_id.name}: {answer}")
 
-    def _answer(self, message: messages.Request) -> messages.Reply:
-        request = request_of(message)
+    def _answer(self, message: Request) -> MessageReply:
+        request = message.request_id
         header = decode_header(self._exactly(HEADER.size))
         if (header.request, header.flags) != (request, HeaderFlag.VERSION_1 | HeaderFlag.REPLY):
             raise PeerError(f"the answer to {request.name} begins with {header}")

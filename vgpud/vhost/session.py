@@ -30,13 +30,14 @@ from vgpud.vhost.split_ring import F_EVENT_IDX, F_INDIRECT_DESC
 from vgpud.vhost.virtqueue import Virtqueue
 from vgpud.vhost.wire import messages
 from vgpud.vhost.wire.connection import SUPPORTED, Connection, Received
-from vgpud.vhost.wire.messages import Reply, Request
 from vgpud.vhost.wire.protocol import (
     F_LOG_ALL,
     F_PROTOCOL_FEATURES,
     VRING_F_LOG,
     ProtocolFeature,
 )
+from vgpud.vhost.wire.replies import ConfigReply, MessageReply, ShmemConfig, U64Reply, VringState
+from vgpud.vhost.wire.requests import Request
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ TRANSPORT_FEATURES: Final = F_VERSION_1 | F_INDIRECT_DESC | F_EVENT_IDX
 """Offered for every device, as they are the rings' affair and not the device's."""
 
 Fds: TypeAlias = list[Fd]
+Handler: TypeAlias = Callable[[Any, Fds], Awaitable[MessageReply | None]]
 
 
 class Session:
@@ -64,7 +66,7 @@ class Session:
         self._log: DirtyLog | None = None
         self._queues: list[Virtqueue] = []
         self._back_end: asyncio.Task[None] | None = None
-        self._handlers: dict[type[Request], Callable[[Any, Fds], Awaitable[Reply | None]]] = {
+        self._handlers: dict[type[Request], Handler] = {
             messages.GetFeatures: self._get_features,
             messages.SetFeatures: self._set_features,
             messages.GetProtocolFeatures: self._get_protocol_features,
@@ -179,17 +181,17 @@ class Session:
     async def _nothing(self, _: Request, __: Fds) -> None:
         """Do nothing, for requests that need nothing done."""
 
-    async def _get_features(self, _: messages.GetFeatures, __: Fds) -> Reply:
-        return messages.U64Reply(self._connection.offered_features)
+    async def _get_features(self, _: messages.GetFeatures, __: Fds) -> U64Reply:
+        return U64Reply(self._connection.offered_features)
 
     async def _set_features(self, message: messages.SetFeatures, _: Fds) -> None:
         self._memory.track(self._log if message.features & F_LOG_ALL else None)
 
-    async def _get_protocol_features(self, _: messages.GetProtocolFeatures, __: Fds) -> Reply:
-        return messages.U64Reply(self._connection.offered_protocol_features)
+    async def _get_protocol_features(self, _: messages.GetProtocolFeatures, __: Fds) -> U64Reply:
+        return U64Reply(self._connection.offered_protocol_features)
 
-    async def _get_queue_num(self, _: messages.GetQueueNum, __: Fds) -> Reply:
-        return messages.U64Reply(len(self._queues))
+    async def _get_queue_num(self, _: messages.GetQueueNum, __: Fds) -> U64Reply:
+        return U64Reply(len(self._queues))
 
     async def _set_mem_table(self, message: messages.SetMemTable, fds: Fds) -> None:
         former = self._memory
@@ -218,10 +220,10 @@ class Session:
     async def _set_vring_base(self, message: messages.SetVringBase, _: Fds) -> None:
         self._queue(message.index).set_base(message.base)
 
-    async def _get_vring_base(self, message: messages.GetVringBase, _: Fds) -> Reply:
+    async def _get_vring_base(self, message: messages.GetVringBase, _: Fds) -> VringState:
         base = await self._stop(message.index)
         self._queue(message.index).forget_kick()  # only a new one starts the ring again
-        return messages.VringState(message.index, base)
+        return VringState(message.index, base)
 
     async def _set_vring_kick(self, message: messages.SetVringKick, fds: Fds) -> None:
         self._queue(message.index).set_kick(_event(fds))
@@ -249,18 +251,18 @@ class Session:
             queue.setup.base = 0
         await self._device.reset()
 
-    async def _get_config(self, message: messages.GetConfig, _: Fds) -> Reply:
+    async def _get_config(self, message: messages.GetConfig, _: Fds) -> ConfigReply:
         # Front-ends ask for what their own struct has, which may be more than the device's.
         data = self._device.config()[message.offset : message.offset + message.size]
         data = data.ljust(message.size, b"\0")
-        return messages.ConfigReply(message.offset, message.flags, data)
+        return ConfigReply(message.offset, message.flags, data)
 
     async def _set_config(self, message: messages.SetConfig, _: Fds) -> None:
         self._device.write_config(message.offset, message.data)
 
-    async def _get_shmem_config(self, _: messages.GetShmemConfig, __: Fds) -> Reply:
+    async def _get_shmem_config(self, _: messages.GetShmemConfig, __: Fds) -> ShmemConfig:
         regions = self._device.shared_memory
-        return messages.ShmemConfig(
+        return ShmemConfig(
             tuple(regions.get(shmid, 0) for shmid in range(max(regions, default=-1) + 1))
         )
 

@@ -12,6 +12,15 @@ from vgpud.memory.addresses import Gpa, Uva
 from vgpud.vhost.wire import messages as m
 from vgpud.vhost.wire.back_end_channel import BackEndMessage, ConfigChange, ShmemMap, ShmemUnmap
 from vgpud.vhost.wire.protocol import BackEndRequestId, FrontEndRequest, ProtocolFeature
+from vgpud.vhost.wire.replies import (
+    ConfigReply,
+    EmptyReply,
+    MessageReply,
+    ShmemConfig,
+    U64Reply,
+    VringState,
+)
+from vgpud.vhost.wire.requests import Request
 
 R = FrontEndRequest
 NO_FEATURE = ProtocolFeature(0)
@@ -22,7 +31,7 @@ class Case:
     """`fds`: how many come with it. `extension`: the protocol feature without which it may not."""
 
     request: FrontEndRequest
-    message: m.Request
+    message: Request
     payload: str
     fds: int = 0
     extension: ProtocolFeature = NO_FEATURE
@@ -119,23 +128,23 @@ REQUESTS = [
     Case(R.GET_SHMEM_CONFIG, m.GetShmemConfig(), "", extension=ProtocolFeature.SHMEM),
 ]
 
-REPLIES: list[tuple[FrontEndRequest, m.Reply, str]] = [
-    (R.GET_FEATURES, m.U64Reply(0x1_4000_0000), "0000004001000000"),
-    (R.GET_PROTOCOL_FEATURES, m.U64Reply(0x40_2623), "2326400000000000"),
-    (R.GET_QUEUE_NUM, m.U64Reply(2), "0200000000000000"),
-    (R.SET_LOG_BASE, m.EmptyReply(), ""),
-    (R.SET_LOG_BASE, m.U64Reply(1), "0100000000000000"),
-    (R.GET_VRING_BASE, m.VringState(1, 77), "01000000 4d000000"),
-    (R.GET_CONFIG, m.ConfigReply(8, 0, b"\x01\0\0\0"), "08000000 04000000 00000000 01000000"),
-    (R.GET_CONFIG, m.EmptyReply(), ""),
-    (R.GET_SHMEM_CONFIG, m.ShmemConfig(()), "0000000000000000" + "00" * 2048),
+REPLIES: list[tuple[FrontEndRequest, MessageReply, str]] = [
+    (R.GET_FEATURES, U64Reply(0x1_4000_0000), "0000004001000000"),
+    (R.GET_PROTOCOL_FEATURES, U64Reply(0x40_2623), "2326400000000000"),
+    (R.GET_QUEUE_NUM, U64Reply(2), "0200000000000000"),
+    (R.SET_LOG_BASE, EmptyReply(), ""),
+    (R.SET_LOG_BASE, U64Reply(1), "0100000000000000"),
+    (R.GET_VRING_BASE, VringState(1, 77), "01000000 4d000000"),
+    (R.GET_CONFIG, ConfigReply(8, 0, b"\x01\0\0\0"), "08000000 04000000 00000000 01000000"),
+    (R.GET_CONFIG, EmptyReply(), ""),
+    (R.GET_SHMEM_CONFIG, ShmemConfig(()), "0000000000000000" + "00" * 2048),
     (
         R.GET_SHMEM_CONFIG,
-        m.ShmemConfig((0, 0x1000_0000)),
+        ShmemConfig((0, 0x1000_0000)),
         "01000000 00000000 0000000000000000 0000001000000000" + "00" * 2032,
     ),
-    (R.SET_MEM_TABLE, m.U64Reply(0), "0000000000000000"),
-    (R.GPU_SET_SOCKET, m.U64Reply(1), "0100000000000000"),
+    (R.SET_MEM_TABLE, U64Reply(0), "0000000000000000"),
+    (R.GPU_SET_SOCKET, U64Reply(1), "0100000000000000"),
 ]
 
 BACKEND: list[tuple[BackEndRequestId, BackEndMessage, str]] = [

@@ -8,18 +8,26 @@ from vgpud.errors import PeerError
 from vgpud.vhost.wire import messages as m
 from vgpud.vhost.wire.connection import SUPPORTED, Connection, NeedData, Received
 from vgpud.vhost.wire.protocol import F_PROTOCOL_FEATURES, HEADER, FrontEndRequest, ProtocolFeature
-from vgpud.vhost.wire.requests import encode_request
+from vgpud.vhost.wire.replies import (
+    ConfigReply,
+    EmptyReply,
+    MessageReply,
+    ShmemConfig,
+    U64Reply,
+    VringState,
+)
+from vgpud.vhost.wire.requests import Request, encode_request
 
 DEVICE = 1 << 32 | 0b11111
 
-REPLIES: dict[FrontEndRequest, m.Reply] = {
-    FrontEndRequest.GET_FEATURES: m.U64Reply(DEVICE),
-    FrontEndRequest.GET_PROTOCOL_FEATURES: m.U64Reply(8),
-    FrontEndRequest.GET_QUEUE_NUM: m.U64Reply(2),
-    FrontEndRequest.SET_LOG_BASE: m.EmptyReply(),
-    FrontEndRequest.GET_VRING_BASE: m.VringState(1, 7),
-    FrontEndRequest.GET_CONFIG: m.ConfigReply(8, 0, bytes(4)),
-    FrontEndRequest.GET_SHMEM_CONFIG: m.ShmemConfig((0, 4096)),
+REPLIES: dict[FrontEndRequest, MessageReply] = {
+    FrontEndRequest.GET_FEATURES: U64Reply(DEVICE),
+    FrontEndRequest.GET_PROTOCOL_FEATURES: U64Reply(8),
+    FrontEndRequest.GET_QUEUE_NUM: U64Reply(2),
+    FrontEndRequest.SET_LOG_BASE: EmptyReply(),
+    FrontEndRequest.GET_VRING_BASE: VringState(1, 7),
+    FrontEndRequest.GET_CONFIG: ConfigReply(8, 0, bytes(4)),
+    FrontEndRequest.GET_SHMEM_CONFIG: ShmemConfig((0, 4096)),
 }
 
 
@@ -47,7 +55,7 @@ class Peer:
         return received
 
     def ask(
-        self, message: m.Request, fds: tuple[int, ...] = (), *, need_reply: bool = False
+        self, message: Request, fds: tuple[int, ...] = (), *, need_reply: bool = False
     ) -> Received[int]:
         (received,) = self.feed(encode_request(message, need_reply=need_reply), fds)
         return received

@@ -10,8 +10,8 @@ from vgpud.errors import PeerError
 from vgpud.vhost.wire import messages as m
 from vgpud.vhost.wire.connection import SUPPORTED, Received
 from vgpud.vhost.wire.protocol import HEADER, FrontEndRequest, ProtocolFeature
-from vgpud.vhost.wire.replies import REPLY_TYPES, decode_reply
-from vgpud.vhost.wire.requests import encode_request
+from vgpud.vhost.wire.replies import ConfigReply, EmptyReply, U64Reply
+from vgpud.vhost.wire.requests import decode_reply, encode_request
 
 requests = pytest.mark.parametrize("case", REQUESTS, ids=str)
 
@@ -25,7 +25,7 @@ def test_need_reply_is_obeyed_if_negotiated(case: Case) -> None:
     request, flags, size = HEADER.unpack(answer[:12])
     assert (request, flags, size) == (case.request, 0x5, len(answer) - 12)
     reply = decode_reply(case.request, answer[12:])
-    assert reply == REPLIES.get(case.request, m.U64Reply(0))
+    assert reply == REPLIES.get(case.request, U64Reply(0))
 
 
 @requests
@@ -34,7 +34,7 @@ def test_need_reply_is_ignored_if_not_negotiated(case: Case) -> None:
         return
     peer = Peer().negotiate(SUPPORTED & ~ProtocolFeature.REPLY_ACK)
     received = peer.ask(case.message, tuple(range(case.fds)), need_reply=True)
-    assert received.need_reply == (case.request in REPLY_TYPES)
+    assert received.need_reply == (case.message.reply is not None)
     if not received.need_reply:
         assert peer.session.reply(received) == b""
         assert peer.session.refuse(received) == b""
@@ -52,7 +52,7 @@ def test_refusal(case: Case) -> None:
     received = peer.ask(case.message, tuple(range(case.fds)), need_reply=True)
     if case.request is FrontEndRequest.GET_CONFIG:
         assert peer.session.refuse(received) == raw(24, 5)
-    elif case.request in REPLY_TYPES and case.request is not FrontEndRequest.SET_LOG_BASE:
+    elif case.message.reply is not None and case.request is not FrontEndRequest.SET_LOG_BASE:
         with pytest.raises(PeerError, match="can't be answered"):
             peer.session.refuse(received)
         with pytest.raises(PeerError):
@@ -77,20 +77,20 @@ def test_answers_can_not_be_skipped_repeated_or_confused() -> None:
     with pytest.raises(TypeError, match="GET_FEATURES"):
         peer.session.reply(received)
     with pytest.raises(TypeError, match="GET_FEATURES"):
-        peer.session.reply(received, m.EmptyReply())
+        peer.session.reply(received, EmptyReply())
     other: Received[int] = Received(m.GetQueueNum(), (), need_reply=True)
     with pytest.raises(RuntimeError, match="not the request"):
-        peer.session.reply(other, m.U64Reply(2))
-    assert peer.session.reply(received, m.U64Reply(0))
+        peer.session.reply(other, U64Reply(2))
+    assert peer.session.reply(received, U64Reply(0))
     with pytest.raises(RuntimeError, match="not the request"):
-        peer.session.reply(received, m.U64Reply(0))
+        peer.session.reply(received, U64Reply(0))
     acknowledged = peer.ask(m.SetOwner(), need_reply=True)
     with pytest.raises(TypeError, match="SET_OWNER"):
-        peer.session.reply(acknowledged, m.U64Reply(0))
+        peer.session.reply(acknowledged, U64Reply(0))
 
 
-@pytest.mark.parametrize("reply", [m.ConfigReply(8, 0, bytes(3)), m.ConfigReply(4, 0, bytes(4))])
-def test_config_reply_must_be_what_was_asked(reply: m.ConfigReply) -> None:
+@pytest.mark.parametrize("reply", [ConfigReply(8, 0, bytes(3)), ConfigReply(4, 0, bytes(4))])
+def test_config_reply_must_be_what_was_asked(reply: ConfigReply) -> None:
     peer = Peer().negotiate()
     received = peer.ask(m.GetConfig(8, 4, 0))
     with pytest.raises(ValueError, match="GetConfig"):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import typing
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,17 +10,11 @@ from tests.vhost.wire.cases import REPLIES, REQUESTS, Case
 from vgpud.errors import PeerError
 from vgpud.vhost.wire import messages as m
 from vgpud.vhost.wire import protocol
-from vgpud.vhost.wire.header import Header, decode_header, encode_header
+from vgpud.vhost.wire.header import MessageHeader, decode_header, encode_header
 from vgpud.vhost.wire.protocol import HEADER, BackEndRequestId, FrontEndRequest, ProtocolFeature
-from vgpud.vhost.wire.replies import REPLY_TYPES, decode_reply, encode_reply
-from vgpud.vhost.wire.requests import (
-    MAX_REQUEST_FDS,
-    PAYLOAD_SIZES,
-    decode_request,
-    encode_request,
-    fd_count,
-    request_of,
-)
+from vgpud.vhost.wire.replies import MessageReply, ShmemConfig, U64Reply, encode_reply
+from vgpud.vhost.wire.requests import REQUESTS as DECLARED
+from vgpud.vhost.wire.requests import decode_reply, decode_request, encode_request
 
 requests = pytest.mark.parametrize("case", REQUESTS, ids=str)
 replies = pytest.mark.parametrize(
@@ -31,13 +23,16 @@ replies = pytest.mark.parametrize(
 
 
 def test_the_table_has_every_request() -> None:
-    assert {case.request for case in REQUESTS} == set(PAYLOAD_SIZES)
-    assert {type(case.message) for case in REQUESTS} == set(typing.get_args(m.Request))
+    assert {case.request for case in REQUESTS} == set(DECLARED)
+    assert {type(case.message) for case in REQUESTS} == set(DECLARED.values())
 
 
 def test_the_table_has_every_reply() -> None:
-    assert {type(reply) for _, reply, _ in REPLIES} == set(typing.get_args(m.Reply))
-    assert {request for request, _, _ in REPLIES} >= set(REPLY_TYPES)
+    assert {type(reply) for _, reply, _ in REPLIES} == {
+        U64Reply,
+        *(c.reply for c in DECLARED.values() if c.reply),
+    }
+    assert {request for request, _, _ in REPLIES} >= {i for i, c in DECLARED.items() if c.reply}
 
 
 def test_ids_are_the_specifications() -> None:
@@ -62,8 +57,8 @@ def test_vhost_bits() -> None:
 
 def test_header() -> None:
     data = bytes.fromhex("05000000 09000000 48000000")
-    assert decode_header(data) == Header(5, 9, 72)
-    assert encode_header(Header(5, 9, 72)) == data
+    assert decode_header(data) == MessageHeader(5, 9, 72)
+    assert encode_header(MessageHeader(5, 9, 72)) == data
 
 
 @requests
@@ -78,8 +73,8 @@ def test_request_is_written(case: Case) -> None:
 @requests
 def test_request_is_read(case: Case) -> None:
     assert decode_request(case.request, case.payload_bytes) == case.message
-    assert request_of(case.message) is case.request
-    assert fd_count(case.message) == case.fds
+    assert case.message.request_id is case.request
+    assert case.message.fd_count() == case.fds
 
 
 @requests
@@ -92,7 +87,7 @@ def test_truncated_or_lengthened_request_is_refused_or_another(case: Case) -> No
             decode_request(case.request, payload)
 
 
-@pytest.mark.parametrize("request_id", sorted(set(FrontEndRequest) - set(PAYLOAD_SIZES)))
+@pytest.mark.parametrize("request_id", sorted(set(FrontEndRequest) - set(DECLARED)))
 def test_request_for_other_devices_is_refused(request_id: FrontEndRequest) -> None:
     with pytest.raises(PeerError, match=f"{request_id.name} .*not a message"):
         decode_request(request_id, bytes(8))
@@ -122,18 +117,19 @@ def test_field_without_a_meaning_is_refused(
 
 
 def test_mem_table_sizes() -> None:
-    sizes = PAYLOAD_SIZES[FrontEndRequest.SET_MEM_TABLE]
-    assert 8 + 32 * protocol.MAX_MEM_REGIONS in sizes
-    assert 8 + 32 * (protocol.MAX_MEM_REGIONS + 1) not in sizes
+    assert m.SetMemTable.can_have(8 + 32 * protocol.MAX_MEM_REGIONS)
+    assert not m.SetMemTable.can_have(8 + 32 * (protocol.MAX_MEM_REGIONS + 1))
+    assert not m.SetMemTable.can_have(8 + 31)
+    assert not m.SetMemTable.can_have(0)
 
 
-@given(st.sampled_from(sorted(PAYLOAD_SIZES)), st.binary(max_size=300))
+@given(st.sampled_from(sorted(DECLARED)), st.binary(max_size=300))
 def test_any_payload_is_read_or_refused(request_id: FrontEndRequest, payload: bytes) -> None:
     try:
         message = decode_request(request_id, payload)
     except PeerError:
         return
-    assert fd_count(message) <= MAX_REQUEST_FDS.get(request_id, 0)
+    assert message.fd_count() <= DECLARED[request_id].max_fds
     # Padding and the room in GET_CONFIG are not kept, so bytes need not come back; the value must.
     again = encode_request(message)[HEADER.size :]
     assert len(again) == len(payload)
@@ -141,20 +137,20 @@ def test_any_payload_is_read_or_refused(request_id: FrontEndRequest, payload: by
 
 
 @replies
-def test_reply_is_written(request_id: FrontEndRequest, reply: m.Reply, payload: str) -> None:
+def test_reply_is_written(request_id: FrontEndRequest, reply: MessageReply, payload: str) -> None:
     body = bytes.fromhex(payload)
     head = request_id.to_bytes(4, "little") + b"\5\0\0\0" + len(body).to_bytes(4, "little")
     assert encode_reply(request_id, reply) == head + body
 
 
 @replies
-def test_reply_is_read(request_id: FrontEndRequest, reply: m.Reply, payload: str) -> None:
+def test_reply_is_read(request_id: FrontEndRequest, reply: MessageReply, payload: str) -> None:
     assert decode_reply(request_id, bytes.fromhex(payload)) == reply
 
 
 @replies
 def test_truncated_reply_is_refused(
-    request_id: FrontEndRequest, reply: m.Reply, payload: str
+    request_id: FrontEndRequest, reply: MessageReply, payload: str
 ) -> None:
     body = bytes.fromhex(payload)
     lengths = {*range(1, min(len(body), 64)), len(body) - 1, len(body) + 1} - {-1, 0}
@@ -167,14 +163,14 @@ def test_truncated_reply_is_refused(
 
 def test_shmem_config_must_be_powers_of_two() -> None:
     with pytest.raises(ValueError, match=r"region 1: 0x3000 is not a power of two"):
-        encode_reply(FrontEndRequest.GET_SHMEM_CONFIG, m.ShmemConfig((0, 0x3000)))
+        encode_reply(FrontEndRequest.GET_SHMEM_CONFIG, ShmemConfig((0, 0x3000)))
 
 
 def test_shmem_config_counts_what_is_there() -> None:
-    payload = encode_reply(FrontEndRequest.GET_SHMEM_CONFIG, m.ShmemConfig((0, 4096)))[12:]
+    payload = encode_reply(FrontEndRequest.GET_SHMEM_CONFIG, ShmemConfig((0, 4096)))[12:]
     with pytest.raises(PeerError, match="counts 2 regions"):
         decode_reply(FrontEndRequest.GET_SHMEM_CONFIG, b"\2" + payload[1:])
-    every = m.ShmemConfig(tuple(1 << (i % 64) for i in range(256)))
+    every = ShmemConfig(tuple(1 << (i % 64) for i in range(256)))
     full = encode_reply(FrontEndRequest.GET_SHMEM_CONFIG, every)
     assert len(full) == 12 + 2056
     assert decode_reply(FrontEndRequest.GET_SHMEM_CONFIG, full[12:]) == every

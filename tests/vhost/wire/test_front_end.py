@@ -24,6 +24,7 @@ from vgpud.vhost.wire import messages as m
 from vgpud.vhost.wire.back_end_channel import BackEndRequester, ConfigChange, ShmemMap, ShmemUnmap
 from vgpud.vhost.wire.connection import SUPPORTED, Connection, NeedData, Received
 from vgpud.vhost.wire.protocol import F_LOG_ALL, F_PROTOCOL_FEATURES, ProtocolFeature
+from vgpud.vhost.wire.replies import ConfigReply, MessageReply, ShmemConfig, U64Reply, VringState
 
 FEATURES = 1 << 32 | F_INDIRECT_DESC
 BAR_SIZE = 1 << 20
@@ -90,20 +91,20 @@ class ReversingBackend:
                 os.close(fd)
 
     def handle(self, received: Received[int]) -> bytes:
-        reply: m.Reply | None = None
+        reply: MessageReply | None = None
         match received.message:
             case m.GetFeatures():
-                reply = m.U64Reply(self.session.offered_features)
+                reply = U64Reply(self.session.offered_features)
             case m.GetProtocolFeatures():
-                reply = m.U64Reply(self.session.offered_protocol_features)
+                reply = U64Reply(self.session.offered_protocol_features)
             case m.GetQueueNum():
-                reply = m.U64Reply(2)
+                reply = U64Reply(2)
             case m.GetShmemConfig():
-                reply = m.ShmemConfig((0, BAR_SIZE))
+                reply = ShmemConfig((0, BAR_SIZE))
             case m.GetConfig(offset, size, _):
                 if offset + size > 20:
                     return self.session.refuse(received)
-                reply = m.ConfigReply(offset, 0, bytes(range(20))[offset : offset + size])
+                reply = ConfigReply(offset, 0, bytes(range(20))[offset : offset + size])
             case m.SetMemTable(regions):
                 for _, mapping in self.memory:
                     mapping.close()
@@ -133,7 +134,7 @@ class ReversingBackend:
             case m.SetVringEnable(index, enable):
                 self.rings[index].enabled = enable
             case m.GetVringBase(index):
-                reply = m.VringState(index, self.rings[index].base)
+                reply = VringState(index, self.rings[index].base)
             case m.SetBackendReqFd():
                 (self.backend_fd,) = received.handles
             case m.GpuSetSocket():

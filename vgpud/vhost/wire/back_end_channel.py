@@ -1,7 +1,7 @@
 """The channel on which the back-end asks and the front-end answers, sans-IO, both ends.
 
-Owns the three requests that a GPU back-end makes (SHMEM_MAP, SHMEM_UNMAP, CONFIG_CHANGE_MSG), their
-bytes, and which answer belongs to which request. The fd of a SHMEM_MAP travels beside its bytes.
+It has the three requests that a GPU back-end makes (SHMEM_MAP, SHMEM_UNMAP, CONFIG_CHANGE_MSG), and
+says which answer belongs to which request. The fd of a SHMEM_MAP travels with its bytes.
 Source: vhost-user.rst, "Back-end communication" and "Back-end message types".
 
 A front-end may send requests on the main channel before it answers here (QEMU sends SET_MEM_TABLE
@@ -10,24 +10,63 @@ before it answers a map): never wait for an answer without serving the main chan
 
 from __future__ import annotations
 
-import struct
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, assert_never
+from struct import Struct
+from typing import ClassVar, Final, Self, TypeVar
 
 from vgpud.errors import PeerError
-from vgpud.vhost.wire.header import Header, decode_header, encode_header
+from vgpud.vhost.wire.header import MessageHeader, decode_header, encode_header
+from vgpud.vhost.wire.payload import Payload
 from vgpud.vhost.wire.protocol import HEADER, REQUEST_FLAGS_MASK, BackEndRequestId, HeaderFlag
 
 MMAP_WRITABLE: Final = 1 << 0
 """VhostUserMMap.flags: pages are mapped read-write, not read-only."""
 
-_MMAP = struct.Struct("=B7xQQQQ")
-_STATUS = struct.Struct("=Q")
+_STATUS = Struct("=Q")
 
 
+class BackEndMessage(Payload):
+    """The base of what the back-end can ask; the class variables come from `back_end_request`.
+
+    `always_answered`: the message asks for its status even if REPLY_ACK was not negotiated.
+    """
+
+    __slots__ = ()
+
+    request_id: ClassVar[BackEndRequestId]
+    always_answered: ClassVar[bool]
+
+
+_M = TypeVar("_M", bound=BackEndMessage)
+
+BACK_END_MESSAGES: Final[dict[BackEndRequestId, type[BackEndMessage]]] = {}
+"""The class of each message that has been declared; others can't be decoded."""
+
+
+def back_end_request(
+    request_id: BackEndRequestId, layout: str = "=", *, always_answered: bool = False
+) -> Callable[[type[_M]], type[_M]]:
+    """Declare a dataclass to be a request of the back-end; `layout` is the format of its fields.
+
+    Raises `ValueError` if there is one with this id.
+    """
+
+    def declare(cls: type[_M]) -> type[_M]:
+        if request_id in BACK_END_MESSAGES:
+            raise ValueError(f"{request_id.name} ({request_id.value}) is declared twice")
+        cls.request_id, cls.layout = request_id, Struct(layout)
+        cls.always_answered = always_answered
+        BACK_END_MESSAGES[request_id] = cls
+        return cls
+
+    return declare
+
+
+@back_end_request(BackEndRequestId.SHMEM_MAP, "=B7xQQQQ", always_answered=True)
 @dataclass(frozen=True, slots=True)
-class ShmemMap:
+class ShmemMap(BackEndMessage):
     """Map `length` bytes of a file, from `fd_offset`, at `shm_offset` of region `shmid`; one fd.
 
     Refused over an existing mapping, beyond the region, and beyond the file.
@@ -39,9 +78,24 @@ class ShmemMap:
     length: int
     writable: bool
 
+    @classmethod
+    def unpack(cls, payload: bytes) -> Self:
+        """Return the value of a payload. Raises `PeerError` for an undefined flag."""
+        shmid, fd_offset, shm_offset, length, flags = cls.layout.unpack(payload)
+        if flags & ~MMAP_WRITABLE:
+            raise PeerError(f"SHMEM_MAP (9) has flags {flags:#x}: only 0x1 is defined")
+        return cls(shmid, fd_offset, shm_offset, length, bool(flags & MMAP_WRITABLE))
 
+    def pack(self) -> bytes:
+        """Return the payload of this value."""
+        flags = MMAP_WRITABLE if self.writable else 0
+        return self.layout.pack(self.shmid, self.fd_offset, self.shm_offset, self.length, flags)
+
+
+# It has a VhostUserMMap, too, whose fd_offset and flags mean nothing.
+@back_end_request(BackEndRequestId.SHMEM_UNMAP, "=B7x8xQQ8x", always_answered=True)
 @dataclass(frozen=True, slots=True)
-class ShmemUnmap:
+class ShmemUnmap(BackEndMessage):
     """Undo one whole mapping of region `shmid`; refused for part of one."""
 
     shmid: int
@@ -49,13 +103,10 @@ class ShmemUnmap:
     length: int
 
 
+@back_end_request(BackEndRequestId.CONFIG_CHANGE_MSG)
 @dataclass(frozen=True, slots=True)
-class ConfigChange:
-    """The config space has changed: the front-end reads it anew and interrupts the guest."""
-
-
-BackEndMessage = ShmemMap | ShmemUnmap | ConfigChange
-"""What the back-end can ask."""
+class ConfigChange(BackEndMessage):
+    """Say that the config space has changed: the front-end reads it and interrupts the guest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +148,7 @@ class BackEndRequester:
         """The bytes of `message`. They must be sent in the order of these calls."""
         if self._failure:
             raise PeerError(f"the back-end channel is over: {self._failure}")
-        need_reply = self._reply_ack or not isinstance(message, ConfigChange)
+        need_reply = self._reply_ack or message.always_answered
         if need_reply:
             self._waiting.append(message)
         return encode_back_end_message(message, need_reply=need_reply)
@@ -133,7 +184,7 @@ class BackEndRequester:
         header = decode_header(self._buffer)
         if not self._waiting:
             raise PeerError(f"an answer to request {header.request} came: nothing was asked")
-        expected = back_end_request_of(self._waiting[0])
+        expected = self._waiting[0].request_id
         if header.request != expected:
             raise PeerError(
                 f"an answer to request {header.request} came: "
@@ -177,83 +228,39 @@ class FrontEndResponder:
         if len(self._buffer) < HEADER.size:
             return None
         header = decode_header(self._buffer)
-        request, size = _judge_request(header)
-        end = HEADER.size + size
+        cls = _judge_request(header)
+        end = HEADER.size + header.size
         if len(self._buffer) < end:
             return None
         payload = bytes(self._buffer[HEADER.size : end])
         del self._buffer[:end]
         need_reply = bool(header.flags & HeaderFlag.NEED_REPLY)
-        return ReceivedBackEndMessage(decode_back_end_message(request, payload), need_reply)
+        return ReceivedBackEndMessage(cls.unpack(payload), need_reply)
 
     def reply(self, received: ReceivedBackEndMessage, status: int) -> bytes:
         """The bytes that answer `received`, or none if not asked for; `status` 0 is success."""
         if not received.need_reply:
             return b""
-        request = back_end_request_of(received.message)
+        request = received.message.request_id
         flags = HeaderFlag.VERSION_1 | HeaderFlag.REPLY
-        return encode_header(Header(request, flags, _STATUS.size)) + _STATUS.pack(status)
-
-
-# -- Bytes -----------------------------------------------------------------------------------------
-
-_PAYLOAD_SIZES: Final = {
-    BackEndRequestId.CONFIG_CHANGE_MSG: 0,
-    BackEndRequestId.SHMEM_MAP: _MMAP.size,
-    BackEndRequestId.SHMEM_UNMAP: _MMAP.size,
-}
-
-
-def back_end_request_of(message: BackEndMessage) -> BackEndRequestId:
-    """The id under which `message` is sent."""
-    match message:
-        case ShmemMap():
-            return BackEndRequestId.SHMEM_MAP
-        case ShmemUnmap():
-            return BackEndRequestId.SHMEM_UNMAP
-        case ConfigChange():
-            return BackEndRequestId.CONFIG_CHANGE_MSG
-        case _:
-            assert_never(message)
+        return encode_header(MessageHeader(request, flags, _STATUS.size)) + _STATUS.pack(status)
 
 
 def encode_back_end_message(message: BackEndMessage, *, need_reply: bool) -> bytes:
-    """`message` with its header, as a back-end sends it."""
-    match message:
-        case ShmemMap(shmid, fd_offset, shm_offset, length, writable):
-            flags = MMAP_WRITABLE if writable else 0
-            payload = _MMAP.pack(shmid, fd_offset, shm_offset, length, flags)
-        case ShmemUnmap(shmid, shm_offset, length):
-            payload = _MMAP.pack(shmid, 0, shm_offset, length, 0)
-        case ConfigChange():
-            payload = b""
-        case _:
-            assert_never(message)
-    header_flags = HeaderFlag.VERSION_1 | (HeaderFlag.NEED_REPLY if need_reply else 0)
-    return encode_header(Header(back_end_request_of(message), header_flags, len(payload))) + payload
+    """Return `message` with its header, as a back-end sends it."""
+    payload = message.pack()
+    flags = HeaderFlag.VERSION_1 | (HeaderFlag.NEED_REPLY if need_reply else 0)
+    return encode_header(MessageHeader(message.request_id, flags, len(payload))) + payload
 
 
-def decode_back_end_message(request: BackEndRequestId, payload: bytes) -> BackEndMessage:
-    """The value of a request's payload. Raises `PeerError` for a malformed one."""
-    if len(payload) != _PAYLOAD_SIZES.get(request):
-        raise PeerError(f"{request.name} ({request.value}) has a payload of {len(payload)} bytes")
-    if request is BackEndRequestId.CONFIG_CHANGE_MSG:
-        return ConfigChange()
-    shmid, fd_offset, shm_offset, length, flags = _MMAP.unpack(payload)
-    if request is BackEndRequestId.SHMEM_UNMAP:
-        return ShmemUnmap(shmid, shm_offset, length)
-    if flags & ~MMAP_WRITABLE:
-        raise PeerError(f"SHMEM_MAP (9) has flags {flags:#x}: only 0x1 is defined")
-    return ShmemMap(shmid, fd_offset, shm_offset, length, bool(flags & MMAP_WRITABLE))
-
-
-def _judge_request(header: Header) -> tuple[BackEndRequestId, int]:
+def _judge_request(header: MessageHeader) -> type[BackEndMessage]:
     try:
         request = BackEndRequestId(header.request)
     except ValueError:
         raise PeerError(f"request {header.request:#x} is unknown") from None
     if header.flags & ~REQUEST_FLAGS_MASK != HeaderFlag.VERSION_1:
         raise PeerError(f"{request.name} ({request.value}) has flags {header.flags:#x}")
-    if header.size != _PAYLOAD_SIZES.get(request):
+    cls = BACK_END_MESSAGES.get(request)
+    if cls is None or not cls.can_have(header.size):
         raise PeerError(f"{request.name} ({request.value}) has a payload of {header.size} bytes")
-    return request, header.size
+    return cls

@@ -22,18 +22,13 @@ from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from vgpud.errors import PeerError
-from vgpud.vhost.wire.header import Header, decode_header, named
+from vgpud.vhost.wire.header import MessageHeader, decode_header, named
 from vgpud.vhost.wire.messages import (
-    ConfigReply,
-    EmptyReply,
     GetConfig,
-    Reply,
-    Request,
     SetFeatures,
     SetLogBase,
     SetProtocolFeatures,
     SetVringEnable,
-    U64Reply,
 )
 from vgpud.vhost.wire.protocol import (
     F_FRONT_END_RING,
@@ -47,14 +42,8 @@ from vgpud.vhost.wire.protocol import (
     HeaderFlag,
     ProtocolFeature,
 )
-from vgpud.vhost.wire.replies import REPLY_TYPES, encode_reply
-from vgpud.vhost.wire.requests import (
-    MAX_REQUEST_FDS,
-    PAYLOAD_SIZES,
-    decode_request,
-    fd_count,
-    request_of,
-)
+from vgpud.vhost.wire.replies import ConfigReply, EmptyReply, MessageReply, U64Reply, encode_reply
+from vgpud.vhost.wire.requests import REQUESTS, Request, decode_request, request_class
 
 SUPPORTED: Final = (
     ProtocolFeature.MQ
@@ -120,7 +109,7 @@ class Connection(Generic[H]):
         self._protocol_features = ProtocolFeature(0)
         self._buffer = bytearray()
         self._handles: list[H] = []
-        self._header: Header | None = None  # of the message in the buffer, once judged
+        self._header: MessageHeader | None = None  # of the message in the buffer, once judged
         self._owed: Received[H] | None = None  # the request that the front-end waits for
         self._failure = ""
         self._closed = False
@@ -188,14 +177,15 @@ class Connection(Generic[H]):
         """
         self._check_open()
         if self._owed is not None:
-            raise RuntimeError(f"{named(request_of(self._owed.message))} has not been answered")
+            request = self._owed.message.request_id
+            raise RuntimeError(f"{named(request)} has not been answered")
         try:
             return self._next_event()
         except PeerError as error:
             self._failure = str(error)
             raise
 
-    def reply(self, received: Received[H], reply: Reply | None = None) -> bytes:
+    def reply(self, received: Received[H], reply: MessageReply | None = None) -> bytes:
         """Return the answer to `received`: `reply`, or an acknowledgement if it asks for one, or no
         bytes.
 
@@ -203,8 +193,8 @@ class Connection(Generic[H]):
         left out), all others must have none; a GET_CONFIG's must be of the place and size asked
         for. `TypeError` or `ValueError` otherwise.
         """
-        request = request_of(received.message)
-        reply_type = REPLY_TYPES.get(request)
+        request = received.message.request_id
+        reply_type = received.message.reply
         if reply is None:
             reply = EmptyReply() if reply_type is EmptyReply else None
         if not isinstance(reply, reply_type or type(None)):
@@ -230,8 +220,7 @@ class Connection(Generic[H]):
                 # waiting.
                 return self._answer(received, U64Reply(1))
             case message:
-                request = request_of(message)
-                if request in REPLY_TYPES:
+                if message.reply is not None:
                     self._fail(f"{message!r} can't be answered")
                 return self._answer(received, U64Reply(1))
 
@@ -267,19 +256,19 @@ class Connection(Generic[H]):
                 return NEED_DATA
             self._header = self._judge_header(decode_header(self._buffer))
         request = FrontEndRequest(self._header.request)
-        if len(self._handles) > MAX_REQUEST_FDS.get(request, 0):
+        if len(self._handles) > REQUESTS[request].max_fds:
             raise PeerError(f"{named(request)} has {len(self._handles)} fds, too many")
         if len(self._buffer) < self._end:
             return NEED_DATA
         message = decode_request(request, bytes(self._buffer[HEADER.size :]))
-        if len(self._handles) != fd_count(message):
+        if len(self._handles) != message.fd_count():
             raise PeerError(
-                f"{named(request)} has {len(self._handles)} fds, must have {fd_count(message)}"
+                f"{named(request)} has {len(self._handles)} fds, must have {message.fd_count()}"
             )
         self._negotiate(message)
         return self._hand_out(message, self._header)
 
-    def _judge_header(self, header: Header) -> Header:
+    def _judge_header(self, header: MessageHeader) -> MessageHeader:
         try:
             request = FrontEndRequest(header.request)
         except ValueError:
@@ -289,10 +278,7 @@ class Connection(Generic[H]):
         feature = REQUIRES.get(request)
         if feature is not None and feature not in self._protocol_features:
             raise PeerError(f"{named(request)} needs {feature.name}, which was not negotiated")
-        if request not in PAYLOAD_SIZES:
-            raise PeerError(f"{named(request)} is not a message to this kind of back-end")
-        if header.size not in PAYLOAD_SIZES[request]:
-            raise PeerError(f"{named(request)} has a payload of {header.size} bytes")
+        request_class(request, header.size)  # raises for one that can't be decoded
         return header
 
     def _negotiate(self, message: Request) -> None:
@@ -321,25 +307,23 @@ class Connection(Generic[H]):
             case _:
                 pass
 
-    def _hand_out(self, message: Request, header: Header) -> Received[H]:
+    def _hand_out(self, message: Request, header: MessageHeader) -> Received[H]:
         # After _negotiate: the message that turns REPLY_ACK on can itself ask for an
         # acknowledgement. Without REPLY_ACK the flag means nothing, and must not be answered.
         asked = header.flags & HeaderFlag.NEED_REPLY
         acknowledge = bool(asked) and ProtocolFeature.REPLY_ACK in self._protocol_features
-        received = Received(
-            message, tuple(self._handles), header.request in REPLY_TYPES or acknowledge
-        )
+        received = Received(message, tuple(self._handles), message.reply is not None or acknowledge)
         self._handles.clear()
         self._buffer.clear()
         self._header = None
         self._owed = received if received.need_reply else None
         return received
 
-    def _answer(self, received: Received[H], reply: Reply) -> bytes:
+    def _answer(self, received: Received[H], reply: MessageReply) -> bytes:
         self._check_open()
         if not received.need_reply:
             return b""
         if received is not self._owed:
             raise RuntimeError(f"{received.message!r} is not the request to be answered")
         self._owed = None
-        return encode_reply(request_of(received.message), reply)
+        return encode_reply(received.message.request_id, reply)

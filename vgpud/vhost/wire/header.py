@@ -12,7 +12,7 @@ from vgpud.vhost.wire.protocol import HEADER, FrontEndRequest
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
+class MessageHeader:
     """The twelve bytes before every payload, unjudged."""
 
     request: int
@@ -20,14 +20,14 @@ class Header:
     size: int
 
 
-def encode_header(header: Header) -> bytes:
+def encode_header(header: MessageHeader) -> bytes:
     """The twelve bytes of `header`."""
     return HEADER.pack(header.request, header.flags, header.size)
 
 
-def decode_header(data: bytes | bytearray | memoryview) -> Header:
+def decode_header(data: bytes | bytearray | memoryview) -> MessageHeader:
     """The header in the first twelve bytes of `data`, which must have as many."""
-    return Header(*HEADER.unpack_from(data))
+    return MessageHeader(*HEADER.unpack_from(data))
 
 
 def named(request: FrontEndRequest) -> str:
