@@ -16,7 +16,14 @@ from vgpud.cli import main as cli
 from vgpud.control.methods import METHODS
 from vgpud.control.models import ErrorKind
 from vgpud.daemon.config import Config
-from vgpud.daemon.config_tables import DaemonTable, DeviceTable, MatchTable, SlotPolicyTable
+from vgpud.daemon.config_tables import (
+    DaemonTable,
+    DeviceTable,
+    Effect,
+    MatchTable,
+    SlotPolicyTable,
+    on_reload,
+)
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "man").iterdir())
@@ -122,6 +129,26 @@ def test_every_key_is_explained_and_its_default_is_right(table: type) -> None:
             assert f'"{default}"' in text, (name, default)
         if isinstance(default, tuple):
             assert "[" + ", ".join(f'"{item}"' for item in default) + "]" in text, (name, default)
+
+
+@pytest.mark.parametrize(
+    ("effect", "item"),
+    [
+        (Effect.AT_ONCE, "at once"),
+        (Effect.NEXT_CONNECTION, "with the next connection"),
+        (Effect.RESTART, "after a restart"),
+    ],
+)
+def test_when_a_changed_key_takes_effect(effect: Effect, item: str) -> None:
+    _, _, rest = TOML.partition(f".It {item}\n")
+    listed = re.findall(r"\w+", words(re.split(r"^\.(?:It|El)", rest, flags=re.MULTILINE)[0]))
+    keys = {
+        key
+        for table in (DaemonTable, DeviceTable)
+        for key, means in on_reload(table).items()
+        if effect in (means.effect, means.resized)
+    }
+    assert keys <= set(listed)
 
 
 def test_the_example_is_a_good_configuration() -> None:

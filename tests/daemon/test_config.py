@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from vgpud.coherency.slot_policy import (
     SlotOwner,
 )
 from vgpud.daemon.config import Config
-from vgpud.daemon.config_tables import default_runtime_dir, size_text
+from vgpud.daemon.config_tables import DeviceTable, default_runtime_dir, size_text
 from vgpud.errors import ConfigError
 from vgpud.gpu.spec import DeviceSpec, Output, RendererName
 
@@ -390,3 +391,8 @@ def test_files_that_can_not_be_read(tmp_path: Path) -> None:
     (tmp_path / "digits").write_text(f"x = {'9' * 5000}")
     with pytest.raises(ConfigError, match="digits: is not TOML that can be read: Exceeds"):
         Config.load(tmp_path / "digits")
+
+
+def test_every_key_of_a_device_but_its_socket_reaches_the_device() -> None:
+    names = {field.name for field in fields(DeviceSpec)}
+    assert DeviceTable.model_fields.keys() - {"socket"} == names - {"rules", "layout"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vgpud.daemon.config import Config
+from vgpud.daemon.config_tables import DaemonTable, DeviceTable, on_reload
 from vgpud.daemon.reload import Changes, difference
 from vgpud.errors import ConfigError
 
@@ -169,6 +170,11 @@ def test_the_order_of_devices_and_of_names_does_not_matter() -> None:
     old = config(SECOND, daemon='allow_users = ["a", "b"]')
     new = config('[[device]]\nname = "gpu0"', name="two", daemon='allow_users = ["b", "a"]')
     assert difference(old, new).lines == ()
+
+
+def test_every_key_says_when_it_takes_effect() -> None:
+    assert on_reload(DaemonTable).keys() == DaemonTable.model_fields.keys()
+    assert on_reload(DeviceTable).keys() == DeviceTable.model_fields.keys() - {"name"}
 
 
 def test_the_same_is_no_change() -> None:

@@ -10,6 +10,7 @@ import json
 import os
 import tomllib
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
@@ -134,21 +135,16 @@ class Config(Table):
         return tuple(_device_spec(table, rules) for table in self.device)
 
 
+_KEYS_OF_THE_SPEC: Final = DeviceTable.model_fields.keys() & {
+    field.name for field in fields(DeviceSpec)
+}
+
+
 def _device_spec(table: DeviceTable, rules: Sequence[Rule]) -> DeviceSpec:
     mine = tuple(rule for rule in rules if rule.match.covers_device(table.name))
     [layout] = layouts(mine, table.name)
     return DeviceSpec(
-        name=table.name,
-        window=table.window,
-        memory_limit=table.memory_limit,
-        outputs=table.outputs,
-        guest_pat=table.guest_pat,
-        rules=mine,
-        layout=layout,
-        slots=table.slots,
-        buffers=table.buffers,
-        render_node=table.render_node,
-        renderers=table.renderers,
+        rules=mine, layout=layout, **{key: getattr(table, key) for key in _KEYS_OF_THE_SPEC}
     )
 
 

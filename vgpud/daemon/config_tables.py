@@ -1,7 +1,8 @@
 """The tables of the operator's TOML file as frozen pydantic models, one class a table.
 
-Owns the keys, their units, limits and defaults, and what is said about a bad value. A table is
-checked by itself here; `vgpud.daemon.config` checks them together.
+It has the keys, their units, limits and defaults, what is said about a bad value, and when a
+changed value takes effect. A table is checked by itself here; `vgpud.daemon.config` checks them
+together.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
@@ -169,6 +172,48 @@ AbsolutePath = Annotated[
 ]
 
 
+class Effect(Enum):
+    """When a changed value takes effect after the file has been read again."""
+
+    AT_ONCE = auto()
+    NEXT_CONNECTION = auto()
+    RESTART = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class OnReload:
+    """What a changed value of a key means; `vgpud.daemon.reload` acts on it.
+
+    `resized`, of an array: when it takes effect if its length has changed, if that is another time.
+    `ordered`, of an array: another order is a change. `shown_as`: the property of the table that
+    has the value in force, if that is not the key itself.
+    """
+
+    effect: Effect
+    resized: Effect | None = None
+    ordered: bool = True
+    shown_as: str | None = None
+
+
+AT_ONCE: Final = OnReload(Effect.AT_ONCE)
+NEXT_CONNECTION: Final = OnReload(Effect.NEXT_CONNECTION)
+RESTART: Final = OnReload(Effect.RESTART)
+
+
+def on_reload(table: type[Table]) -> dict[str, OnReload]:
+    """Return by key what a changed value means, for the keys of `table` that can change.
+
+    What takes effect at once is first, and what can take effect at two times is last.
+    """
+    found = [
+        (key, means)
+        for key, field in table.model_fields.items()
+        for means in field.metadata
+        if isinstance(means, OnReload)
+    ]
+    return dict(sorted(found, key=lambda item: (item[1].resized is not None, item[1].effect.value)))
+
+
 class Table(BaseModel):
     """What all tables share: they do not change, and an unknown key is an error."""
 
@@ -178,18 +223,18 @@ class Table(BaseModel):
 class DaemonTable(Table):
     """The daemon itself."""
 
-    runtime_dir: AbsolutePath = Field(
+    runtime_dir: Annotated[AbsolutePath, RESTART] = Field(
         default_factory=lambda: default_runtime_dir(os.environ), examples=["/run/vgpud"]
     )
     """The directory of the sockets; by default $RUNTIME_DIRECTORY, $XDG_RUNTIME_DIR/vgpud, or
     /run/vgpud."""
-    control_socket: Annotated[str, AfterValidator(_path)] = "control.sock"
+    control_socket: Annotated[str, AfterValidator(_path), RESTART] = "control.sock"
     """The socket of the control API, relative to runtime_dir; "" for none."""
-    allow_users: tuple[Account, ...] = ("root",)
+    allow_users: Annotated[tuple[Account, ...], OnReload(Effect.AT_ONCE, ordered=False)] = ("root",)
     """Users who may use the control socket, besides the daemon's own: names or numbers."""
-    allow_groups: tuple[Account, ...] = ("kvm",)
+    allow_groups: Annotated[tuple[Account, ...], OnReload(Effect.AT_ONCE, ordered=False)] = ("kvm",)
     """Groups whose members may use the control socket: names or numbers."""
-    log_level: LogLevel = "info"
+    log_level: Annotated[LogLevel, AT_ONCE] = "info"
     """What is logged: "debug", "info", "warning" or "error" and above; --log-level overrides it."""
 
 
@@ -198,33 +243,38 @@ class DeviceTable(Table):
 
     name: Annotated[str, AfterValidator(_name)] = Field(json_schema_extra={"pattern": f"^{_NAME}$"})
     """Its name in slot policies and in the control API."""
-    socket: Annotated[str, Field(min_length=1), AfterValidator(_path)] | None = Field(
-        default=None, examples=["gpu0.sock"]
-    )
+    socket: Annotated[
+        Annotated[str, Field(min_length=1), AfterValidator(_path)] | None,
+        OnReload(Effect.RESTART, shown_as="socket_name"),
+    ] = Field(default=None, examples=["gpu0.sock"])
     """Its vhost-user socket, relative to runtime_dir; by default NAME.sock."""
-    window: Annotated[Size, AfterValidator(_window)] = _spelled("256MiB")
+    window: Annotated[Size, AfterValidator(_window), NEXT_CONNECTION] = _spelled("256MiB")
     """The host-visible BAR window: a power of two, 64KiB or more."""
-    memory_limit: Annotated[Size, AfterValidator(_limit)] = _spelled("1GiB")
+    memory_limit: Annotated[Size, AfterValidator(_limit), AT_ONCE] = _spelled("1GiB")
     """The most memory that this guest can make the daemon allocate."""
-    outputs: Annotated[tuple[OutputMode, ...], AfterValidator(_count)] = _spelled(
-        ("1280x800",), minItems=1, maxItems=MAX_OUTPUTS
-    )
+    outputs: Annotated[
+        tuple[OutputMode, ...],
+        AfterValidator(_count),
+        OnReload(Effect.AT_ONCE, resized=Effect.NEXT_CONNECTION),
+    ] = _spelled(("1280x800",), minItems=1, maxItems=MAX_OUTPUTS)
     """The preferred modes of 1 to 16 outputs."""
-    buffers: Buffers = Buffers.AUTO
+    buffers: Annotated[Buffers, NEXT_CONNECTION] = Buffers.AUTO
     """What host blobs are made of: "memfd" (memory files), "udmabuf" (pinned memory files, as
     dma-bufs), "gem" (buffers of a GPU's driver), or "auto", the best that there is. "udmabuf" and
     "gem" need the per-blob layout."""
-    render_node: AbsolutePath | None = Field(default=None, examples=["/dev/dri/renderD128"])
+    render_node: Annotated[AbsolutePath | None, NEXT_CONNECTION] = Field(
+        default=None, examples=["/dev/dri/renderD128"]
+    )
     """The GPU whose buffers are used, with "gem" or "auto"; by default the first suitable."""
-    slots: SlotOwner = SlotOwner.FRONTEND
+    slots: Annotated[SlotOwner, NEXT_CONNECTION] = SlotOwner.FRONTEND
     """Who maps blobs into the guest: "frontend", the VMM at the other end of the socket; "agent", a
     VMM that sets memory slots when the daemon asks it to, over the control socket; "local", this
     process, in a VMM that imports vgpud as a library."""
-    guest_pat: GuestPat = GuestPat.AUTO
+    guest_pat: Annotated[GuestPat, AT_ONCE] = GuestPat.AUTO
     """Whether KVM honours the guest's memory types (its PAT): "honored", "ignored", or "auto",
     which looks at the VMM's process. A wrong value brings stale data back."""
-    renderers: Annotated[tuple[RendererName, ...], AfterValidator(_distinct)] = Field(
-        default=(RendererName.DMA,), json_schema_extra={"uniqueItems": True}
+    renderers: Annotated[tuple[RendererName, ...], AfterValidator(_distinct), NEXT_CONNECTION] = (
+        Field(default=(RendererName.DMA,), json_schema_extra={"uniqueItems": True})
     )
     """What executes the guest's contexts, the preferred one first: "dma", the daemon's own DMA
     engine. With none, [], the device is a display device, without contexts and host blobs."""

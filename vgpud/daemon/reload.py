@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from vgpud.coherency.slot_policy import Match, Rule
 from vgpud.daemon.config import Config
-from vgpud.daemon.config_tables import DeviceTable, size_text
+from vgpud.daemon.config_tables import DaemonTable, Effect, Table, on_reload, size_text
 from vgpud.gpu.spec import DeviceSpec, Output
+
+_T = TypeVar("_T", bound=Table)
 
 _MAX_WORDS = 160
 """Characters of a value in a line: all lines have to fit into one answer of the control socket."""
@@ -44,105 +47,78 @@ class Changes:
 
 
 def difference(running: Config, wanted: Config, *, log_level: str | None = None) -> Changes:
-    """What to do for `wanted` where `running` is in force; `log_level` is one that overrides both.
+    """Return what to do for `wanted` where `running` is in force; `log_level` overrides both's.
 
     Raises ConfigError if what stays as it is until a restart contradicts what is new.
     """
-    old = {spec.name: spec for spec in running.device_specs()}
     config = _until_restart(running, wanted)
+    old = {spec.name: spec for spec in running.device_specs()}
     new = {spec.name: spec for spec in config.device_specs()}
-    applied, later, restart = list[str](), list[str](), list[str]()
-    for line, at_once in _daemon_lines(running, wanted, log_level):
-        (applied if at_once else restart).append(line)
-    applied += (f"device {name}: removed" for name in old if name not in new)
-    applied += (f"device {name}: added" for name in new if name not in old)
-    for name, spec in new.items():
-        if (before := old.get(name)) is not None:
-            applied += (f"device {name}: {line}" for line in _live(before, spec))
-            later += (f"device {name}: {line}" for line in _next_connection(before, spec))
-    restart += _sockets(running, wanted)
+    lines: dict[Effect, list[str]] = {effect: [] for effect in Effect}
+    for effect, line in _daemon_lines(running.daemon, wanted.daemon, log_level):
+        lines[effect].append(f"daemon: {line}")
+    lines[Effect.AT_ONCE] += (f"device {name}: removed" for name in old if name not in new)
+    lines[Effect.AT_ONCE] += (f"device {name}: added" for name in new if name not in old)
+    tables = {table.name: table for table in running.device}
+    for table in wanted.device:
+        if (before := tables.get(table.name)) is not None:
+            changed = [*_lines(before, table), *_policies(old[table.name], new[table.name])]
+            for effect, line in changed:
+                lines[effect].append(f"device {table.name}: {line}")
     return Changes(
         config=config,
         added=tuple(spec for name, spec in new.items() if name not in old),
         removed=tuple(name for name in old if name not in new),
         changed=tuple(spec for name, spec in new.items() if name in old and spec != old[name]),
-        applied=tuple(applied),
-        next_connection=tuple(later),
-        restart=tuple(restart),
+        applied=tuple(lines[Effect.AT_ONCE]),
+        next_connection=tuple(lines[Effect.NEXT_CONNECTION]),
+        restart=tuple(lines[Effect.RESTART]),
     )
 
 
 def _until_restart(running: Config, wanted: Config) -> Config:
-    """`wanted`, but with every socket that is open where it is."""
-    daemon = wanted.daemon.model_copy(
-        update={
-            "runtime_dir": running.daemon.runtime_dir,
-            "control_socket": running.daemon.control_socket,
-        }
-    )
-    sockets = {table.name: table.socket for table in running.device}
-    devices = tuple(
-        table.model_copy(update={"socket": sockets.get(table.name, table.socket)})
-        for table in wanted.device
-    )
+    """Return `wanted`, but with the old values of what takes a restart."""
+    tables = {table.name: table for table in running.device}
+    daemon = _with_old(running.daemon, wanted.daemon)
+    devices = tuple(_with_old(tables.get(table.name, table), table) for table in wanted.device)
     config = wanted.model_copy(update={"daemon": daemon, "device": devices})
     config.check()
     return config
 
 
+def _with_old(old: _T, new: _T) -> _T:
+    kept = [key for key, means in on_reload(type(new)).items() if means.effect is Effect.RESTART]
+    return new.model_copy(update={key: getattr(old, key) for key in kept})
+
+
 def _daemon_lines(
-    running: Config, wanted: Config, log_level: str | None
-) -> Iterator[tuple[str, bool]]:
-    """What is different in the daemon's table, and whether it takes effect at once."""
-    old, new = running.daemon, wanted.daemon
-    for key in ("allow_users", "allow_groups"):
-        before, after = getattr(old, key), getattr(new, key)
-        if set(before) != set(after):
-            yield f"daemon: {key} {_names(before)} -> {_names(after)}", True
-    if old.log_level != new.log_level:
-        line = f"daemon: log_level {old.log_level} -> {new.log_level}"
-        if log_level is None:
-            yield line, True
+    old: DaemonTable, new: DaemonTable, log_level: str | None
+) -> Iterator[tuple[Effect, str]]:
+    for effect, line in _lines(old, new):
+        if line.startswith("log_level ") and log_level is not None:
+            yield Effect.RESTART, f"{line}, overridden by --log-level {log_level}"
         else:
-            yield f"{line}, overridden by --log-level {log_level}", False
-    for key in ("runtime_dir", "control_socket"):
-        before, after = getattr(old, key), getattr(new, key)
-        if before != after:
-            yield f"daemon: {key} {before or 'none'} -> {after or 'none'}", False
+            yield effect, line
 
 
-def _live(old: DeviceSpec, new: DeviceSpec) -> Iterator[str]:
-    if old.memory_limit != new.memory_limit:
-        yield f"memory_limit {size_text(old.memory_limit)} -> {size_text(new.memory_limit)}"
-    if old.guest_pat != new.guest_pat:
-        yield f"guest_pat {old.guest_pat} -> {new.guest_pat}"
-    if old.outputs != new.outputs and len(old.outputs) == len(new.outputs):
-        yield f"outputs {_outputs(old.outputs)} -> {_outputs(new.outputs)}"
+def _lines(old: Table, new: Table) -> Iterator[tuple[Effect, str]]:
+    """Say what is different in a table, and when it takes effect."""
+    for key, means in on_reload(type(new)).items():
+        before, after = (getattr(table, means.shown_as or key) for table in (old, new))
+        if before != after and (means.ordered or set(before) != set(after)):
+            effect = means.effect
+            if means.resized is not None and len(before) != len(after):
+                effect = means.resized
+            yield effect, f"{key} {_text(before)} -> {_text(after)}"
+
+
+def _policies(old: DeviceSpec, new: DeviceSpec) -> Iterator[tuple[Effect, str]]:
+    """Say what is different in a device's slot policies, and when it takes effect."""
     if old.rules != new.rules:
         before, after = _apart(old.rules, new.rules)
-        yield f"slot_policy {_rules(before)} -> {_rules(after)}"
-
-
-def _next_connection(old: DeviceSpec, new: DeviceSpec) -> Iterator[str]:
-    if old.window != new.window:
-        yield f"window {size_text(old.window)} -> {size_text(new.window)}"
-    for key in ("layout", "buffers", "render_node", "slots"):
-        before, after = getattr(old, key), getattr(new, key)
-        if before != after:
-            yield f"{key} {before or 'none'} -> {after or 'none'}"
-    if old.renderers != new.renderers:
-        yield f"renderers {_names(old.renderers)} -> {_names(new.renderers)}"
-    if len(old.outputs) != len(new.outputs):
-        yield f"outputs {_outputs(old.outputs)} -> {_outputs(new.outputs)}"
-
-
-def _sockets(running: Config, wanted: Config) -> Iterator[str]:
-    """Devices that are to be somewhere else, and not only because all of them are."""
-    old: dict[str, DeviceTable] = {table.name: table for table in running.device}
-    for table in wanted.device:
-        before = old.get(table.name, table)
-        if before.socket_name != table.socket_name:
-            yield f"device {table.name}: socket {before.socket_name} -> {table.socket_name}"
+        yield Effect.AT_ONCE, f"slot_policy {_rules(before)} -> {_rules(after)}"
+    if old.layout != new.layout:
+        yield Effect.NEXT_CONNECTION, f"layout {old.layout} -> {new.layout}"
 
 
 def _apart(old: Sequence[Rule], new: Sequence[Rule]) -> tuple[Sequence[Rule], Sequence[Rule]]:
@@ -155,8 +131,7 @@ def _apart(old: Sequence[Rule], new: Sequence[Rule]) -> tuple[Sequence[Rule], Se
 
 
 def _rules(rules: Sequence[Rule]) -> str:
-    text = f"[{', '.join(map(_rule, rules))}]" if rules else "none"
-    return text if len(text) <= _MAX_WORDS else f"{text[: _MAX_WORDS - 3]}..."
+    return _cut(f"[{', '.join(map(_rule, rules))}]") if rules else "none"
 
 
 def _rule(rule: Rule) -> str:
@@ -174,10 +149,18 @@ def _rule(rule: Rule) -> str:
     return " ".join([*words, "allow_guest_ram"] if rule.allow_guest_ram else words)
 
 
-def _outputs(outputs: Sequence[Output]) -> str:
-    return f"[{', '.join(f'{output.width}x{output.height}' for output in outputs)}]"
+def _text(value: object) -> str:
+    match value:
+        case (Output(), *_):
+            modes = [f"{mode.width}x{mode.height}" for mode in value if isinstance(mode, Output)]
+            return f"[{', '.join(modes)}]"
+        case tuple():
+            return _cut(f"[{', '.join(value)}]")
+        case int():  # all numbers of the tables are sizes
+            return size_text(value)
+        case _:
+            return str(value or "none")
 
 
-def _names(names: Sequence[str]) -> str:
-    text = f"[{', '.join(names)}]"
+def _cut(text: str) -> str:
     return text if len(text) <= _MAX_WORDS else f"{text[: _MAX_WORDS - 3]}..."
