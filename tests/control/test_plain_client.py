@@ -14,7 +14,7 @@ from tests.gpu import driver as gpu
 from tests.support.front_end import FrontEnd
 from tests.support.process import DaemonProcess
 from vgpud.control.methods import METHODS
-from vgpud.gpu.wire import commands
+from vgpud.gpu.wire import command_codec as commands
 from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import ResponseType
 

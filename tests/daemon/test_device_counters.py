@@ -15,9 +15,9 @@ from tests.support.until import until
 from tests.vhost.test_session import MAPPED, OK, make_blob, run, show
 from vgpud.daemon.config import Config
 from vgpud.gpu.counters import Counters
-from vgpud.gpu.wire import commands as c
+from vgpud.gpu.wire import command_codec as c
 from vgpud.gpu.wire import dma
-from vgpud.gpu.wire.commands import Rect
+from vgpud.gpu.wire.command_codec import Rect
 from vgpud.gpu.wire.protocol import ResponseType
 
 SIZE = 64 << 10

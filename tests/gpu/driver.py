@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from vgpud.gpu.wire import commands, dma
-from vgpud.gpu.wire.commands import Command, command_type, mem_entries
+from vgpud.gpu.wire import command_codec as commands
+from vgpud.gpu.wire import dma
+from vgpud.gpu.wire.command_codec import Command, command_type, mem_entries
 from vgpud.gpu.wire.header import Box, Header, Rect
 from vgpud.gpu.wire.protocol import BlobFlag, BlobMem, CapsetId, ContextId, Format, ResourceId
 from vgpud.gpu.wire.protocol import ScanoutId as Scanout

@@ -12,8 +12,9 @@ from random import Random
 from typing import Any
 
 from tests.gpu.machine import HIGH, KIB, LOW, NEXT, PAGE, REGION
-from vgpud.gpu.wire import commands, dma
-from vgpud.gpu.wire.commands import Command, command_type, mem_entries
+from vgpud.gpu.wire import command_codec as commands
+from vgpud.gpu.wire import dma
+from vgpud.gpu.wire.command_codec import Command, command_type, mem_entries
 from vgpud.gpu.wire.header import Box, Header, Rect
 from vgpud.gpu.wire.protocol import ContextId, Format
 

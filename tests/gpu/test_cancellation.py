@@ -13,7 +13,7 @@ import pytest
 from tests.gpu import driver as d
 from tests.gpu.machine import KIB, Machine, cancel, finish, random_bytes, stop_at
 from vgpud.coherency.slot_policy import Layout
-from vgpud.gpu.wire.commands import Command
+from vgpud.gpu.wire.command_codec import Command
 from vgpud.gpu.wire.responses import MapInfo, OkNoData, Response
 
 SIZE = 256 * KIB

@@ -24,7 +24,7 @@ from tests.gpu.machine import (
     refused,
     stop_at,
 )
-from vgpud.gpu.wire.commands import Command
+from vgpud.gpu.wire.command_codec import Command
 from vgpud.gpu.wire.header import Box, Rect
 from vgpud.gpu.wire.protocol import BlobMem, Format, ResponseType
 from vgpud.gpu.wire.responses import OkNoData

@@ -21,8 +21,9 @@ from vgpud.gpu.compose import compose
 from vgpud.gpu.device import GpuDevice
 from vgpud.gpu.environment import Environment
 from vgpud.gpu.spec import DeviceSpec, Output
-from vgpud.gpu.wire import commands, responses
-from vgpud.gpu.wire.commands import Command
+from vgpud.gpu.wire import command_codec as commands
+from vgpud.gpu.wire import responses
+from vgpud.gpu.wire.command_codec import Command
 from vgpud.gpu.wire.header import Box, Header, Rect
 from vgpud.gpu.wire.protocol import (
     BlobMem,

@@ -28,7 +28,7 @@ from tests.support.front_end import FrontEnd
 from tests.support.process import DaemonProcess, config_toml
 from tests.support.ring_driver import DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, GuestRam
 from tests.support.until import until
-from vgpud.gpu.wire import commands as c
+from vgpud.gpu.wire import command_codec as c
 from vgpud.gpu.wire import dma
 from vgpud.gpu.wire.header import HEADER_SIZE, Header
 from vgpud.gpu.wire.protocol import BlobFlag, BlobMem, CapsetId, ResponseType

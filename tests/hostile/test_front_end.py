@@ -27,7 +27,7 @@ from tests.hostile.siege import (
 from tests.support.front_end import FrontEnd
 from tests.support.ring_driver import GuestRam
 from tests.support.until import until
-from vgpud.gpu.wire import commands as c
+from vgpud.gpu.wire import command_codec as c
 from vgpud.gpu.wire import dma
 from vgpud.gpu.wire.protocol import ResponseType
 from vgpud.memory.addresses import Gpa, Uva

@@ -26,8 +26,8 @@ from tests.hostile.siege import (
 )
 from tests.support.ring_driver import DESC_F_WRITE
 from tests.support.until import until
-from vgpud.gpu.wire import commands as c
-from vgpud.gpu.wire.commands import Box, Rect
+from vgpud.gpu.wire import command_codec as c
+from vgpud.gpu.wire.command_codec import Box, Rect
 from vgpud.gpu.wire.protocol import CommandType, ResponseType
 from vgpud.vhost.split_ring import MAX_INDIRECT
 

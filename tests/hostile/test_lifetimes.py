@@ -14,7 +14,7 @@ import pytest
 from tests.gpu import driver
 from tests.hostile.siege import MIB, Siege, front_end
 from tests.support.until import until
-from vgpud.gpu.wire import commands as c
+from vgpud.gpu.wire import command_codec as c
 from vgpud.vhost.wire import messages as m
 from vgpud.vhost.wire.protocol import F_LOG_ALL
 from vgpud.vhost.wire.requests import encode_request

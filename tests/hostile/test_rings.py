@@ -10,7 +10,7 @@ import pytest
 
 from tests.hostile.siege import MIB, RogueRing, Siege, command, rogue
 from tests.support.ring_driver import DESC_F_INDIRECT, DESC_F_NEXT, RingBrokenError
-from vgpud.gpu.wire import commands as c
+from vgpud.gpu.wire import command_codec as c
 
 FAR = 40 * MIB
 """Guest memory that no ring and no buffer of the tests is in."""

@@ -11,7 +11,7 @@ import pytest
 from tests.hostile.siege import MIB, Siege, assert_hung_up, command, front_end
 from tests.support.front_end import FrontEnd
 from tests.support.until import until
-from vgpud.gpu.wire import commands as c
+from vgpud.gpu.wire import command_codec as c
 from vgpud.gpu.wire.protocol import ResponseType
 from vgpud.vhost.wire import messages as m
 from vgpud.vhost.wire.protocol import HEADER

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vgpud.gpu.wire import commands as c
+from vgpud.gpu.wire import command_codec as c
 from vgpud.gpu.wire import responses
 from vgpud.gpu.wire.header import Box, Header, Rect, echo
 from vgpud.gpu.wire.protocol import CommandType, ContextId, Flag, ResourceId

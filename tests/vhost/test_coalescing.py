@@ -11,7 +11,7 @@ from tests.support.until import until_async
 from tests.vhost.queue_stand import QueueStand, run, standing
 from vgpud.gpu.fast_path import TransferFastPath
 from vgpud.gpu.guest_memory import GuestMemory
-from vgpud.gpu.wire import commands as c
+from vgpud.gpu.wire import command_codec as c
 from vgpud.gpu.wire.header import Header, Rect
 from vgpud.gpu.wire.protocol import CommandType, ResourceId
 from vgpud.memory.extents import Extents

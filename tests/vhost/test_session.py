@@ -22,9 +22,9 @@ from tests.support.until import until
 from tests.vhost.toy_rng import ToyRng
 from vgpud.daemon.config import Config
 from vgpud.gpu.display import messages as d
-from vgpud.gpu.wire import commands as c
+from vgpud.gpu.wire import command_codec as c
 from vgpud.gpu.wire import dma
-from vgpud.gpu.wire.commands import Box, Rect
+from vgpud.gpu.wire.command_codec import Box, Rect
 from vgpud.gpu.wire.protocol import CapsetId, ResponseType, ScanoutId
 from vgpud.unix.stream_socket import StreamSocket
 from vgpud.vhost.session import Session

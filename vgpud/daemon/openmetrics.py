@@ -16,7 +16,7 @@ from vgpud.coherency.slot_policy import SlotOwner
 from vgpud.control.models import Device
 from vgpud.daemon.process_figures import ProcessFigures
 from vgpud.gpu.counters import Counters
-from vgpud.gpu.wire.commands import Command
+from vgpud.gpu.wire.command_codec import Command
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from vgpud.gpu.wire.commands import Command
+from vgpud.gpu.wire.command_codec import Command
 from vgpud.gpu.work import Traffic
 
 

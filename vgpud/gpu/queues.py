@@ -17,8 +17,9 @@ from vgpud.gpu.contexts import Submission
 from vgpud.gpu.errors import Unspecified, response_code
 from vgpud.gpu.gpu import Gpu
 from vgpud.gpu.timelines import Timelines
-from vgpud.gpu.wire import commands, responses
-from vgpud.gpu.wire.commands import Command, MoveCursor, UpdateCursor
+from vgpud.gpu.wire import command_codec as commands
+from vgpud.gpu.wire import responses
+from vgpud.gpu.wire.command_codec import Command, MoveCursor, UpdateCursor
 from vgpud.gpu.wire.header import Header, decode_header
 from vgpud.native.ring import FastPath
 from vgpud.rate_limit import RateLimit

@@ -20,9 +20,9 @@ from tests.support.front_end import FrontEnd
 from vgpud.cli import main as cli
 from vgpud.daemon.config import Config
 from vgpud.gpu.display import png
-from vgpud.gpu.wire import commands as c
+from vgpud.gpu.wire import command_codec as c
 from vgpud.gpu.wire import dma
-from vgpud.gpu.wire.commands import Rect
+from vgpud.gpu.wire.command_codec import Rect
 from vgpud.gpu.wire.protocol import CapsetId, ResponseType
 
 OK = ResponseType.OK_NODATA

@@ -31,7 +31,7 @@ from vgpud.daemon.config import Config
 from vgpud.daemon.device_server import DeviceServer
 from vgpud.errors import HostError
 from vgpud.gpu import spec
-from vgpud.gpu.wire import commands as c
+from vgpud.gpu.wire import command_codec as c
 from vgpud.gpu.wire.protocol import ResponseType
 from vgpud.vhost.wire.back_end_channel import ConfigChange
 from vgpud.vhost.wire.protocol import ProtocolFeature

@@ -11,7 +11,7 @@ import pytest
 from tests.gpu import driver as d
 from tests.gpu.machine import HIGH, LIMIT, LOW, PAGE, REGION, WINDOW, Machine, refused
 from vgpud.coherency.slot_policy import Fallback, GuestPat, Layout, MemoryType, Rule
-from vgpud.gpu.wire.commands import Command
+from vgpud.gpu.wire.command_codec import Command
 from vgpud.gpu.wire.protocol import BlobMem, MapInfo, ResourceId, ResponseType
 from vgpud.gpu.wire.responses import MapInfo as Mapped
 from vgpud.gpu.wire.responses import OkNoData, ResourceUuid

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vgpud.gpu.wire.commands import (
+from vgpud.gpu.wire.command_codec import (
     Box,
     Command,
     CtxAttachResource,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.gpu.wire.command_cases import COMMANDS, ENTRIES, RESOURCE, TAILS, header
 from vgpud.errors import VgpudError
 from vgpud.gpu.errors import response_code
-from vgpud.gpu.wire.commands import (
+from vgpud.gpu.wire.command_codec import (
     CtxCreate,
     Header,
     MoveCursor,
@@ -43,7 +43,7 @@ from vgpud.gpu.wire.protocol import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vgpud.gpu.wire.commands import Command
+    from vgpud.gpu.wire.command_codec import Command
 
 SAMPLES = [command for command, _, _ in COMMANDS]
 ATTACH = ResourceAttachBacking(header(ResourceAttachBacking), RESOURCE, ENTRIES)

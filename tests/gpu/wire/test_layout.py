@@ -17,13 +17,13 @@ import pytest
 
 from tests.gpu.wire.command_cases import COMMANDS, TAILS
 from vgpud.gpu.wire import protocol, responses
-from vgpud.gpu.wire.commands import MEM_ENTRY, Box, CtxCreate, Rect, encode
+from vgpud.gpu.wire.command_codec import MEM_ENTRY, Box, CtxCreate, Rect, encode
 from vgpud.gpu.wire.header import HEADER_SIZE
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vgpud.gpu.wire.commands import Command
+    from vgpud.gpu.wire.command_codec import Command
 
 # What the kernel's names begin with, per enumeration of ours.
 PREFIXES = {

@@ -32,7 +32,7 @@ from vgpud.cli.bench.ring_commands import (
 from vgpud.cli.bench.ring_guest import QUEUES, Driver, Guest
 from vgpud.coherency.slot_policy import Layout
 from vgpud.errors import VgpudError
-from vgpud.gpu.wire.commands import Command
+from vgpud.gpu.wire.command_codec import Command
 from vgpud.gpu.wire.protocol import CONTROL_QUEUE, ResponseType
 from vgpud.microvm.front_end import GUEST_FEATURES, FrontEnd
 from vgpud.unix.fd import Fd

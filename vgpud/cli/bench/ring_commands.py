@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from vgpud.gpu.wire import commands as c
+from vgpud.gpu.wire import command_codec as c
 from vgpud.gpu.wire import dma
 from vgpud.gpu.wire.header import Box, Header, Rect
 from vgpud.gpu.wire.protocol import (

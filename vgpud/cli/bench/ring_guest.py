@@ -16,7 +16,7 @@ from typing import Final, Self
 
 import numpy as np
 
-from vgpud.gpu.wire.commands import Command, encode
+from vgpud.gpu.wire.command_codec import Command, encode
 from vgpud.gpu.wire.protocol import CONTROL_QUEUE, CURSOR_QUEUE
 from vgpud.memory import memfd
 from vgpud.memory.mapping import map_shared

@@ -2,7 +2,7 @@
 
 Fields are in the order of the wire and hold what was sent, unjudged: a format, an id or a rectangle
 may be nonsense, which is the device's business. Counts that say how much follows are left out: what
-follows is here itself. How each one looks in bytes is the table in `vgpud.gpu.wire.commands`.
+follows is here itself. How each one looks in bytes is the table in `vgpud.gpu.wire.command_codec`.
 
 Specification: virtio 1.3, 5.7.6.8 "controlq (2d)", 5.7.6.9 "controlq (3d)", 5.7.6.10 "cursorq".
 """
