@@ -44,7 +44,7 @@ PURE = {
     *("gpu/errors", "gpu/memory_types", "gpu/quota", "gpu/spec", "gpu/state", "gpu/work"),
     *(f"gpu/wire/{name}" for name in ("command_codec", "cvt", "displayid", "dma", "edid")),
     *(f"gpu/wire/{name}" for name in ("formats", "header", "protocol", "responses")),
-    *(f"gpu/wire/{name}" for name in ("structs", "value")),
+    *(f"gpu/wire/{name}" for name in ("commands", "value")),
     *("memory/addresses", "memory/backing", "memory/window_map"),
     *("slots/entries", "slots/errors", "slots/ranges", "slots/table"),
     *("publish", "uapi/memslot", "uapi/page", "uapi/registers"),

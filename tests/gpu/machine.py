@@ -31,10 +31,10 @@ from vgpud.gpu.guest_memory import GuestMemory
 from vgpud.gpu.renderers import MakeRenderers, make_renderers
 from vgpud.gpu.spec import DeviceSpec, Output, RendererName
 from vgpud.gpu.timelines import Timeline
+from vgpud.gpu.wire.commands import Command
 from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import ResourceId, ResponseType
 from vgpud.gpu.wire.responses import DisplayMode, OkNoData, Response
-from vgpud.gpu.wire.structs import Command
 from vgpud.gpu.work import Done, Work
 from vgpud.memory import memfd
 from vgpud.publish import Json

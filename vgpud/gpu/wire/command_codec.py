@@ -1,6 +1,6 @@
 """Commands to and from bytes: one table that says how each struct is laid out.
 
-Owns `decode` and `encode`, and offers the values of `vgpud.gpu.wire.structs` beside them. Decoding
+Owns `decode` and `encode`, and offers the values of `vgpud.gpu.wire.commands` beside them. Decoding
 is on every command's way (tens of thousands a second): hence a table looked up by type, not a chain
 of cases.
 
@@ -16,9 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 
 from vgpud.gpu.errors import InvalidParameter, Unspecified
-from vgpud.gpu.wire.header import HEADER_SIZE, Box, Bytes, Header, Rect, decode_header
-from vgpud.gpu.wire.protocol import CommandType
-from vgpud.gpu.wire.structs import (
+from vgpud.gpu.wire.commands import (
     MEM_ENTRY,
     Command,
     CtxAttachResource,
@@ -49,6 +47,8 @@ from vgpud.gpu.wire.structs import (
     TransferToHost3D,
     UpdateCursor,
 )
+from vgpud.gpu.wire.header import HEADER_SIZE, Box, Bytes, Header, Rect, decode_header
+from vgpud.gpu.wire.protocol import CommandType
 
 if TYPE_CHECKING:
     from collections.abc import Callable
