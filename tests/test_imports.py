@@ -43,7 +43,7 @@ PURE = {
     *("gpu/display/damage", "gpu/display/messages", "gpu/display/png", "gpu/display/tiles"),
     *("gpu/errors", "gpu/memory_types", "gpu/quota", "gpu/spec", "gpu/state", "gpu/work"),
     *(f"gpu/wire/{name}" for name in ("command_codec", "cvt", "displayid", "dma", "edid")),
-    *(f"gpu/wire/{name}" for name in ("formats", "header", "protocol", "responses")),
+    *(f"gpu/wire/{name}" for name in ("formats", "header", "mem_entries", "protocol", "responses")),
     *(f"gpu/wire/{name}" for name in ("commands", "value")),
     *("memory/addresses", "memory/backing", "memory/window_map"),
     *("slots/entries", "slots/errors", "slots/ranges", "slots/table"),

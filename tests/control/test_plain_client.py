@@ -14,7 +14,7 @@ from tests.gpu import driver as gpu
 from tests.support.front_end import FrontEnd
 from tests.support.process import DaemonProcess
 from vgpud.control.methods import METHODS
-from vgpud.gpu.wire import command_codec as commands
+from vgpud.gpu.wire.command_codec import encode
 from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import ResponseType
 
@@ -47,7 +47,7 @@ def show_picture(front_end: FrontEnd) -> None:
     """Have an output show something."""
     whole = Rect(0, 0, 64, 48)
     for command in (gpu.create_2d(1, 64, 48), gpu.set_scanout(0, 1, whole)):
-        answer = front_end.command(commands.encode(command))
+        answer = front_end.command(encode(command))
         assert answer[:4] == ResponseType.OK_NODATA.to_bytes(4, "little")
 
 

@@ -15,9 +15,11 @@ from tests.support.until import until
 from tests.vhost.test_session import MAPPED, OK, make_blob, run, show
 from vgpud.daemon.config import Config
 from vgpud.gpu.counters import Counters
-from vgpud.gpu.wire import command_codec as c
+from vgpud.gpu.wire import commands as c
 from vgpud.gpu.wire import dma
-from vgpud.gpu.wire.command_codec import Rect
+from vgpud.gpu.wire.command_codec import encode
+from vgpud.gpu.wire.header import Rect
+from vgpud.gpu.wire.mem_entries import mem_entries
 from vgpud.gpu.wire.protocol import ResponseType
 
 SIZE = 64 << 10
@@ -46,7 +48,7 @@ def counters(daemon: DaemonThread) -> Counters:
 
 def submit(fe: FrontEnd, *packets: dma.Packet) -> int:
     """Have packets run in context 1, fenced."""
-    stream = c.encode(command(c.Submit3D, dma.encode([*packets]), ctx_id=1, flags=1, fence_id=5))
+    stream = encode(command(c.Submit3D, dma.encode([*packets]), ctx_id=1, flags=1, fence_id=5))
     answer = fe.command(stream)
     return int.from_bytes(answer[:4], "little")
 
@@ -95,7 +97,7 @@ def test_commands_fences_and_maps(fe: FrontEnd, counters: Counters) -> None:
 def test_transfers_that_are_done_natively_count_too(fe: FrontEnd, counters: Counters) -> None:
     memory = fe.ram.alloc(64 * 64 * 4, 4096)
     assert run(fe, c.ResourceCreate2D, 3, 1, 64, 64) == OK
-    assert run(fe, c.ResourceAttachBacking, 3, c.mem_entries((memory, 64 * 64 * 4))) == OK
+    assert run(fe, c.ResourceAttachBacking, 3, mem_entries((memory, 64 * 64 * 4))) == OK
     for count in range(1, 21):
         assert run(fe, c.TransferToHost2D, Rect(0, 0, 8, 8), 0, 3, flags=1, fence_id=count) == OK
     assert run(fe, c.ResourceUnref, 3) == OK

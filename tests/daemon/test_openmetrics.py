@@ -12,7 +12,7 @@ from vgpud.daemon import openmetrics
 from vgpud.daemon.openmetrics import DeviceFigures, Figures
 from vgpud.daemon.process_figures import ProcessFigures
 from vgpud.gpu.counters import Counters
-from vgpud.gpu.wire import command_codec as commands
+from vgpud.gpu.wire import commands
 
 Labels = tuple[tuple[str, str], ...]
 ONE: Labels = (("device", "one"),)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from vgpud.gpu.wire import command_codec as commands
-from vgpud.gpu.wire import dma
-from vgpud.gpu.wire.command_codec import Command, command_type, mem_entries
+from vgpud.gpu.wire import commands, dma
+from vgpud.gpu.wire.command_codec import Command
 from vgpud.gpu.wire.header import Box, Header, Rect
+from vgpud.gpu.wire.mem_entries import mem_entries
 from vgpud.gpu.wire.protocol import BlobFlag, BlobMem, CapsetId, ContextId, Format, ResourceId
 from vgpud.gpu.wire.protocol import ScanoutId as Scanout
 
@@ -15,7 +15,7 @@ CTX = 1
 
 
 def header(kind: type[Command], ctx: int = 0) -> Header:
-    return Header(command_type(kind), ctx_id=ContextId(ctx))
+    return Header(kind.command_type, ctx_id=ContextId(ctx))
 
 
 def display_info() -> Command:

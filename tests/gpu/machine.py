@@ -31,7 +31,7 @@ from vgpud.gpu.guest_memory import GuestMemory
 from vgpud.gpu.renderers import MakeRenderers, make_renderers
 from vgpud.gpu.spec import DeviceSpec, Output, RendererName
 from vgpud.gpu.timelines import Timeline
-from vgpud.gpu.wire.commands import Command
+from vgpud.gpu.wire.command_codec import Command
 from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import ResourceId, ResponseType
 from vgpud.gpu.wire.responses import DisplayMode, OkNoData, Response

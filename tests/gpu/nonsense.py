@@ -12,10 +12,10 @@ from random import Random
 from typing import Any
 
 from tests.gpu.machine import HIGH, KIB, LOW, NEXT, PAGE, REGION
-from vgpud.gpu.wire import command_codec as commands
-from vgpud.gpu.wire import dma
-from vgpud.gpu.wire.command_codec import Command, command_type, mem_entries
+from vgpud.gpu.wire import commands, dma
+from vgpud.gpu.wire.command_codec import Command, decode, encode
 from vgpud.gpu.wire.header import Box, Header, Rect
+from vgpud.gpu.wire.mem_entries import mem_entries
 from vgpud.gpu.wire.protocol import ContextId, Format
 
 U32, U64 = (1 << 32) - 1, (1 << 64) - 1
@@ -169,7 +169,7 @@ def command(random: Random, kinds: Sequence[type[Command]] = KINDS) -> Command:
     """A command as it comes out of the decoder."""
     kind = random.choice(kinds)
     header = Header(
-        command_type(kind),
+        kind.command_type,
         random.randint(0, 3),
         bad_quad(random),
         ContextId(random.choice([1] * 8 + [2, 0])),
@@ -180,4 +180,4 @@ def command(random: Random, kinds: Sequence[type[Command]] = KINDS) -> Command:
         spoilt = random.randrange(len(values))
         values[spoilt] = FIELDS[kind][spoilt].bad(random)
     make: Callable[..., Command] = kind
-    return commands.decode(commands.encode(make(header, *values)))
+    return decode(encode(make(header, *values)))

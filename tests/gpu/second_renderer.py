@@ -12,7 +12,7 @@ from vgpud.gpu.renderer import BlobMemory, Capset, Renderer
 from vgpud.gpu.renderers import MakeRenderers, RendererParts, make_renderers
 from vgpud.gpu.resources import Resource
 from vgpud.gpu.spec import RendererName
-from vgpud.gpu.wire import command_codec as commands
+from vgpud.gpu.wire import commands
 from vgpud.gpu.wire.protocol import ContextId, ResourceId
 from vgpud.gpu.work import Answer, Done
 from vgpud.memory import memfd

@@ -28,8 +28,7 @@ from vgpud.coherency.slot_policy import Layout
 from vgpud.errors import VgpudError
 from vgpud.gpu.contexts import Submission
 from vgpud.gpu.resources import HostBlob, Image
-from vgpud.gpu.wire import command_codec as commands
-from vgpud.gpu.wire import responses
+from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.command_codec import Command
 
 LIMIT = 2 * MIB

@@ -29,7 +29,7 @@ from vgpud.errors import VgpudError
 from vgpud.gpu.environment import Environment
 from vgpud.gpu.gpu import Gpu
 from vgpud.gpu.spec import DeviceSpec
-from vgpud.gpu.wire import command_codec as commands
+from vgpud.gpu.wire import commands
 from vgpud.gpu.wire.command_codec import Command
 from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import BlobMem, Feature, ResponseType

@@ -11,8 +11,8 @@ from tests.gpu import driver as d
 from tests.gpu.machine import PAGE, Machine
 from vgpud.gpu.queues import GpuQueue
 from vgpud.gpu.timelines import Timelines
-from vgpud.gpu.wire import command_codec as commands
-from vgpud.gpu.wire.command_codec import Command
+from vgpud.gpu.wire import commands
+from vgpud.gpu.wire.command_codec import Command, encode
 from vgpud.gpu.wire.protocol import ResponseType
 from vgpud.vhost.split_ring import Chain
 from vgpud.vhost.virtqueue import Virtqueue
@@ -41,7 +41,7 @@ class Stand:
             queue = GpuQueue(self.machine.gpu, timelines, cursor=cursor)
             queue.queue = self.answers
             for request in requests:
-                data = request if isinstance(request, bytes) else commands.encode(request)
+                data = request if isinstance(request, bytes) else encode(request)
                 waiting = queue.handle(Chain(0, (), ()), data)
                 if waiting is not None:
                     await waiting

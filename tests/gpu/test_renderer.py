@@ -21,9 +21,8 @@ from vgpud.gpu.compose import compose
 from vgpud.gpu.device import GpuDevice
 from vgpud.gpu.environment import Environment
 from vgpud.gpu.spec import DeviceSpec, Output
-from vgpud.gpu.wire import command_codec as commands
-from vgpud.gpu.wire import responses
-from vgpud.gpu.wire.command_codec import Command
+from vgpud.gpu.wire import commands, responses
+from vgpud.gpu.wire.command_codec import Command, encode
 from vgpud.gpu.wire.header import Box, Header, Rect
 from vgpud.gpu.wire.protocol import (
     BlobMem,
@@ -266,11 +265,11 @@ def on_ring(test: Callable[[GpuDevice, QueueStand, SecondRenderer], Awaitable[No
 
 def submit(data: bytes, ring: int, *, ctx: int = CTX, flags: int = FENCE | RING_IDX) -> Command:
     kind = commands.Submit3D
-    return kind(Header(commands.command_type(kind), flags, 7, ContextId(ctx), ring), data)
+    return kind(Header(kind.command_type, flags, 7, ContextId(ctx), ring), data)
 
 
 def send(stand: QueueStand, command: Command) -> int:
-    return stand.driver.submit(commands.encode(command), 512)
+    return stand.driver.submit(encode(command), 512)
 
 
 def type_of(data: bytes) -> int:
@@ -323,7 +322,7 @@ def test_fences_of_a_ring_are_answered_in_order_and_rings_do_not_wait_for_each_o
 def ring_fence(ring: int) -> Command:
     kind = commands.CtxDetachResource
     return kind(
-        Header(commands.command_type(kind), FENCE | RING_IDX, 8, ContextId(CTX), ring),
+        Header(kind.command_type, FENCE | RING_IDX, 8, ContextId(CTX), ring),
         ResourceId(99),
     )
 

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from tests.gpu import driver as d
 from tests.gpu.machine import HIGH, LOW, NEXT, PAGE, WINDOW, Machine, random_bytes, refused
 from vgpud.coherency.slot_policy import Layout
-from vgpud.gpu.wire import command_codec as commands
-from vgpud.gpu.wire import dma
+from vgpud.gpu.wire import commands, dma
 from vgpud.gpu.wire.protocol import BlobMem, ResourceId, ResponseType
 
 INVALID = ResponseType.ERR_INVALID_PARAMETER

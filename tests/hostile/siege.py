@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, get_args
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +28,11 @@ from tests.support.front_end import FrontEnd
 from tests.support.process import DaemonProcess, config_toml
 from tests.support.ring_driver import DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, GuestRam
 from tests.support.until import until
-from vgpud.gpu.wire import command_codec as c
+from vgpud.gpu.wire import commands as c
 from vgpud.gpu.wire import dma
+from vgpud.gpu.wire.command_codec import COMMANDS, Command, encode
 from vgpud.gpu.wire.header import HEADER_SIZE, Header
+from vgpud.gpu.wire.mem_entries import MEM_ENTRY
 from vgpud.gpu.wire.protocol import BlobFlag, BlobMem, CapsetId, ResponseType
 
 MIB: Final = 1 << 20
@@ -38,22 +40,22 @@ ROOMY: Final = ((0, 96 * MIB),)
 PATIENCE: Final = 20.0
 
 MADE: Final = int(ResponseType.OK_NODATA)
-NO_ENTRIES: Final = np.zeros(0, c.MEM_ENTRY)
+NO_ENTRIES: Final = np.zeros(0, MEM_ENTRY)
 
 _DESC = struct.Struct("<QIHH")
-_TYPES: Final = {kind: c.command_type(kind) for kind in get_args(c.Command)}
+_TYPES: Final = {kind: kind.command_type for kind in COMMANDS.values()}
 
 
-def command(kind: type[Any], *fields: Any, **header: Any) -> c.Command:
+def command(kind: type[Any], *fields: Any, **header: Any) -> Command:
     """A command of this class, with the header that belongs to it."""
-    made: c.Command = kind(Header(_TYPES[kind], **header), *fields)
+    made: Command = kind(Header(_TYPES[kind], **header), *fields)
     return made
 
 
 def entries(addresses: Any, lengths: Any) -> NDArray[np.void]:
     """A list of backing pages; either argument may be one number for all."""
     addresses, lengths = np.broadcast_arrays(addresses, lengths)
-    array = np.zeros(addresses.size, c.MEM_ENTRY)
+    array = np.zeros(addresses.size, MEM_ENTRY)
     array["addr"], array["length"] = addresses.ravel(), lengths.ravel()
     return array
 
@@ -121,7 +123,7 @@ class RogueRing:
 
     def command(self, kind: type[Any], *fields: Any, **header: int) -> int:
         """The same for a command."""
-        return self.request(c.encode(command(kind, *fields, **header)))
+        return self.request(encode(command(kind, *fields, **header)))
 
     def renumber(self, slot: int, resource_id: int) -> None:
         """Have a command that was laid out speak of another resource."""
@@ -212,7 +214,7 @@ class Bystander:
 
     def __init__(self, path: Path) -> None:
         self._fe = FrontEnd(connected(path)).handshake()
-        self._request = c.encode(command(c.GetDisplayInfo))
+        self._request = encode(command(c.GetDisplayInfo))
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self.worst = 0.0
@@ -332,7 +334,7 @@ class Siege:
         """See every device answer."""
         for device in self.DEVICES:
             with FrontEnd(connected(self.socket(device))).handshake() as fe:
-                assert fe.command(c.encode(command(c.GetDisplayInfo)), response_size=408)
+                assert fe.command(encode(command(c.GetDisplayInfo)), response_size=408)
 
     def status(self, field: str) -> int:
         """A number of /proc/PID/status, memory in bytes."""

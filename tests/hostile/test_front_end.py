@@ -27,8 +27,9 @@ from tests.hostile.siege import (
 from tests.support.front_end import FrontEnd
 from tests.support.ring_driver import GuestRam
 from tests.support.until import until
-from vgpud.gpu.wire import command_codec as c
+from vgpud.gpu.wire import commands as c
 from vgpud.gpu.wire import dma
+from vgpud.gpu.wire.command_codec import encode
 from vgpud.gpu.wire.protocol import ResponseType
 from vgpud.memory.addresses import Gpa, Uva
 from vgpud.vhost.wire import messages as m
@@ -326,7 +327,7 @@ def test_answers_that_have_nowhere_to_go(siege: Siege) -> None:
         ring = RogueRing(fe)
         ring.context()
         ring.host_blob(1, 32 * MIB)
-        request = c.encode(command(c.Submit3D, b"", ctx_id=1))
+        request = encode(command(c.Submit3D, b"", ctx_id=1))
         gpa = ring.ram.alloc(4096)
         stream = dma.encode(_COPIES[:2])
         request = request[:24] + len(stream).to_bytes(8, "little") + stream

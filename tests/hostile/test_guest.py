@@ -26,8 +26,9 @@ from tests.hostile.siege import (
 )
 from tests.support.ring_driver import DESC_F_WRITE
 from tests.support.until import until
-from vgpud.gpu.wire import command_codec as c
-from vgpud.gpu.wire.command_codec import Box, Rect
+from vgpud.gpu.wire import commands as c
+from vgpud.gpu.wire.command_codec import Command, encode
+from vgpud.gpu.wire.header import Box, Rect
 from vgpud.gpu.wire.protocol import CommandType, ResponseType
 from vgpud.vhost.split_ring import MAX_INDIRECT
 
@@ -129,7 +130,7 @@ def large_copies(ring: RogueRing) -> None:
         ring.offer(ring.submit(packets, flags=3, ring_idx=index))
 
 
-def flood(ring: RogueRing, kind: type[c.Command], *fields: object) -> None:
+def flood(ring: RogueRing, kind: type[Command], *fields: object) -> None:
     """One cheap command, over and over, so that the ring is never empty."""
     slot = ring.command(kind, *fields)
     end = time.monotonic() + 0.4
@@ -224,7 +225,7 @@ def test_lists_of_pages_stay_within_the_limit(siege: Siege) -> None:
     before = siege.status("VmRSS")
     with rogue(siege) as ring:
         spend_the_rest(ring)
-        attach = c.encode(command(c.ResourceAttachBacking, 0, entries(SCATTERED, 16)))
+        attach = encode(command(c.ResourceAttachBacking, 0, entries(SCATTERED, 16)))
         gpa, answer = ring.ram.alloc(len(attach)), ring.ram.alloc(64)
         ring.ram.write(gpa, attach)
         slot = ring.table([(gpa, len(attach), 0), (answer, 24, DESC_F_WRITE)])

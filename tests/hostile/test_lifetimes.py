@@ -14,7 +14,8 @@ import pytest
 from tests.gpu import driver
 from tests.hostile.siege import MIB, Siege, front_end
 from tests.support.until import until
-from vgpud.gpu.wire import command_codec as c
+from vgpud.gpu.wire import commands as c
+from vgpud.gpu.wire.mem_entries import mem_entries
 from vgpud.vhost.wire import messages as m
 from vgpud.vhost.wire.protocol import F_LOG_ALL
 from vgpud.vhost.wire.requests import encode_request
@@ -106,7 +107,7 @@ def test_truncated_memory_ends_the_session(siege: Siege, what: str) -> None:
     with front_end(siege) as ring:
         fe, fd = ring.fe, ring.ram.regions[0].fd
         ring.context()
-        ring.guest_blob(1, c.mem_entries((64 * MIB, 16 * MIB)))
+        ring.guest_blob(1, mem_entries((64 * MIB, 16 * MIB)))
         slot = ring.submit([driver.fill(1, 0, 16 * MIB, 7)])
         if what == "log":
             log = os.memfd_create("log")

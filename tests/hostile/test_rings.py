@@ -10,7 +10,8 @@ import pytest
 
 from tests.hostile.siege import MIB, RogueRing, Siege, command, rogue
 from tests.support.ring_driver import DESC_F_INDIRECT, DESC_F_NEXT, RingBrokenError
-from vgpud.gpu.wire import command_codec as c
+from vgpud.gpu.wire import commands as c
+from vgpud.gpu.wire.command_codec import encode
 
 FAR = 40 * MIB
 """Guest memory that no ring and no buffer of the tests is in."""
@@ -61,7 +62,7 @@ def test_a_bad_ring_stops_that_ring_only(siege: Siege, name: str) -> None:
         with pytest.raises(RingBrokenError):
             fe.drivers[0].wait(9999)
         os.eventfd_read(fe.drivers[0].err)
-        fe.command(c.encode(command(c.MoveCursor, 0, 1, 1)), queue=1)
+        fe.command(encode(command(c.MoveCursor, 0, 1, 1)), queue=1)
         assert len(siege.warnings) <= 2  # the ring's, and one for a command that it was answered
         fe.reset()
-        assert fe.command(c.encode(command(c.GetDisplayInfo)), response_size=408)
+        assert fe.command(encode(command(c.GetDisplayInfo)), response_size=408)

@@ -11,7 +11,9 @@ import pytest
 from tests.hostile.siege import MIB, Siege, assert_hung_up, command, front_end
 from tests.support.front_end import FrontEnd
 from tests.support.until import until
-from vgpud.gpu.wire import command_codec as c
+from vgpud.gpu.wire import commands as c
+from vgpud.gpu.wire.command_codec import encode
+from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import ResponseType
 from vgpud.vhost.wire import messages as m
 from vgpud.vhost.wire.protocol import HEADER
@@ -72,7 +74,7 @@ def test_a_display_that_is_no_use(siege: Siege, how: str) -> None:
         elif how == "gone":
             display.close()
         assert ring.run(c.ResourceCreate2D, 1, 1, 2048, 2048) == ResponseType.OK_NODATA
-        rect = c.Rect(0, 0, 2048, 2048)
+        rect = Rect(0, 0, 2048, 2048)
         assert ring.run(c.SetScanout, rect, 0, 1) == ResponseType.OK_NODATA
         begin = time.monotonic()
         for _ in range(20):
@@ -118,4 +120,4 @@ def test_a_guest_can_not_take_all_descriptors(siege_per_blob: Siege) -> None:
         codes = {ring.response(slot) for slot in slots}
         assert codes <= {ResponseType.OK_NODATA, ResponseType.ERR_OUT_OF_MEMORY}
         with FrontEnd.connect(siege.socket("b")).handshake() as fe:
-            assert fe.command(c.encode(command(c.GetDisplayInfo)), response_size=408)
+            assert fe.command(encode(command(c.GetDisplayInfo)), response_size=408)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vgpud.gpu.wire import command_codec as c
+from vgpud.gpu.wire import commands as c
 from vgpud.gpu.wire import responses
+from vgpud.gpu.wire.command_codec import Command, encode
 from vgpud.gpu.wire.header import Box, Header, Rect, echo
 from vgpud.gpu.wire.protocol import CommandType, ContextId, Flag, ResourceId
 from vgpud.native._native import ffi, lib
@@ -47,20 +48,18 @@ class Images:
             resource, WIDTH, HEIGHT, spans(flat, flat.size), spans(self.backing, 48), self
         )
 
-    def run(self, command: c.Command) -> bytes | None:
+    def run(self, command: Command) -> bytes | None:
         """The response, or None if the command was left alone."""
-        response = execute(self.table, c.encode(command))
+        response = execute(self.table, encode(command))
         assert response is not None or not self.pixels.any()
         return response
 
 
-def to_2d(
-    rect: Rect, offset: int = 0, resource: int = 7, header: Header | None = None
-) -> c.Command:
+def to_2d(rect: Rect, offset: int = 0, resource: int = 7, header: Header | None = None) -> Command:
     return c.TransferToHost2D(header or Header(TO_2D), rect, offset, ResourceId(resource))
 
 
-def to_3d(box: Box, offset: int = 0, level: int = 0, stride: int = 0) -> c.Command:
+def to_3d(box: Box, offset: int = 0, level: int = 0, stride: int = 0) -> Command:
     return c.TransferToHost3D(Header(TO_3D), box, offset, ResourceId(7), level, stride, 0)
 
 
@@ -88,7 +87,7 @@ def test_a_fence_is_echoed() -> None:
     assert images.table.collect() == (1, 0, 1)
 
 
-LEFT_ALONE: dict[str, c.Command] = {
+LEFT_ALONE: dict[str, Command] = {
     "another command": c.ResourceFlush(
         Header(CommandType.RESOURCE_FLUSH), Rect(0, 0, 1, 1), ResourceId(7)
     ),
@@ -126,7 +125,7 @@ def test_what_is_not_plain_is_left_alone(name: str) -> None:
 @pytest.mark.parametrize("length", [0, 23, 24, 55])
 def test_a_short_request_is_left_alone(length: int) -> None:
     images = Images()
-    request = c.encode(to_2d(Rect(0, 0, 1, 1)))
+    request = encode(to_2d(Rect(0, 0, 1, 1)))
     assert execute(images.table, request[:length]) is None
 
 
@@ -134,8 +133,8 @@ def test_what_is_large_is_left_alone() -> None:
     table = TransferTable()
     pixels = np.zeros(256 * 256 * 4, np.uint8)
     table.add(1, 256, 256, spans(pixels, pixels.size), spans(pixels.copy(), pixels.size), pixels)
-    assert execute(table, c.encode(to_2d(Rect(0, 0, 129, 128), resource=1))) is None
-    assert execute(table, c.encode(to_2d(Rect(0, 0, 128, 128), resource=1))) is not None
+    assert execute(table, encode(to_2d(Rect(0, 0, 129, 128), resource=1))) is None
+    assert execute(table, encode(to_2d(Rect(0, 0, 128, 128), resource=1))) is not None
 
 
 def test_images_come_and_go() -> None:

@@ -11,8 +11,10 @@ from tests.support.until import until_async
 from tests.vhost.queue_stand import QueueStand, run, standing
 from vgpud.gpu.fast_path import TransferFastPath
 from vgpud.gpu.guest_memory import GuestMemory
-from vgpud.gpu.wire import command_codec as c
+from vgpud.gpu.wire import commands as c
+from vgpud.gpu.wire.command_codec import encode
 from vgpud.gpu.wire.header import Header, Rect
+from vgpud.gpu.wire.mem_entries import mem_entries
 from vgpud.gpu.wire.protocol import CommandType, ResourceId
 from vgpud.memory.extents import Extents
 from vgpud.vhost import coalescing
@@ -25,7 +27,7 @@ BACKING = 0x90000
 
 def request(offset: int = 0) -> bytes:
     header = Header(CommandType.TRANSFER_TO_HOST_2D)
-    return c.encode(c.TransferToHost2D(header, Rect(0, 0, 1, 1), offset, ResourceId(1)))
+    return encode(c.TransferToHost2D(header, Rect(0, 0, 1, 1), offset, ResourceId(1)))
 
 
 def with_image(stand: QueueStand) -> np.ndarray:
@@ -34,7 +36,7 @@ def with_image(stand: QueueStand) -> np.ndarray:
     memory = GuestMemory()
     memory.table = stand.memory
     table = TransferFastPath(memory)
-    backing = stand.memory.resolve(c.mem_entries((BACKING, SIDE * SIDE * 4)))
+    backing = stand.memory.resolve(mem_entries((BACKING, SIDE * SIDE * 4)))
     table.enter(ResourceId(1), SIDE, SIDE, Extents.from_array(pixels), backing)
     stand.fast_path = table.ready
     return pixels

@@ -22,9 +22,10 @@ from tests.support.until import until
 from tests.vhost.toy_rng import ToyRng
 from vgpud.daemon.config import Config
 from vgpud.gpu.display import messages as d
-from vgpud.gpu.wire import command_codec as c
+from vgpud.gpu.wire import commands as c
 from vgpud.gpu.wire import dma
-from vgpud.gpu.wire.command_codec import Box, Rect
+from vgpud.gpu.wire.command_codec import encode
+from vgpud.gpu.wire.header import Box, Rect, decode_header
 from vgpud.gpu.wire.protocol import CapsetId, ResponseType, ScanoutId
 from vgpud.unix.stream_socket import StreamSocket
 from vgpud.vhost.session import Session
@@ -66,7 +67,7 @@ def path(daemon: DaemonThread, short_directory: Path) -> Path:
 
 def run(fe: FrontEnd, kind: type[Any], *fields: Any, **header: int) -> int:
     """Have a command done, return the type of its response."""
-    answer = fe.command(c.encode(command(kind, *fields, **header)), response_size=512)
+    answer = fe.command(encode(command(kind, *fields, **header)), response_size=512)
     return int.from_bytes(answer[:4], "little")
 
 
@@ -165,11 +166,11 @@ def test_reset_device(daemon: DaemonThread, path: Path) -> None:
         show(fe)
         make_blob(fe, 1, 8 << 20)
         fills = dma.encode([gpu_driver.fill(1, 0, 8 << 20, 7)] * 20)
-        fe.drivers[0].submit(c.encode(command(c.Submit3D, fills, ctx_id=1)), 24)
+        fe.drivers[0].submit(encode(command(c.Submit3D, fills, ctx_id=1)), 24)
         fe.tell(m.ResetDevice())
         assert daemon.screenshot() is None
         with pytest.raises(RingTimeoutError):
-            fe.drivers[1].command(c.encode(command(c.MoveCursor, 0, 1, 1)), 24, timeout=0.1)
+            fe.drivers[1].command(encode(command(c.MoveCursor, 0, 1, 1)), 24, timeout=0.1)
         for driver in fe.drivers:
             driver.reset()
         fe.start()
@@ -188,7 +189,7 @@ def test_a_pause_keeps_resources_and_fences(daemon: DaemonThread, path: Path) ->
         last = dma.encode([gpu_driver.fill(1, 0, 4096, 0x33333333)])
         heads = [
             fe.drivers[0].submit(
-                c.encode(command(c.Submit3D, stream, ctx_id=1, flags=1, fence_id=77)), 24
+                encode(command(c.Submit3D, stream, ctx_id=1, flags=1, fence_id=77)), 24
             )
             for stream in (copies, last)
         ]
@@ -199,7 +200,7 @@ def test_a_pause_keeps_resources_and_fences(daemon: DaemonThread, path: Path) ->
         assert fe.drivers[0].collect() == 0  # nothing is answered while the ring is stopped
         go_on(fe, bases)
         for head in heads:
-            answer = c.decode_header(fe.drivers[0].wait(head))
+            answer = decode_header(fe.drivers[0].wait(head))
             assert answer is not None
             assert (answer.type, answer.flags, answer.fence_id) == (OK, 1, 77)
         assert in_flight <= 2
@@ -213,7 +214,7 @@ def test_a_map_that_a_pause_interrupts_is_done_afterwards(path: Path) -> None:
     with FrontEnd.connect(path).handshake() as fe:
         make_blob(fe, 1)
         fe.backend.answering.clear()
-        head = fe.drivers[0].submit(c.encode(command(c.ResourceMapBlob, 1, 0)), 32)
+        head = fe.drivers[0].submit(encode(command(c.ResourceMapBlob, 1, 0)), 32)
         while not fe.backend.messages:
             time.sleep(0.001)
         bases = fe.stop()
@@ -272,7 +273,7 @@ def test_rings_without_descriptors(path: Path) -> None:
         fe.tell(m.SetVringKick(0, False))
         fe.tell(m.SetVringCall(0, False))
         for _ in range(3):
-            request = c.encode(command(c.GetDisplayInfo))
+            request = encode(command(c.GetDisplayInfo))
             driver.submit(request, 408, kick=False)
             until(lambda: driver.collect() > 0, 2, "the ring is not polled", pause=0.001)
         assert driver.interrupts() == 0
@@ -333,7 +334,7 @@ def logged(fe: FrontEnd, kind: type[Any], *fields: Any, **header: int) -> set[in
     """What a command dirties beside its used ring and its response, both of which it must."""
     fe.dirty_pages()
     driver = fe.drivers[0]
-    head = driver.submit(c.encode(command(kind, *fields, **header)), 24)
+    head = driver.submit(encode(command(kind, *fields, **header)), 24)
     [(answer, _)] = driver._pending[head].writable
     assert int.from_bytes(driver.wait(head)[:4], "little") in (OK, MAPPED)
     time.sleep(0.02)  # avail_event is written last
@@ -394,7 +395,7 @@ def test_the_log_can_be_turned_on_in_the_middle_of_work(path: Path) -> None:
         assert run(fe, c.ResourceCreateBlob, 2, 1, 0, 0, 4 << 20, whole) == OK
         assert run(fe, c.CtxAttachResource, 2, ctx_id=1) == OK
         copies = [gpu_driver.copy(1, 2, 0, 0, 4 << 20)] * 100 + [gpu_driver.fill(2, 0, 4 << 20, 7)]
-        head = fe.drivers[0].submit(c.encode(command(c.Submit3D, dma.encode(copies), ctx_id=1)), 24)
+        head = fe.drivers[0].submit(encode(command(c.Submit3D, dma.encode(copies), ctx_id=1)), 24)
         fe.start_log()
         fe.drivers[0].wait(head)
         assert pages(BACKING, 4 << 20) <= fe.dirty_pages()

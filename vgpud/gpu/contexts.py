@@ -17,8 +17,7 @@ from vgpud.gpu.quota import Charge, Quota
 from vgpud.gpu.renderer import Capset, Renderer
 from vgpud.gpu.resources import OVERHEAD, Resource, ResourceTable
 from vgpud.gpu.state import ContextState
-from vgpud.gpu.wire import command_codec as commands
-from vgpud.gpu.wire import responses
+from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.protocol import ContextId, ResourceId
 from vgpud.gpu.work import Answer, Done
 

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from vgpud.gpu.ports import Display
 from vgpud.gpu.resources import BYTES_PER_PIXEL, Image, Resource, ResourceTable
 from vgpud.gpu.state import CursorState
-from vgpud.gpu.wire import command_codec as commands
-from vgpud.gpu.wire import responses
+from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.formats import to_xrgb
 from vgpud.gpu.wire.protocol import Format
 

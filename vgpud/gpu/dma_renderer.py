@@ -19,8 +19,7 @@ from vgpud.gpu.ports import StepRunner
 from vgpud.gpu.quota import Quota
 from vgpud.gpu.renderer import Capset
 from vgpud.gpu.resources import Resource
-from vgpud.gpu.wire import command_codec as commands
-from vgpud.gpu.wire import dma
+from vgpud.gpu.wire import commands, dma
 from vgpud.gpu.wire.protocol import CapsetId, ContextId, ResourceId
 from vgpud.gpu.work import Answer, Done, Traffic, Work
 from vgpud.memory.engine import Engine

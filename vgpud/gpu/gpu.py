@@ -37,8 +37,7 @@ from vgpud.gpu.resources import GuestBlob, HostBlob, Image, Resource, ResourceTa
 from vgpud.gpu.scanouts import Scanouts
 from vgpud.gpu.spec import DeviceSpec, Output
 from vgpud.gpu.state import GpuState, GuestBlobState, HostBlobState, ImageState
-from vgpud.gpu.wire import command_codec as commands
-from vgpud.gpu.wire import responses
+from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.command_codec import Command
 from vgpud.gpu.wire.protocol import Event, Feature, ResourceId
 from vgpud.gpu.work import Answer

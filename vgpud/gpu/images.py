@@ -31,8 +31,7 @@ from vgpud.gpu.resources import (
     restore_backing,
 )
 from vgpud.gpu.state import ImageState
-from vgpud.gpu.wire import command_codec as commands
-from vgpud.gpu.wire import responses
+from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import BlobMem, Format, ResourceId
 from vgpud.gpu.work import Answer

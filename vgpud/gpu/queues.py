@@ -17,9 +17,9 @@ from vgpud.gpu.contexts import Submission
 from vgpud.gpu.errors import Unspecified, response_code
 from vgpud.gpu.gpu import Gpu
 from vgpud.gpu.timelines import Timelines
-from vgpud.gpu.wire import command_codec as commands
-from vgpud.gpu.wire import responses
-from vgpud.gpu.wire.command_codec import Command, MoveCursor, UpdateCursor
+from vgpud.gpu.wire import commands, responses
+from vgpud.gpu.wire.command_codec import Command, decode_body
+from vgpud.gpu.wire.commands import MoveCursor, UpdateCursor
 from vgpud.gpu.wire.header import Header, decode_header
 from vgpud.native.ring import FastPath
 from vgpud.rate_limit import RateLimit
@@ -29,7 +29,7 @@ from vgpud.vhost.virtqueue import Virtqueue
 log = logging.getLogger(__name__)
 
 _NO_HEADER = Header(0)
-_CURSOR_COMMANDS = frozenset(map(commands.command_type, (UpdateCursor, MoveCursor)))
+_CURSOR_COMMANDS = frozenset({UpdateCursor.command_type, MoveCursor.command_type})
 
 
 class GpuQueue:
@@ -54,7 +54,7 @@ class GpuQueue:
             return None
         command: Command | None = None
         try:
-            command = commands.decode_body(header, request)
+            command = decode_body(header, request)
             if (header.type in _CURSOR_COMMANDS) is not self._cursor:
                 name = type(command).__name__
                 raise Unspecified(f"{name} on the wrong queue")

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from vgpud.coherency.slot_policy import MemoryType
 from vgpud.gpu.resources import Resource
-from vgpud.gpu.wire import command_codec as commands
+from vgpud.gpu.wire import commands
 from vgpud.gpu.wire.protocol import ContextId, ResourceId
 from vgpud.gpu.work import Answer, Done
 from vgpud.memory.buffers import Buffer

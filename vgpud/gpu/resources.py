@@ -27,7 +27,7 @@ from vgpud.gpu.state import (
     PlacementState,
     ResourceState,
 )
-from vgpud.gpu.wire.command_codec import MemEntries, mem_entries
+from vgpud.gpu.wire.mem_entries import MemEntries, mem_entries
 from vgpud.gpu.wire.protocol import BlobMem, Format, ResourceId
 from vgpud.memory.extents import Extents
 from vgpud.vhost.memory_table import MemoryTable

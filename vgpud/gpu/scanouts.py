@@ -21,8 +21,7 @@ from vgpud.gpu.rects import check_rect, intersect, is_empty
 from vgpud.gpu.resources import BYTES_PER_PIXEL, Image, Resource, ResourceTable
 from vgpud.gpu.spec import Output
 from vgpud.gpu.state import ScanoutState
-from vgpud.gpu.wire import command_codec as commands
-from vgpud.gpu.wire import responses
+from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.edid import edid
 from vgpud.gpu.wire.formats import to_rgb, to_xrgb, xrgb_order
 from vgpud.gpu.wire.header import Rect

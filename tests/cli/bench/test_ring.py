@@ -9,7 +9,7 @@ from vgpud.cli.bench.ring import BATCHES, RingCosts, measure
 from vgpud.cli.bench.ring_commands import COPIES, FENCED, KINDS, beside_copies
 from vgpud.cli.bench.ring_guest import QUEUE_SIZE, Guest
 from vgpud.errors import VgpudError
-from vgpud.gpu.wire import command_codec as c
+from vgpud.gpu.wire import commands as c
 from vgpud.gpu.wire.header import Header
 from vgpud.gpu.wire.protocol import CONTROL_QUEUE, CommandType
 from vgpud.native.core import SharedU16

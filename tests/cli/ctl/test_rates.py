@@ -11,7 +11,7 @@ from vgpud.daemon.openmetrics import DeviceFigures, Figures
 from vgpud.daemon.process_figures import ProcessFigures
 from vgpud.errors import PeerError
 from vgpud.gpu.counters import Counters
-from vgpud.gpu.wire.command_codec import ResourceFlush, Submit3D
+from vgpud.gpu.wire.commands import ResourceFlush, Submit3D
 
 IDLE = dict.fromkeys(rates.COUNTERS, 0.0)
 

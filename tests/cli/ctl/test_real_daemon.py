@@ -20,9 +20,10 @@ from tests.support.front_end import FrontEnd
 from vgpud.cli import main as cli
 from vgpud.daemon.config import Config
 from vgpud.gpu.display import png
-from vgpud.gpu.wire import command_codec as c
+from vgpud.gpu.wire import commands as c
 from vgpud.gpu.wire import dma
-from vgpud.gpu.wire.command_codec import Rect
+from vgpud.gpu.wire.command_codec import encode
+from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import CapsetId, ResponseType
 
 OK = ResponseType.OK_NODATA
@@ -76,7 +77,7 @@ def ctl(daemon: DaemonThread, short_directory: Path, capfd: pytest.CaptureFixtur
 
 def run(fe: FrontEnd, kind: type[Any], *fields: Any, **header: int) -> int:
     """Have a command done, return the type of its response."""
-    answer = fe.command(c.encode(command(kind, *fields, **header)), response_size=512)
+    answer = fe.command(encode(command(kind, *fields, **header)), response_size=512)
     return int.from_bytes(answer[:4], "little")
 
 

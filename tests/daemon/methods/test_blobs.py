@@ -21,7 +21,7 @@ from vgpud.control.rpc import ErrorCode, RpcError
 from vgpud.daemon.config import Config
 from vgpud.errors import HostError
 from vgpud.gpu.blobs.vmm_blobs import FIRST_ID
-from vgpud.gpu.wire import command_codec as c
+from vgpud.gpu.wire import commands as c
 from vgpud.gpu.wire.protocol import ResponseType
 from vgpud.vhost.wire import messages as m
 from vgpud.vhost.wire.protocol import ProtocolFeature

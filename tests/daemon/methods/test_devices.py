@@ -31,7 +31,9 @@ from vgpud.daemon.config import Config
 from vgpud.daemon.device_server import DeviceServer
 from vgpud.errors import HostError
 from vgpud.gpu import spec
-from vgpud.gpu.wire import command_codec as c
+from vgpud.gpu.wire import commands as c
+from vgpud.gpu.wire.command_codec import encode
+from vgpud.gpu.wire.header import Header
 from vgpud.gpu.wire.protocol import ResponseType
 from vgpud.vhost.wire.back_end_channel import ConfigChange
 from vgpud.vhost.wire.protocol import ProtocolFeature
@@ -58,7 +60,7 @@ def events_read(fe: FrontEnd) -> int:
 
 def mode(fe: FrontEnd, scanout: int) -> tuple[int, int]:
     """What the guest is offered."""
-    answer = fe.command(c.encode(c.GetDisplayInfo(c.Header(0x100))), response_size=24 + 16 * 24)
+    answer = fe.command(encode(c.GetDisplayInfo(Header(0x100))), response_size=24 + 16 * 24)
     _, _, width, height, _, _ = struct.unpack_from("<6I", answer, 24 + scanout * 24)
     return width, height
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from vgpud.gpu.wire.command_codec import (
-    Box,
-    Command,
+from vgpud.gpu.wire.command_codec import Command
+from vgpud.gpu.wire.commands import (
     CtxAttachResource,
     CtxCreate,
     CtxDestroy,
@@ -13,9 +12,7 @@ from vgpud.gpu.wire.command_codec import (
     GetCapsetInfo,
     GetDisplayInfo,
     GetEdid,
-    Header,
     MoveCursor,
-    Rect,
     ResourceAssignUuid,
     ResourceAttachBacking,
     ResourceCreate2D,
@@ -33,17 +30,15 @@ from vgpud.gpu.wire.command_codec import (
     TransferToHost2D,
     TransferToHost3D,
     UpdateCursor,
-    command_type,
-    mem_entries,
 )
+from vgpud.gpu.wire.header import Box, Header, Rect
+from vgpud.gpu.wire.mem_entries import mem_entries
 from vgpud.gpu.wire.protocol import ContextId, ResourceId, ScanoutId
 
 
 def header(command: type[Command]) -> Header:
     """A header of a command's type in which no two bytes are alike."""
-    return Header(
-        command_type(command), 0xF1F2F3F4, 0x0102030405060708, ContextId(0xC1C2C3C4), 0xD1
-    )
+    return Header(command.command_type, 0xF1F2F3F4, 0x0102030405060708, ContextId(0xC1C2C3C4), 0xD1)
 
 
 RESOURCE = ResourceId(0xA1A2A3A4)

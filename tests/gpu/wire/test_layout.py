@@ -17,8 +17,10 @@ import pytest
 
 from tests.gpu.wire.command_cases import COMMANDS, TAILS
 from vgpud.gpu.wire import protocol, responses
-from vgpud.gpu.wire.command_codec import MEM_ENTRY, Box, CtxCreate, Rect, encode
-from vgpud.gpu.wire.header import HEADER_SIZE
+from vgpud.gpu.wire.command_codec import encode
+from vgpud.gpu.wire.commands import CtxCreate
+from vgpud.gpu.wire.header import HEADER_SIZE, Box, Rect
+from vgpud.gpu.wire.mem_entries import MEM_ENTRY
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,9 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from vgpud.gpu.wire import command_codec as c
+from vgpud.gpu.wire import commands as c
 from vgpud.gpu.wire import dma
+from vgpud.gpu.wire.command_codec import Command
 from vgpud.gpu.wire.header import Box, Header, Rect
+from vgpud.gpu.wire.mem_entries import mem_entries
 from vgpud.gpu.wire.protocol import (
     CONTROL_QUEUE,
     CURSOR_QUEUE,
@@ -40,7 +42,7 @@ _TARGET = ResourceId(4)
 _PASSING = ResourceId(5)
 _CONTEXT = ContextId(1)
 _FIRST_RING, _SECOND_RING = 1, 2
-_NO_ENTRIES = c.mem_entries()
+_NO_ENTRIES = mem_entries()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +51,14 @@ class Kind:
 
     name: str
     queue: int
-    commands: tuple[c.Command, ...]
+    commands: tuple[Command, ...]
 
 
-def prepare(backing: int) -> list[c.Command]:
+def prepare(backing: int) -> list[Command]:
     """What is to be there first: an image whose backing begins at that guest-physical address, a
     context, and blobs."""
-    entries = c.mem_entries((backing, IMAGE_BYTES))
-    fixed: list[c.Command] = [
+    entries = mem_entries((backing, IMAGE_BYTES))
+    fixed: list[Command] = [
         c.ResourceCreate2D(
             Header(CommandType.RESOURCE_CREATE_2D), _IMAGE, Format.B8G8R8X8_UNORM, WIDTH, HEIGHT
         ),
@@ -70,7 +72,7 @@ def prepare(backing: int) -> list[c.Command]:
     return fixed
 
 
-def beside_copies() -> list[c.Command]:
+def beside_copies() -> list[Command]:
     """Long fenced work on a ring of its own."""
     packet = dma.Copy(_SOURCE, _TARGET, 0, 0, COPY_SIZE)
     return [_submit(packet, _SECOND_RING)] * COPIES
@@ -80,7 +82,7 @@ def _in_context(kind: CommandType) -> Header:
     return Header(kind, ctx_id=_CONTEXT)
 
 
-def _create(resource: ResourceId, size: int) -> c.Command:
+def _create(resource: ResourceId, size: int) -> Command:
     return c.ResourceCreateBlob(
         _in_context(CommandType.RESOURCE_CREATE_BLOB),
         resource,
@@ -92,7 +94,7 @@ def _create(resource: ResourceId, size: int) -> c.Command:
     )
 
 
-def _submit(packet: dma.Packet, ring: int) -> c.Command:
+def _submit(packet: dma.Packet, ring: int) -> Command:
     flags = Flag.FENCE | Flag.INFO_RING_IDX
     header = Header(CommandType.SUBMIT_3D, flags, 1, _CONTEXT, ring)
     return c.Submit3D(header, dma.encode([packet]))

@@ -30,8 +30,7 @@ from vgpud.gpu.resources import (
     restore_backing,
 )
 from vgpud.gpu.state import GuestBlobState, HostBlobState
-from vgpud.gpu.wire import command_codec as commands
-from vgpud.gpu.wire import responses
+from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.protocol import BlobFlag, BlobMem, ContextId
 from vgpud.gpu.work import Answer
 from vgpud.memory.window_map import BLOB_ALIGNMENT

@@ -17,6 +17,7 @@ class Payload:
     """
 
     __slots__ = ()
+    __match_args__: ClassVar[tuple[str, ...]]
 
     layout: ClassVar[Struct] = Struct("=")
 
@@ -35,5 +36,4 @@ class Payload:
 
     def pack(self) -> bytes:
         """Return the payload of this value."""
-        names: tuple[str, ...] = self.__match_args__  # type: ignore[attr-defined]
-        return self.layout.pack(*(getattr(self, name) for name in names))
+        return self.layout.pack(*(getattr(self, name) for name in self.__match_args__))
