@@ -1,4 +1,4 @@
-"""The exception tree: who is at fault decides which one is raised, and which seam catches it.
+"""The exceptions of vgpud. The party at fault decides which one is raised, and where it is caught.
 
 Anything that is not a `VgpudError` is a bug in vgpud and propagates.
 """
@@ -17,28 +17,27 @@ class ConfigError(VgpudError):
 
 
 class PeerError(VgpudError):
-    """A front-end broke the vhost-user or display protocol; its session ends, the daemon goes
-    on."""
+    """A peer broke a protocol, such as vhost-user. Its session ends, the daemon continues."""
 
 
 class RingError(VgpudError):
-    """A guest's virtqueue is malformed; that queue stops, the session goes on."""
+    """A guest's virtqueue is malformed. That queue stops, the session continues."""
 
 
 class OutOfRange(VgpudError):  # noqa: N818
-    """A range, rectangle or address does not lie in what it was said to be in."""
+    """A range, rectangle or address is not within the object that it refers to."""
 
 
 class OutOfMemory(VgpudError):  # noqa: N818
-    """There is no memory left for this: the limit of the device, or the host's own."""
+    """No memory is left: the device has reached its limit, or the host its own."""
 
 
 class Unsupported(VgpudError):  # noqa: N818
-    """What was asked for can't be had here, or the policy says to refuse it."""
+    """A request is not supported on this host or device, or the policy refuses it."""
 
 
 class HostError(VgpudError):
-    """The host refused an operation: which one, the system's own words, and what to do about it."""
+    """The host refused an operation. The message has the operation, the error and advice."""
 
     def __init__(self, operation: str, error: OSError, advice: str = "") -> None:
         reason = os.strerror(error.errno) if error.errno else str(error)
@@ -49,8 +48,10 @@ class HostError(VgpudError):
 
 
 class AllocationError(HostError, OutOfMemory):
-    """The host has no memory for a buffer, or no file or mapping: why is the `HostError` that it is
-    made from."""
+    """The host has no memory, file or mapping for a buffer; `reason` says which.
+
+    It has the message and the fields of `reason`.
+    """
 
     def __init__(self, reason: HostError) -> None:
         VgpudError.__init__(self, str(reason))
@@ -60,10 +61,8 @@ class AllocationError(HostError, OutOfMemory):
 
 
 class Interrupted(VgpudError):  # noqa: N818
-    """An operation can't be begun or finished, as the front-end has gone or the device was
-    reset."""
+    """An operation can't begin or finish: the front-end has gone, or the device was reset."""
 
 
 class GuestAddressError(OutOfRange):
-    """A guest-physical or front-end virtual range is not (wholly) in the memory that was shared
-    with us."""
+    """A guest-physical or front-end virtual range is not, or not wholly, in the memory table."""

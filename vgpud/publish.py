@@ -1,6 +1,6 @@
-"""Events as they are published: how a part of the daemon says what has happened, in JSON's types.
+"""The interface by which parts of the daemon publish events, and the type of JSON values.
 
-`control.events` numbers them and hands them to subscribers.
+`control.events` numbers events and passes them to subscribers.
 """
 
 from __future__ import annotations
@@ -8,17 +8,17 @@ from __future__ import annotations
 from typing import Any, Protocol, TypeAlias
 
 Json: TypeAlias = Any
-"""What json can say. Values of this type are to be validated before they are used."""
+"""Any JSON value. Code must validate a value of this type before it uses it."""
 
 
 class Publish(Protocol):
-    """Publishes events of one device."""
+    """A function that publishes events of one device."""
 
     def __call__(
         self, kind: str, message: str, *, resource: int | None = None, **data: Json
     ) -> None:
-        """Publish an event: `message` is for people, `data` for programs."""
+        """Publish an event; `message` is for people, `data` for programs."""
 
 
 def unheard(kind: str, message: str, *, resource: int | None = None, **data: Json) -> None:
-    """Publish nothing, for a device without subscribers."""
+    """Ignore an event, for a device without subscribers."""

@@ -1,19 +1,21 @@
-"""A limit on log lines that a guest can cause: it must not be able to fill the host's disk."""
+"""A rate limit of log lines that a guest or a peer can cause, so that it can't fill the disk."""
 
 from __future__ import annotations
 
 from time import monotonic
 
 BURST = 10
-"""Lines at once."""
+"""Lines that may come at once."""
 
 INTERVAL = 5.0
-"""Seconds for one line after that."""
+"""Seconds per line after a burst."""
 
 
 class RateLimit:
-    """A token bucket. Ask `allows` before each line; `suffix` says in the next how many were left
-    out."""
+    """A token bucket: call `allows` before each line, and append `suffix` to the line.
+
+    The suffix has the number of lines that were suppressed since the last one.
+    """
 
     def __init__(self) -> None:
         self._tokens = float(BURST)
@@ -21,7 +23,7 @@ class RateLimit:
         self._dropped = 0
 
     def allows(self) -> bool:
-        """Whether there may be a line now."""
+        """Return whether a line may be logged now."""
         now = monotonic()
         self._tokens = min(BURST, self._tokens + (now - self._last) / INTERVAL)
         self._last = now
@@ -32,6 +34,6 @@ class RateLimit:
         return True
 
     def suffix(self) -> str:
-        """What to put behind the line that `allows` just allowed."""
+        """Return the text to append to the line that `allows` has just allowed."""
         dropped, self._dropped = self._dropped, 0
         return f" ({dropped} more like it not logged)" if dropped else ""

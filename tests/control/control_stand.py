@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vgpud.control.access import Access
+from vgpud.control.access import AccessList
 from vgpud.control.call import Caller, Handlers, Reply
 from vgpud.control.events import Events
 from vgpud.control.models import DaemonInfo, DeviceSummary, Done, Screenshot
@@ -52,8 +52,8 @@ def screenshot(params: TakeScreenshot, caller: Caller) -> Reply:
 HANDLERS: Handlers = {"daemon.info": info, "blob.destroy": broken, "device.screenshot": screenshot}
 
 
-def make_server(where: Path | socket.socket, access: Access | None = None) -> ControlServer:
-    return ControlServer(where, HANDLERS, access=access or Access(), events=Events())
+def make_server(where: Path | socket.socket, access: AccessList | None = None) -> ControlServer:
+    return ControlServer(where, HANDLERS, access=access or AccessList(), events=Events())
 
 
 class Running:
@@ -75,7 +75,7 @@ class Running:
 
 @contextmanager
 def serving(
-    where: Path | socket.socket, handlers: Handlers = HANDLERS, access: Access | None = None
+    where: Path | socket.socket, handlers: Handlers = HANDLERS, access: AccessList | None = None
 ) -> Iterator[Running]:
     """Asserts at the end that the server still runs."""
     ready = threading.Event()
@@ -83,7 +83,7 @@ def serving(
 
     async def main() -> None:
         events = Events()
-        server = ControlServer(where, handlers, access=access or Access(), events=events)
+        server = ControlServer(where, handlers, access=access or AccessList(), events=events)
         with server:
             task = asyncio.ensure_future(server.run())
             ends.extend([Running(server, events), task])

@@ -8,7 +8,7 @@ import pwd
 
 import pytest
 
-from vgpud.control.access import Access
+from vgpud.control.access import AccessList
 from vgpud.control.call import Caller
 
 NOBODY = pwd.getpwnam("nobody")
@@ -20,20 +20,20 @@ def caller(uid: int, gid: int = UNKNOWN) -> Caller:
 
 
 def test_the_own_user_always() -> None:
-    assert Access().allows(caller(os.geteuid()))
-    assert not Access().allows(caller(UNKNOWN))
-    assert not Access().allows(caller(0xFFFFFFFF, 0xFFFFFFFF))
+    assert AccessList().allows(caller(os.geteuid()))
+    assert not AccessList().allows(caller(UNKNOWN))
+    assert not AccessList().allows(caller(0xFFFFFFFF, 0xFFFFFFFF))
 
 
 def test_users_by_name() -> None:
-    access = Access(["nobody"])
+    access = AccessList(["nobody"])
     assert access.allows(caller(NOBODY.pw_uid))
     assert not access.allows(caller(UNKNOWN, NOBODY.pw_gid))
 
 
 def test_groups_by_the_callers_own_and_by_membership() -> None:
     group = grp.getgrgid(NOBODY.pw_gid).gr_name
-    access = Access(allow_groups=[group])
+    access = AccessList(allow_groups=[group])
     assert access.allows(caller(UNKNOWN, NOBODY.pw_gid))
     # By the database, whatever group it runs with.
     assert access.allows(caller(NOBODY.pw_uid, UNKNOWN))
@@ -49,7 +49,7 @@ def test_a_member_by_the_group_database(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(os, "getgrouplist", groups)
     monkeypatch.setattr(grp, "getgrnam", lambda name: grp.struct_group((name, "", 77, [])))
-    access = Access(allow_groups=["video"])
+    access = AccessList(allow_groups=["video"])
     for _ in range(3):
         assert access.allows(caller(NOBODY.pw_uid))
     assert asked == ["nobody"]  # it may take a while
@@ -57,21 +57,21 @@ def test_a_member_by_the_group_database(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_an_unknown_name_is_told_and_allows_nobody(caplog: pytest.LogCaptureFixture) -> None:
-    access = Access(["no-such-user"], ["no-such-group", "\0"])
+    access = AccessList(["no-such-user"], ["no-such-group", "\0"])
     assert "daemon.allow_users name='no-such-user'" in caplog.text
     assert "daemon.allow_groups name='no-such-group'" in caplog.text
     assert not access.allows(caller(UNKNOWN))
 
 
 def test_what_is_remembered_is_bounded() -> None:
-    access = Access()
+    access = AccessList()
     for uid in range(UNKNOWN - 5000, UNKNOWN):
         assert not access.allows(caller(uid))
     assert len(access._known) <= 1024
 
 
 def test_a_refusal_says_who_and_what_to_change() -> None:
-    error = Access().refusal(caller(12, 34))
+    error = AccessList().refusal(caller(12, 34))
     assert error.data == {"kind": "not-allowed", "uid": 12, "gid": 34}
     for text in ("uid 12", "gid 34", "allow_users", "allow_groups"):
         assert text in error.message

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.control.control_stand import client, serving
-from vgpud.control.access import Access
+from vgpud.control.access import AccessList
 from vgpud.control.agent_link import ControlLink
 from vgpud.control.call import Address, Caller
 from vgpud.control.rpc import Incoming
@@ -29,7 +29,7 @@ class Port:
         self.sink = sink
 
 
-class Nobody(Access):
+class Nobody(AccessList):
     """Nobody may call."""
 
     def allows(self, caller: Caller) -> bool:
@@ -47,7 +47,7 @@ def test_an_agent_that_may_call_no_more_is_gone() -> None:
         assert port.sink is not None
         port.sink(None)
         assert await waiting is None
-        assert reasons == ["it may not use the control socket any more"]
+        assert reasons == ["it may no longer use the control socket"]
         assert port.sink is None
 
     asyncio.run(main())
@@ -59,7 +59,7 @@ def test_answers_of_those_who_may_call_no_more_end(tmp_path: Path) -> None:
 
     def change() -> None:
         running.server.replies_from(CALLER, taken.append)
-        running.server.access = Access(["1000"])
+        running.server.access = AccessList(["1000"])
         assert taken == []
         running.server.access = Nobody()
         assert taken == [None]

@@ -26,7 +26,7 @@ from tests.control.control_stand import (
     make_server,
     serving,
 )
-from vgpud.control.access import Access
+from vgpud.control.access import AccessList
 from vgpud.control.call import Caller, Handlers
 from vgpud.control.dispatch import MAX_BATCH
 from vgpud.control.fitting import MAX_REPLY
@@ -180,7 +180,7 @@ def test_another_user_is_told_what_lets_it_in(
         user = 65534  # root may say that it is somebody else
     else:
         monkeypatch.setattr(os, "geteuid", lambda: user + 1)
-    closed, opened = Access(), Access([pwd.getpwuid(user).pw_name])
+    closed, opened = AccessList(), AccessList([pwd.getpwuid(user).pw_name])
     monkeypatch.undo()
     credentials = struct.pack("=iII", os.getpid(), user, user if root else os.getgid())
     ancillary = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, credentials)]
@@ -205,7 +205,7 @@ def test_another_user_is_told_what_lets_it_in(
 
 
 def test_a_flood_from_somebody_else_is_no_bother(path: Path, tmp_path: Path) -> None:
-    class OnlyNew(Access):
+    class OnlyNew(AccessList):
         """Allows whoever sends from a name that says so: a test is one user."""
 
         def allows(self, caller: Caller) -> bool:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.control.control_stand import CALL, Running, ask, call, client, serving
 from tests.support.until import until
-from vgpud.control.access import Access
+from vgpud.control.access import AccessList
 from vgpud.control.call import Caller
 from vgpud.control.fitting import MAX_REPLY
 from vgpud.control.subscriptions import MAX_SUBSCRIBERS
@@ -229,7 +229,7 @@ def test_events_of_any_size(running: Running, path: Path, tmp_path: Path) -> Non
 def test_whoever_may_call_no_more_gets_no_more_events(
     running: Running, path: Path, tmp_path: Path
 ) -> None:
-    class Nobody(Access):
+    class Nobody(AccessList):
         def allows(self, caller: Caller) -> bool:
             return False
 

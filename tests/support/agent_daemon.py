@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 
 from vgpud.client import Client
 from vgpud.coherency.slot_policy import GuestPat, Layout, SlotOwner
-from vgpud.control.access import Access
+from vgpud.control.access import AccessList
 from vgpud.control.call import Caller
 from vgpud.control.events import Events
 from vgpud.control.models import DaemonInfo, Event
@@ -90,7 +90,7 @@ class AgentDaemon:
         assert devices["gpu0"].agent is not None
         self.slots = devices["gpu0"].agent
         handlers = {"daemon.info": _info}
-        with ControlServer(self.path, handlers, access=Access(), events=events) as server:
+        with ControlServer(self.path, handlers, access=AccessList(), events=events) as server:
             server.add(AgentMethods(devices, server).handlers())
             serving = asyncio.create_task(server.run())
             self._ready.set()

@@ -1,4 +1,4 @@
-"""The control API: what can be asked of a daemon, and what it answers, as pydantic models.
+"""The control API: its methods, parameters and results as pydantic models, JSON-RPC and the server.
 
-Both ends use it, and `rpc.discover` describes it.
+The daemon and its clients use the same models, and `rpc.discover` describes them.
 """

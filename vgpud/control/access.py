@@ -1,7 +1,7 @@
-"""Who may use the control socket: users and groups by name, callers by their credentials.
+"""Access control of the control socket: users and groups by name, callers by their credentials.
 
-Owns the look-up of names and of group memberships, in whatever nsswitch.conf(5) names; it may take
-a moment, hence it is done once. Source: unix(7), SCM_CREDENTIALS.
+Names and group memberships are looked up in the databases of nsswitch.conf(5). A look-up may be
+slow, so its result is cached. Source: unix(7), SCM_CREDENTIALS.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from vgpud.control.rpc import RpcError
 _log = logging.getLogger(__name__)
 
 _MAX_REMEMBERED: Final = 1024
-"""Users. Any user of the system may knock, and be looked up."""
+"""Users. Any user of the system may send a datagram and be looked up, so the cache has a limit."""
 
 
-class Access:
-    """The daemon's own user, `allow_users`, and members of `allow_groups`.
+class AccessList:
+    """The callers that are allowed: the daemon's user, `allow_users`, members of `allow_groups`.
 
-    A group's members are those that the group database names, and whoever runs with it as their own
-    group; what else a process was given as supplementary groups is not to be seen from here.
+    A group's members are those in the group database, and processes that have it as their primary
+    group. A process's supplementary groups are not in its credentials, so they don't count.
     """
 
     def __init__(self, allow_users: Iterable[str] = (), allow_groups: Iterable[str] = ()) -> None:
@@ -37,7 +37,7 @@ class Access:
         self._known: dict[tuple[int, int], bool] = {}
 
     def allows(self, caller: Caller) -> bool:
-        """Whether the caller may call anything."""
+        """Return whether the caller may call methods."""
         key = caller.uid, caller.gid
         if key not in self._known:
             if len(self._known) >= _MAX_REMEMBERED:
@@ -46,11 +46,11 @@ class Access:
         return self._known[key]
 
     def refusal(self, caller: Caller) -> RpcError:
-        """What a caller that it does not allow is answered with."""
+        """Return the error for a caller that is not allowed."""
         return refused(
             ErrorKind.NOT_ALLOWED,
-            f"uid {caller.uid} gid {caller.gid} may not use this socket; the daemon's config has"
-            " who may: daemon.allow_users, daemon.allow_groups",
+            f"uid {caller.uid} gid {caller.gid} may not use this socket; the daemon's config says"
+            " who may, in daemon.allow_users and daemon.allow_groups",
             uid=caller.uid,
             gid=caller.gid,
         )
@@ -64,7 +64,7 @@ class Access:
             user = pwd.getpwuid(uid)
             return not self._groups.isdisjoint(os.getgrouplist(user.pw_name, user.pw_gid))
         except (KeyError, OSError):
-            return False  # A user without a name is in no group but its own.
+            return False  # A user without a name has only its primary group.
 
 
 def _ids(option: str, names: Iterable[str], look_up: Callable[[str], int]) -> set[int]:
@@ -73,5 +73,5 @@ def _ids(option: str, names: Iterable[str], look_up: Callable[[str], int]) -> se
         try:
             found.add(int(name) if name.isdecimal() else look_up(name))
         except (KeyError, OSError, ValueError):
-            _log.warning("unknown name in daemon.%s name=%r: it allows nobody", option, name)
+            _log.warning("unknown name in daemon.%s name=%r: it is ignored", option, name)
     return found

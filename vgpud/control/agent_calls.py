@@ -1,8 +1,8 @@
-"""A slot agent's operations as JSON-RPC calls, in order, and its answers.
+"""Slot operations as JSON-RPC calls to a slot agent, in order, and its answers.
 
-Owns the order: nothing new is asked before everything asked before has been answered. What must be
-undone is sent without waiting, ahead of anything new: an agent that was only slow ends up with what
-our table has. Source: `control.slot_calls`.
+A new call is sent only after all earlier calls have been answered. Calls that undo an operation are
+sent without waiting, before any new call, so that an agent that was only slow ends up with the same
+slots as the daemon's table. The calls are defined in `control.slot_calls`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vgpud.control.slot_calls import (
     SlotDelete,
     SlotSet,
     errno_of,
-    words_of,
+    printable_message,
 )
 from vgpud.errors import HostError, PeerError
 from vgpud.publish import Json
@@ -38,15 +38,15 @@ from vgpud.unix.fd import Fd
 _log = logging.getLogger(__name__)
 
 PATIENCE: Final = 10.0
-"""Seconds that an agent may take to answer: far more than any slot takes, and less than a guest's
-driver waits before it calls its device dead."""
+"""Seconds that an agent may take to answer: far more than any slot operation takes, and less than
+a guest's driver waits before it declares its device dead."""
 
 _GONE: Final = {errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN, errno.ENOENT}
 
 
 @dataclass(slots=True, eq=False)
 class AgentRequest:
-    """A call to be made; `name` is for people, `fd` goes with it."""
+    """A call to send, with its descriptor `fd`; `name` describes it in messages."""
 
     method: str
     params: dict[str, Json]
@@ -61,11 +61,10 @@ class AgentRequest:
 
 
 class AgentCalls:
-    """A `slots.agent_connection.AgentConnection` by `link`, which is closed with it.
+    """A `slots.agent_connection.AgentConnection` over `link`, which it owns.
 
     The calls get `ids`, none of which may have been used on the same socket before. An answer is
-    overdue after `patience` seconds: until it comes nothing new is asked, and everything fails at
-    once.
+    overdue after `patience` seconds. Until it comes, no new call is sent, and each fails at once.
     """
 
     def __init__(self, link: AgentLink, ids: Iterator[int], *, patience: float = PATIENCE) -> None:
@@ -88,7 +87,7 @@ class AgentCalls:
         answer = await self._answer_to(request)
         if isinstance(answer, Failure):
             number = errno_of(answer.error) or errno.EREMOTEIO
-            advice = f"the VMM's slot agent says: {words_of(answer.error)}"
+            advice = f"the VMM's slot agent says: {printable_message(answer.error)}"
             raise AgentRefusedError(request.name, OSError(number, ""), advice)
 
     async def _answer_to(self, request: AgentRequest) -> Result | Failure:
@@ -102,7 +101,7 @@ class AgentCalls:
                 answer = await self._settle(request)
         except TimeoutError:
             self._overdue = True
-            late = "" if request.sent else " what it was asked before"
+            late = "" if request.sent else " earlier calls"
             advice = f"the VMM's slot agent has not answered{late}; is it still running?"
             raise _error(request, errno.ETIMEDOUT, advice) from None
         except PeerError as error:
@@ -139,10 +138,10 @@ class AgentCalls:
         except BlockingIOError:
             pass
         except OSError as error:
-            raise AgentGoneError("looking for the agent", error) from error
+            raise AgentGoneError("checking for the agent", error) from error
 
     async def _settle(self, last: AgentRequest | None = None) -> Result | Failure | None:
-        """Send all that is to be sent, and wait until all is answered; the answer to `last`."""
+        """Send all calls of the outbox, wait for all answers, and return the answer to `last`."""
         answer = None
         while self._outbox:
             try:
@@ -158,12 +157,12 @@ class AgentCalls:
             if request is not None and request is last:
                 answer = reply
             elif request is not None and isinstance(reply, Failure):
-                words = words_of(reply.error)
-                _log.info("late answer of the agent call=%s error=%s", request.name, words)
+                text = printable_message(reply.error)
+                _log.info("late answer of the agent call=%s error=%s", request.name, text)
         return answer
 
     def _send_first(self) -> None:
-        """Send the first of the outbox."""
+        """Send the first call of the outbox."""
         request = self._outbox[0]
         request.id = next(self._ids)
         data = encode_call(Call(request.method, request.params, request.id))
@@ -172,7 +171,7 @@ class AgentCalls:
         except BlockingIOError:
             raise
         except OSError as error:
-            if error.errno not in _GONE:  # this one can't be sent; others may
+            if error.errno not in _GONE:  # this call can't be sent, but others may
                 self._withdraw(request)
             raise
         request.sent = True
@@ -191,7 +190,7 @@ def _error(request: AgentRequest, number: int, advice: str) -> HostError:
 
 
 def _request(operation: Operation, file: Fd | None) -> AgentRequest:
-    """One operation as a call; `file` has what is to be set. Raises HostError."""
+    """Return an operation as a call; `file` has the memory of a slot to set. Raises HostError."""
     entry = operation.entry
     fd: Fd | None = None
     match operation:

@@ -1,6 +1,6 @@
-"""The ways to a VMM's slot agent: a socket that was connected for it, or the control socket.
+"""Transports to a VMM's slot agent: a socket that was connected for it, or the control socket.
 
-Owns what differs between them, and nothing of what is said. Source: unix(7); pidfd_open(2).
+Both carry the messages of `control.agent_calls`. Source: unix(7); pidfd_open(2).
 """
 
 from __future__ import annotations
@@ -22,33 +22,32 @@ from vgpud.unix.fd import Fd
 _log = logging.getLogger(__name__)
 
 MAX_REPLY: Final = 64 << 10
-"""Bytes. An answer is some fifty."""
+"""Bytes. An answer is about fifty."""
 MAX_UNREAD: Final = 1 << 20
-"""Bytes of answers kept until they are looked at; an agent that sends more than it was asked for
-loses them."""
+"""Bytes of answers that are kept until they are read. Answers beyond it are dropped: only an agent
+that sends more than it was asked for can get there."""
 RETRY: Final = 0.01
-"""Seconds. A full queue of a peer can't be polled for on an unconnected socket, hence this."""
+"""Seconds between tries: an unconnected socket can't wait for room in a peer's full queue."""
 
 
 class AgentLink(Protocol):
-    """Datagrams to an agent, and its answers."""
+    """A transport of datagrams to an agent and of its answers."""
 
     def send(self, data: bytes, fd: Fd | None) -> None:
-        """Send a datagram now; raises BlockingIOError where there is no room, OSError."""
+        """Send a datagram now. Raises BlockingIOError if there is no room, or OSError."""
 
     async def recv(self) -> Incoming | None:
-        """Return the next answer; None once the agent is gone or the link is closed."""
+        """Return the next answer, or None once the agent is gone or the link is closed."""
 
     async def writable(self) -> None:
-        """Returns when there may be room again."""
+        """Wait until there may be room again."""
 
     def close(self) -> None:
-        """Let go of it, and end what waits for it; a second call does nothing."""
+        """Close the link and wake what waits for it. A second call does nothing."""
 
 
 class SocketLink:
-    """A link by a connected AF_UNIX socket with message boundaries, SOCK_DGRAM or
-    SOCK_SEQPACKET."""
+    """A link over a connected AF_UNIX socket, SOCK_DGRAM or SOCK_SEQPACKET, which it owns."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -97,20 +96,25 @@ class SocketLink:
 
 
 class ControlPort(Protocol):
-    """What is needed of the control server."""
+    """The part of the control server that a `ControlLink` uses."""
 
     def send(self, address: Address, data: bytes, fd: Fd | None) -> None:
-        """Send a datagram now; raises BlockingIOError where there is no room, OSError."""
+        """Send a datagram now. Raises BlockingIOError if there is no room, or OSError."""
 
     def replies_from(self, caller: Caller, sink: Callable[[Incoming | None], None] | None) -> None:
-        """Pass the caller's answers to `sink`, or with None ignore them again. None instead of an
-        answer is the last: the caller may not use the socket any more."""
+        """Pass the caller's answers to `sink`, or ignore them again if it is None.
+
+        The sink is called with None, for the last time, when the caller may no longer use the
+        socket.
+        """
 
 
 class ControlLink:
-    """A link to a client of the control socket. `gone` is called once, with the reason, when it may
-    not use that any more, or its process has ended. Who is in another PID namespace can't be
-    watched for the latter."""
+    """A link to a client of the control socket.
+
+    `gone` is called once, with the reason, when the client may no longer use the socket or its
+    process has ended. A process in another PID namespace can't be watched.
+    """
 
     def __init__(self, port: ControlPort, caller: Caller, gone: Callable[[str], None]) -> None:
         self.caller = caller
@@ -156,15 +160,15 @@ class ControlLink:
         if self._process is not None:
             asyncio.get_running_loop().remove_reader(self._process.fileno())
             self._process.close()
-        self._notice()
+        self._wake_reader()
 
     def _take(self, answer: Incoming | None) -> None:
         if answer is None:
-            self._end("it may not use the control socket any more")
+            self._end("it may no longer use the control socket")
         elif self._size + answer.size <= MAX_UNREAD:
             self._answers.append(answer)
             self._size += answer.size
-            self._notice()
+            self._wake_reader()
 
     def _ended(self) -> None:
         self._end("its process has ended")
@@ -173,7 +177,7 @@ class ControlLink:
         self.close()
         self._gone(reason)
 
-    def _notice(self) -> None:
+    def _wake_reader(self) -> None:
         if self._waiting is not None:
             _wake(self._waiting)
 
@@ -182,7 +186,7 @@ def _watch(pid: int) -> Fd | None:
     if pid <= 0:
         return None
     try:
-        return Fd(os.pidfd_open(pid))  # close-on-exec by itself
+        return Fd(os.pidfd_open(pid))  # the kernel makes it close-on-exec
     except OSError as error:
         _log.debug("agent not watched pid=%d: %s", pid, error.strerror)
         return None

@@ -1,6 +1,6 @@
-"""What a method of the control API is to the server: a function of checked parameters and a caller.
+"""The interface between the control server and its methods: handlers, callers and results.
 
-The methods themselves are in `daemon.methods`, the server in `control.server`.
+The handlers are in `daemon.methods`, the server is in `control.server`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from vgpud.publish import Json
 from vgpud.unix.fd import Fd
 
 Address: TypeAlias = str | bytes
-"""What a client's socket is bound to."""
+"""The address that a client's socket is bound to."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sent a datagram, with the credentials that the kernel vouches for (SCM_CREDENTIALS)."""
+    """The sender of a datagram, with the credentials that the kernel checked (SCM_CREDENTIALS)."""
 
     address: Address
     pid: int
@@ -32,7 +32,7 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A result with a descriptor, which the server closes once it is sent or can't be."""
+    """A result with a descriptor. The server closes it after it was sent, or can't be sent."""
 
     value: BaseModel
     fd: Fd
@@ -40,12 +40,12 @@ class Reply:
 
 Result: TypeAlias = BaseModel | Reply
 Handler: TypeAlias = Callable[[Any, Caller], Result | Awaitable[Result]]
-"""Called with an instance of the method's `params` model. One that has to wait returns an
-awaitable, and others are served meanwhile. Raises RpcError, or VgpudError, which is answered by its
-kind."""
+"""A function that is called with an instance of the method's `params` model. A handler that has to
+wait returns an awaitable, and other calls are served meanwhile. It may raise RpcError, or another
+VgpudError, which is translated to one."""
 Handlers: TypeAlias = Mapping[str, Handler]
 
 
 def refused(kind: ErrorKind, message: str, **data: Json) -> RpcError:
-    """Return an error of ours, code -32000."""
+    """Return an error with vgpud's own code, -32000, and its kind in `data.kind`."""
     return RpcError(ErrorCode.VGPUD, message, {"kind": str(kind), **data})

@@ -1,4 +1,4 @@
-"""From calls to answers: parameters are validated, methods called, errors translated to JSON-RPC's.
+"""The dispatch of calls: it validates parameters, calls handlers and translates errors to JSON-RPC.
 
 Source: the JSON-RPC 2.0 specification, sections 4 to 6.
 """
@@ -26,7 +26,7 @@ from vgpud.rate_limit import RateLimit
 _log = logging.getLogger(__name__)
 
 MAX_BATCH: Final = 64
-"""Calls. Keeps the answers to a batch below what one datagram can hold, if they are short."""
+"""Calls. The answers to a batch, if they are short, fit into one datagram."""
 
 _MAX_SHOWN: Final = 60
 """Characters of a caller's value in a message."""
@@ -35,7 +35,7 @@ _MAX_FAULTS: Final = 8
 
 
 class Dispatcher:
-    """The handlers of the methods; raises ValueError for one of no method."""
+    """The table of handlers, by method. Raises ValueError for a method that METHODS lacks."""
 
     def __init__(self, handlers: Handlers) -> None:
         self._handlers: dict[str, Handler] = {}
@@ -43,13 +43,13 @@ class Dispatcher:
         self.add(handlers)
 
     def add(self, handlers: Handlers) -> None:
-        """Serve these methods too."""
+        """Add handlers. Raises ValueError for a method that METHODS lacks."""
         if unknown := handlers.keys() - METHODS.keys():
             raise ValueError(f"not in METHODS: {sorted(unknown)}")
         self._handlers.update(handlers)
 
     async def answer(self, incoming: Incoming, caller: Caller) -> Outgoing | None:
-        """Serve the calls of a message, and return the answer; None if there is none."""
+        """Serve the calls of a message, and return the answer, or None if there is none."""
         if len(incoming.calls) > MAX_BATCH:
             text = f"a batch is at most {MAX_BATCH} calls"
             return fit([Answer(None, RpcError(ErrorCode.INVALID_REQUEST, text))], batch=False)
@@ -57,7 +57,7 @@ class Dispatcher:
             answers = await self._answer_batch(incoming, caller)
         else:
             answers = [await self._answer(call, caller) for call in incoming.calls]
-        answers = [answer for answer in answers if not answer.unsaid]
+        answers = [answer for answer in answers if not answer.suppressed]
         return fit(answers, batch=incoming.batch) if answers else None
 
     async def _answer_batch(self, incoming: Incoming, caller: Caller) -> list[Answer]:
@@ -65,7 +65,7 @@ class Dispatcher:
             tasks = []
             for call in incoming.calls:
                 tasks.append(group.create_task(self._answer(call, caller, alone=False)))
-                # One call at a time, in their order: a batch is not to hold up the daemon.
+                # Calls start in their order, and a batch must not block the event loop.
                 await asyncio.sleep(0)
         return [task.result() for task in tasks]
 
@@ -75,23 +75,23 @@ class Dispatcher:
         try:
             value = await self._value(call, caller, alone=alone)
         except VgpudError as error:
-            return Answer(call.id, as_rpc_error(error), unsaid=call.notification)
+            return Answer(call.id, as_rpc_error(error), suppressed=call.notification)
         except Exception:
             if self._bugs.allows():
                 suffix = self._bugs.suffix()
                 _log.exception("control method failed method=%s%s", call.method, suffix)
-            return Answer(call.id, INTERNAL_ERROR, unsaid=call.notification)
+            return Answer(call.id, INTERNAL_ERROR, suppressed=call.notification)
         if isinstance(value, Reply):
-            if call.notification:  # METHODS says which have one, so it is not in a batch
+            if call.notification:  # it is not in a batch: `_value` refuses that
                 value.fd.close()
-                return Answer(call.id, value.value, unsaid=True)
+                return Answer(call.id, value.value, suppressed=True)
             return Answer(call.id, value.value, value.fd)
-        return Answer(call.id, value, unsaid=call.notification)
+        return Answer(call.id, value, suppressed=call.notification)
 
     async def _value(self, call: Call, caller: Caller, *, alone: bool) -> BaseModel | Reply:
         handler = self._handlers.get(call.method)
         if handler is None:
-            text = f"no method {_shown(call.method)}; rpc.discover describes those that are there"
+            text = f"no method {_shown(call.method)}; rpc.discover lists the methods"
             raise RpcError(ErrorCode.METHOD_NOT_FOUND, text)
         method = METHODS[call.method]
         params = _params(method.params, call)
@@ -105,7 +105,7 @@ class Dispatcher:
 
 
 def as_rpc_error(error: VgpudError) -> RpcError:
-    """Return an error of ours as a caller gets it."""
+    """Return an error of vgpud as the JSON-RPC error that a caller gets."""
     match error:
         case RpcError():
             return error
@@ -165,9 +165,9 @@ def _shown(value: Json) -> str:
         case bool():
             return json.dumps(value)
         case float():
-            return str(value)  # may be infinite, which JSON has no word for
+            return str(value)  # it may be infinite, which JSON can't express
         case int():
-            # Also one of thousands of digits, which takes its time to be written out.
+            # Writing out a number of thousands of digits would take long.
             return str(value) if abs(value) < 1 << 70 else "a huge number"
         case str():
             text = json.dumps(value[: _MAX_SHOWN + 1])

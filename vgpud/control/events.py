@@ -1,7 +1,6 @@
-"""What happens in the daemon, for whoever wants to be told: numbered, and handed on at once.
+"""The daemon's events: they get sequence numbers and are passed to listeners at once.
 
-Owns the sequence number. Knows nothing of sockets: subscribers of the control API are one listener
-(`control.subscriptions`).
+`control.subscriptions` is the listener that sends them to subscribers of the control API.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ class Events:
         self._listeners: list[Callable[[Event], None]] = []
 
     def listen(self, listener: Callable[[Event], None]) -> None:
-        """Have every event from now on handed to `listener`, which must neither wait nor raise."""
+        """Pass every event from now on to `listener`, which must neither wait nor raise."""
         self._listeners.append(listener)
 
     def publish(
@@ -34,7 +33,7 @@ class Events:
         resource: int | None = None,
         **data: Json,
     ) -> None:
-        """Something happened; `data` is what programs want of it, in JSON's types."""
+        """Publish an event; `message` is for people, `data` for programs, in JSON's types."""
         self.sequence += 1
         event = Event(
             sequence=self.sequence,
@@ -42,7 +41,7 @@ class Events:
             kind=kind,
             device=device,
             resource=resource,
-            # Half a surrogate pair, as of a file's name that is not UTF-8, is no text.
+            # A lone surrogate, as in a file name that is not UTF-8, can't be encoded.
             message=message.encode(errors="backslashreplace").decode(),
             data=data,
         )

@@ -1,7 +1,7 @@
-"""What a model's fields are for: the strings below them in its source, read when somebody asks.
+"""Descriptions of a model's fields: the docstrings below them in its source, read on demand.
 
-pydantic can do the same for every model as it is made (`use_attribute_docstrings`); that takes a
-fifth of the time in which the daemon starts, for what only descriptions and schemas show.
+pydantic can read them as it creates each model (`use_attribute_docstrings`), but that takes a fifth
+of the daemon's start time, and only descriptions and schemas need them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 @cache
 def field_docs(model: type[BaseModel]) -> dict[str, str]:
-    """The strings by the names of their fields, those of its bases among them."""
+    """Return the docstrings of a model's fields by name, including those of its base classes."""
     found: dict[str, str] = {}
     for base in reversed(model.__mro__):
         found |= _of_module(base.__module__).get(base.__name__, {})
@@ -28,7 +28,7 @@ def field_docs(model: type[BaseModel]) -> dict[str, str]:
 
 
 class WithFieldDocs(GenerateJsonSchema):
-    """Describes properties by those strings."""
+    """A schema generator that describes properties by their fields' docstrings."""
 
     def model_schema(self, schema: Any) -> dict[str, Any]:
         made = super().model_schema(schema)
@@ -41,7 +41,7 @@ class WithFieldDocs(GenerateJsonSchema):
 def _of_module(name: str) -> dict[str, dict[str, str]]:
     try:
         tree = ast.parse(inspect.getsource(sys.modules[name]))
-    except (OSError, TypeError):  # it has no source: it is built in
+    except (OSError, TypeError):  # a built-in module has no source
         return {}
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
     return {node.name: dict(_below_fields(node.body)) for node in classes}

@@ -1,6 +1,6 @@
-"""Answers cut to what a datagram holds: listings to fewer items, what can't be cut to an error.
+"""Answers that fit into a datagram: long listings get fewer items, other answers become errors.
 
-Owns the limit of a reply. No I/O, except that a descriptor that can't go out is closed.
+There is no I/O, except that a descriptor that can't be sent is closed.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from vgpud.unix.fd import Fd
 _log = logging.getLogger(__name__)
 
 MAX_REPLY: Final = 64 << 10
-"""Bytes of a datagram to a client, so that it knows how much to read at once. It fits into any send
-buffer that a system may have."""
+"""Bytes of a datagram to a client, so that clients know how much to read at once. It fits into the
+send buffer of any system."""
 
 _TOO_LARGE: Final = refused(
     ErrorKind.TOO_LARGE,
@@ -37,39 +37,39 @@ _bugs = RateLimit()
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of a call; `unsaid` if it was a notification."""
+    """The answer to a call; `suppressed` if the call was a notification."""
 
     id: CallId
     value: BaseModel | RpcError
     fd: Fd | None = None
-    unsaid: bool = False
+    suppressed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A datagram to a client, with the descriptor that belongs to it."""
+    """A datagram to a client, with its descriptor."""
 
     data: bytes
     fd: Fd | None = None
 
 
 def fit(answers: Sequence[Answer], *, batch: bool) -> Outgoing:
-    """One datagram of at most MAX_REPLY bytes; what comes first in a batch has the first choice.
+    """Encode answers as one datagram of at most MAX_REPLY bytes; earlier ones get room first.
 
-    Takes the descriptor of an answer that is alone: only that one has any.
+    It takes the descriptor of an answer that is alone; answers in a batch have none.
     """
     needs = [len(_error(answer.id, _TOO_LARGE)) for answer in answers]
     room = MAX_REPLY - sum(needs) - len(needs) - 1  # commas and brackets
     if room < 0:
-        # Their ids alone are too long.
+        # The calls' ids alone are too long.
         answers, needs, batch = [Answer(None, _TOO_LARGE, answers[0].fd)], [0], False
         room = MAX_REPLY
     texts = []
     fd = None
     for answer, need in zip(answers, needs, strict=True):
-        said = _said(answer, room + need)
-        text = _error(answer.id, said) if isinstance(said, RpcError) else said
-        if answer.fd is None or not isinstance(said, RpcError):
+        encoded = _encoded(answer, room + need)
+        text = _error(answer.id, encoded) if isinstance(encoded, RpcError) else encoded
+        if answer.fd is None or not isinstance(encoded, RpcError):
             fd = answer.fd
         else:
             answer.fd.close()
@@ -78,8 +78,8 @@ def fit(answers: Sequence[Answer], *, batch: bool) -> Outgoing:
     return Outgoing(b"[" + b",".join(texts) + b"]" if batch else texts[0], fd)
 
 
-def _said(answer: Answer, room: int) -> bytes | RpcError:
-    """The answer in at most `room` bytes, or what has to be said instead."""
+def _encoded(answer: Answer, room: int) -> bytes | RpcError:
+    """Return the answer in at most `room` bytes, or the error to send instead."""
     if isinstance(answer.value, RpcError):
         fits = len(_error(answer.id, answer.value)) <= room
         return answer.value if fits else _TOO_LARGE
@@ -89,7 +89,7 @@ def _said(answer: Answer, room: int) -> bytes | RpcError:
         else:
             text = encode([Result(answer.id, answer.value.model_dump(mode="json"))])
     except Exception:
-        # JSON has no words for it.
+        # JSON can't express it.
         if _bugs.allows():
             _log.exception("control result not encoded%s", _bugs.suffix())
         return INTERNAL_ERROR
@@ -97,16 +97,16 @@ def _said(answer: Answer, room: int) -> bytes | RpcError:
 
 
 def _page(call_id: CallId, page: Page[Model], room: int) -> bytes:
-    """The first of its items that fit, and one at least.
+    """Encode a listing's first items that fit into `room`, and at least one.
 
-    What does not fit is not even looked at: a batch of long listings is no more work than one.
+    Items that do not fit are not encoded, so that a batch of long listings costs no more than one.
     """
     around = page.model_copy(update={"items": ()}).model_dump(mode="json")
     room -= len(encode([Result(call_id, around)]))
     items: list[Json] = []
     for item in page.items:
         value = item.model_dump(mode="json")
-        room -= len(encode([Result(None, value)])) - _ENVELOPE + 1  # and a comma
+        room -= len(encode([Result(None, value)])) - _ENVELOPE + 1  # 1 for a comma
         if room < -1 and items:
             break
         items.append(value)

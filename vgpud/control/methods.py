@@ -1,7 +1,7 @@
-"""The methods of the control API: names, parameters, results, and what else comes with an answer.
+"""The methods of the control API: names, parameters, results and descriptors.
 
-The one table that the server dispatches by, that `rpc.discover` is made of, and that clients can
-look a result's model up in.
+The server dispatches by this table, `rpc.discover` is generated from it, and clients can look up a
+result's model in it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class OpenRpcDocument(RootModel[dict[str, Json]]):
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """`fd` says what the descriptor is that comes with the answer, if one does."""
+    """A method. `about` says what it does; `fd` describes the descriptor of its answer, if any."""
 
     name: str
     about: str
@@ -34,41 +34,43 @@ class Method:
 _METHODS: Final[tuple[Method, ...]] = (
     Method(
         "rpc.discover",
-        "What all methods take and give, as an OpenRPC document.",
+        "Describe all methods, as an OpenRPC document.",
         params.Nothing,
         OpenRpcDocument,
     ),
-    Method("daemon.info", "The daemon.", params.Nothing, models.DaemonInfo),
-    Method("config.reload", "Read the configuration anew.", params.Nothing, models.Reloaded),
-    Method("metrics.get", "Counters, as OpenMetrics text.", params.PagedText, models.Metrics),
-    Method("device.list", "All devices.", params.Paged, models.Page[models.Device]),
-    Method("device.get", "One device.", params.OfDevice, models.Device),
+    Method("daemon.info", "Return the daemon's state.", params.Nothing, models.DaemonInfo),
+    Method("config.reload", "Read the configuration again.", params.Nothing, models.Reloaded),
+    Method("metrics.get", "Return metrics as OpenMetrics.", params.PagedText, models.Metrics),
+    Method("device.list", "List all devices.", params.Paged, models.Page[models.Device]),
+    Method("device.get", "Return one device.", params.OfDevice, models.Device),
     Method("device.resize", "Offer the guest another mode.", params.Resize, models.Resized),
     Method(
         "device.screenshot",
-        "What an output shows.",
+        "Return what an output shows.",
         params.TakeScreenshot,
         models.Screenshot,
         "the picture, a PNG file",
     ),
-    Method("blob.list", "Blob resources.", params.PagedOfDevice, models.Page[models.Blob]),
-    Method("blob.create", "Make a blob for the VMM's own use.", params.CreateBlob, models.Blob),
-    Method("blob.map", "Show a blob of the VMM's to the guest.", params.MapBlob, models.Blob),
-    Method("blob.unmap", "Take it from the guest again.", params.OfBlob, models.Blob),
-    Method("blob.destroy", "Give back a blob of the VMM's.", params.OfBlob, models.Done),
+    Method("blob.list", "List blob resources.", params.PagedOfDevice, models.Page[models.Blob]),
+    Method("blob.create", "Create a blob for the VMM's own use.", params.CreateBlob, models.Blob),
+    Method("blob.map", "Map a blob of the VMM's into the guest.", params.MapBlob, models.Blob),
+    Method("blob.unmap", "Unmap a blob of the VMM's.", params.OfBlob, models.Blob),
+    Method("blob.destroy", "Destroy a blob of the VMM's.", params.OfBlob, models.Done),
     Method(
         "blob.export",
-        "A host blob's memory.",
+        "Return a host blob's memory, as a file and an offset.",
         params.OfBlob,
         models.BlobExport,
         "the file that the blob is in, writable",
     ),
-    Method("slot.list", "Mappings into guests.", params.PagedOfDevice, models.Page[models.Slot]),
-    Method("agent.attach", "Be a device's slot agent.", params.AttachAgent, models.Agent),
-    Method("agent.detach", "Be it no longer.", params.OfDevice, models.Detached),
-    Method("events.subscribe", "Get event notifications.", params.Subscribe, models.Subscription),
-    Method("events.unsubscribe", "Get no more.", params.Nothing, models.Unsubscribed),
+    Method(
+        "slot.list", "List mappings into guests.", params.PagedOfDevice, models.Page[models.Slot]
+    ),
+    Method("agent.attach", "Become a device's slot agent.", params.AttachAgent, models.Agent),
+    Method("agent.detach", "Stop being a slot agent.", params.OfDevice, models.Detached),
+    Method("events.subscribe", "Start notifications.", params.Subscribe, models.Subscription),
+    Method("events.unsubscribe", "Stop notifications.", params.Nothing, models.Unsubscribed),
 )
 
 METHODS: Final = MappingProxyType({method.name: method for method in _METHODS})
-"""By name."""
+"""The methods by name."""

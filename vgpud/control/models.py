@@ -1,4 +1,4 @@
-"""What the daemon answers and announces: one frozen model for each result of the control API.
+"""The results and events of the control API: one frozen model for each.
 
 Sizes, offsets and addresses are in bytes, times in seconds; `flags` are those of memory slots,
 KVM_MEM_*.
@@ -18,11 +18,11 @@ from vgpud.slots.entries import SlotUse
 Count: TypeAlias = Annotated[int, Field(ge=0)]
 Bytes: TypeAlias = Annotated[int, Field(ge=0)]
 BlobKindName: TypeAlias = Literal["guest", BlobKind.HOST3D, BlobKind.HOST3D_GUEST]
-"""Where a blob's memory is: the guest's own, or a kind that slot policies are about."""
+"""The kind of a blob: in guest memory, or one of the kinds of host blobs."""
 
 
 class MapInfoName(StrEnum):
-    """What a guest is told to map a blob as, VIRTIO_GPU_MAP_CACHE_*."""
+    """The memory type with which the guest maps a blob, VIRTIO_GPU_MAP_CACHE_*."""
 
     CACHED = "cached"
     UNCACHED = "uncached"
@@ -30,7 +30,7 @@ class MapInfoName(StrEnum):
 
 
 class ErrorKind(StrEnum):
-    """`data.kind` of an error -32000: what went wrong, for programs."""
+    """The kind of an error -32000, in `data.kind`."""
 
     NOT_ALLOWED = "not-allowed"  # the caller may not use this socket
     NO_DEVICE = "no-device"
@@ -38,22 +38,22 @@ class ErrorKind(StrEnum):
     NO_BLOB = "no-blob"
     NO_AGENT = "no-agent"
     NOT_POSSIBLE = "not-possible"  # not on this device, or not in its present state
-    BUSY = "busy"  # somebody else has it
+    BUSY = "busy"  # another client has it
     TOO_LARGE = "too-large"  # the answer does not fit into a datagram
-    GUEST = "guest"  # what a guest would be answered too: out of memory, a range that is taken
+    GUEST = "guest"  # a guest would be refused it too: out of memory, a range that is in use
     HOST = "host"  # the system refused; `data.errno` says how
     PEER = "peer"  # the other end of a connection broke its protocol
     CONFIG = "config"
 
 
 class Model(BaseModel):
-    """What all of them share: they do not change, and have no field but those listed."""
+    """The base of all results: frozen, and without fields other than those listed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Done(Model):
-    """It was done, and there is nothing to tell of it."""
+    """An empty result: the call was done."""
 
 
 class DeviceSummary(Model):
@@ -61,12 +61,12 @@ class DeviceSummary(Model):
 
     name: str
     socket: str | None
-    """Where front-ends connect; null for one that was handed its connection."""
+    """Where front-ends connect; null for a device that was given its connection."""
     connected: bool
 
 
 class DaemonInfo(Model):
-    """The daemon."""
+    """The daemon and its devices."""
 
     version: str
     pid: int
@@ -77,7 +77,7 @@ class DaemonInfo(Model):
 
 
 class Output(Model):
-    """One scanout: the mode that the guest is offered, and what it shows at the moment."""
+    """An output: the mode that the guest is offered, and what it shows at the moment."""
 
     scanout: Count
     width: Count
@@ -87,26 +87,26 @@ class Output(Model):
 
 
 class Agent(Model):
-    """A VMM's slot agent, as it is attached to a device."""
+    """A VMM's slot agent that is attached to a device."""
 
     device: str
     pid: int | None
     uid: int | None
     guest_phys_addr: int | None
-    """Where the guest has the BAR window; null while it is nowhere."""
+    """Where the guest has mapped the BAR window; null while it is not mapped."""
     first_slot: Count
     slot_count: Count
     flags: Count
     """The flags that the agent grants."""
     flag_accepted: bool | None
-    """Whether a slot with KVM_MEM_NON_COHERENT_DMA was set by trial; null where none was tried."""
+    """Whether KVM took a trial slot with KVM_MEM_NON_COHERENT_DMA; null where none was tried."""
     vm_setup: tuple[str, ...]
     kvm_mode: str
     reason: str
 
 
 class Device(Model):
-    """A device and how it stands."""
+    """A device and its state."""
 
     name: str
     socket: str | None
@@ -117,14 +117,14 @@ class Device(Model):
     memory_limit: Bytes
     memory_used: Bytes
     buffers: ResolvedBuffers
-    """What host blobs are made of now, whatever the configuration leaves open."""
+    """The memory that host blobs are made of; with `auto` in the configuration, what was chosen."""
     render_node: str | None
     renderers: tuple[str, ...]
     """What executes contexts; with none, this is a display device."""
     slots: SlotOwner
     guest_pat: GuestPat
     kvm_mode: str | None
-    """What decides the guest's memory types; null until a guest's driver needed to know."""
+    """What decides the guest's memory types; null until a guest's driver needs to know."""
     kvm_reason: str | None
     outputs: tuple[Output, ...]
     display: bool
@@ -134,7 +134,7 @@ class Device(Model):
     contexts: Count
     agent: Agent | None
     problems: tuple[str, ...]
-    """What is not as the configuration wants it, and why: fallbacks, refusals, a missing GPU."""
+    """What differs from the configuration, and why: fallbacks, refusals, a missing GPU."""
 
 
 class Resized(Model):
@@ -147,7 +147,7 @@ class Resized(Model):
 
 
 class Screenshot(Model):
-    """A picture, in the descriptor that comes with it: a file of `size` bytes."""
+    """A picture in a file of `size` bytes, whose descriptor comes with the answer."""
 
     device: str
     scanout: Count
@@ -162,23 +162,23 @@ class Blob(Model):
 
     device: str
     blob: int
-    """The guest's resource id, or for a blob of the VMM's a number above all of those."""
+    """The guest's resource id, or for a blob of the VMM's a number above all resource ids."""
     origin: Literal["guest", "vmm"]
     kind: BlobKindName
     size: Bytes
     mapped: bool
     offset: int | None
-    """Where in the BAR window it is mapped."""
+    """The offset in the BAR window at which it is mapped."""
     guest_phys_addr: int | None
-    """Where the guest has it, as far as that is known here."""
+    """The guest-physical address, if the daemon knows it."""
     map_info: MapInfoName | None
     flags: Count
     reason: str | None
-    """Why the plan for it is what it is; null for one in guest memory."""
+    """The reason for the blob's plan; null for a blob in guest memory."""
 
 
 class BlobExport(Model):
-    """Where a blob is in the file whose descriptor comes with this."""
+    """The range of a blob in the file whose descriptor comes with the answer."""
 
     device: str
     blob: int
@@ -192,7 +192,7 @@ class Slot(Model):
     device: str
     owner: SlotOwner
     slot: int | None
-    """Its number; null where the front-end made it, and has the number to itself."""
+    """The slot number; null where the front-end chose it and the daemon does not know it."""
     use: SlotUse
     flags: Count
     bar_offset: int | None
@@ -206,7 +206,8 @@ Item = TypeVar("Item", bound=Model)
 class Page(Model, Generic[Item]):
     """Part of a listing: `items` from number `offset` on, of `total` that there are now.
 
-    It may be shorter than was asked for, where a datagram holds no more: ask on from the next.
+    It may have fewer items than were asked for, where a datagram holds no more. The next page
+    begins at `offset` plus the number of items.
     """
 
     items: tuple[Item, ...]
@@ -215,20 +216,20 @@ class Page(Model, Generic[Item]):
 
 
 class Detached(Model):
-    """An agent that is no longer asked for anything."""
+    """An agent that is no longer called."""
 
     device: str
     slots: tuple[int, ...]
-    """The slots that it had set, and that it is now to delete."""
+    """The slots that it has set, and that it should delete now."""
 
 
 class Subscription(Model):
-    """What a client gets as `event` notifications from now on."""
+    """The events that a client gets as `event` notifications from now on."""
 
     kinds: tuple[str, ...]
     device: str | None
     sequence: Count
-    """The number of the last event before: the first to come has a higher one."""
+    """The number of the last event before the subscription: later events have higher ones."""
 
 
 class Unsubscribed(Model):
@@ -238,10 +239,10 @@ class Unsubscribed(Model):
 
 
 class Event(Model):
-    """Parameters of an `event` notification."""
+    """The parameters of an `event` notification."""
 
     sequence: Count
-    """Counts all events of the daemon, so that a gap shows which were not subscribed to."""
+    """The event's number. All events of the daemon count, also those not subscribed to."""
     time: float
     """Seconds since 1970."""
     kind: str
@@ -261,10 +262,10 @@ class Metrics(Model):
 
 
 class Reloaded(Model):
-    """What became of a configuration that was read anew, a line for each change."""
+    """The changes of a configuration that was read again, a line for each."""
 
     applied: tuple[str, ...]
     next_connection: tuple[str, ...]
-    """What holds once the device's front-end connects anew."""
+    """Changes that take effect when the device's front-end connects again."""
     restart: tuple[str, ...]
-    """What takes a restart of the daemon."""
+    """Changes that take effect when the daemon is restarted."""

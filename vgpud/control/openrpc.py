@@ -1,7 +1,7 @@
-"""The control API's description of itself, made of the models that check and carry it.
+"""The control API's description as an OpenRPC document, generated from its models.
 
-Owns the OpenRPC document's form. Source: the OpenRPC specification, 1.3; what it has no words for
-is in members that begin with "x-".
+Source: the OpenRPC specification, 1.3. What the specification does not cover is in members that
+begin with "x-".
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _SCHEMAS: Final = "#/components/schemas/"
 _ERRORS: Final = "#/components/errors/"
 
 _ABOUT: Final = (
-    "JSON-RPC 2.0 on a unix datagram socket, a message a datagram. Answers and notifications go to"
-    " the name that the caller's socket is bound to, with a descriptor (SCM_RIGHTS) where x-fd says"
-    " so. x-notifications are what subscribers are sent, x-callbacks what an attached agent is"
-    " asked, in datagrams of the same kind."
+    "JSON-RPC 2.0 on a unix datagram socket, one message a datagram. Answers and notifications go"
+    " to the address that the caller's socket is bound to, with a descriptor (SCM_RIGHTS) where"
+    " x-fd says so. x-notifications are sent to subscribers, x-callbacks are calls to an attached"
+    " slot agent, both over the same socket."
 )
 _MEANINGS: Final = {
     ErrorCode.PARSE_ERROR: "not JSON",
@@ -40,13 +40,13 @@ _OF_METHODS: Final = (ErrorCode.INVALID_PARAMS, ErrorCode.INTERNAL_ERROR, ErrorC
 
 
 class ErrorData(BaseModel):
-    """`data` of an error -32000; which other members there are depends on the kind."""
+    """The `data` of an error -32000; its other members depend on the kind."""
 
     kind: models.ErrorKind
 
 
 class _Untitled(WithFieldDocs):
-    """Without a title for each field, which is its name once more."""
+    """A schema generator that omits fields' titles, which would repeat their names."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
@@ -54,7 +54,7 @@ class _Untitled(WithFieldDocs):
 
 @cache
 def document() -> OpenRpcDocument:
-    """What `rpc.discover` answers."""
+    """Return the OpenRPC document, the result of `rpc.discover`."""
     results = {method.result for method in METHODS.values()} | {ErrorData}
     refs, schemas = models_json_schema(
         [(model, "serialization") for model in sorted(results, key=lambda model: model.__name__)],
@@ -68,15 +68,15 @@ def document() -> OpenRpcDocument:
     ]
     event = {
         "name": "event",
-        "summary": "Something happened that was subscribed to.",
+        "summary": "An event happened that the client has subscribed to.",
         "paramStructure": "by-name",
         "params": _params(models.Event),
     }
     done = refs[models.Done, "serialization"]
     slot_set = _method(
-        slot_calls.SLOT_SET, "Register a slot that is not there yet.", slot_calls.SlotSet, done
+        slot_calls.SLOT_SET, "Set a slot that does not exist yet.", slot_calls.SlotSet, done
     ) | {"x-fd": "comes with the call: the file that the slot's memory is in"}
-    slot_delete = _method(slot_calls.SLOT_DELETE, "Take a slot away.", slot_calls.SlotDelete, done)
+    slot_delete = _method(slot_calls.SLOT_DELETE, "Delete a slot.", slot_calls.SlotDelete, done)
     return OpenRpcDocument(
         {
             "openrpc": "1.3.2",

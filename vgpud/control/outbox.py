@@ -1,14 +1,16 @@
-"""Everything that goes to clients of the control socket, so that none costs another its answers.
+"""The queues of datagrams to clients of the control socket, with limits for each client.
 
-Owns what waits to be sent, and an estimate of what each client has not read. Source: unix(7);
+A client that does not read costs no other client its answers. The outbox keeps the datagrams that
+wait to be sent, and an estimate of what each client has not read. Source: unix(7);
 net/unix/af_unix.c, unix_dgram_sendmsg.
 
-Why it takes an estimate: only the queue of a client that is not connected has an end of its own
-(net.unix.max_dgram_qlen). What one that is connected leaves unread stays in our one send buffer
-until it reads or goes, and once that is full nobody gets anything. The kernel tells how much is in
-it, not whose. So a client that was sent a lot, while a lot is unread, has to pass a trial: one
-datagram, after which the buffer has to come down again. Who fails for long gets no more, and what
-it holds is written off until somebody reads.
+The reason for the estimate: only a client whose socket is not connected has a limited queue
+(net.unix.max_dgram_qlen). What a connected client leaves unread stays in the daemon's one send
+buffer until the client reads or closes its socket, and once that buffer is full no client gets
+anything. The kernel says how much is in the buffer, but not for whom. So a client that was sent
+much, while much is unread, has to pass a trial: the outbox sends it one datagram, after which the
+buffer's level has to fall again. A client that fails often enough is sent no more, and what it
+holds is written off until the level shows that one such client has read.
 """
 
 from __future__ import annotations
@@ -30,41 +32,40 @@ from vgpud.unix.fd import Fd
 _log = logging.getLogger(__name__)
 
 PATIENCE: Final = 2.0
-"""Seconds that a client may go on without room before what waits for it is dropped."""
+"""Seconds that a client may stay without room before what waits for it is dropped."""
 RETRY: Final = 0.005
-"""Seconds. A full queue of a peer can't be polled for on an unconnected socket, hence this."""
+"""Seconds between tries: an unconnected socket can't wait for room in a peer's full queue."""
 MAX_WAITING: Final = 256
 """Datagrams that wait for one client."""
 MAX_WAITING_BYTES: Final = 512 << 10
-"""The same in bytes: a dozen long listings."""
+"""Bytes that wait for one client: a dozen long listings."""
 MAX_WAITING_BYTES_ALL: Final = 8 << 20
-"""Bytes that wait for all clients, so that they can't make the daemon grow."""
+"""Bytes that wait for all clients, which limits the daemon's memory."""
 SHORT: Final = 1 << 10
-"""Bytes of an answer that is not worth another in its place."""
+"""Bytes of a short answer: one that is no longer than an error in its place."""
 SPARE: Final = 64 << 10
-"""Bytes of what may wait for a client that only short ones may take."""
+"""Bytes of a client's waiting datagrams that are reserved for short answers."""
 MAX_BUDGET: Final = 256 << 10
 """Bytes of the send buffer that a client may fill before it has to show that it reads."""
 SHARE: Final = 16
-"""And this part of what is left of the send buffer, where that is less: so it hardly runs out."""
+"""A client's budget is also at most this fraction of what is free in the send buffer, so that the
+buffer hardly ever runs full."""
 
-_AT_ONCE: Final = 16  # datagrams for one client, before others have their turn
+_AT_ONCE: Final = 16  # datagrams for one client before other clients are served
 _OVERHEAD: Final = 768  # bytes of the send buffer that a datagram of one byte takes
 _MAX_CLIENTS: Final = 1024  # clients of which an estimate is kept
 
 _SETTLE: Final = 0.001  # seconds before a trial, for all to read what they have just been sent
 _TRIAL: Final = 0.003  # seconds: readers that are awake take a hundredth of that
-_LOOK: Final = 0.0005  # seconds
-_MIN_LOOKS: Final = 3  # in case it is us who were asleep
-_NEXT_TRIAL: Final = (
-    0.05  # seconds, doubled with each that was not passed: they fill the buffer, too
-)
-_TRIALS: Final = 3  # until what a client holds is written off, if there is room for so many
-_TRIALS_WRITTEN_OFF: Final = 5  # what it counts as then
-_MAX_TRIALS: Final = 10  # until it is not tried again, unless somebody reads
+_POLL: Final = 0.0005  # seconds
+_MIN_POLLS: Final = 3  # in case this process was not scheduled meanwhile
+_NEXT_TRIAL: Final = 0.05  # seconds, doubled with each failed trial: trials fill the buffer, too
+_TRIALS: Final = 3  # failed ones after which what a client holds is written off, if room remains
+_TRIALS_WRITTEN_OFF: Final = 5  # the number that it gets then
+_MAX_TRIALS: Final = 10  # after which there are no more, unless the level falls
 
 _GONE: Final = {errno.ECONNREFUSED, errno.ENOENT, errno.EPERM, errno.EPROTOTYPE, errno.ENOTSOCK}
-"""Nobody has that name any more, or somebody who does not want anything from us."""
+"""The errors if no socket has that address any more, or one that takes no datagrams of this one."""
 
 Lost: TypeAlias = Callable[[Address, bool], None]
 
@@ -75,44 +76,48 @@ class _Client:
     unread: int = 0  # bytes of the send buffer that it can have in its queue at most
     waiting: deque[tuple[bytes, Fd | None]] = field(default_factory=deque)
     waiting_bytes: int = 0
-    since: float = 0.0  # when something began to wait, or it last had room since then
+    since: float = 0.0  # when a datagram began to wait, or when there was last room since then
     failed: int = 0  # trials
     next_trial: float = 0.0
-    written_off: int = 0  # bytes; only of one that is stuck
+    written_off: int = 0  # bytes; only of a stuck client
 
 
 class Outbox:
-    """`lost` is told of a client that missed something, and whether that is because it is gone."""
+    """A queue of datagrams for each client of a socket.
+
+    `lost` is called with a client that missed a datagram, and whether that is because it is gone.
+    """
 
     def __init__(self, sock: ControlSocket, lost: Lost) -> None:
         self._sock = sock
         self._lost = lost
         self._size = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         self._clients: dict[Address, _Client] = {}
-        self._written_off = 0  # of all that are stuck
+        self._written_off = 0  # of all stuck clients
         self._waiting_bytes = 0
         self._wanted = asyncio.Event()
         self._trying = False
 
     def close(self) -> None:
-        """Drop what waits."""
+        """Drop all waiting datagrams."""
         for client in self._clients.values():
             self._drop(client)
         self._clients.clear()
 
     def send(self, address: Address, data: bytes, fd: Fd | None = None) -> None:
-        """Send a datagram when there is room, or never; takes the descriptor."""
+        """Send a datagram when there is room, or drop it; takes the descriptor."""
         if not self._trying:
-            level = self._look()
+            level = self._level()
             client = self._client(address)
             if not client.waiting and self._delivered(client, data, fd, level):
                 return
         self._keep(self._client(address), data, fd)
 
     def has_room(self, address: Address, size: int) -> bool:
-        """Whether so many bytes would be kept, and short ones behind them.
+        """Return whether `size` bytes would be kept, with room for short answers after them.
 
-        False is for who asks for more than it reads: it can be told so, instead of losing it.
+        If not, the client calls for more than it reads, and the caller can send a short error
+        instead of the answer.
         """
         client = self._clients.get(address)
         if client is None or not client.waiting or size <= SHORT:
@@ -120,7 +125,7 @@ class Outbox:
         return client.waiting_bytes + size <= self._room() - SPARE
 
     def _room(self) -> int:
-        # Here too a part of what is left: so there is some for the next who has to wait.
+        # A fraction of what is free, so that some is left for the next client that has to wait.
         return min(MAX_WAITING_BYTES, (MAX_WAITING_BYTES_ALL - self._waiting_bytes) // 4)
 
     def _keep(self, client: _Client, data: bytes, fd: Fd | None) -> None:
@@ -138,14 +143,14 @@ class Outbox:
         self._wanted.set()
 
     def send_now(self, address: Address, data: bytes, fd: Fd | None) -> None:
-        """Send a datagram at once; keeps the descriptor. Raises BlockingIOError, OSError."""
-        level = self._look()
+        """Send a datagram at once, or raise BlockingIOError or OSError; does not take the fd."""
+        level = self._level()
         self._sock.send_to(address, data, fd)
         self._count(self._client(address), data, level)
 
     def send_spare(self, address: Address, data: bytes) -> None:
-        """Send a datagram if there is plenty of room, to somebody who has no claim to any."""
-        level = self._look()
+        """Send a datagram to a caller that is not allowed, if there is plenty of room."""
+        level = self._level()
         if not self._trying and level - self._written_off < self._budget(level) // 2:
             try:
                 self._sock.send_to(address, data)
@@ -153,7 +158,7 @@ class Outbox:
                 _log.debug("control reply lost client=%r error=%s", address, error)
 
     async def run(self) -> None:
-        """Send what has to wait, until cancelled."""
+        """Send waiting datagrams, until cancelled."""
         while True:
             await self._wanted.wait()
             more = self._flush()
@@ -181,11 +186,11 @@ class Outbox:
                 del self._clients[client.address]
                 return
 
-    def _look(self) -> int:
-        """What is in the send buffer; learns from it what there is to learn about the clients."""
+    def _level(self) -> int:
+        """Return how many bytes are in the send buffer, and update the estimates by it."""
         level = self._sock.unread()
         if level < self._written_off:
-            # One of those that were stuck has read, or is gone. Each may show that it was that one.
+            # A stuck client has read, or is gone. Which one, their next trials show.
             self._written_off = 0
             for client in self._clients.values():
                 if client.written_off:
@@ -209,7 +214,7 @@ class Outbox:
         return client.unread > 0 and more > self._budget(level)
 
     def _delivered(self, client: _Client, data: bytes, fd: Fd | None, level: int) -> bool:
-        """Whether there is no more to do: it was sent, or never can be."""
+        """Return whether the datagram is done with: it was sent, or never can be."""
         if self._suspect(client, data, level):
             return False
         return self._put(client, data, fd, level)
@@ -229,11 +234,11 @@ class Outbox:
         return True
 
     def _count(self, client: _Client, data: bytes, level: int) -> None:
-        # Somebody may have read in between: then the difference says too little.
+        # If a client has read in between, the difference is too small.
         client.unread += max(self._sock.unread() - level, len(data) + _OVERHEAD)
 
     def _flush(self) -> bool:
-        """Whether somebody has room for more of what waits."""
+        """Send what there is room for; return whether there may be room for more."""
         more = False
         now = monotonic()
         for client in [client for client in self._clients.values() if client.waiting]:
@@ -241,7 +246,7 @@ class Outbox:
                 if not client.waiting:
                     break
                 data, fd = client.waiting[0]
-                if not self._delivered(client, data, fd, self._look()):
+                if not self._delivered(client, data, fd, self._level()):
                     break
                 self._pop(client)
                 client.since = now
@@ -269,11 +274,14 @@ class Outbox:
         self._lost(client.address, False)
 
     def _suspected(self) -> _Client | None:
-        """The one to try next: who has just begun to wait first, as most of those do read."""
+        """Return the client for the next trial: the one that began to wait last, or None.
+
+        Most clients that have just begun to wait do read.
+        """
         now = monotonic()
-        level = self._look()
+        level = self._level()
         if level > self._size - self._size // 8:
-            return None  # what is left is for those who were sent little
+            return None  # what is free is for clients that were sent little
         suspects = [
             client
             for client in self._clients.values()
@@ -285,19 +293,19 @@ class Outbox:
         return max(suspects, key=lambda client: client.since, default=None)
 
     async def _try(self, client: _Client) -> None:
-        self._trying = True  # and all others wait, so that only those who read change the level
+        self._trying = True  # all other datagrams wait, so that only reading changes the level
         try:
             await asyncio.sleep(_SETTLE)
-            before = self._look()
+            before = self._level()
             if not client.waiting or not self._put(client, *client.waiting[0], before):
                 return
             self._pop(client)
             lowest = self._sock.unread()
-            looks, end = 0, monotonic() + _TRIAL
-            while lowest > before and (looks < _MIN_LOOKS or monotonic() < end):
-                await asyncio.sleep(_LOOK)
+            polls, end = 0, monotonic() + _TRIAL
+            while lowest > before and (polls < _MIN_POLLS or monotonic() < end):
+                await asyncio.sleep(_POLL)
                 lowest = min(lowest, self._sock.unread())
-                looks += 1
+                polls += 1
         finally:
             self._trying = False
         if lowest <= before:
@@ -313,8 +321,8 @@ class Outbox:
         if client.written_off:
             more = lowest - before
         elif client.failed >= _TRIALS or lowest > self._size // 4:
-            # Should it have been asleep only, there will be less in the buffer than that, or it
-            # passes the next.
+            # If the client was only not scheduled, the level will fall below what is written off,
+            # or it passes the next trial.
             more = min(client.unread, lowest - self._written_off)
             client.failed = max(client.failed, _TRIALS_WRITTEN_OFF)
         client.written_off += more

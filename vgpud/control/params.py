@@ -1,6 +1,6 @@
-"""What a caller gives: one strict model for the parameters of each method of the control API.
+"""The parameters of the control API: one strict model for each method.
 
-Units as in `models`.
+The units are those of `control.models`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from vgpud.control.slot_calls import MAX_SLOTS, GuestAddress, SlotFlags, SlotNum
 from vgpud.uapi.memslot import SlotFlag
 
 MAX_PAGE: Final = 1000
-"""Items. What fits into a datagram is less, for most listings."""
+"""Items. Of most listings, fewer fit into a datagram."""
 
 VmSetupName: TypeAlias = Annotated[
     VmSetup,
@@ -29,36 +29,36 @@ ScanoutNumber: TypeAlias = Annotated[int, Field(ge=0, lt=16)]
 
 
 class Params(BaseModel):
-    """What all of them share. An array of values in the order of the fields is as good."""
+    """The base of all parameters. A call may also give an array, in the order of the fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Nothing(Params):
-    """A method without parameters."""
+    """There are no parameters."""
 
 
 class Paged(Params):
-    """Which part of a listing."""
+    """The part of a listing to return."""
 
     offset: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = MAX_PAGE
 
 
 class PagedOfDevice(Paged):
-    """Which part of a listing, of one device or of all."""
+    """The part of a listing to return, for one device or for all."""
 
     device: Name | None = None
 
 
 class OfDevice(Params):
-    """One device."""
+    """The device."""
 
     device: Name
 
 
 class Resize(OfDevice):
-    """A preferred mode for one output, in pixels."""
+    """The preferred mode for an output, in pixels."""
 
     width: Side
     height: Side
@@ -66,44 +66,47 @@ class Resize(OfDevice):
 
 
 class TakeScreenshot(OfDevice):
-    """One output."""
+    """The output."""
 
     scanout: ScanoutNumber = 0
 
 
 class CreateBlob(OfDevice):
-    """A host blob for the VMM's own use, of whole pages."""
+    """The size of a host blob for the VMM's own use; it is a multiple of the page size."""
 
     size: BlobSize
 
 
 class OfBlob(OfDevice):
-    """One blob."""
+    """The blob."""
 
     blob: BlobId
 
 
 class MapBlob(OfBlob):
-    """A place for a blob of the VMM's: `offset` in the BAR window (by default a free one, from the
-    end down), or a guest-physical address outside of it, where slots are an agent's."""
+    """Where to map a blob of the VMM's: at `offset` in the BAR window, or outside of the window.
+
+    By default a free offset is chosen, from the window's end down. A guest-physical address outside
+    of the window needs a slot agent, or slots = "local".
+    """
 
     offset: GuestAddress | None = None
     guest_phys_addr: GuestAddress | None = None
 
 
 class AttachAgent(OfDevice):
-    """What an agent offers: to be asked for slots of these numbers, with no flags but these.
+    """An agent's offer: the slot numbers and the slot flags that the daemon may use.
 
-    Attached again by the same client: the BAR has moved.
+    A client attaches again when its guest has moved the BAR.
     """
 
     guest_phys_addr: GuestAddress | None
-    """Where the guest has the BAR window; null while it is nowhere."""
+    """Where the guest has mapped the BAR window; null while it is not mapped."""
     first_slot: SlotNumber
     slot_count: Annotated[int, Field(ge=1, le=1 << 15)]
-    flags: SlotFlags = int(SlotFlag.NON_COHERENT_DMA)  # the one that a daemon asks for
+    flags: SlotFlags = int(SlotFlag.NON_COHERENT_DMA)  # the only one that the daemon sets
     vm_setup: tuple[VmSetupName, ...] = Field(default=(), strict=False)
-    """What the VMM did to its VM before the guest ran, for it to honour the guest's PAT."""
+    """What the VMM did, before the guest ran, so that KVM honours the guest's PAT."""
 
     @model_validator(mode="after")
     def _there_are_such_slots(self) -> Self:
@@ -114,7 +117,7 @@ class AttachAgent(OfDevice):
 
 
 class Subscribe(Params):
-    """Which events: shell-style patterns of their kinds, and one device's or all."""
+    """The events to send: shell-style patterns of their kinds, and one device or all."""
 
     kinds: Annotated[tuple[Name, ...], Field(min_length=1, max_length=32)] = Field(
         default=("*",), strict=False
@@ -123,6 +126,6 @@ class Subscribe(Params):
 
 
 class PagedText(Params):
-    """Which part of a text, in characters."""
+    """The part of a text to return, in characters."""
 
     offset: Annotated[int, Field(ge=0, lt=1 << 63)] = 0

@@ -1,6 +1,6 @@
-"""JSON-RPC 2.0: datagrams to calls and answers, and the way back. Both ends, sans-IO.
+"""JSON-RPC 2.0, sans-IO, for both ends: decodes datagrams to calls and answers, and encodes them.
 
-Only the envelope: the parameters and results of methods are in `control.methods`. Source: the
+It has only the envelope; parameters and results of methods are in `control.methods`. Source: the
 JSON-RPC 2.0 specification, sections 4 to 6.
 """
 
@@ -17,14 +17,14 @@ from vgpud.errors import PeerError, VgpudError
 from vgpud.publish import Json
 
 CallId: TypeAlias = str | int | float | None
-"""What links a reply to its call; None, JSON's null, also for an id that could not be read."""
+"""The id of a call, which its reply repeats; None (null) also for an id that could not be read."""
 
 _QUOTED: Final = 80
-"""Bytes of a message in an error."""
+"""Bytes of a message that an error quotes."""
 
 
 class ErrorCode(IntEnum):
-    """Section 5.1; VGPUD is ours, of the range that is left to servers."""
+    """The codes of section 5.1, and VGPUD, of the range for servers' own codes."""
 
     PARSE_ERROR = -32700
     INVALID_REQUEST = -32600
@@ -64,7 +64,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The answer to a call that failed, or to what is no valid call."""
+    """The answer to a call that failed, or to a message that is no valid call."""
 
     id: CallId
     error: RpcError
@@ -72,12 +72,11 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """A decoded message: calls in order, and in place of what is none, the failure to answer it
-    with.
+    """A decoded message: its calls in order, with a `Failure` in place of each invalid call.
 
-    Answers are not among the calls: answering them with errors could go on forever. `answer` says
-    that the message claims to be one, and `reply` is what it says, None if it is not one of
-    JSON-RPC 2.0. In a batch, answers are left out.
+    Answers are not among the calls, because answering them with errors could go on forever.
+    `answer` says that the message has the form of an answer, and `reply` is that answer, or None if
+    it is not valid. In a batch, answers are left out.
     """
 
     calls: tuple[Call | Failure, ...]
@@ -87,10 +86,10 @@ class Incoming:
     size: int = field(default=0, compare=False)
     """Bytes of the message."""
     start: bytes = field(default=b"", repr=False, compare=False)
-    """What it begins with, for an error that quotes it."""
+    """The first bytes of the message, for an error that quotes it."""
 
     def expect_reply(self) -> Result | Failure:
-        """Return the answer to one call that the message is; raises PeerError if it is none."""
+        """Return the message as the answer to one call; raises PeerError if it is none."""
         match self.calls:
             case _ if self.reply is not None:
                 return self.reply
@@ -100,13 +99,12 @@ class Incoming:
 
 
 def decode(message: bytes) -> Incoming:
-    """Return what a server or a client received. Never raises: what is wrong with it is in the
-    result."""
+    """Decode a received message. It never raises: the result has `Failure`s for what is wrong."""
     return replace(_incoming(message), size=len(message), start=message[:_QUOTED])
 
 
 def encode(replies: Iterable[Result | Failure], *, batch: bool = False) -> bytes:
-    """Return the message that a server answers with; no bytes at all without replies."""
+    """Encode a server's replies as one message; without replies it is empty."""
     values = [_reply(reply) for reply in replies]
     if not values:
         return b""
@@ -114,7 +112,7 @@ def encode(replies: Iterable[Result | Failure], *, batch: bool = False) -> bytes
 
 
 def encode_call(call: Call) -> bytes:
-    """Return the message that a client sends."""
+    """Encode a client's call as a message."""
     value: dict[str, Json] = {"jsonrpc": "2.0", "method": call.method}
     if call.params:
         value["params"] = call.params
@@ -177,7 +175,7 @@ def _answered(value: Json) -> Result | Failure | None:
 
 def _is_id(value: Json) -> bool:
     if isinstance(value, float):
-        return math.isfinite(value)  # 1e999 is JSON, but what it reads as can't be sent back.
+        return math.isfinite(value)  # 1e999 is JSON, but is read as infinity, which is not.
     return value is None or (isinstance(value, str | int) and not isinstance(value, bool))
 
 
@@ -207,7 +205,7 @@ def _json(message: bytes) -> Json:
 def _object(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        # RFC 8259 leaves open which one counts: two readers could see two calls.
+        # RFC 8259 leaves open which one counts: two readers could see different calls.
         raise ValueError("an object has a key twice")
     return value
 
@@ -217,5 +215,5 @@ def _no_constant(word: str) -> NoReturn:
 
 
 def _bytes(value: Json) -> bytes:
-    # ASCII, since a string that came as a lone surrogate has no UTF-8 to go back as.
+    # ASCII, because a string with a lone surrogate can't be encoded as UTF-8.
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii")

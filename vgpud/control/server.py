@@ -1,7 +1,6 @@
-"""The control socket: JSON-RPC 2.0, one message a datagram, on an AF_UNIX SOCK_DGRAM socket.
+"""The control server: JSON-RPC 2.0, one message a datagram, on an AF_UNIX SOCK_DGRAM socket.
 
-The daemon provides the methods. Source: unix(7), and the JSON-RPC 2.0 specification by way of
-`control.rpc`.
+The daemon provides the methods. Source: unix(7); for JSON-RPC see `control.rpc`.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Final, Self, TypeAlias
 
 import asyncio_dgram
 
-from vgpud.control.access import Access
+from vgpud.control.access import AccessList
 from vgpud.control.call import Address, Caller, Handlers, refused
 from vgpud.control.dispatch import Dispatcher
 from vgpud.control.events import Events
@@ -36,25 +35,26 @@ from vgpud.unix.socket_file import SocketFile
 _log = logging.getLogger(__name__)
 
 MAX_ANSWERING: Final = 256
-"""Datagrams of all clients that are being answered: some calls have to wait for something."""
+"""Datagrams of all clients that are served at once: some calls have to wait."""
 MAX_ANSWERING_EACH: Final = 32
-"""Datagrams of one client that are being answered."""
+"""Datagrams of one client that are served at once."""
 MAX_READ: Final = 4 << 10
-"""Bytes of a message that is decoded for its id, though its sender may not call anything."""
+"""Bytes of a message that is decoded for its id although its sender is not allowed."""
 
 ReplySink: TypeAlias = Callable[[Incoming | None], None]
 
 
 class ControlServer:
-    """The server's end of the control socket, bound from the start; answers while `run` runs.
+    """The server's end of the control socket. It is bound from the start, and served by `run`.
 
-    With a path, it makes the socket, and raises ConfigError if something is there that must not be
-    replaced, another server's socket or a file of another kind, and HostError if there can be no
-    socket for other reasons. A socket that is bound already is taken over, and its file left.
+    With a path, it creates the socket. That raises ConfigError if another server's socket or a file
+    of another kind is there, which must not be replaced, and HostError if the socket can't be
+    created for other reasons. With a socket that is bound already, it takes over the socket and
+    leaves its file alone.
     """
 
     def __init__(
-        self, where: Path | socket.socket, handlers: Handlers, *, access: Access, events: Events
+        self, where: Path | socket.socket, handlers: Handlers, *, access: AccessList, events: Events
     ) -> None:
         self._access = access
         self._dispatcher = Dispatcher(handlers)
@@ -83,13 +83,16 @@ class ControlServer:
         self.close()
 
     @property
-    def access(self) -> Access:
-        """Who may call. Setting it ends the subscriptions of clients that no longer may, and takes
-        no more answers from them."""
+    def access(self) -> AccessList:
+        """The callers that are allowed.
+
+        Setting it ends the subscriptions of clients that are no longer allowed, and takes no more
+        answers from them.
+        """
         return self._access
 
     @access.setter
-    def access(self, access: Access) -> None:
+    def access(self, access: AccessList) -> None:
         self._access = access
         self._subscriptions.keep(access.allows)
         for caller, sink in [*self._sinks.values()]:
@@ -99,11 +102,11 @@ class ControlServer:
 
     @property
     def subscribers(self) -> int:
-        """How many clients get events."""
+        """The number of clients that get events."""
         return len(self._subscriptions)
 
     def close(self) -> None:
-        """Close the socket and remove its file, unless that is another server's by now."""
+        """Close the socket and remove its file, unless the file is another server's by now."""
         if self._sock.fileno() == -1:
             return
         self._outbox.close()
@@ -112,20 +115,23 @@ class ControlServer:
             self._file.remove()
 
     def add(self, handlers: Handlers) -> None:
-        """Serve these methods too; raises ValueError for one that METHODS does not have."""
+        """Add handlers. Raises ValueError for a method that METHODS lacks."""
         self._dispatcher.add(handlers)
 
     def send(self, address: Address, data: bytes, fd: Fd | None = None) -> None:
-        """Send a datagram at once, and keep the descriptor.
+        """Send a datagram at once; the caller keeps the descriptor.
 
         Raises BlockingIOError if the client has no room now, and OSError if it is gone.
         """
         self._outbox.send_now(address, data, fd)
 
     def replies_from(self, caller: Caller, sink: ReplySink | None) -> None:
-        """Pass answers that come from this client's address, user and process to `sink`; None ends
-        that. Answers of other processes, and of clients without a sink, are ignored. None instead
-        of an answer is the last: the client may not use the socket any more."""
+        """Pass answers from this client's address, user and process to `sink`.
+
+        With None instead of a sink, they are ignored again. Answers of other processes, and of
+        clients without a sink, are ignored. The sink is called with None, for the last time, when
+        the client may no longer use the socket.
+        """
         if sink is None:
             owner, _ = self._sinks.get(caller.address, (None, None))
             if owner == caller:  # else another client has that address by now
@@ -134,9 +140,9 @@ class ControlServer:
             self._sinks[caller.address] = caller, sink
 
     async def run(self) -> None:
-        """Answer until cancelled."""
-        # asyncio_dgram's queue has no end of its own. It need not have one: the loop puts a
-        # datagram at a time there, and nothing here waits between two recv.
+        """Serve calls until cancelled."""
+        # asyncio_dgram's queue has no limit. It needs none: the loop puts one datagram at a time
+        # there, and nothing here waits between two recv.
         stream = await asyncio_dgram.from_socket(self._sock.dup())
         try:
             async with asyncio.TaskGroup() as group:
@@ -147,7 +153,7 @@ class ControlServer:
                         message, sender = await stream.recv()
                     except OSError as error:
                         if self._limit.allows():
-                            text = "control socket receiving error=%s%s"
+                            text = "control socket receive failed error=%s%s"
                             _log.warning(text, error, self._limit.suffix())
                         continue
                     assert isinstance(sender, Sender)
@@ -166,7 +172,7 @@ class ControlServer:
             return
         incoming = decode(message)
         if incoming.answer:
-            self._pass_on(incoming, caller)
+            self._deliver(incoming, caller)
         elif (
             self._answering[caller.address] >= MAX_ANSWERING_EACH
             or self._answering.total() >= MAX_ANSWERING
@@ -197,7 +203,7 @@ class ControlServer:
         if caller.address and data:
             self._outbox.send(caller.address, data)
 
-    def _pass_on(self, answer: Incoming, caller: Caller) -> None:
+    def _deliver(self, answer: Incoming, caller: Caller) -> None:
         owner, sink = self._sinks.get(caller.address, (None, None))
         if sink is None or owner != caller:
             return
@@ -205,7 +211,7 @@ class ControlServer:
             sink(answer)
         except Exception:
             if self._limit.allows():
-                _log.exception("answer not taken client=%r%s", caller, self._limit.suffix())
+                _log.exception("answer not handled client=%r%s", caller, self._limit.suffix())
 
     async def _answer(self, incoming: Incoming, caller: Caller) -> None:
         try:
@@ -216,13 +222,13 @@ class ControlServer:
                 del self._answering[caller.address]
         if outgoing is None:
             return
-        # A sender that is bound to no address can't be answered: it has no name.
+        # A sender whose socket is not bound has no address, so it can't be answered.
         if caller.address and self._outbox.has_room(caller.address, len(outgoing.data)):
             self._outbox.send(caller.address, outgoing.data, outgoing.fd)
             return
         if outgoing.fd is not None:
             outgoing.fd.close()
-        text = "the answer has no room behind those that were not read yet: ask for less at once"
+        text = "too many answers are not read yet: read them, or ask for less at once"
         self._fail(incoming, caller, refused(ErrorKind.BUSY, text))
 
 

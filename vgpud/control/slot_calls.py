@@ -1,11 +1,11 @@
-"""What a daemon asks a slot agent, and what comes back: the JSON-RPC methods of slots.
+"""The JSON-RPC calls that the daemon makes of a slot agent: names, parameters and errors.
 
-Owns names and parameters; `control.rpc` has the envelope, and the memory file rides on the call as
-the one descriptor of its datagram.
+`control.rpc` has the envelope. The memory file comes with the call, as the one descriptor of its
+datagram.
 
-An agent that answers with an error has changed nothing. Its `data` is {"kind": "host", "errno": N}
-with its kernel's errno, or the one of these that says what was wrong: EEXIST for a slot that is
-there already, ENOENT for one that is not, EPERM for what the VMM lets no daemon do.
+An agent that answers with an error has changed nothing. The error's `data` is
+{"kind": "host", "errno": N} with the errno of the agent's kernel, or one of these: EEXIST for a
+slot that exists already, ENOENT for one that does not exist, EPERM for what the VMM does not allow.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ SLOT_SET: Final = "slot.set"
 SLOT_DELETE: Final = "slot.delete"
 AGENT_ATTACH: Final = "agent.attach"
 AGENT_DETACH: Final = "agent.detach"
-"""The agent's own calls; their parameters are in `control.params`."""
+"""The calls that an agent makes of the daemon; their parameters are in `control.params`."""
 
 PROT_READ: Final = 1
 PROT_WRITE: Final = 2
-"""What the memory file is mapped for, as mmap(2) has it."""
+"""The protection of a memory file's mapping, with the values of mmap(2)."""
 
 _MAX_ERRNO: Final = 4096
-_MAX_WORDS: Final = 300
-"""Characters. What an agent says ends up in a log and in events."""
+_MAX_MESSAGE: Final = 300
+"""Characters. An agent's message ends up in the log and in events."""
 
 MAX_SLOTS: Final = 1 << 16
-"""What slot numbers are below: the upper half of the 32 bits names an address space."""
+"""The limit of slot numbers: the upper half of the 32 bits is the address space's number."""
 
 SlotNumber = Annotated[int, Field(ge=0, lt=MAX_SLOTS)]
 SlotFlags = Annotated[int, Field(ge=0, lt=1 << 32)]
@@ -46,7 +46,7 @@ class _Params(BaseModel):
 
 
 class SlotSet(_Params):
-    """Register a slot that is not there yet: `memory_size` bytes from `fd_offset` of the file."""
+    """The slot, which does not exist yet: `memory_size` bytes from `fd_offset` of the file on."""
 
     slot: SlotNumber
     flags: SlotFlags
@@ -57,27 +57,27 @@ class SlotSet(_Params):
 
 
 class SlotDelete(_Params):
-    """Take a slot away, and let go of its memory."""
+    """The slot, whose memory is released."""
 
     slot: SlotNumber
 
 
 def errno_of(error: RpcError) -> int | None:
-    """The kernel's errno in an agent's error, if it tells one."""
+    """Return the kernel's errno in an agent's error, or None if it has none."""
     match error.data:
         case {"errno": int(number)} if 0 < number < _MAX_ERRNO:
             return number
     return None
 
 
-def words_of(error: RpcError) -> str:
-    """What an agent's error says, as part of a line: cut, and nothing in it that is not printed."""
-    words = error.message
-    if len(words) > _MAX_WORDS:
-        words = f"{words[: _MAX_WORDS - 3]}..."
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in words)
+def printable_message(error: RpcError) -> str:
+    """Return an agent's error message as part of a line: cut to a limit, with escapes."""
+    text = error.message
+    if len(text) > _MAX_MESSAGE:
+        text = f"{text[: _MAX_MESSAGE - 3]}..."
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def error_data(number: int) -> Json:
-    """`data` of an agent's error."""
+    """Return the `data` of an agent's error with this errno."""
     return {"kind": "host", "errno": number}

@@ -1,5 +1,4 @@
-"""The control socket as asyncio_dgram sees it: what its streams call an address is a `Sender` here,
-with the credentials of whom the datagram is from.
+"""The control socket, as asyncio_dgram uses it: its addresses are `Sender` values with credentials.
 
 Source: unix(7), SO_PASSCRED.
 """
@@ -24,20 +23,20 @@ from vgpud.unix.send_buffer import set_send_buffer
 from vgpud.unix.socket_file import remove_stale
 
 MAX_MESSAGE: Final = 64 << 10
-"""Bytes. Far more than any call needs, and less than a sender's default buffer lets through."""
+"""Bytes. Far more than any call needs, and less than a sender's default buffer allows."""
 SEND_BUFFER: Final = 8 << 20
-"""Bytes that are asked for: all that clients have not read yet is in this one buffer."""
+"""Bytes. This one buffer holds all that clients have not read yet."""
 SOCKET_MODE: Final = 0o666
-"""Everybody may send: credentials decide, so that who is refused can be told so."""
+"""Every user may send. Credentials decide, so that a caller that is refused gets an error."""
 
 _INT: Final = struct.Struct("=i")
 
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """Where a datagram came from; a caller with an empty address can't be answered.
+    """The sender of a datagram; a caller with an empty address can't be answered.
 
-    `truncated`: the datagram was longer than MAX_MESSAGE.
+    `truncated` says that the datagram was longer than MAX_MESSAGE.
     """
 
     caller: Caller
@@ -49,10 +48,10 @@ class ControlSocket(socket.socket):
 
     @classmethod
     def bound(cls, path: Path) -> ControlSocket:
-        """Return a new socket at `path`, in place of a dead one only.
+        """Create a socket at `path`; it may replace only a socket that no process has open.
 
-        Raises ConfigError if something is there that must not be replaced, another server's socket
-        or a file of another kind, and HostError if there can be no socket for other reasons.
+        Raises ConfigError if another server's socket or a file of another kind is there, which must
+        not be replaced, and HostError if the socket can't be created for other reasons.
         """
         sock = cls(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
@@ -71,7 +70,7 @@ class ControlSocket(socket.socket):
 
     @classmethod
     def of(cls, sock: socket.socket) -> ControlSocket:
-        """Take over a socket that is bound already; the mode of its file stays."""
+        """Take over a socket that is bound already; the mode of its file does not change."""
         control = cls(sock.family, sock.type, sock.proto, sock.detach())
         control._prepare()
         return control
@@ -82,9 +81,9 @@ class ControlSocket(socket.socket):
         set_send_buffer(self, SEND_BUFFER)
 
     def recvfrom(self, bufsize: int, flags: int = 0) -> tuple[bytes, Sender]:
-        """Receive one datagram; of one longer than MAX_MESSAGE, the beginning.
+        """Receive one datagram, or the beginning of one that is longer than MAX_MESSAGE.
 
-        No method takes a descriptor: without room for any, the kernel drops those that are sent.
+        No method takes a descriptor, so there is no room for any, and the kernel drops them.
         """
         received = ancillary.receive(
             self,
@@ -98,22 +97,22 @@ class ControlSocket(socket.socket):
         return received.data, Sender(caller, received.truncated)
 
     def send_to(self, address: Address, data: bytes, fd: Fd | None = None) -> None:
-        """Send a datagram now; raises BlockingIOError where there is no room, OSError."""
+        """Send a datagram now. Raises BlockingIOError if there is no room, or OSError."""
         fds = [fd] if fd is not None else []
         ancillary.send(self, [data], fds, flags=socket.MSG_DONTWAIT, address=address)
 
     def is_gone(self, address: Address) -> bool:
-        """Return whether no socket has that name any more."""
+        """Return whether no socket has this address any more."""
         with socket.socket(self.family, self.type) as probe:
             try:
                 probe.connect(address)
             except OSError as error:
-                # One that is connected to ours refuses others, EPERM.
+                # A socket that is connected to the control socket refuses others with EPERM.
                 return error.errno in {errno.ECONNREFUSED, errno.ENOENT}
         return False
 
     def unread(self) -> int:
-        """Return how much of our send buffer is in clients' queues: bytes, with the overhead."""
+        """Return how many bytes of the send buffer are in clients' queues, with overhead."""
         count = fcntl.ioctl(self, termios.TIOCOUTQ, bytes(_INT.size))
         size: int = _INT.unpack(count)[0]
         return size

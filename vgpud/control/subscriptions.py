@@ -1,7 +1,6 @@
-"""Who gets event notifications, and of what: events.subscribe and events.unsubscribe.
+"""Subscriptions to event notifications: events.subscribe and events.unsubscribe.
 
-Owns the subscribers. What they are sent goes through the outbox, and whoever misses an event there
-is a subscriber no more.
+Notifications are sent through the outbox. The subscription of a client that misses one ends.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ from vgpud.rate_limit import RateLimit
 _log = logging.getLogger(__name__)
 
 MAX_SUBSCRIBERS: Final = 64
-"""Each costs a datagram an event."""
+"""Each costs one datagram per event."""
 MAX_PENDING: Final = 4096
-"""Events that the loop has not come round to; then the oldest go, which their numbers show."""
+"""Events that wait to be sent. Beyond it the oldest are dropped, which gaps in the numbers show."""
 MAX_TEXT: Final = 1000
-"""Characters of its message that are left of an event that is too long for a datagram."""
+"""Characters of the message that remain in an event that is too long for a datagram."""
 
 EVENT: Final = "event"
 CLIENT_DROPPED: Final = "client.dropped"
@@ -43,7 +42,7 @@ class _Subscriber:
     caller: Caller
     kinds: re.Pattern[str]
     device: str | None
-    after: int  # what was published before may still be on its way to others
+    after: int  # events up to this number may still be pending, for other subscribers
 
     def wants(self, event: Event) -> bool:
         if event.sequence <= self.after:
@@ -54,7 +53,7 @@ class _Subscriber:
 
 
 class Subscriptions:
-    """The subscribers of `events`; they are sent to while `run` runs."""
+    """The subscribers of `events`. They get notifications while `run` runs."""
 
     def __init__(self, events: Events, sock: ControlSocket) -> None:
         self._events = events
@@ -69,11 +68,11 @@ class Subscriptions:
         return len(self._subscribers)
 
     def handlers(self) -> dict[str, Handler]:
-        """What there is to call."""
+        """Return the handlers of the methods by name."""
         return {"events.subscribe": self._subscribe, "events.unsubscribe": self._unsubscribe}
 
     def drop(self, address: Address, gone: bool) -> None:
-        """End the subscription of a client, if it has one: it missed something, or is gone."""
+        """End the subscription of a client that missed an event or is gone, if it has one."""
         subscriber = self._subscribers.pop(address, None)
         if subscriber is None:
             return
@@ -83,7 +82,7 @@ class Subscriptions:
             return
         if self._limit.allows():
             _log.warning(
-                "subscription ended, its client does not read client=%r pid=%d uid=%d%s",
+                "subscription ended, the client does not read client=%r pid=%d uid=%d%s",
                 address,
                 caller.pid,
                 caller.uid,
@@ -93,7 +92,7 @@ class Subscriptions:
         self._events.publish(CLIENT_DROPPED, text, pid=caller.pid, uid=caller.uid)
 
     def keep(self, allowed: Callable[[Caller], bool]) -> None:
-        """End the subscriptions of all others."""
+        """End the subscriptions of clients for which `allowed` is false."""
         for address, subscriber in [*self._subscribers.items()]:
             if not allowed(subscriber.caller):
                 del self._subscribers[address]
@@ -105,7 +104,7 @@ class Subscriptions:
             self._wanted.clear()
             while self._pending:
                 self._send(self._pending.popleft(), outbox)
-                await asyncio.sleep(0)  # a storm of events is not to hold up anything else
+                await asyncio.sleep(0)  # many events must not block the event loop
 
     def _take(self, event: Event) -> None:
         if self._subscribers:
@@ -122,7 +121,7 @@ class Subscriptions:
 
     def _subscribe(self, params: Subscribe, caller: Caller) -> Subscription:
         if not caller.address:
-            text = "a socket without a name can't be sent events: bind it to one"
+            text = "a socket without an address can't get events: bind it to one"
             raise refused(ErrorKind.NOT_POSSIBLE, text)
         for address in [*self._subscribers]:
             if self._sock.is_gone(address):
@@ -133,7 +132,7 @@ class Subscriptions:
         pattern = "|".join(fnmatch.translate(kind) for kind in params.kinds)
         last = self._events.sequence
         former = self._subscribers.get(caller.address)
-        if former is not None and self._pending:  # of which it is to miss none
+        if former is not None and self._pending:  # it must not miss any of these
             last = max(former.after, self._pending[0].sequence - 1)
         self._subscribers[caller.address] = _Subscriber(
             caller, re.compile(pattern), params.device, last
@@ -148,7 +147,7 @@ def _datagram(event: Event) -> bytes:
     try:
         data = _encoded(event)
     except ValueError:
-        # What is in it is its publisher's mistake: no word of JSON says it.
+        # Its publisher passed data that JSON can't express, which is a bug.
         _log.exception("event cut short kind=%s", event.kind)
         data = b""
     if not data or len(data) > MAX_REPLY:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
-from vgpud.control.access import Access
+from vgpud.control.access import AccessList
 from vgpud.control.events import Events
 from vgpud.control.models import Reloaded
 from vgpud.control.server import ControlServer
@@ -61,9 +61,9 @@ class Reloader:
         """The level in force."""
         return self._log_level or self.config.daemon.log_level
 
-    def access(self) -> Access:
+    def access(self) -> AccessList:
         """Return who may use the control socket."""
-        return Access(self.config.daemon.allow_users, self.config.daemon.allow_groups)
+        return AccessList(self.config.daemon.allow_users, self.config.daemon.allow_groups)
 
     def request(self) -> None:
         """Have the file read again soon; what comes of it is logged."""
