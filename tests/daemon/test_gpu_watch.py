@@ -220,7 +220,7 @@ def test_without_udev_it_says_so_once_and_leaves_it_at_that(
     with caplog.at_level(logging.INFO):
         asyncio.run(watch.run())
     [line] = [entry.getMessage() for entry in caplog.records]
-    assert line.startswith("GPUs are not watched, those of now (1) are all that are used: ")
+    assert line.startswith("GPUs are not watched, only the present ones (1) are used: ")
     assert str(error) in line
     assert len(watch.nodes.gpus) == 1
     assert events.sequence == 0

@@ -61,11 +61,11 @@ def received(reader: socket.socket) -> dict[str, str]:
 
 
 def test_an_entry(journal: logging.Logger, reader: socket.socket) -> None:
-    journal.warning("front-end turned away device=%s pid=%d: pid %d is connected", "gpu0", 7, 8)
+    journal.warning("front-end refused device=%s pid=%d: pid %d is connected", "gpu0", 7, 8)
     entry = received(reader)
     assert entry.pop("CODE_LINE").isdecimal()
     assert entry == {
-        "MESSAGE": "front-end turned away device=gpu0 pid=7: pid 8 is connected",
+        "MESSAGE": "front-end refused device=gpu0 pid=7: pid 8 is connected",
         "PRIORITY": "4",
         "SYSLOG_IDENTIFIER": "test",
         "SYSLOG_FACILITY": "3",

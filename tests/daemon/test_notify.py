@@ -119,7 +119,7 @@ def test_a_service_manager_that_can_not_be_reached_is_logged_once(
 
     asyncio.run(live())
     [line] = caplog.messages
-    assert line.startswith("service manager not told ")
+    assert line.startswith("service manager not notified ")
 
 
 @pytest.mark.parametrize("noticed", [True, False])

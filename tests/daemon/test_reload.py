@@ -6,7 +6,7 @@ import pytest
 
 from vgpud.daemon.config import Config
 from vgpud.daemon.config_tables import DaemonTable, DeviceTable, on_reload
-from vgpud.daemon.reload import Changes, difference
+from vgpud.daemon.reload import ConfigChanges, difference
 from vgpud.errors import ConfigError
 
 HEAD = '[daemon]\nruntime_dir = "/r"\n'
@@ -17,11 +17,11 @@ def config(text: str = "", *, daemon: str = "", name: str = "gpu0") -> Config:
     return Config.from_toml(f'{HEAD}{daemon}\n[[device]]\nname = "{name}"\n{text}')
 
 
-def changes(old: str, new: str) -> Changes:
+def changes(old: str, new: str) -> ConfigChanges:
     return difference(config(old), config(new))
 
 
-def said(found: Changes) -> tuple[list[str], list[str], list[str]]:
+def said(found: ConfigChanges) -> tuple[list[str], list[str], list[str]]:
     return [*found.applied], [*found.next_connection], [*found.restart]
 
 

@@ -92,12 +92,12 @@ def test_the_demo_over_the_control_socket(service: Service, layout: Layout) -> N
     if probe_kvm.probe().non_coherent_dma_flag:
         assert trials == []
         assert agent["flag_accepted"] is True
-        assert [(slot.size, slot.flags) for slot in outcome.tried] == [(PAGE, FLAG)]
+        assert [(slot.size, slot.flags) for slot in outcome.trials] == [(PAGE, FLAG)]
     else:
         assert trials == [{"slot": NUMBERS.start, "flags": FLAG, "errno": 22}]
         assert agent["flag_accepted"] is False
         assert agent["kvm_mode"] == watcher.device["kvm_mode"] != "flag"
-        assert outcome.tried == ()
+        assert outcome.trials == ()
         assert {slot.flags for slot in outcome.slots} == {0}
         assert kinds.index("slot.refused") < kinds.index("agent.attached") < kinds.index("slot.set")
         assert "plan.fallback" in kinds
@@ -139,7 +139,7 @@ def test_the_bar_moves_while_blobs_are_mapped(service: Service) -> None:
 PROGRAM = """
 import socket, sys, threading
 from pathlib import Path
-from vgpud.microvm.slots import SlotBook
+from vgpud.microvm.slots import SlotRecorder
 from vgpud.microvm.vmm import Attach, run_front_end
 
 class Stuck:
@@ -151,8 +151,8 @@ class Stuck:
             threading.Event().wait()
         self.vm.set_user_memory_region(slot, flags, gpa, size, address)
 
-made = SlotBook.__init__
-SlotBook.__init__ = lambda self, vm: made(self, Stuck(vm))
+made = SlotRecorder.__init__
+SlotRecorder.__init__ = lambda self, vm: made(self, Stuck(vm))
 control, device = Path(sys.argv[1]), sys.argv[2]
 connection = socket.socket(socket.AF_UNIX)
 connection.connect(str(control.with_name(device + ".sock")))

@@ -14,9 +14,9 @@ import pytest
 from vgpud.microvm import boot, guest_code
 from vgpud.microvm.guest_code import (
     Boot,
-    Done,
+    GuestDone,
     GuestFailedError,
-    Image,
+    GuestImage,
     Mapped,
     Pat,
     Program,
@@ -101,12 +101,12 @@ def words(kind: int, payload: bytes) -> bytes:
     [
         (words(1, struct.pack("<2Q", 1 << 63, 5)), Pat(1 << 63, 5)),
         (words(2, struct.pack("<2I3Q", 1, 3, 2, 4, 6)), Mapped(1, 3, 2, 4, 6)),
-        (words(5, struct.pack("<Q2I", 4096, 64, 48)), Image(4096, 64, 48)),
+        (words(5, struct.pack("<Q2I", 4096, 64, 48)), GuestImage(4096, 64, 48)),
         (
             words(6, struct.pack("<48I", *range(48))),
             Samples(tuple(range(16)), tuple(range(16, 32)), tuple(range(32, 48))),
         ),
-        (words(8, b""), Done()),
+        (words(8, b""), GuestDone()),
     ],
 )
 def test_records_come_dword_by_dword(raw: bytes, record: guest_code.Record) -> None:

@@ -17,7 +17,7 @@ from vgpud.memory.mapping import map_shared
 from vgpud.microvm import boot
 from vgpud.microvm.guest_code import CHASE_LINES, LINUX_PAT, GuestFailedError, Pat, Program, Samples
 from vgpud.microvm.machine import Machine
-from vgpud.microvm.slots import NUMBERS, SlotBook, Window
+from vgpud.microvm.slots import NUMBERS, SlotRecorder, SlotWindow
 from vgpud.unix.fd import Fd
 
 pytestmark = needs_kvm
@@ -60,8 +60,8 @@ def chase(page: np.ndarray) -> int:
 def test_what_the_guest_writes_is_in_the_file_before_and_after_the_window_moves(
     machine: Machine, fd: Fd
 ) -> None:
-    book = SlotBook(machine.vm)
-    window = Window(book, boot.WINDOW_GPA, SIZE)
+    recorder = SlotRecorder(machine.vm)
+    window = SlotWindow(recorder, boot.WINDOW_GPA, SIZE)
     window.map(fd, 0, 0, SIZE)
     file = map_shared(fd, SIZE)
     moved = boot.WINDOW_GPA + (64 << 20)
@@ -80,9 +80,9 @@ def test_what_the_guest_writes_is_in_the_file_before_and_after_the_window_moves(
     load(machine, boot.WINDOW_GPA)
     with pytest.raises(GuestFailedError, match=f"MmioExit.*{boot.WINDOW_GPA}"):
         list(machine.run())
-    assert [slot.guest_phys_addr for slot in book.history] == [boot.WINDOW_GPA, moved]
+    assert [slot.guest_phys_addr for slot in recorder.history] == [boot.WINDOW_GPA, moved]
     window.close()
-    assert not book.live
+    assert not recorder.live
 
 
 def test_a_guest_that_reads_where_nothing_is_has_failed(machine: Machine) -> None:
@@ -93,18 +93,18 @@ def test_a_guest_that_reads_where_nothing_is_has_failed(machine: Machine) -> Non
 
 def test_the_slots_of_the_window_run_out_and_come_back(machine: Machine, fd: Fd) -> None:
     page = 4096
-    book = SlotBook(machine.vm)
+    recorder = SlotRecorder(machine.vm)
     with memfd.create("many", (len(NUMBERS) + 1) * page) as many:
-        window = Window(book, boot.WINDOW_GPA, 1 << 20)
+        window = SlotWindow(recorder, boot.WINDOW_GPA, 1 << 20)
         for index in range(len(NUMBERS)):
             window.map(many, index * page, index * page, page)
         with pytest.raises(HostError, match="No space left"):
             window.map(many, len(NUMBERS) * page, len(NUMBERS) * page, page)
         window.unmap(5 * page, page)
         window.map(many, 5 * page, 20 * page * 2, page)
-        assert sorted(book.live) == list(NUMBERS)
+        assert sorted(recorder.live) == list(NUMBERS)
         window.close()
-    assert not book.live
+    assert not recorder.live
 
 
 @pytest.mark.parametrize(
@@ -114,15 +114,15 @@ def test_the_slots_of_the_window_run_out_and_come_back(machine: Machine, fd: Fd)
 def test_a_mapping_that_can_not_be_changes_nothing(
     machine: Machine, fd: Fd, offset: int, length: int, number: str
 ) -> None:
-    book = SlotBook(machine.vm)
-    window = Window(book, boot.WINDOW_GPA, SIZE)
+    recorder = SlotRecorder(machine.vm)
+    window = SlotWindow(recorder, boot.WINDOW_GPA, SIZE)
     window.map(fd, 4096, 4096, 4096)
-    before = dict(book.live)
+    before = dict(recorder.live)
     with pytest.raises(HostError, match=number):
         window.map(fd, 0, offset, length)
     with pytest.raises(HostError):
         window.unmap(4096, 8192)
-    assert book.live == before
+    assert recorder.live == before
     window.close()
 
 
@@ -133,7 +133,7 @@ def test_a_move_that_fails_half_way_is_undone(fd: Fd, left: int) -> None:
             raise refusal(errno.ENOMEM)
 
     vm = FakeVm(check)
-    window = Window(vm, boot.WINDOW_GPA, SIZE)
+    window = SlotWindow(vm, boot.WINDOW_GPA, SIZE)
     window.map(fd, 0, 0, 4096)
     window.map(fd, 4096, 4096, 4096)
     before = vm.addresses
@@ -151,7 +151,7 @@ def test_a_machine_leaves_no_descriptor_behind(fd: Fd) -> None:
 
     before = count()
     with Machine.open() as machine:
-        window = Window(SlotBook(machine.vm), boot.WINDOW_GPA, SIZE)
+        window = SlotWindow(SlotRecorder(machine.vm), boot.WINDOW_GPA, SIZE)
         window.map(fd, 0, 0, SIZE)
         load(machine)
         list(machine.run())

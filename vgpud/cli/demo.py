@@ -205,7 +205,7 @@ def written(chosen: Plan, outcome: Outcome) -> Step:
         "The guest writes through it without flushing",
         ok,
         {
-            **({"tried": [_accepted(slot) for slot in outcome.tried]} if outcome.tried else {}),
+            **({"tried": [_accepted(slot) for slot in outcome.trials]} if outcome.trials else {}),
             "slots": [_accepted(slot) for slot in outcome.slots],
             "set up": [str(setup) for setup in chosen.vm_setup] or "nothing beside the slots",
             "pat": f"written {outcome.pat.written:#018x}, read back {outcome.pat.read_back:#018x}",

@@ -1,4 +1,4 @@
-"""The daemon: its devices, its configuration, and what ties the other packages together."""
+"""The daemon: its configuration, its devices, and the composition of the other packages."""
 
 from __future__ import annotations
 

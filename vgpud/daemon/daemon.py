@@ -1,7 +1,6 @@
-"""The daemon: devices, the control socket, one task group, reloads, and an orderly end.
+"""The daemon: it composes devices, control server and reloader, and runs them in one task group.
 
-The composition root. Owns what lives as long as the daemon does; what lives as long as a front-end
-is in `serve`.
+It has what lives as long as the daemon; what lives as long as a session is in `device_server`.
 """
 
 from __future__ import annotations
@@ -55,8 +54,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ConnectedAgent:
-    """A VMM's slot agent: its socket, the guest-physical address of the device's window, and the
-    numbers of the memory slots that are granted."""
+    """A VMM's slot agent: its socket, the guest-physical address of the window, and its slots."""
 
     sock: socket.socket
     window: Gpa
@@ -64,13 +62,13 @@ class ConnectedAgent:
 
 
 class Daemon:
-    """Serves the devices of a configuration; with `connection`, its first device on a socket
-    already connected.
+    """A server of the devices of a configuration.
 
-    `agent` sets the first device's memory slots, `slots` those of the devices that it names, in a
-    VM of this process: `slots = "local"`. `notifier` and `activated` are what the service manager
-    gave us, `log_level` overrides the configuration's. Raises ConfigError for `slots = "local"`
-    where `slots` has none.
+    With `connection`, only the first device is served, on that connected socket. `agent` sets the
+    first device's memory slots. `slots` sets those of the devices that it names, in a VM of this
+    process (`slots = "local"`). `notifier` and `activated` are from the service manager,
+    `log_level` overrides the configuration's. Raises ConfigError for a device with
+    `slots = "local"` that `slots` lacks.
     """
 
     def __init__(
@@ -110,9 +108,9 @@ class Daemon:
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
-        """Serves until `stop`, or until the one connection that was given ends.
+        """Serve until `stop`, or until the one connection that was given ends.
 
-        Raises `ConfigError` or `HostError` where a socket can't be had; whatever was opened is
+        Raises `ConfigError` or `HostError` if a socket can't be opened. All that was opened is
         closed and removed.
         """
         _raise_fd_limit()
@@ -130,7 +128,7 @@ class Daemon:
                 for name, listener in listeners.items():
                     self.devices.start(self.devices[name], listener, group)
                 tasks = [group.create_task(task) for task in self._background()]
-                await asyncio.sleep(0)  # each of them has begun: what they open is open
+                await asyncio.sleep(0)  # lets each task begin, so that it has opened its sockets
                 self._listening.set()
                 await self._status.ready()
                 await self._stopping.wait()
@@ -141,23 +139,23 @@ class Daemon:
         log.info("stopped")
 
     def stop(self) -> None:
-        """Ends `run`; front-ends see their connections close."""
+        """End `run`; front-ends see their connections close."""
         self._reloader.stopping = True
         self._stopping.set()
 
     async def reload(self) -> Reloaded:
-        """Read the configuration's file again, and apply what can change; as `Reloader.reload`."""
+        """Read the configuration's file again and apply it; raises ConfigError or HostError."""
         return await self._reloader.reload()
 
     def request_reload(self) -> None:
-        """Have the configuration's file read again; what comes of it is logged."""
+        """Have the configuration's file read again; the outcome is logged."""
         self._reloader.request()
 
     async def wait_listening(self) -> None:
-        """Returns once front-ends can connect to every device."""
+        """Wait until front-ends can connect to every device."""
         await self._listening.wait()
 
-    # What runs
+    # Tasks
 
     def _background(self) -> Iterator[Coroutine[None, None, None]]:
         if self._control is not None:
@@ -173,7 +171,7 @@ class Daemon:
         await device.serve_connection(connection)
         self.stop()
 
-    # What there is
+    # Composition
 
     def _device(self, spec: DeviceSpec) -> DeviceServer:
         return DeviceServer(
@@ -244,7 +242,7 @@ class Daemon:
 
     @property
     def reloadable(self) -> bool:
-        """Whether there is a file that can be read anew."""
+        """Whether there is a file that can be read again."""
         return self._reloader.config.path is not None
 
     def _info(self, params: Nothing, caller: Caller) -> DaemonInfo:
@@ -270,8 +268,7 @@ class Daemon:
 
 
 def _raise_fd_limit() -> None:
-    """Takes all descriptors that the system allows: a guest with a mapping a blob needs one for
-    each of them."""
+    """Raise the limit of descriptors to the maximum: each blob may need one, for its mapping."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

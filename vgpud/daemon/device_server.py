@@ -1,7 +1,7 @@
-"""One device's socket: waits for a front-end, serves it, waits for the next.
+"""The server of one device: it accepts a front-end, serves its session, and waits for the next.
 
-Owns the listening socket, what of a device outlives its sessions, and the seam where a session's
-failure ends: it is logged here, once, and the daemon and its other devices go on.
+It keeps the state of a device that outlives sessions. A session's failure is logged here, once; the
+daemon and its other devices continue.
 """
 
 from __future__ import annotations
@@ -37,17 +37,18 @@ from vgpud.vhost.session import Session
 log = logging.getLogger(__name__)
 
 ACCEPT_RETRY = 1.0
-"""Seconds to wait where a connection can't be taken, such as for want of descriptors."""
+"""Seconds until the next try if a connection can't be accepted, for example without descriptors."""
 
 CHANGEOVER = 2.0
-"""Seconds that a front-end waits for the one before it to end, which takes milliseconds."""
+"""Seconds that a new front-end waits for the former session to end, which takes milliseconds."""
 
 
 class DeviceServer:
-    """A device that front-ends can connect to, or the one that is connected already.
+    """A device to which front-ends can connect, or with which one is connected already.
 
-    Its memory slots are set as the specification says; if that is by an agent, `agent` is where one
-    attaches. `slots` overrides that, and is closed by whoever made it. `nodes` are the host's GPUs.
+    The specification says who sets its memory slots; with slots of an agent, `agent` is where the
+    agent attaches. `slots` overrides that, and stays the caller's to close. `nodes` are the host's
+    GPUs.
     """
 
     def __init__(
@@ -64,11 +65,11 @@ class DeviceServer:
             slots.report_to(self._publish, spec.name)
         self.agent: AgentSlots | None = None
         self.live: GpuDevice | None = None
-        """The device as the front-end that is connected has it."""
+        """The device of the present session; None while no front-end is connected."""
         self.finding: Finding | None = None
-        """What decides the guest's memory types, as last seen; None until it was looked at."""
+        """What decides the guest's memory types, as last probed; None before the first probe."""
         self.socket: str | None = None
-        """Where front-ends connect; None before `serve`, and for one that is connected already."""
+        """Where front-ends connect; None before `serve`, and for a device that has no listener."""
         self._blob_ids = count(FIRST_ID)
         self._events = events
         self._slots = self._given = slots
@@ -90,33 +91,34 @@ class DeviceServer:
 
     @property
     def slots(self) -> TrackedSlots | None:
-        """Who sets its memory slots; None for the front-end."""
+        """The owner of the device's memory slots; None for the front-end."""
         return self._slots
 
     @property
     def slot_owner(self) -> SlotOwner:
-        """The same in the configuration's word."""
+        """The slot owner, as the configuration calls it."""
         if self._slots is None:
             return SlotOwner.FRONTEND
         return SlotOwner.AGENT if self.agent is not None else SlotOwner.LOCAL
 
     @property
     def buffers(self) -> BlobBuffers:
-        """What host blobs are made of, or would be if a front-end connected now."""
+        """The memory that host blobs are made of, or would be if a front-end connected now."""
         if self.live is not None:
             return self.live.gpu.buffers
         return resolve(self.spec, self._nodes)
 
     @property
     def front_end_pid(self) -> int | None:
-        """The process that connected; None where nothing is, or it is in another namespace."""
+        """The front-end's process; None without one, or if it is in another PID namespace."""
         return (self._pid or None) if self.connected else None
 
     def reconfigure(self, spec: DeviceSpec) -> None:
-        """Have another specification for a device of the same name.
+        """Set another specification, for the same name.
 
-        The limit, the rules, `guest_pat` and the outputs' modes hold at once. Window, layout,
-        buffers, slots, renderers and the number of outputs hold from the next connection on.
+        The limit, the rules, `guest_pat` and the outputs' modes take effect at once. Window,
+        layout, buffers, slots, renderers and the number of outputs take effect at the next
+        connection.
         """
         assert spec.name == self.spec.name
         if spec == self.spec:
@@ -129,38 +131,38 @@ class DeviceServer:
         self._publish("device.changed", "the configuration has changed")
 
     async def alive(self) -> bool:
-        """Whether the device works: True once both threads of its session have answered.
+        """Return True once both threads of the device's session have answered.
 
-        Waits for as long as one does not; the caller sets the limit.
+        It waits as long as one does not answer, so the caller sets the limit.
         """
         if self.live is not None:
             await self.live.alive()
         return True
 
     def added(self) -> None:
-        """Tell that the device is there now."""
+        """Publish that the device was added."""
         self._publish("device.added", "the device was added")
 
     def removed(self) -> None:
-        """Tell that the device is no more; comes after `serve` has ended."""
+        """Close the device and publish that it was removed, after `serve` has ended."""
         self.close()
         self._publish("device.removed", "the device was removed")
 
     def close(self) -> None:
-        """Let go of what outlives a session."""
+        """Release what outlives a session."""
         if self.agent is not None and self.agent is not self._given:
             self.agent.close()
 
     def find_kvm_mode_again(self) -> None:
-        """There may be more to see of the guest's VM now, as an agent has attached."""
+        """Find the KVM mode again: an agent that has attached may know more about the VM."""
         if self.live is not None:
             self.live.gpu.find_kvm_mode_again()
 
     async def serve(self, listener: socket.socket) -> None:
-        """Serves one front-end at a time, until cancelled; a second one is turned away.
+        """Serve one front-end at a time, until cancelled; a second one is refused.
 
-        One that comes right after another gets time for that one to end: a VMM that was killed is
-        started again at once.
+        A new front-end waits a short time for the former session to end, because a VMM that was
+        killed may be started again at once.
         """
         loop = asyncio.get_running_loop()
         self.socket = os.fspath(listener.getsockname())
@@ -177,7 +179,7 @@ class DeviceServer:
                         await self._free.wait()
                 except TimeoutError:
                     log.warning(
-                        "front-end turned away device=%s pid=%d: pid %d is connected",
+                        "front-end refused device=%s pid=%d: pid %d is connected",
                         self.name,
                         peer_credentials(connection).pid,
                         self._pid,
@@ -191,7 +193,7 @@ class DeviceServer:
                 tasks.create_task(self.serve_connection(connection))
 
     async def serve_connection(self, connection: socket.socket) -> None:
-        """Serves one front-end until it goes, or breaks the protocol."""
+        """Serve one front-end until it disconnects or breaks the protocol."""
         self._free.clear()
         self._pid = peer_credentials(connection).pid
         log.info("front-end connected device=%s pid=%d", self.name, self._pid)
@@ -200,7 +202,7 @@ class DeviceServer:
         try:
             with connection:
                 self._choose_slots()
-                if self._slots is not None:  # what the session before this one left
+                if self._slots is not None:  # slots that the former session left
                     await self._slots.clear()
                 environment = Environment(
                     find_kvm_mode=self._find_kvm_mode,
@@ -212,42 +214,44 @@ class DeviceServer:
                 )
                 self.live = compose(self.spec, environment)
                 await Session(StreamSocket(connection), self.live).run()
-            log.info("front-end gone device=%s", self.name)
+            log.info("front-end disconnected device=%s", self.name)
         except* VgpudError as errors:
             reason = _innermost(errors)
             log.warning("session ended device=%s: %s", self.name, reason)
             self._publish("device.failed", reason)
         except* Exception:
-            # A bug of ours: it costs this session, and is told in full. The other devices have no
-            # part in it.
+            # A bug in vgpud: it ends this session and is logged in full. Other devices are not
+            # affected.
             log.exception("session ended by an internal error device=%s", self.name)
-            self._publish("device.failed", "an internal error, which the log has in full")
+            self._publish("device.failed", "an internal error; the daemon's log has more")
         finally:
             self.live = self.finding = None
             self._choose_slots()
-            self._publish("device.disconnected", "the front-end is gone", pid=self._pid or None)
+            self._publish(
+                "device.disconnected", "the front-end has disconnected", pid=self._pid or None
+            )
             self._free.set()
 
     def _find_kvm_mode(self) -> KvmMode:
-        """Find out what decides the guest's memory types, as far as it can be seen."""
+        """Return what decides the guest's memory types, as far as it can be determined."""
         if self.agent is not None:
             found = self.agent.finding()
         elif self._slots is not None:
             found = kvm_mode.of_agent(probe_kvm.probe())
         else:
             found = kvm_mode.of_front_end(probe_kvm.probe(), peer.probe(self._pid))
-        if found != self.finding:  # a guest can have us look over and over, by resets
+        if found != self.finding:  # a guest can cause any number of probes, by resets
             log.info("guest PAT device=%s kvm=%s: %s", self.name, found.mode, found.reason)
         self.finding = found
         return found.mode
 
     def _choose_slots(self) -> None:
-        """Between two sessions: what the specification now says of slots."""
+        """Set the slot owner that the present specification has, between two sessions."""
         if self._given is not None:
             self.agent = self._given if isinstance(self._given, AgentSlots) else None
         elif self.spec.slots is SlotOwner.AGENT:
             if self.agent is None:
-                # Which rule allows guest RAM is looked up blob by blob, and may change meanwhile.
+                # The rule for each blob decides about guest RAM, and rules may change meanwhile.
                 self.agent = AgentSlots(self.name, self._publish, allow_guest_ram=True)
             self._slots = self.agent
         else:

@@ -1,7 +1,6 @@
-"""The devices that are served: each with its listening socket and its task, added and removed live.
+"""The set of devices that are served, each with its listening socket and its task.
 
-Owns what of a device the configuration's file makes and unmakes. Which ones there are to be is the
-daemon's affair.
+Devices are added and removed while the daemon runs; the reloader decides which.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from vgpud.unix.listener import Listener
 log = logging.getLogger(__name__)
 
 PATIENCE: Final = 10.0
-"""Seconds that a device which is removed may take to end; it takes milliseconds."""
+"""Seconds that a removed device may take to end, which takes milliseconds."""
 
 
 class DeviceSet(Mapping[str, DeviceServer]):
@@ -43,19 +42,19 @@ class DeviceSet(Mapping[str, DeviceServer]):
         return len(self._servers)
 
     def served(self) -> list[DeviceServer]:
-        """All of them, and those that were removed and have not ended yet."""
+        """Return all devices, including removed ones that have not ended yet."""
         return [*self._servers.values(), *self._leaving.values()]
 
     def path(self, name: str) -> Path | None:
-        """Where front-ends connect to a device; None if nobody can."""
+        """Return where front-ends connect to a device, or None if it has no listening socket."""
         listener = self._listeners.get(name)
         return listener.path if listener is not None else None
 
     def open(self, paths: Mapping[str, Path], leaving: Iterable[str] = ()) -> dict[str, Listener]:
-        """Sockets for devices of these names: all or none of them.
+        """Open sockets for devices of these names, all or none of them.
 
-        One that a device in `leaving` has is shared with it: nobody finds the path without a
-        socket. Raises ConfigError or HostError.
+        A socket of a device in `leaving` is shared with it, so that the path never lacks a socket.
+        Raises ConfigError or HostError.
         """
         shared = {self._listeners[name].path: self._listeners[name] for name in leaving}
         opened = {}
@@ -74,7 +73,7 @@ class DeviceSet(Mapping[str, DeviceServer]):
     def start(
         self, server: DeviceServer, listener: Listener, group: asyncio.TaskGroup
     ) -> asyncio.Task[None]:
-        """Serve a device from now on, in place of one of its name that is not served yet."""
+        """Serve a device from now on; it replaces one of the same name that is not served yet."""
         self._servers[server.name] = server
         self._listeners[server.name] = listener
         task = group.create_task(server.serve(listener.sock), name=server.name)
@@ -82,15 +81,15 @@ class DeviceSet(Mapping[str, DeviceServer]):
         return task
 
     def order(self, names: Sequence[str]) -> None:
-        """Have them listed in this order."""
+        """Set the order of the devices."""
         servers = {name: self._servers[name] for name in names}
         self._servers.clear()
         self._servers.update(servers)
 
     async def remove(self, names: Sequence[str]) -> None:
-        """End them and their sessions; the others go on meanwhile.
+        """End these devices and their sessions, while the others continue.
 
-        One that does not end in time, as a thread of it hangs, is not waited for any longer.
+        A device that does not end in time, because a thread of it hangs, is not waited for.
         """
         ending = {self._tasks.pop(name): self._servers.pop(name) for name in names}
         listeners = [self._listeners.pop(name) for name in names]
@@ -112,12 +111,12 @@ class DeviceSet(Mapping[str, DeviceServer]):
         self._leaving.pop(task).removed()
 
     def stop(self) -> None:
-        """End all of them; the task group that they are in waits for it."""
+        """End all devices; their task group waits for that."""
         for task in self._tasks.values():
             task.cancel()
 
     def close(self) -> None:
-        """Close and remove what is left; none may be served any more."""
+        """Close and remove all sockets, after the devices have ended."""
         for listener in self._listeners.values():
             listener.close()
         for server in self._servers.values():

@@ -1,9 +1,9 @@
-"""Watches the host's GPUs come and go, and says so.
+"""The watch on the host's GPUs: it keeps the list of render nodes current and publishes changes.
 
-Owns the monitor on the event loop. The list itself is `memory.render_nodes`; what becomes of
-buffers is for those who made them (`memory.gem`). Source: libudev; the kernel's own announcements
-(NETLINK_KOBJECT_UEVENT) are what is listened to, since those of udev do not reach a service that
-has a network namespace of its own, and a node is there before the kernel announces it.
+The list itself is `memory.render_nodes`; buffers of a lost GPU are handled by `memory.gem`. The
+watch listens to the kernel's uevents (NETLINK_KOBJECT_UEVENT): those of udev do not reach a service
+that has a network namespace of its own, and the kernel creates a node before it announces it.
+Source: libudev.
 """
 
 from __future__ import annotations
@@ -21,35 +21,37 @@ from vgpud.memory.render_nodes import SUBSYSTEM, Gpu, RenderNodes, udev
 log = logging.getLogger(__name__)
 
 SETTLE = 0.1
-"""Seconds from the first announcement to the look at what has changed: a GPU's nodes come and go
-one after the other."""
+"""Seconds from the first uevent to the refresh of the list: a GPU's nodes come and go one after the
+other."""
 
 
-class Announcement(Protocol):
-    """A device that has come, gone or changed."""
+class Uevent(Protocol):
+    """A kernel event about a device that was added, removed or changed."""
 
     @property
     def action(self) -> str | None:
-        """Such as "add" and "remove"."""
+        """The action, such as "add" or "remove"."""
 
     @property
     def sys_name(self) -> str:
-        """Its name in /sys, such as "card0"."""
+        """The device's name in /sys, such as "card0"."""
 
 
 class Monitor(Protocol):
-    """A `pyudev.Monitor`, as far as it is needed."""
+    """The part of `pyudev.Monitor` that is used."""
 
     def fileno(self) -> int:
-        """What can be read while there are announcements."""
+        """Return the descriptor that is readable while there are events."""
 
-    def poll(self, timeout: float | None = None) -> Announcement | None:
-        """The next announcement; None if there is none in time."""
+    def poll(self, timeout: float | None = None) -> Uevent | None:
+        """Return the next event, or None if there is none in time."""
 
 
 def kernel_monitor() -> Monitor:
-    """Announcements of the kernel about GPUs; raises ImportError without libudev, OSError where
-    there is no such socket to be had."""
+    """Open a monitor of the kernel's uevents about GPUs.
+
+    Raises ImportError without libudev, and OSError if there can be no such socket.
+    """
     monitor = pyudev.Monitor.from_netlink(udev(), source="kernel")
     monitor.filter_by(subsystem=SUBSYSTEM)
     monitor.start()
@@ -57,9 +59,9 @@ def kernel_monitor() -> Monitor:
 
 
 class GpuWatch:
-    """The GPUs as they are now, in `nodes`, once `run` is at work.
+    """A task that keeps `nodes` current while `run` runs, and publishes changes.
 
-    `users` names the devices of the daemon that have to do with a GPU: an event each.
+    `users` returns the names of the daemon's devices that use a GPU. Each gets an event.
     """
 
     def __init__(
@@ -78,12 +80,12 @@ class GpuWatch:
         self._changed = asyncio.Event()
 
     async def run(self) -> None:
-        """Watches until cancelled, or returns where that can't be done."""
+        """Watch until cancelled, or return where GPUs can't be watched."""
         try:
             monitor = self._open()
         except (ImportError, OSError) as error:
             log.warning(
-                "GPUs are not watched, those of now (%d) are all that are used: %s"
+                "GPUs are not watched, only the present ones (%d) are used: %s"
                 "; install libudev1, and have RestrictAddressFamilies= allow AF_NETLINK",
                 len(self.nodes.gpus),
                 error,
@@ -92,35 +94,35 @@ class GpuWatch:
         loop = asyncio.get_running_loop()
         loop.add_reader(monitor.fileno(), self._listen, monitor)
         try:
-            self._look()  # at what came before the monitor did
+            self._refresh()  # for changes from before the monitor was open
             while True:
                 await self._changed.wait()
                 await asyncio.sleep(SETTLE)
-                self._look()
+                self._refresh()
         finally:
             loop.remove_reader(monitor.fileno())
 
     def _listen(self, monitor: Monitor) -> None:
         try:
-            while (announced := monitor.poll(timeout=0)) is not None:
-                self._changed.set()  # it also wakes us for what the filter then leaves out
-                if announced.action == "remove":
-                    self._lost.add(announced.sys_name)
-        except OSError as error:  # such as ENOBUFS: some were missed, and the look is what counts
-            log.debug("announcements of GPUs missed: %s", error)
+            while (event := monitor.poll(timeout=0)) is not None:
+                self._changed.set()  # the descriptor is also readable for events of other devices
+                if event.action == "remove":
+                    self._lost.add(event.sys_name)
+        except OSError as error:  # such as ENOBUFS: some were missed, but the refresh sees all
+            log.debug("uevents of GPUs missed: %s", error)
             self._changed.set()
 
-    def _look(self) -> None:
+    def _refresh(self) -> None:
         self._changed.clear()
         lost, self._lost = self._lost, set()
         users = {gpu: self._users(gpu) for gpu in self.nodes.gpus}
         changes = self.nodes.refresh(lost)
         for gpu in changes.removed:
-            self._tell("gpu.removed", gpu, users[gpu], "is gone, and what was in its buffers")
+            self._report("gpu.removed", gpu, users[gpu], "was removed; its buffers are lost")
         for gpu in changes.added:
-            self._tell("gpu.added", gpu, self._users(gpu), "is here")
+            self._report("gpu.added", gpu, self._users(gpu), "was added")
 
-    def _tell(self, kind: str, gpu: Gpu, users: Sequence[str], what: str) -> None:
+    def _report(self, kind: str, gpu: Gpu, users: Sequence[str], what: str) -> None:
         level = logging.WARNING if users and kind == "gpu.removed" else logging.INFO
         for device in users or (None,):
             if device is None:

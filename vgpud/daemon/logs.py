@@ -1,8 +1,7 @@
-"""Where log lines go: standard error, the journal with fields, or syslog where the first is lost.
+"""The destination of log lines: standard error, the journal with fields, or syslog.
 
-Owns the choice, the handlers, and the journal's fields. What a handler does not get rid of at once
-is lost: logging never waits and never raises. Source: systemd's "Native Journal Protocol",
-systemd.exec(5) on $JOURNAL_STREAM, syslog(3).
+Logging never waits and never raises: a line that a handler can't write at once is lost. Source:
+systemd's "Native Journal Protocol", systemd.exec(5) on $JOURNAL_STREAM, syslog(3).
 """
 
 from __future__ import annotations
@@ -30,25 +29,25 @@ LINE: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _DEV_NULL: Final = os.makedev(1, 3)
 _LOG_DAEMON: Final = 3 << 3
 _MAX_FIELD: Final = 64
-"""Characters of a field's name, as the journal has it."""
+"""Characters of a field's name, the journal's limit."""
 _CONVERSION: Final = re.compile(
     r"(?:\b(?P<key>[A-Za-z][A-Za-z0-9_]*)=)?%(?P<spec>[-#0 +]*[0-9]*(?:\.[0-9]+)?[a-zA-Z%])"
 )
-"""printf-style, with the key that it is the value of, if it is. Neither `%(name)s` nor `%*d`."""
+"""A printf-style conversion, with its key where it follows `key=`. Neither `%(name)s` nor `%*d`."""
 
 
 def start(level: str, program: str) -> None:
-    """Have log lines of `level` ("debug", "info", "warning", "error") and above go where they can
-    be read.
+    """Start logging of `level` ("debug", "info", "warning", "error") and above.
 
-    The journal, if standard error is connected to it; if standard error is lost, as for what
-    libvirt starts, the journal or syslog as there is one; else standard error, a line each.
+    Lines go to the journal if standard error is connected to it. If standard error is closed or
+    /dev/null, as in processes that libvirt starts, they go to the journal or to syslog, if there is
+    one. Otherwise they go to standard error.
     """
     logging.basicConfig(handlers=[_handler(program)], level=level.upper())
 
 
 def set_level(level: str) -> None:
-    """From now on, only lines of `level` and above."""
+    """Set the lowest level that is logged."""
     logging.getLogger().setLevel(level.upper())
 
 
@@ -65,9 +64,9 @@ def _handler(program: str) -> logging.Handler:
 
 
 def is_journal(stderr: os.stat_result | None, environment: Mapping[str, str]) -> bool:
-    """Whether standard error is the stream to the journal that systemd made for us.
+    """Return whether standard error is the stream to the journal that systemd opened.
 
-    A shell that we were started by may have sent it elsewhere, hence the numbers.
+    The numbers are compared because a shell in between may have redirected standard error.
     """
     if stderr is None:
         return False
@@ -75,7 +74,7 @@ def is_journal(stderr: os.stat_result | None, environment: Mapping[str, str]) ->
 
 
 def _stat_stderr() -> os.stat_result | None:
-    if sys.stderr is None:  # Closed when we were started: descriptor 2 may be anything by now.
+    if sys.stderr is None:  # It was closed at the start: descriptor 2 may be any file by now.
         return None
     try:
         return os.fstat(2)
@@ -84,7 +83,7 @@ def _stat_stderr() -> os.stat_result | None:
 
 
 class _DatagramHandler(logging.Handler, ABC):
-    """Sends each record as a datagram to a path, at once or never."""
+    """A handler that sends each record as a datagram to a path, at once or never."""
 
     def __init__(self, program: str, path: Path) -> None:
         super().__init__()
@@ -95,18 +94,18 @@ class _DatagramHandler(logging.Handler, ABC):
         )
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send it; what can't be sent now is lost."""
+        """Send the record; if it can't be sent now, it is lost."""
         try:
             self._send(self.encode(record))
-        except Exception:  # whoever logs has other things to do
+        except Exception:  # a failure to log must not disturb the caller
             self.handleError(record)
 
     @abstractmethod
     def encode(self, record: logging.LogRecord) -> bytes:
-        """What is sent for a record."""
+        """Return the datagram for a record."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Nothing: there is nowhere to complain to."""
+        """Ignore the error, because there is no other place to log it."""
 
     def close(self) -> None:
         """Close the socket."""
@@ -118,15 +117,15 @@ class _DatagramHandler(logging.Handler, ABC):
 
 
 class JournalHandler(_DatagramHandler):
-    """To the journal, with the arguments of each line as fields of their own.
+    """A handler for the journal, with a field for each `key=value` pair of a line.
 
-    `device=%s` becomes VGPUD_DEVICE, and so on: from the template and the arguments of the record,
-    so that no value can pass for another's key.
+    `device=%s` becomes VGPUD_DEVICE, and so on. Keys are read from the record's template and values
+    from its arguments, so that a value can't forge a key.
     """
 
     def encode(self, record: logging.LogRecord) -> bytes:
-        """The record in the journal's own format."""
-        # With a record's exception, as logging's own formatter puts it.
+        """Return the record in the journal's own format."""
+        # The formatter adds the record's exception, if any.
         text = logging.Formatter("%(message)s").format(record)
         fields = {
             "MESSAGE": text,
@@ -150,23 +149,23 @@ class JournalHandler(_DatagramHandler):
             self._send_file(data)
 
     def _send_file(self, data: bytes) -> None:
-        """What no datagram holds goes as a file, whose descriptor is all of the datagram."""
-        with memfd.filled("vgpud-log", data) as file:  # sealed: no other does
+        """Send a record that is too long for a datagram as a file, by its descriptor alone."""
+        with memfd.filled("vgpud-log", data) as file:  # sealed: the journal takes no other
             ancillary.send(self._sock, [], [file], address=self._path)
 
 
 class SyslogHandler(_DatagramHandler):
-    """To syslog, a line each, as syslog(3) writes it."""
+    """A handler for syslog, one line a record, in the format of syslog(3)."""
 
     def encode(self, record: logging.LogRecord) -> bytes:
-        """The record as a line; what would begin another line is a space."""
+        """Return the record as one line, with spaces in place of line breaks."""
         text = logging.Formatter("%(message)s").format(record)
         head = f"<{_LOG_DAEMON | _priority(record.levelno)}>{self.program}[{os.getpid()}]: "
         return (head + " ".join(text.splitlines())).encode(errors="backslashreplace")
 
 
 def journal_fields(record: logging.LogRecord) -> dict[str, str]:
-    """The values of a record's `key=value` pairs by their names in the journal."""
+    """Return the values of a record's `key=value` pairs by their field names in the journal."""
     if not isinstance(record.args, tuple):
         return {}
     values = dict(_values(str(record.msg), record.args))
@@ -174,11 +173,11 @@ def journal_fields(record: logging.LogRecord) -> dict[str, str]:
 
 
 def _values(template: str, args: tuple[object, ...]) -> Iterator[tuple[str, str]]:
-    rest = iter(args)
+    values = iter(args)
     for found in _CONVERSION.finditer(template):
         if found["spec"].endswith("%"):
             continue
-        value = next(rest, None)
+        value = next(values, None)
         if found["key"]:
             yield found["key"], f"%{found['spec']}" % (value,)
 
@@ -191,7 +190,7 @@ def _field(name: str, value: str) -> bytes:
 
 
 def _priority(level: int) -> int:
-    """A level of logging's as one of syslog's."""
+    """Return the syslog priority of a level of logging."""
     if level >= logging.CRITICAL:
         return 2
     if level >= logging.ERROR:

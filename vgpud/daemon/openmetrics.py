@@ -1,8 +1,8 @@
-"""The daemon's figures as OpenMetrics text.
+"""The daemon's metrics, with their names, as OpenMetrics text.
 
-Owns the names of the metrics. Counting is done where things happen, in plain numbers; this is a
-look at them, and must not do any I/O. prometheus_client, which writes the text, takes a tenth of a
-second to import: inside of `render`. Source: OpenMetrics 1.0.
+The counters are plain numbers where things happen; this module only formats them, without I/O.
+prometheus_client takes a tenth of a second to import, so `render` imports it. Source: OpenMetrics
+1.0.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CONTENT_TYPE: Final = "application/openmetrics-text; version=1.0.0; charset=utf-
 
 @dataclass(frozen=True, slots=True)
 class DeviceFigures:
-    """A device: what it has done, how it stands, and how many slots there are, by owner."""
+    """A device's counters, its state, and its number of slots by owner."""
 
     counters: Counters
     device: Device
@@ -35,7 +35,7 @@ class DeviceFigures:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The daemon; `uptime` is in seconds, `events` are counted by kind."""
+    """The daemon's figures; `uptime` is in seconds, `events` are numbers by kind."""
 
     version: str
     uptime: float
@@ -49,7 +49,7 @@ _COUNTERS: Final[tuple[tuple[str, str, str, Callable[[Counters], int]], ...]] = 
     ("vgpud_commands_refused", "Commands answered with an error", "", lambda c: c.refused),
     ("vgpud_fences", "Fences completed", "", lambda c: c.fences),
     ("vgpud_maps", "Blobs mapped into the guest", "", lambda c: c.maps),
-    ("vgpud_unmaps", "Blobs taken from the guest again", "", lambda c: c.unmaps),
+    ("vgpud_unmaps", "Blobs unmapped from the guest", "", lambda c: c.unmaps),
     (
         "vgpud_dma_read_bytes",
         "Read by the DMA engine without snooping",
@@ -107,7 +107,7 @@ _WORD_START: Final = re.compile(r"(?<=[a-z])(?=[A-Z0-9])")
 
 
 class _Collected:
-    """What prometheus_client takes for a registry."""
+    """A registry, as prometheus_client expects it."""
 
     def __init__(self, metrics: Iterator[Metric]) -> None:
         self._metrics = metrics
@@ -117,7 +117,7 @@ class _Collected:
 
 
 def render(figures: Figures) -> str:
-    """All metrics, as text that ends with `# EOF`."""
+    """Return all metrics as text that ends with `# EOF`."""
     from prometheus_client.openmetrics.exposition import generate_latest  # noqa: PLC0415 - above
 
     text: bytes = generate_latest(_Collected(_metrics(figures)))
@@ -125,7 +125,7 @@ def render(figures: Figures) -> str:
 
 
 def command_name(kind: type[Command]) -> str:
-    """A command's label: `resource_create_2d` for ResourceCreate2D."""
+    """Return a command's label: `resource_create_2d` for ResourceCreate2D."""
     return _WORD_START.sub("_", kind.__name__).lower()
 
 
@@ -159,13 +159,13 @@ def _metrics(figures: Figures) -> Iterator[Metric]:
             gauge.add_metric([one.device.name], seen(one.device))
         yield gauge
     slots = GaugeMetricFamily(
-        "vgpud_slots", "Mappings into guests, by who made them", labels=["device", "owner"]
+        "vgpud_slots", "Mappings into guests, by slot owner", labels=["device", "owner"]
     )
     for one in figures.devices:
         for owner, count in sorted(one.slots.items()):
             slots.add_metric([one.device.name, owner], count)
     yield slots
-    events = CounterMetricFamily("vgpud_events", "What happened, by kind", labels=["kind"])
+    events = CounterMetricFamily("vgpud_events", "Events, by kind", labels=["kind"])
     for kind, count in sorted(figures.events.items()):
         events.add_metric([kind], count)
     yield events
@@ -176,7 +176,7 @@ def _metrics(figures: Figures) -> Iterator[Metric]:
 
 
 def _process(process: ProcessFigures) -> Iterator[Metric]:
-    """By the names that every program has these under."""
+    """Yield the process's metrics, with the names that are usual for all programs."""
     from prometheus_client.metrics_core import (  # noqa: PLC0415 - above
         CounterMetricFamily,
         GaugeMetricFamily,

@@ -1,6 +1,6 @@
-"""What this process uses of the machine.
+"""The process's use of resources: processor time, memory and descriptors.
 
-It can be read in a sandbox that shows no other part of /proc. Source: proc(5), getrlimit(2).
+A sandbox that shows no other part of /proc is enough. Source: proc(5), getrlimit(2).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _SELF: Final = Path("/proc/self")
 
 @dataclass(frozen=True, slots=True)
 class ProcessFigures:
-    """Processor time in seconds, memory in bytes, descriptors; None where /proc can't be read.
+    """Processor time in seconds, memory in bytes, and numbers of descriptors.
 
-    `max_fds` is infinite where there is no limit.
+    A figure is None where /proc can't be read. `max_fds` is infinite where there is no limit.
     """
 
     cpu_seconds: float
@@ -29,7 +29,7 @@ class ProcessFigures:
 
 
 def own_figures() -> ProcessFigures:
-    """Return what this process uses now."""
+    """Return the figures of this process, now."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return ProcessFigures(
         time.process_time(),
@@ -48,6 +48,6 @@ def _resident() -> int | None:
 
 def _open_fds() -> int | None:
     try:
-        return len(os.listdir(_SELF / "fd")) - 1  # noqa: PTH208 - less the one for looking
+        return len(os.listdir(_SELF / "fd")) - 1  # noqa: PTH208 - less the one that lists
     except OSError:
         return None

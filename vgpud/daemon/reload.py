@@ -1,6 +1,6 @@
-"""What it takes to get from one configuration to another: what can change live, and what can not.
+"""The difference between two configurations: what can change at once, and what needs a restart.
 
-Pure: a comparison of two configurations, and its wording. The daemon does what it says.
+`difference` is a pure function; `daemon.reloader` applies its result.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from vgpud.gpu.spec import DeviceSpec, Output
 
 _T = TypeVar("_T", bound=Table)
 
-_MAX_WORDS = 160
+_MAX_TEXT = 160
 """Characters of a value in a line: all lines have to fit into one answer of the control socket."""
 
 
 @dataclass(frozen=True, slots=True)
-class Changes:
-    """What is to be done, and said.
+class ConfigChanges:
+    """The changes to apply, and a line about each.
 
-    `config` is what holds from then on: the new one, but with the old values of what takes a
-    restart. `changed` are the devices that stay, with something else in their specification.
+    `config` is the configuration in force afterwards: the new one, but with the old values of what
+    needs a restart. `changed` are the devices that stay and have another specification.
     """
 
     config: Config
@@ -38,7 +38,7 @@ class Changes:
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """Everything that is different, for a log."""
+        """All differences, for the log."""
         return (
             *self.applied,
             *(f"{line} (at the next connection)" for line in self.next_connection),
@@ -46,10 +46,10 @@ class Changes:
         )
 
 
-def difference(running: Config, wanted: Config, *, log_level: str | None = None) -> Changes:
+def difference(running: Config, wanted: Config, *, log_level: str | None = None) -> ConfigChanges:
     """Return what to do for `wanted` where `running` is in force; `log_level` overrides both's.
 
-    Raises ConfigError if what stays as it is until a restart contradicts what is new.
+    Raises ConfigError if a value that stays until a restart contradicts a new one.
     """
     config = _until_restart(running, wanted)
     old = {spec.name: spec for spec in running.device_specs()}
@@ -65,7 +65,7 @@ def difference(running: Config, wanted: Config, *, log_level: str | None = None)
             changed = [*_lines(before, table), *_policies(old[table.name], new[table.name])]
             for effect, line in changed:
                 lines[effect].append(f"device {table.name}: {line}")
-    return Changes(
+    return ConfigChanges(
         config=config,
         added=tuple(spec for name, spec in new.items() if name not in old),
         removed=tuple(name for name in old if name not in new),
@@ -115,14 +115,16 @@ def _lines(old: Table, new: Table) -> Iterator[tuple[Effect, str]]:
 def _policies(old: DeviceSpec, new: DeviceSpec) -> Iterator[tuple[Effect, str]]:
     """Say what is different in a device's slot policies, and when it takes effect."""
     if old.rules != new.rules:
-        before, after = _apart(old.rules, new.rules)
+        before, after = _without_common(old.rules, new.rules)
         yield Effect.AT_ONCE, f"slot_policy {_rules(before)} -> {_rules(after)}"
     if old.layout != new.layout:
         yield Effect.NEXT_CONNECTION, f"layout {old.layout} -> {new.layout}"
 
 
-def _apart(old: Sequence[Rule], new: Sequence[Rule]) -> tuple[Sequence[Rule], Sequence[Rule]]:
-    """The same without the rules that both begin with, and those that both end with."""
+def _without_common(
+    old: Sequence[Rule], new: Sequence[Rule]
+) -> tuple[Sequence[Rule], Sequence[Rule]]:
+    """Return both without the rules that both begin with, and those that both end with."""
     while old and new and old[0] == new[0]:
         old, new = old[1:], new[1:]
     while old and new and old[-1] == new[-1]:
@@ -163,4 +165,4 @@ def _text(value: object) -> str:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= _MAX_WORDS else f"{text[: _MAX_WORDS - 3]}..."
+    return text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT - 3]}..."

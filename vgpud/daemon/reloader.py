@@ -1,6 +1,6 @@
-"""The configuration's file read again while the daemon runs, and what follows from it.
+"""Reloading: the configuration's file is read again while the daemon runs, and changes are applied.
 
-What a change takes is `daemon.reload`. A file with a fault in it changes nothing.
+`daemon.reload` computes the changes. A file with a fault changes nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vgpud.daemon import logs
 from vgpud.daemon.config import Config
 from vgpud.daemon.device_server import DeviceServer
 from vgpud.daemon.device_set import DeviceSet
-from vgpud.daemon.reload import Changes, difference
+from vgpud.daemon.reload import ConfigChanges, difference
 from vgpud.daemon.status import ServiceStatus
 from vgpud.errors import ConfigError, VgpudError
 from vgpud.gpu.spec import DeviceSpec
@@ -26,10 +26,10 @@ log = logging.getLogger(__name__)
 
 
 class Reloader:
-    """Keeps the configuration in force, `config`, and changes it with everything that it rules.
+    """The owner of the configuration in force, `config`, which applies a new one to the daemon.
 
-    `make_device` makes a device that is not served yet, `check_devices` raises ConfigError where
-    one of a configuration can't be had. `log_level` overrides the configuration's.
+    `make_device` makes a device that is not served yet. `check_devices` raises ConfigError for a
+    device that is not possible. `log_level` overrides the configuration's.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Reloader:
     ) -> None:
         self.config = config
         self.stopping = False
-        """Whether the daemon ends, so that nothing may be started any more."""
+        """Whether the daemon is stopping, so that nothing may be started any more."""
         self._devices = devices
         self._make_device = make_device
         self._check_devices = check_devices
@@ -62,35 +62,34 @@ class Reloader:
         return self._log_level or self.config.daemon.log_level
 
     def access(self) -> AccessList:
-        """Return who may use the control socket."""
+        """Return the callers that may use the control socket."""
         return AccessList(self.config.daemon.allow_users, self.config.daemon.allow_groups)
 
     def request(self) -> None:
-        """Have the file read again soon; what comes of it is logged."""
+        """Have the file read again soon; the outcome is logged."""
         self._requested.set()
 
     def open(self, tasks: asyncio.TaskGroup, control: ControlServer | None) -> None:
-        """Begin: devices that are added are served by tasks of the group, and who may use `control`
-        follows the configuration."""
+        """Set the task group for added devices, and the server whose access list is updated."""
         self._tasks, self._control = tasks, control
 
     async def run(self) -> None:
-        """Do what is requested, until cancelled."""
+        """Reload on request, until cancelled."""
         while True:
             await self._requested.wait()
             self._requested.clear()
             try:
                 await self.reload()
             except VgpudError:
-                continue  # which is logged
+                continue  # `reload` has logged it
             except Exception:
-                log.exception("reload failed")  # a bug of ours ends nothing that is served
+                log.exception("reload failed")  # a bug here must not end what is served
 
     async def reload(self) -> Reloaded:
         """Read the file, and apply what can change while the daemon runs.
 
-        Raises ConfigError with every fault, or HostError for a socket that can't be had; everything
-        is as it was then.
+        Raises ConfigError with every fault, or HostError for a socket that can't be opened; then
+        nothing has changed.
         """
         async with self._one_at_a_time:
             await self._status.reloading()
@@ -111,13 +110,13 @@ class Reloader:
             restart=changes.restart,
         )
 
-    async def _read(self) -> Changes:
+    async def _read(self) -> ConfigChanges:
         path = self.config.path
         if path is None:
-            raise ConfigError("no file to read anew: start with --config FILE to have one")
+            raise ConfigError("no file to read again: start with --config FILE to have one")
         if path.exists() and not path.is_file():
             raise ConfigError(f"{path}: is not a regular file, which is read at the start only")
-        # Not on the loop: a long file takes a while to parse.
+        # In a thread, because parsing a long file would block the event loop.
         config = await asyncio.to_thread(Config.load, path)
         try:
             changes = difference(self.config, config, log_level=self._log_level)
@@ -126,8 +125,8 @@ class Reloader:
         self._check_devices([*changes.added, *changes.changed], config)
         return changes
 
-    async def _apply(self, changes: Changes) -> None:
-        """Do first what can fail, and then what can't."""
+    async def _apply(self, changes: ConfigChanges) -> None:
+        """Apply changes: first those that can fail, then those that can't."""
         if self.stopping:
             raise ConfigError("the daemon is stopping")
         names = [spec.name for spec in changes.added]
@@ -155,7 +154,7 @@ class Reloader:
             log.info("configuration reloaded: %s", line)
         self._events.publish(
             "config.reloaded",
-            f"the configuration was read anew: {len(changes.lines)} changes",
+            f"the configuration was read again: {len(changes.lines)} changes",
             applied=list(changes.applied),
             next_connection=list(changes.next_connection),
             restart=list(changes.restart),
@@ -166,5 +165,5 @@ class Reloader:
         for fault in faults:
             log.error("configuration rejected: %s", fault)
         self._events.publish(
-            "config.rejected", f"the configuration stays as it was: {message}", faults=[*faults]
+            "config.rejected", f"the new configuration was rejected: {message}", faults=[*faults]
         )

@@ -1,4 +1,4 @@
-"""What the service manager hears of the daemon: readiness, a status line, and signs of life."""
+"""The daemon's status for the service manager: readiness, a status line and the watchdog."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vgpud.daemon.watchdog import Watchdog
 
 
 class ServiceStatus:
-    """The status line of the daemon, sent whenever it reads differently, and its signs of life."""
+    """The reporter of the daemon's status: it sends the status line whenever that changes."""
 
     def __init__(self, notifier: Notifier, devices: DeviceSet, events: Events) -> None:
         self.reload_rejected = False
@@ -26,24 +26,23 @@ class ServiceStatus:
         self._sent = ""
 
     def tasks(self) -> Iterator[Coroutine[None, None, None]]:
-        """Give what is to run as long as the daemon does; nothing if there is no service
-        manager."""
+        """Return what has to run while the daemon does; nothing without a service manager."""
         if self._notifier.wanted:
             self._events.listen(self._note)
             yield self._watchdog.run(self._changed.set)
             yield self._follow()
 
     async def ready(self) -> None:
-        """Say that the daemon serves, also after a reload."""
+        """Report that the daemon serves, also after a reload."""
         self._sent = self._text()
         await self._notifier.ready(self._sent)
 
     async def reloading(self) -> None:
-        """Say that the configuration is being read again."""
+        """Report that the configuration is being read again."""
         await self._notifier.reloading()
 
     async def stopping(self) -> None:
-        """Say that the daemon ends."""
+        """Report that the daemon is stopping."""
         await self._notifier.stopping()
 
     def close(self) -> None:

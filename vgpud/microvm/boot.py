@@ -1,8 +1,8 @@
-"""Where everything is in the micro-VM's memory, and the state in which its CPU starts.
+"""The micro-VM's memory layout, and the state in which its CPU starts.
 
-Owns the guest-physical layout, page tables, descriptor table and registers of a guest that never
-was in real mode: 64-bit, paging on, ring 0, no interrupts. Pure: bytes and values. Source: Intel
-SDM vol. 3, "4-Level Paging" and "Segment Descriptors"; AMD APM vol. 2, chapter 5.
+That is the guest-physical layout, page tables, descriptor table and registers of a guest that
+starts in 64-bit mode: paging on, ring 0, no interrupts. Source: Intel SDM vol. 3, "4-Level Paging"
+and "Segment Descriptors"; AMD APM vol. 2, chapter 5.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from vgpud.uapi.page import PAGE_SIZE
 from vgpud.uapi.registers import DescriptorTable, Registers, Segment, SpecialRegisters
 
 RAM_SIZE: Final = 2 << 20
-"""Bytes, from address 0: what one large page maps."""
+"""Bytes, from address 0: one large page maps all of it."""
 
 WINDOW_GPA: Final = 1 << 32
-"""Where the host-visible window is put unless it is told otherwise: above all that is 32 bits."""
+"""The default address of the host-visible window: above all 32-bit addresses."""
 WINDOW_LIMIT: Final = 2 << 20
 """Bytes that the one page table for the window can map."""
 DOORBELL_GPA: Final = 0xFE00_0000
@@ -43,8 +43,8 @@ _TABLE: Final = _PRESENT | _WRITABLE
 _ENTRY = Struct("<Q")
 
 _CODE_SELECTOR, _DATA_SELECTOR, _TASK_SELECTOR = 0x08, 0x10, 0x18
-# Flat 64-bit code and flat data, as the SDM draws descriptors; the task state segment takes two
-# places. Nothing loads them, but the selectors should not lie.
+# Flat 64-bit code and flat data, in the SDM's format of descriptors; the task state segment takes
+# two entries. Nothing loads them, but the selectors should refer to what they claim.
 _GDT_ENTRIES: Final = (0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF, 0x00008B0000000067, 0)
 
 _CR0: Final = 0x8001_0033  # PG, WP, NE, ET, MP, PE
@@ -53,19 +53,19 @@ _EFER: Final = 0x500  # LMA, LME
 
 MTRR_DEF_TYPE: Final = 0x2FF
 MTRR_ALL_WB: Final = 0x806
-"""MTRRs on, and write-back where none says otherwise: the guest's PAT alone picks a type."""
+"""MTRRs on, with write-back as the default type: the guest's PAT alone decides the memory type."""
 
 
 def boot_block(
     program: Program, *, window_gpa: int, window_size: int, width: int, height: int, rounds: int
 ) -> Boot:
-    """What the guest is told, with the addresses of this layout.
+    """Return the guest's boot block, with the addresses of this layout.
 
-    ValueError if the window can't be mapped by the one page table, or the pictures don't fit.
+    Raises ValueError if the one page table can't map the window, or the pictures don't fit.
     """
     picture = -(-width * height * 4 // PAGE_SIZE) * PAGE_SIZE
     if window_size > WINDOW_LIMIT:
-        raise ValueError(f"a window of {window_size:#x} bytes, {WINDOW_LIMIT:#x} can be mapped")
+        raise ValueError(f"a window of {window_size:#x} bytes; {WINDOW_LIMIT:#x} can be mapped")
     if width < 1 or height < 1 or 2 * picture + PAGE_SIZE > window_size:
         raise ValueError(f"{width} x {height} pixels twice in a window of {window_size:#x} bytes")
     return Boot(
@@ -85,7 +85,7 @@ def boot_block(
 
 
 def queue(index: int) -> Queue:
-    """Where a queue's rings are: a page each, so that a stray write shows."""
+    """Return the addresses of a queue, which has a page of its own: a stray write shows."""
     desc = _RINGS + index * PAGE_SIZE
     avail = desc + 16 * QUEUE_SIZE
     used = -(-(avail + 6 + 2 * QUEUE_SIZE) // 4) * 4
@@ -93,9 +93,9 @@ def queue(index: int) -> Queue:
 
 
 def image(boot: Boot, code: bytes) -> bytes:
-    """Guest RAM from address 0 on, as far as it is not zero."""
+    """Return guest RAM from address 0 to the end of the code; all RAM after it is zero."""
     if len(code) > _CODE_END - _CODE:
-        raise ValueError(f"{len(code)} bytes of guest code, there is room for {_CODE_END - _CODE}")
+        raise ValueError(f"{len(code)} bytes of guest code; there is room for {_CODE_END - _CODE}")
     ram = bytearray(_CODE + len(code))
 
     def put(table: int, entry: int, value: int) -> None:
@@ -117,16 +117,16 @@ def image(boot: Boot, code: bytes) -> bytes:
 
 
 def registers(entry: int) -> Registers:
-    """The registers of a CPU that is about to call the guest's start with its boot block."""
-    # As after a call: the stack is 16 bytes off by a return address that nobody uses.
+    """Return the registers of a CPU at the guest's entry point, with its boot block in rdi."""
+    # As after a call instruction: 8 bytes below an alignment of 16, for an unused return address.
     return Registers(rip=_CODE + entry, rsp=_STACK_TOP - 8, rdi=_BOOT)
 
 
 def special_registers(reset: SpecialRegisters) -> SpecialRegisters:
-    """`reset`, which is what KVM gives a new CPU, in long mode with paging."""
+    """Return `reset`, the state that KVM gives a new CPU, changed to long mode with paging."""
     data = Segment(limit=0xFFFF_FFFF, selector=_DATA_SELECTOR, type=3, present=1, db=1, s=1, g=1)
     code = replace(data, selector=_CODE_SELECTOR, type=11, db=0, l=1)
-    # VMX enters no 64-bit guest without a busy task state segment.
+    # A VM entry to a 64-bit guest fails without a busy task state segment.
     task = Segment(limit=0x67, selector=_TASK_SELECTOR, type=11, present=1)
     return replace(
         reset,
@@ -139,7 +139,7 @@ def special_registers(reset: SpecialRegisters) -> SpecialRegisters:
         tr=task,
         ldt=Segment(type=2, unusable=1),
         gdt=DescriptorTable(_GDT, len(_GDT_ENTRIES) * _ENTRY.size - 1),
-        idt=DescriptorTable(),  # an exception is a triple fault: nothing here may raise one
+        idt=DescriptorTable(),  # empty: any exception is a triple fault
         cr0=_CR0,
         cr3=_PML4,
         cr4=_CR4,

@@ -1,9 +1,8 @@
-"""The VMM's side of vhost-user, blocking: what the micro-VM and `vgpud bench` need of a front-end.
+"""A blocking vhost-user front-end for the micro-VM and `vgpud bench`.
 
-The guest is memory, queues and doorbells. Messages are sent in the order in which QEMU sends them.
-The back-end's requests are served while the guest waits for the device, all in one thread. Source:
-the vhost-user specification, "Message Specification" and "Starting and stopping rings"; the
-messages are `vhost.wire`.
+It sends messages in the order in which QEMU sends them. The back-end's requests are served while
+the guest waits for the device, all in one thread. Source: the vhost-user specification, "Message
+Specification" and "Starting and stopping rings"; the messages are in `vhost.wire`.
 """
 
 from __future__ import annotations
@@ -43,14 +42,14 @@ from vgpud.vhost.wire.replies import ConfigReply, MessageReply, ShmemConfig, U64
 from vgpud.vhost.wire.requests import Request, decode_reply, encode_request
 
 PATIENCE: Final = 30.0
-"""Seconds that the back-end may take for anything: it may still be starting, and that takes a while
-on a host that is itself emulated."""
+"""Seconds that the back-end may take for anything. It may still be starting, which takes long on a
+host that is itself emulated."""
 
 F_VERSION_1: Final = 1 << 32
 GUEST_FEATURES: Final = (
     F_VERSION_1 | 1 << Feature.VIRGL | 1 << Feature.RESOURCE_BLOB | 1 << Feature.CONTEXT_INIT
 )
-"""What the guest takes, and can't do without."""
+"""The features that the guest uses and requires."""
 
 PROTOCOL_FEATURES: Final = (
     ProtocolFeature.MQ
@@ -73,7 +72,7 @@ _Reply = TypeVar(
 
 
 class Rings(Protocol):
-    """Where the three parts of a virtqueue are: guest-physical addresses."""
+    """The guest-physical addresses of the three parts of a virtqueue."""
 
     @property
     def desc(self) -> int:
@@ -88,31 +87,31 @@ class Rings(Protocol):
         """The used ring."""
 
 
-class Guest(Protocol):
-    """A guest, as far as it shows from outside: its RAM begins at guest-physical address 0."""
+class FrontEndGuest(Protocol):
+    """The parts of a guest that a front-end shares. Its RAM begins at guest-physical address 0."""
 
     @property
     def ram(self) -> Fd:
-        """The memory file."""
+        """The memory file of the guest's RAM."""
 
     @property
     def ram_size(self) -> int:
-        """Bytes of it."""
+        """The size of the RAM in bytes."""
 
     @property
     def kicks(self) -> Sequence[Fd]:
-        """The doorbells' eventfds, one a queue."""
+        """The doorbells' eventfds, one for each queue."""
 
     @property
     def queue_size(self) -> int:
-        """Descriptors in each queue."""
+        """The number of descriptors in each queue."""
 
     def queue(self, index: int) -> Rings:
-        """Where a queue is."""
+        """Return the addresses of a queue."""
 
 
-class Window(Protocol):
-    """What puts files into the host-visible window; raises `HostError` where that is refused."""
+class WindowMapper(Protocol):
+    """A mapper of files into the host-visible window; raises `HostError` if that is refused."""
 
     def map(self, fd: Fd, fd_offset: int, offset: int, length: int) -> None:
         """Map part of a file at an offset of the window; the caller closes the file."""
@@ -125,15 +124,15 @@ class FrontEnd:
     """A guest's connection to a back-end; a context manager.
 
     Raises `PeerError` if the back-end breaks the protocol, refuses or hangs up, and `HostError`
-    (ETIMEDOUT) if it does not answer. `window_size` is what the back-end says it has, in bytes;
-    `requests` are all that it asked for on its own channel. `features` are what the guest takes,
-    all of which the back-end must offer.
+    (ETIMEDOUT) if it does not answer. `window_size` is the size that the back-end reports, in
+    bytes. `requests` has all requests of the back-end channel. The back-end must offer all
+    `features`.
     """
 
     def __init__(
         self,
         connection: socket.socket,
-        guest: Guest,
+        guest: FrontEndGuest,
         *,
         features: int = GUEST_FEATURES,
         patience: float = PATIENCE,
@@ -149,7 +148,7 @@ class FrontEnd:
         self._watched: dict[int, Callable[[], bool]] = {}
         self._poller: select.poll | None = None
         self._sources: dict[int, Callable[[], bool]] = {}
-        self.window: Window | None = None
+        self.window: WindowMapper | None = None
         self.window_size = 0
         self.requests: list[BackEndMessage] = []
         with ExitStack() as cleanup:
@@ -175,7 +174,7 @@ class FrontEnd:
         self._cleanup.close()
 
     def introduce(self) -> None:
-        """Do what comes before there is a guest: features, the back-end channel, the window."""
+        """Negotiate what precedes the guest's start: features, back-end channel, window size."""
         offered = self._ask(messages.GetFeatures(), U64Reply).value
         missing = self._features & ~offered
         if missing:
@@ -202,10 +201,10 @@ class FrontEnd:
         self.window_size = sizes[ShmId.HOST_VISIBLE]
 
     def start(self) -> None:
-        """Start the device for the guest's driver: memory and rings, as the guest has them."""
+        """Start the device for the guest's driver, with the guest's memory and rings."""
         self._ask(messages.GetConfig(0, _CONFIG_SIZE, 0), ConfigReply)
         self._send_acknowledged(messages.SetFeatures(self._features))
-        # Guest RAM begins at 0, and what names it on the wire is up to us: its own addresses.
+        # The front-end chooses the user addresses of guest RAM: here they are its GPAs.
         region = messages.MemRegion(Gpa(0), self._guest.ram_size, Uva(0), 0)
         self._send_acknowledged(messages.SetMemTable((region,)), [self._guest.ram])
         for index, kick in enumerate(self._guest.kicks):
@@ -233,7 +232,7 @@ class FrontEnd:
         self._poller = None
 
     def wait(self) -> None:
-        """Wait until the device has signalled a queue; serve the back-end's requests meanwhile."""
+        """Wait until the device has signalled a queue, and serve the back-end's requests."""
         if self._poller is None:
             self._sources = self._all_sources()
             self._poller = select.poll()
@@ -251,8 +250,10 @@ class FrontEnd:
                 return
 
     def _all_sources(self) -> dict[int, Callable[[], bool]]:
-        """Return by descriptor what to call when it is readable; True means that the device has
-        signalled."""
+        """Return the functions to call when a descriptor is readable, by descriptor.
+
+        A function returns True if the device has signalled.
+        """
         assert self._back_end is not None
         sources: dict[int, Callable[[], bool]] = {
             self._socket.fileno(): partial(_give_up, "the back-end has hung up"),
@@ -267,10 +268,10 @@ class FrontEnd:
             sources[source] = partial(_served, serve)
         return sources
 
-    # The back-end's channel
+    # The back-end channel
 
     def _serve_back_end(self, back_end: socket.socket) -> bool:
-        """Serve a request, if all of one is there; return False, as it is no signal."""
+        """Serve a request if one is complete; return False, as it is no signal of the device."""
         data, fds = _receive(back_end, self._channel.bytes_wanted)
         self._channel_fds += fds
         if not data:
@@ -284,7 +285,7 @@ class FrontEnd:
             self._execute(received.message)
             status = 0
         except HostError:
-            # The protocol has one number for all errors.
+            # The protocol has no error numbers: any value but 0 is a failure.
             status = 1
         finally:
             self._close_fds()
@@ -339,7 +340,7 @@ class FrontEnd:
         data = b""
         while len(data) < size:
             more, fds = _receive(self._socket, size - len(data))
-            for fd in fds:  # no answer has any
+            for fd in fds:  # no answer has descriptors
                 fd.close()
             if not more:
                 raise PeerError("the back-end has hung up")

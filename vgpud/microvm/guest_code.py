@@ -1,7 +1,7 @@
 """The guest's code as bytes, its boot block, and the records that it reports.
 
-Owns the border where the compiled module's structs become values; `Any` stops here. What the guest
-does is told in guest.c and the files beside it, what it agrees on with the VMM in guest.h.
+This is the typed facade of the compiled module: its structs become values here. The guest's code is
+in guest.c and the other C files of this directory; its interface to the VMM is in guest.h.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Source: arch/x86/mm/pat/memtype.c. guest.c picks its attributes by it.
 
 
 class GuestFailedError(VgpudError):
-    """The micro-VM's guest did not get to its end; says where it stopped."""
+    """The micro-VM's guest did not run to its end; the message says where it stopped."""
 
 
 class Program(IntEnum):
-    """What the guest is to do."""
+    """The program that the guest runs."""
 
     FRONT_END = lib.VGPUD_PROGRAM_FRONT_END
     MEASURE = lib.VGPUD_PROGRAM_MEASURE
@@ -38,7 +38,7 @@ class Program(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """Where a virtqueue is, in guest RAM; `doorbell_va` is what the guest kicks."""
+    """The addresses of a virtqueue in guest RAM; the guest kicks it by writing to `doorbell_va`."""
 
     desc: int
     avail: int
@@ -50,9 +50,8 @@ class Queue:
 class Boot:
     """The boot block: `vgpud_guest_boot` of guest.h.
 
-    `rounds` and `width` x `height` pixels are the front-end's; `width` times `height` times 4 must
-    be a whole number of dwords a row, and twice that, page by page, must fit into the window with a
-    page to spare.
+    `rounds` and `width` x `height` pixels are of the front-end's program. Two pictures, 4 bytes a
+    pixel and each rounded up to whole pages, must fit into the window with one more page.
     """
 
     program: Program
@@ -69,7 +68,7 @@ class Boot:
     queues: tuple[Queue, Queue]
 
     def pack(self) -> bytes:
-        """The block as the guest reads it."""
+        """Return the block in the guest's format."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values["queues"] = [
             {field.name: getattr(queue, field.name) for field in fields(queue)}
@@ -88,10 +87,10 @@ class Pat:
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """A blob is in the guest's page tables.
+    """A blob that the guest has mapped in its page tables.
 
-    `map_info` is the device's answer, `entry` the page table entry that the guest made of it for
-    the first page; offset and size are in bytes of the window.
+    `map_info` is the device's answer, `entry` is the page table entry that the guest made for the
+    first page. `offset` in the window and `size` are in bytes.
     """
 
     resource_id: int
@@ -103,7 +102,10 @@ class Mapped:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A picture was written through the window, without a flush; `crc` is of what was meant."""
+    """A picture that the guest wrote through the window, without a flush.
+
+    `crc` is computed from the values that the guest wrote, not read back.
+    """
 
     round: int
     crc: int
@@ -113,7 +115,7 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Dma:
-    """The device's CRCs, the guest's own, and the pixels that the guest read back wrong."""
+    """The device's CRCs, the guest's own, and how many pixels the guest read back wrong."""
 
     round: int
     picture_crc: int
@@ -133,8 +135,8 @@ class Dma:
 
 
 @dataclass(frozen=True, slots=True)
-class Image:
-    """Where in the window the copy is: rows of `width` pixels of B, G, R, X without gaps."""
+class GuestImage:
+    """The copy's place in the window: rows of `width` pixels of B, G, R, X without gaps."""
 
     offset: int
     width: int
@@ -143,10 +145,10 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Time stamp counts of `CHASE_LINES` dependent loads each.
+    """Samples of time stamp counts, each of `CHASE_LINES` dependent loads.
 
-    `hit`: write-back and cached. `miss`: write-back, just flushed. `wc`: through a mapping that
-    asks for write-combining, after a first pass over it.
+    `hit` is of lines that are write-back and cached, `miss` of write-back lines that were just
+    flushed, `wc` of a mapping that asks for write-combining, after a first pass over it.
     """
 
     hit: tuple[int, ...]
@@ -156,60 +158,60 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The guest gave up: a command's type, and the response's."""
+    """The guest's failure: the type of a command, and that of its response."""
 
     command: int
     response: int
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """The guest has ended, one way or the other."""
+class GuestDone:
+    """The guest's end, with or without success."""
 
 
-Record: TypeAlias = Pat | Mapped | Written | Dma | Image | Samples | Failed | Done
+Record: TypeAlias = Pat | Mapped | Written | Dma | GuestImage | Samples | Failed | GuestDone
 
 _RECORDS: Final[dict[int, tuple[str, type[Any]]]] = {
     lib.VGPUD_RECORD_PAT: ("vgpud_guest_pat *", Pat),
     lib.VGPUD_RECORD_MAPPED: ("vgpud_guest_mapped *", Mapped),
     lib.VGPUD_RECORD_WRITTEN: ("vgpud_guest_written *", Written),
     lib.VGPUD_RECORD_DMA: ("vgpud_guest_dma *", Dma),
-    lib.VGPUD_RECORD_IMAGE: ("vgpud_guest_image *", Image),
+    lib.VGPUD_RECORD_IMAGE: ("vgpud_guest_image *", GuestImage),
     lib.VGPUD_RECORD_SAMPLES: ("vgpud_guest_samples *", Samples),
     lib.VGPUD_RECORD_FAILED: ("vgpud_guest_failed *", Failed),
-    lib.VGPUD_RECORD_DONE: ("", Done),
+    lib.VGPUD_RECORD_DONE: ("", GuestDone),
 }
 
 
 class RecordReader:
-    """Makes records of the dwords that come out of the port."""
+    """A decoder of the dwords that the guest writes to the record port."""
 
     def __init__(self) -> None:
-        self._words = bytearray()
+        self._data = bytearray()
 
     def add(self, data: bytes) -> Record | None:
-        """Take one dword; the record that it completes, if it does.
+        """Add one dword, and return the record that it completes, or None.
 
-        Raises `GuestFailedError` for what is no record.
+        Raises `GuestFailedError` for data that is no record.
         """
-        self._words += data
-        header = int.from_bytes(self._words[:4], "little")
+        self._data += data
+        header = int.from_bytes(self._data[:4], "little")
         kind, length = header & 0xFFFF, (header >> 16) * 4
         if kind not in _RECORDS:
             raise GuestFailedError(f"the guest reported {header:#x}, which is no record")
-        if len(self._words) < 4 + length:
+        if len(self._data) < 4 + length:
             return None
-        payload, self._words = bytes(self._words[4:]), bytearray()
+        payload, self._data = bytes(self._data[4:]), bytearray()
         return _decode(kind, payload)
 
 
 def code() -> bytes:
-    """The guest's code, which runs wherever it is put."""
+    """Return the guest's code, which is position-independent."""
     return bytes(ffi.buffer(lib.vgpud_guest_code(), lib.vgpud_guest_code_size()))
 
 
 def entry() -> int:
-    """Where in the code the guest starts, with the address of its boot block in rdi."""
+    """Return the offset of the entry point, which expects the boot block's address in rdi."""
     offset: int = lib.vgpud_guest_code_entry()
     return offset
 

@@ -1,8 +1,7 @@
-"""The micro-VM itself: RAM, one CPU in long mode, and a doorbell for each queue.
+"""The micro-VM: RAM, one CPU in long mode, and a doorbell for each queue.
 
-Owns its VM and everything that makes it up. What is in the host-visible window is put there by
-whoever has slots to set (`microvm.front_end`, a slot agent, a test). Source:
-Documentation/virt/kvm/api.rst of the kernel.
+The host-visible window's slots are set by its slot owner: `microvm.front_end`, a slot agent, or a
+test. Source: Documentation/virt/kvm/api.rst of the kernel.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import numpy as np
 from vgpud.memory import memfd
 from vgpud.memory.mapping import map_shared
 from vgpud.microvm import boot, guest_code
-from vgpud.microvm.guest_code import Boot, Done, Failed, GuestFailedError, Record, RecordReader
+from vgpud.microvm.guest_code import Boot, Failed, GuestDone, GuestFailedError, Record, RecordReader
 from vgpud.native.core import address_of
 from vgpud.uapi.exits import Direction, HltExit, InterruptedExit, IoExit
 from vgpud.uapi.kvm import Kvm, Quirk
@@ -26,11 +25,11 @@ from vgpud.unix.fd import Fd
 
 RAM_SLOT: Final = 0
 _DOORBELL_BYTES: Final = 2
-_TSS_ADDR: Final = 0xFFFB_D000  # where QEMU has it too: below the firmware, beyond our RAM
+_TSS_ADDR: Final = 0xFFFB_D000  # the same as QEMU's: below the firmware, beyond this VM's RAM
 
 
 class Halted:
-    """The guest waits for a queue: let it run again once the device has signalled."""
+    """The guest waits for a queue. It should run again once the device has signalled."""
 
 
 HALTED: Final = Halted()
@@ -38,11 +37,11 @@ Event: TypeAlias = Record | Halted
 
 
 class Machine:
-    """One VM; a context manager. Raises `HostError` where KVM refuses, or is not there.
+    """A VM; a context manager. Raises `HostError` if KVM refuses or does not exist.
 
     `disable_quirk` switches KVM_X86_QUIRK_IGNORE_GUEST_PAT off, which must come before the guest
     first runs. `ram` is the memory file behind guest-physical address 0 on, `kicks` are the
-    doorbells' eventfds, one a queue: a `front_end.Guest`.
+    doorbells' eventfds, one a queue: a `front_end.FrontEndGuest`.
     """
 
     ram_size: Final = boot.RAM_SIZE
@@ -70,7 +69,7 @@ class Machine:
 
     @classmethod
     def open(cls, *, disable_quirk: bool = False) -> Self:
-        """A machine on this host's KVM."""
+        """Create a machine on this host's KVM."""
         with Kvm.open() as kvm:
             return cls(kvm, disable_quirk=disable_quirk)
 
@@ -86,11 +85,11 @@ class Machine:
         self.close()
 
     def close(self) -> None:
-        """Ends the VM and frees its memory; a second call does nothing."""
+        """End the VM and free its memory; a second call does nothing."""
         self._cleanup.close()
 
     def load(self, block: Boot) -> None:
-        """Puts a guest into RAM, which is cleared, and the CPU before its first instruction."""
+        """Load a guest into RAM, which is cleared first, and reset the CPU to its entry point."""
         image = np.frombuffer(boot.image(block, guest_code.code()), np.uint8)
         self._memory[: image.size] = image
         self._memory[image.size :] = 0
@@ -99,14 +98,14 @@ class Machine:
         self._vcpu.set_msrs({boot.MTRR_DEF_TYPE: boot.MTRR_ALL_WB})
 
     def queue(self, index: int) -> guest_code.Queue:
-        """Where a queue is, in RAM."""
+        """Return the addresses of a queue in RAM."""
         return boot.queue(index)
 
     def run(self) -> Iterator[Event]:
-        """Runs the guest to its end; the records that it reports, and `HALTED` when it waits.
+        """Run the guest to its end; yield the records that it reports, and `HALTED` when it waits.
 
-        While an event is being looked at the guest stands still. Raises `GuestFailedError` if it
-        gives up, or does what nobody can do anything about.
+        The guest does not run while the caller handles an event. Raises `GuestFailedError` if the
+        guest gives up or exits for a reason that is not handled.
         """
         reader = RecordReader()
         while True:
@@ -118,7 +117,7 @@ class Machine:
                             raise GuestFailedError(
                                 f"the device answered {response:#x} to command {command:#x}"
                             )
-                        case Done():
+                        case GuestDone():
                             return
                         case None:
                             pass

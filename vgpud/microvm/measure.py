@@ -1,10 +1,9 @@
-"""Which memory type is really in force in a guest: timed, not asked.
+"""A measurement, by timing, of the memory type that is in force in a guest.
 
-Owns the runs of the measuring guest and what follows from its numbers. A page that the guest maps
-write-combining is cached all the same if KVM ignores the guest's PAT, and then a load of it is as
-quick as any that hits a cache. What is quick is measured beside it, and what is slow too: loads of
-lines that were just flushed. Where these two do not differ, the machine shows no caches (its KVM
-emulates the guest, or it is itself emulated) and nothing can be said.
+A page that the guest maps write-combining is cached all the same if KVM ignores the guest's PAT,
+and then a load from it is as fast as any cache hit. So the guest also times loads that hit the
+cache, and loads of lines that were just flushed. If these two do not differ, the machine shows no
+caches (its KVM emulates the guest, or it is itself emulated), and nothing can be concluded.
 """
 
 from __future__ import annotations
@@ -23,18 +22,18 @@ from vgpud.memory import memfd
 from vgpud.microvm import boot
 from vgpud.microvm.guest_code import CHASE_LINES, GuestFailedError, Program, Samples
 from vgpud.microvm.machine import Machine
-from vgpud.microvm.slots import Window
+from vgpud.microvm.slots import SlotWindow
 from vgpud.uapi.memslot import SlotFlag
 
 MARGIN: Final = 2.0
-"""Two kinds of load differ if the slower half of one's middle is still so many times quicker than
-the quicker half of the other's. Between a cache and memory it is ten times and more."""
+"""Two kinds of load differ if the upper quartile of one, times this, is below the lower quartile of
+the other. Between a cache and memory the factor is ten and more."""
 
 _WINDOW_SIZE: Final = 64 << 10
 
 
 class Setup(StrEnum):
-    """How the guest's memory types are to be made to count."""
+    """The way in which KVM is made to honour the guest's PAT."""
 
     NEITHER = "neither"
     FLAG = "flag"
@@ -42,7 +41,7 @@ class Setup(StrEnum):
 
 
 class Verdict(StrEnum):
-    """What the numbers say."""
+    """The conclusion from a set-up's numbers."""
 
     HONOURED = "honoured"
     IGNORED = "ignored"
@@ -53,7 +52,10 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One set-up; `hit`, `miss` and `wc` are median time stamp counts a load, None if not run."""
+    """The result of a set-up; `hit`, `miss` and `wc` are median time stamp counts per load.
+
+    They are None if the set-up is not available.
+    """
 
     setup: Setup
     verdict: Verdict
@@ -65,42 +67,42 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """A row for each set-up."""
+    """The results of all set-ups."""
 
     rows: tuple[Row, ...]
 
 
 def measure() -> Measurement:
-    """Runs the measuring guest once in each set-up, a fraction of a second each.
+    """Run the measuring guest once in each set-up, a fraction of a second each.
 
-    Raises `HostError` where there is no KVM, and `GuestFailedError` if a guest does not run.
+    Raises `HostError` if there is no KVM, and `GuestFailedError` if a guest does not run.
     """
     return Measurement(tuple(_row(setup) for setup in Setup))
 
 
 def judge(samples: Samples) -> tuple[Verdict, str]:
-    """What follows from a run's numbers, and why."""
+    """Return the verdict about a run's numbers, and the reason."""
     hit, miss, wc = _spread(samples.hit), _spread(samples.miss), _spread(samples.wc)
-    if not _quicker(hit, miss):
+    if not _faster(hit, miss):
         if median(samples.miss) < MARGIN * median(samples.hit):
             return Verdict.EMULATED, "a load takes as long after a flush: no caches show"
         return Verdict.UNCLEAR, "loads that hit and loads that miss overlap"
-    # Both are ratios, so the middle between them is the geometric one.
+    # The factor between both counts, so the middle is the geometric mean.
     border = sqrt(hit[1] * miss[0])
-    if wc[0] > border and _quicker(hit, wc):
+    if wc[0] > border and _faster(hit, wc):
         return Verdict.HONOURED, "loads through the WC mapping go to memory each time"
-    if wc[1] < border and _quicker(wc, miss):
+    if wc[1] < border and _faster(wc, miss):
         return Verdict.IGNORED, "loads through the WC mapping hit the cache"
     return Verdict.UNCLEAR, "loads through the WC mapping are neither like hits nor like misses"
 
 
 def _spread(values: Sequence[int]) -> tuple[float, float]:
-    """The quartiles around the middle half, which a few interruptions do not move."""
+    """Return the lower and upper quartile, which a few interruptions do not change."""
     first, _, third = quantiles(values, n=4)
     return first, third
 
 
-def _quicker(one: tuple[float, float], other: tuple[float, float]) -> bool:
+def _faster(one: tuple[float, float], other: tuple[float, float]) -> bool:
     return MARGIN * one[1] < other[0]
 
 
@@ -108,7 +110,7 @@ def _row(setup: Setup) -> Row:
     try:
         samples = _run(setup)
     except HostError as error:
-        # NEITHER comes first: where that runs, only what is set up beside it can be invalid.
+        # NEITHER comes first: if it runs, only the flag or the quirk can be invalid here.
         if setup is Setup.NEITHER or error.errno != errno.EINVAL:
             raise
         return Row(setup, Verdict.UNAVAILABLE, "this kernel refuses it")
@@ -126,7 +128,7 @@ def _run(setup: Setup) -> Samples:
         ExitStack() as cleanup,
     ):
         flags = SlotFlag.NON_COHERENT_DMA if setup is Setup.FLAG else SlotFlag.NONE
-        window = Window(machine.vm, boot.WINDOW_GPA, _WINDOW_SIZE, flags=flags)
+        window = SlotWindow(machine.vm, boot.WINDOW_GPA, _WINDOW_SIZE, flags=flags)
         cleanup.callback(window.close)
         window.map(fd, 0, 0, _WINDOW_SIZE)
         block = boot.boot_block(

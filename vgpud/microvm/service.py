@@ -1,7 +1,4 @@
-"""The daemon as a service: a process of its own that front-ends connect to, and leave again.
-
-Owns the process, its configuration and runtime directory, and what it logs.
-"""
+"""The daemon in a process of its own, with its configuration, runtime directory and log."""
 
 from __future__ import annotations
 
@@ -25,13 +22,13 @@ from vgpud.errors import HostError, VgpudError
 PROGRAM: Final = (sys.executable, "-m", "vgpud", "serve")
 DEVICE: Final = "microvm"
 PACKAGE: Final = Path(__file__).parents[2]
-"""Where `-m` is to look first: in a checkout that is not built, our own directory has no native
-modules, and another vgpud may be in it."""
+"""The directory that `-m` searches first. The current directory may hold another vgpud, or a
+checkout without its compiled modules."""
 
 END_S: Final = 20.0
-"""Seconds that it may take to end, on a host that is itself emulated."""
+"""Seconds that the daemon may take to end, also on a host that is itself emulated."""
 START_S: Final = 30.0
-"""Seconds that it may take to listen, on a host that is itself emulated."""
+"""Seconds that the daemon may take to listen, also on a host that is itself emulated."""
 
 _LOG_LINES: Final = 10
 
@@ -39,7 +36,7 @@ _LOG_LINES: Final = 10
 def configuration(
     guest_pat: GuestPat, layout: Layout = Layout.WINDOW, slots: SlotOwner = SlotOwner.FRONTEND
 ) -> str:
-    """A device for a micro-VM: small, and told what is known of its VM."""
+    """Return the configuration of a small device for a micro-VM, with what is known of its VM."""
     return (
         f'[[device]]\nname = "{DEVICE}"\nwindow = "1MiB"\nmemory_limit = "16MiB"\n'
         f'guest_pat = "{guest_pat}"\nslots = "{slots}"\n[[slot_policy]]\nlayout = "{layout}"\n'
@@ -47,12 +44,12 @@ def configuration(
 
 
 class Service:
-    """A running `vgpud serve`; a context manager. `control` is its control socket's path.
+    """A running `vgpud serve`; a context manager.
 
-    `config` has the devices, and no `[daemon]`. `parent` is where its `directory` is made, by
-    default as tempfile has it; `environment` is ours unless given. It listens when this returns,
-    `started_s` seconds after its start. Raises `HostError` if it can't be started or takes too
-    long, and `VgpudError` with its log if it ends at once.
+    `config` has the devices, and no `[daemon]`. Its `directory` is created in `parent`, by default
+    tempfile's directory; `environment` is by default this process's. When the constructor returns,
+    the daemon listens, `started_s` seconds after its start. Raises `HostError` if the daemon can't
+    be started or takes too long, and `VgpudError` with its log if it ends at once.
     """
 
     def __init__(
@@ -88,26 +85,26 @@ class Service:
 
     @property
     def pid(self) -> int:
-        """The process."""
+        """The daemon's process id."""
         return self._process.pid
 
     @property
     def log(self) -> list[str]:
-        """The lines that it has logged so far."""
+        """The lines that the daemon has logged so far."""
         self._log.seek(0)
         return self._log.read().splitlines()
 
     @property
     def control(self) -> Path:
-        """The control socket."""
+        """The path of the control socket."""
         return self.directory / "control.sock"
 
     def socket_of(self, device: str) -> Path:
-        """A device's vhost-user socket."""
+        """Return the path of a device's vhost-user socket."""
         return self.directory / f"{device}.sock"
 
     def connect(self, device: str = DEVICE) -> socket.socket:
-        """A front-end's connection to a device; raises `HostError`."""
+        """Connect to a device as a front-end; raises `HostError`."""
         connection = socket.socket(socket.AF_UNIX)
         try:
             connection.connect(str(self.socket_of(device)))
@@ -117,7 +114,7 @@ class Service:
         return connection
 
     def end(self) -> int:
-        """Ends it; its exit status, negative for the signal that it took."""
+        """End the daemon; return its exit status, or the negative number of a signal."""
         self._process.terminate()
         try:
             return self._process.wait(END_S)
@@ -130,10 +127,10 @@ class Service:
     ) -> None:
         path = self.directory / "vgpud.toml"
         path.write_text(f'[daemon]\nruntime_dir = "{self.directory}"\n{config}', encoding="utf-8")
-        # Appending: it has the same file position as we, who read it meanwhile.
+        # Appending, because the daemon shares the file position of this process, which reads.
         log = (self.directory / "log").open("a+", encoding="utf-8")
         self._log = cleanup.enter_context(log)
-        self._process = subprocess.Popen(  # noqa: S603 - ourselves, no shell
+        self._process = subprocess.Popen(  # noqa: S603 - this program, no shell
             [*PROGRAM, f"--config={path}"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -142,13 +139,13 @@ class Service:
             env=environment,
         )
         assert self._process.stdout is not None
-        self._said = cleanup.enter_context(self._process.stdout)
+        self._stdout = cleanup.enter_context(self._process.stdout)
 
     def _wait(self) -> None:
-        """It says so on its standard output, once every socket is listening."""
-        ready, _, _ = select.select([self._said], [], [], START_S)
+        """Wait until the daemon writes to its standard output, once every socket is listening."""
+        ready, _, _ = select.select([self._stdout], [], [], START_S)
         if not ready:
             raise HostError("waiting for vgpud serve to listen", OSError(errno.ETIMEDOUT, ""))
-        if not os.read(self._said.fileno(), 1):
+        if not os.read(self._stdout.fileno(), 1):
             lines = self.log[-_LOG_LINES:]
             raise VgpudError("\n".join(["vgpud serve ended at once:", *lines]))

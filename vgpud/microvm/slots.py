@@ -1,8 +1,8 @@
-"""The micro-VM's memory slots for its host-visible window, by either of the two ways to get them.
+"""The micro-VM's memory slots for its host-visible window, set by its front-end or by a slot agent.
 
-Owns the VMM's side of SHMEM_MAP, and the book of what KVM has taken, whoever asked for it: that is
-us (`Window`) or an agent that does as the daemon tells it. Which slot has which number and may lie
-where is `slots.table`, doing it is `slots.memslots`.
+`SlotWindow` is the VMM's side of SHMEM_MAP. `SlotRecorder` records the slots that KVM took, whether
+`SlotWindow` or a slot agent set them. Slot numbers and ranges are decided in `slots.table`, and set
+by `slots.memslots`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NUMBERS: Final = range(1, 32)
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A memory slot as KVM took it; addresses and `size` in bytes."""
+    """A memory slot that KVM took; `size` is in bytes."""
 
     slot: int
     flags: int
@@ -38,10 +38,10 @@ class Accepted:
     userspace_addr: int
 
 
-class SlotBook:
-    """A `SlotVm` that passes all on to `vm`, and writes down what that took.
+class SlotRecorder:
+    """A `SlotVm` that forwards to `vm` and records the slots that it took.
 
-    `history` has every slot that was ever set, `live` those that are, by number.
+    `history` has every slot that was ever set, `live` those that are set now, by number.
     """
 
     def __init__(self, vm: SlotVm) -> None:
@@ -52,7 +52,7 @@ class SlotBook:
     def set_user_memory_region(
         self, slot: int, flags: int, guest_phys_addr: int, memory_size: int, userspace_addr: int
     ) -> None:
-        """As `uapi.kvm.Vm` has it."""
+        """Set or delete a slot, as `uapi.kvm.Vm.set_user_memory_region` does, and record it."""
         self._vm.set_user_memory_region(slot, flags, guest_phys_addr, memory_size, userspace_addr)
         if memory_size == 0:
             del self.live[slot]
@@ -62,25 +62,24 @@ class SlotBook:
         self.live[slot] = accepted
 
     def contents(self, guest_phys_addr: int, size: int) -> Extents:
-        """The memory of a range that one slot has, for as long as the slot is there.
+        """Return the memory of a range within one slot, for as long as the slot is set.
 
-        Read after a flush, as it may be dirty in a cache, or stale in ours. Raises `HostError`
-        (ENOENT) where no slot is.
+        Reads flush first, as the guest's data may be dirty in a cache, or stale in this CPU's.
+        Raises `HostError` (ENOENT) if no slot has the range.
         """
         for slot in self.live.values():
             offset = guest_phys_addr - slot.guest_phys_addr
             if 0 <= offset <= slot.size - size:
                 span = np.array([(slot.userspace_addr + offset, size)], SPAN)
                 return Extents(span, (), access=NON_COHERENT)
-        operation = f"looking at {size:#x} bytes at {guest_phys_addr:#x} of the guest"
+        operation = f"reading {size:#x} bytes at {guest_phys_addr:#x} of the guest"
         raise HostError(operation, OSError(errno.ENOENT, ""), "no slot has them")
 
 
-class Window:
-    """`size` bytes of guest-physical space from `guest_phys_addr` on; slots get `flags`.
+class SlotWindow:
+    """A host-visible window of `size` bytes at `guest_phys_addr`, whose slots get `flags`.
 
-    Raises `HostError` where a mapping can't be, and has then changed nothing. Close it before the
-    VM.
+    A method that raises `HostError` has changed nothing. Close the window before the VM.
     """
 
     def __init__(self, vm: SlotVm, guest_phys_addr: int, size: int, *, flags: int = 0) -> None:
@@ -90,8 +89,10 @@ class Window:
         self._table = SlotTable(NUMBERS, base=Gpa(guest_phys_addr))
 
     def map(self, fd: Fd, fd_offset: int, offset: int, length: int) -> None:
-        """Has the guest see a range of a file; raises `HostError` as `SlotTable.add` does, and
-        EINVAL beyond the window."""
+        """Map a range of a file into the window.
+
+        Raises `HostError` as `SlotTable.add` does, and with EINVAL beyond the window.
+        """
         if offset + length > self.size:
             operation = f"mapping {length:#x} bytes at {offset:#x} of the window"
             raise HostError(operation, OSError(errno.EINVAL, ""), f"it has {self.size:#x}")
@@ -108,19 +109,21 @@ class Window:
             raise
 
     def unmap(self, offset: int, length: int) -> None:
-        """Takes back exactly what one `map` put there."""
+        """Remove the mapping that one `map` made; the range must be exactly the same."""
         change = self._table.remove(offset, length)
         assert change.removed is not None
         self._perform(change)
         self._slots.release(change.removed.slot)
 
     def move(self, guest_phys_addr: int) -> None:
-        """Puts the window, and all that is mapped in it, somewhere else, as a VMM does when a guest
-        writes to a BAR. The guest must stand still."""
+        """Move the window with its mappings, as a VMM does when a guest writes to a BAR.
+
+        The guest must not run meanwhile.
+        """
         self._perform(self._table.move(Gpa(guest_phys_addr)))
 
     def close(self) -> None:
-        """Deletes what is left; a second call does nothing."""
+        """Delete all slots; a second call does nothing."""
         self._slots.close()
 
     def _perform(self, change: Change) -> None:

@@ -1,7 +1,6 @@
-"""A VMM with one guest: machine, front-end and window together, for one run of the guest.
+"""A VMM with one guest: it composes machine, front-end and window for one run of the guest.
 
-Owns the order of things, and looks at the window's memory from outside while the guest stands
-still. Each of the parts is in a module of its own.
+It also reads the window's memory from outside, while the guest does not run.
 """
 
 from __future__ import annotations
@@ -19,9 +18,17 @@ from numpy.typing import NDArray
 from vgpud.client import Client, SlotAgent
 from vgpud.microvm import boot
 from vgpud.microvm.front_end import FrontEnd
-from vgpud.microvm.guest_code import Dma, GuestFailedError, Image, Mapped, Pat, Program, Written
+from vgpud.microvm.guest_code import (
+    Dma,
+    GuestFailedError,
+    GuestImage,
+    Mapped,
+    Pat,
+    Program,
+    Written,
+)
 from vgpud.microvm.machine import Halted, Machine
-from vgpud.microvm.slots import NUMBERS, Accepted, SlotBook, Window
+from vgpud.microvm.slots import NUMBERS, Accepted, SlotRecorder, SlotWindow
 
 WIDTH: Final = 64
 HEIGHT: Final = 48
@@ -29,13 +36,13 @@ HEIGHT: Final = 48
 ROUNDS: Final = 2
 
 _BYTES_PER_PIXEL: Final = 4
-_ELSEWHERE: Final = 64 << 20
-"""Bytes from where a guest that does not look has its BAR to where it may be meanwhile."""
+_MOVE_BY: Final = 64 << 20
+"""Bytes by which the BAR is moved, and back, while the guest does not run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One picture: written by the guest, worked on by the device, read back by the guest."""
+    """One picture: written by the guest, copied by the device, read back by the guest."""
 
     written: Written
     dma: Dma
@@ -43,11 +50,12 @@ class Round:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
-    """What came of a run.
+    """The outcome of a run.
 
     `seen` is the last picture and `copied` the device's copy of it, both (height, width, 4) of B,
-    G, R, X as found in the window's memory. `slots` are the window's, as KVM took them, and `tried`
-    those that the daemon had its agent set before, on trial. `chains` counts what each queue took.
+    G, R, X as read from the window's memory. `slots` are the window's slots that KVM took, `trials`
+    the trial slots that the daemon had its agent set before. `chains` has the number of chains that
+    each queue took.
     """
 
     pat: Pat
@@ -57,14 +65,14 @@ class Outcome:
     copied: NDArray[np.uint8]
     slots: tuple[Accepted, ...]
     chains: tuple[int, ...]
-    tried: tuple[Accepted, ...] = ()
+    trials: tuple[Accepted, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Attach:
-    """A device of the daemon at the control socket `path`, to attach as the slot agent of.
+    """A device to attach to as slot agent, at the daemon's control socket `path`.
 
-    `moved` is whether the BAR is put elsewhere and back once the guest has its first picture.
+    `moved` says whether the BAR is moved and moved back after the guest's first picture.
     """
 
     path: Path
@@ -82,35 +90,37 @@ def run_front_end(
     height: int = HEIGHT,
     rounds: int = ROUNDS,
 ) -> Outcome:
-    """Connects a machine to the back-end at the other end of `connection`, and runs its driver.
+    """Connect a machine to the back-end at the other end of `connection`, and run its driver.
 
-    The window's slots are ours to set when the back-end asks to map, with `slot_flags`; with an
-    `agent`, a socket to its master or the control socket to attach by, they are set as the daemon
-    says, with the flags that it says. Sockets are closed in the end. Raises `HostError` where KVM
-    refuses or the back-end is too slow, `PeerError` where that breaks the protocol, `RpcError`
-    where the daemon takes no agent, `GuestFailedError` where the device refuses the guest.
+    Without an `agent`, the front-end sets the window's slots on the back-end's request, with
+    `slot_flags`. With an `agent`, a socket that the daemon has or a device to attach to, the daemon
+    decides about slots and their flags. Sockets are closed at the end.
+
+    Raises `HostError` if KVM refuses or the back-end is too slow, `PeerError` if the back-end
+    breaks the protocol, `RpcError` if the daemon refuses the agent, and `GuestFailedError` if the
+    device refuses a command of the guest.
     """
     with ExitStack() as cleanup:
         machine = cleanup.enter_context(Machine.open(disable_quirk=disable_quirk))
         vmm = cleanup.enter_context(FrontEnd(connection, machine))
         vmm.introduce()
-        book = SlotBook(machine.vm)
+        recorder = SlotRecorder(machine.vm)
         size = min(vmm.window_size, boot.WINDOW_LIMIT)
         moving: SlotAgent | None = None
         if agent is None:
-            vmm.window = Window(book, boot.WINDOW_GPA, vmm.window_size, flags=slot_flags)
+            vmm.window = SlotWindow(recorder, boot.WINDOW_GPA, vmm.window_size, flags=slot_flags)
             cleanup.callback(vmm.window.close)
         else:
             granted = range(boot.WINDOW_GPA, boot.WINDOW_GPA + vmm.window_size)
             channel = agent if isinstance(agent, socket.socket) else Client(agent.path)
-            slots = SlotAgent(channel, book, numbers=NUMBERS, window=granted)
+            slots = SlotAgent(channel, recorder, numbers=NUMBERS, window=granted)
             cleanup.callback(slots.close)
             vmm.watch(channel, slots.serve_one)
             if isinstance(agent, Attach):
                 setup = ("disable-ignore-guest-pat",) if disable_quirk else ()
                 slots.attach(agent.device, vm_setup=setup)
                 moving = slots if agent.moved else None
-        tried = len(book.history)
+        trials = len(recorder.history)
         machine.load(
             boot.boot_block(
                 Program.FRONT_END,
@@ -122,11 +132,11 @@ def run_front_end(
             )
         )
         vmm.start()
-        return _run(machine, vmm, book, moving, tried)
+        return _run(machine, vmm, recorder, moving, trials)
 
 
 def _run(
-    machine: Machine, vmm: FrontEnd, book: SlotBook, moving: SlotAgent | None, tried: int
+    machine: Machine, vmm: FrontEnd, recorder: SlotRecorder, moving: SlotAgent | None, trials: int
 ) -> Outcome:
     pat: Pat | None = None
     mapped: list[Mapped] = []
@@ -145,30 +155,30 @@ def _run(
                 written = event
                 if moving is not None and moving.window is not None:
                     here = moving.window
-                    moving.move(range(here.start + _ELSEWHERE, here.stop + _ELSEWHERE))
+                    moving.move(range(here.start + _MOVE_BY, here.stop + _MOVE_BY))
                     moving.move(here)
             case Dma() if written is not None:
                 rounds.append(Round(written, event))
-            case Image() if written is not None:
-                # Not before the device has done all: to look is to flush, which may be just what
-                # somebody else has forgotten.
+            case GuestImage() if written is not None:
+                # Only after the device has done all: reading flushes, which could hide that another
+                # party forgot to.
                 pictures = (
-                    _picture(book, event, written.offset),
-                    _picture(book, event, event.offset),
+                    _picture(recorder, event, written.offset),
+                    _picture(recorder, event, event.offset),
                 )
             case _:
                 raise GuestFailedError(f"the guest reported {event} out of turn")
     chains = tuple(vmm.stop())
     if pat is None or pictures is None:
-        raise GuestFailedError("the guest ended before its time")
-    slots = tuple(book.history)
+        raise GuestFailedError("the guest ended too early")
+    slots = tuple(recorder.history)
     return Outcome(
-        pat, tuple(mapped), tuple(rounds), *pictures, slots[tried:], chains, slots[:tried]
+        pat, tuple(mapped), tuple(rounds), *pictures, slots[trials:], chains, slots[:trials]
     )
 
 
-def _picture(book: SlotBook, image: Image, offset: int) -> NDArray[np.uint8]:
-    """What is in memory, whoever has what in a cache."""
+def _picture(recorder: SlotRecorder, image: GuestImage, offset: int) -> NDArray[np.uint8]:
+    """Return a picture as it is in memory, not in a cache."""
     shape = image.height, image.width, _BYTES_PER_PIXEL
-    contents = book.contents(boot.WINDOW_GPA + offset, prod(shape))
+    contents = recorder.contents(boot.WINDOW_GPA + offset, prod(shape))
     return np.frombuffer(contents.read(0, contents.size), np.uint8).reshape(shape)

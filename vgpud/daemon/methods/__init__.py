@@ -1,1 +1,1 @@
-"""The methods of the control API, by what they are about."""
+"""The handlers of the control API's methods, by subject."""

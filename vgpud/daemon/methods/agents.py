@@ -1,8 +1,4 @@
-"""agent.attach and agent.detach: a VMM offers to set a device's memory slots, by the socket that it
-calls from.
-
-Owns who may be an agent when.
-"""
+"""agent.attach and agent.detach: a client becomes a device's slot agent, over its own socket."""
 
 from __future__ import annotations
 
@@ -23,16 +19,16 @@ from vgpud.slots.agent import AgentSlots, AttachedAgent, Grant
 
 
 class AgentMethods:
-    """The methods, for `devices` as they are when called; `port` is what agents are reached by."""
+    """The methods about agents; `devices` may change meanwhile, `port` reaches the agents."""
 
     def __init__(self, devices: Mapping[str, DeviceServer], port: ControlPort) -> None:
         self._devices = devices
         self._port = port
-        # Calls of one socket's agents, one after the other, must not have an id twice.
+        # A socket can be an agent's several times, and must not get a call id twice.
         self._call_ids = count(1)
 
     def handlers(self) -> dict[str, Handler]:
-        """By the methods' names."""
+        """Return the handlers of the methods by name."""
         return {AGENT_ATTACH: self._attach, AGENT_DETACH: self._detach}
 
     async def _attach(self, params: AttachAgent, caller: Caller) -> Agent:
@@ -65,7 +61,7 @@ class AgentMethods:
         device.find_kvm_mode_again()
         attached = slots.attached()
         if attached is None:
-            raise refused(ErrorKind.NO_AGENT, f"the agent of {params.device} went meanwhile")
+            raise refused(ErrorKind.NO_AGENT, f"the agent of {params.device} is gone again")
         return describe(params.device, attached)
 
     def _detach(self, params: OfDevice, caller: Caller) -> Detached:
@@ -73,7 +69,7 @@ class AgentMethods:
         if slots.connection is None or slots.grant is None:
             raise refused(ErrorKind.NO_AGENT, f"no agent is attached to {params.device}")
         if _owner(slots) != caller:
-            text = f"pid {slots.grant.pid} is the slot agent of {params.device}: that has to detach"
+            text = f"pid {slots.grant.pid} is the slot agent of {params.device}: it has to detach"
             raise refused(ErrorKind.BUSY, text, device=params.device, pid=slots.grant.pid)
         return Detached(device=params.device, slots=slots.detach())
 
@@ -83,7 +79,7 @@ class AgentMethods:
                 continue
             owner = _owner(device.agent)
             if owner is not None and owner.address == caller.address:
-                # Slot calls do not say which device they are for, nor answers.
+                # Neither slot calls nor their answers say which device they are for.
                 text = f"this socket is the agent of {other} already: call from one for each device"
                 raise refused(ErrorKind.NOT_POSSIBLE, text, device=name)
 
@@ -99,7 +95,7 @@ class AgentMethods:
 
 
 def describe(device: str, agent: AttachedAgent) -> Agent:
-    """Return a device's agent as clients see it."""
+    """Return the description of a device's agent for clients."""
     grant = agent.grant
     return Agent(
         device=device,

@@ -1,7 +1,7 @@
 """blob.list, blob.create, blob.map, blob.unmap, blob.destroy and blob.export.
 
-Blobs are the guest's or the VMM's own (`gpu.blobs.vmm_blobs`); a VMM can look at both, and does not
-touch the guest's, whose driver would not know.
+Blobs are the guest's or the VMM's own (`gpu.blobs.vmm_blobs`). A VMM can list and export both, but
+can't change the guest's, because the guest's driver would not know of it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ AnyBlob: TypeAlias = GuestBlob | HostBlob
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """A blob that a caller has named, and who has it."""
+    """A blob that a caller has named, and its device."""
 
     device: DeviceServer
     live: GpuDevice
@@ -48,7 +48,7 @@ class BlobMethods:
         self._devices = devices
 
     def handlers(self) -> dict[str, Handler]:
-        """The methods by name."""
+        """Return the handlers of the methods by name."""
         return {
             "blob.list": self._list,
             "blob.create": self._create,
@@ -110,8 +110,8 @@ class BlobMethods:
             raise HostError("dup of a blob's file", error, "raise LimitNOFILE") from error
         if exported is None:
             text = (
-                f"blob {blob.id} has no place in the window, and is in no file before it was"
-                ' mapped: map it first, or use layout = "per-blob"'
+                f"blob {blob.id} has no memory before it is mapped into the window: map it first,"
+                ' or use layout = "per-blob"'
             )
             raise refused(ErrorKind.NOT_POSSIBLE, text)
         fd, offset = exported
@@ -119,7 +119,7 @@ class BlobMethods:
         return Reply(value, fd)
 
     def _own(self, asked: params.OfBlob) -> _Held:
-        """A blob that is the VMM's to do with as it likes."""
+        """Return a blob of the VMM's own; raises RpcError if it is the guest's, or is not there."""
         device = device_named(self._devices, asked.device)
         live = live_device(device)
         blob = _find(device, live.gpu, asked.blob)
@@ -130,7 +130,7 @@ class BlobMethods:
 
 
 def describe(device: DeviceServer, blob: AnyBlob) -> Blob:
-    """A blob as clients see it."""
+    """Return the description of a blob for clients."""
     origin: Literal["guest", "vmm"] = "guest" if blob.id < FIRST_ID else "vmm"
     if isinstance(blob, GuestBlob):
         return Blob(
@@ -175,7 +175,7 @@ def _find(device: DeviceServer, gpu: Gpu, blob_id: int) -> AnyBlob:
 
 
 def _ram_slots(held: _Held, address: int) -> TrackedSlots:
-    """Who can map outside of the window, where the configuration wants that."""
+    """Return the slots for a mapping outside of the window; raises RpcError if not possible."""
     device, spec = held.device, held.live.gpu.spec
     missing = []
     if held.live.slots is None:
@@ -183,7 +183,7 @@ def _ram_slots(held: _Held, address: int) -> TrackedSlots:
     if spec.layout is not Layout.PER_BLOB:
         missing.append('layout = "per-blob"')
     if not held.live.gpu.plans.rule(BlobKind.HOST3D, held.blob.size).allow_guest_ram:
-        missing.append("allow_guest_ram = true in the slot_policy that the blob falls to")
+        missing.append("allow_guest_ram = true in the slot_policy that matches the blob")
     slots = held.live.slots
     if missing or slots is None:
         text = f"a mapping outside of {device.name}'s BAR window needs {'; '.join(missing)}"

@@ -24,14 +24,14 @@ Picture: TypeAlias = NDArray[np.uint8]
 
 
 class DeviceMethods:
-    """The methods about devices as such; `devices` may change meanwhile."""
+    """The methods about devices; `devices` may change meanwhile."""
 
     def __init__(self, devices: Mapping[str, DeviceServer]) -> None:
         self._devices = devices
-        self._camera = asyncio.Lock()  # a picture takes memory: one at a time
+        self._screenshots = asyncio.Lock()  # one at a time, because a picture takes much memory
 
     def handlers(self) -> dict[str, Handler]:
-        """The methods by name."""
+        """Return the handlers of the methods by name."""
         return {
             "device.list": self._list,
             "device.get": self._get,
@@ -51,7 +51,7 @@ class DeviceMethods:
         if live.gpu.has_display:
             raise refused(
                 ErrorKind.NOT_POSSIBLE,
-                f"the VMM has its own display for {device.name}, and that decides about modes:"
+                f"the VMM has its own display for {device.name}, which decides about modes:"
                 " resize its window instead",
             )
         _check_output(device, asked.scanout)
@@ -63,9 +63,9 @@ class DeviceMethods:
 
     async def _screenshot(self, asked: params.TakeScreenshot, caller: Caller) -> Reply:
         device = device_named(self._devices, asked.device)
-        async with self._camera:
+        async with self._screenshots:
             live = live_device(device)
-            if not live.gpu.has_display:  # else the VMM knows how many there are
+            if not live.gpu.has_display:  # a VMM's display decides how many outputs there are
                 _check_output(device, asked.scanout)
             read = live.gpu.scanouts.capture(asked.scanout)
             size = live.gpu.scanouts.showing(asked.scanout)
@@ -73,7 +73,7 @@ class DeviceMethods:
                 what = f"output {asked.scanout} of {device.name} shows nothing"
                 raise refused(ErrorKind.NOT_POSSIBLE, what)
             name = f"{device.name}-screenshot"
-            fd, length = await _on_a_thread(lambda: _picture(name, read))
+            fd, length = await _in_a_thread(lambda: _picture(name, read))
         value = Screenshot(
             device=device.name,
             scanout=asked.scanout,
@@ -86,7 +86,7 @@ class DeviceMethods:
 
 
 def describe(device: DeviceServer) -> Device:
-    """A device and how it stands."""
+    """Return a device and its state."""
     spec, live, buffers = device.spec, device.live, device.buffers
     gpu = live.gpu if live is not None else None
     if gpu is not None:
@@ -134,7 +134,7 @@ def _problems(device: DeviceServer, buffers: BlobBuffers) -> tuple[str, ...]:
     if device.agent is not None and device.agent.grant is None:
         problems.append('slots = "agent", but no agent is attached: nothing can be mapped')
     if device.live is not None and device.live.gpu.spec != device.spec:
-        problems.append("part of the configuration holds from the next connection on only")
+        problems.append("part of the configuration takes effect at the next connection only")
     return tuple(problems)
 
 
@@ -150,8 +150,8 @@ def _picture(name: str, read: Callable[[], Picture]) -> tuple[Fd, int]:
     return memfd.filled(name, data), len(data)
 
 
-async def _on_a_thread(make: Callable[[], tuple[Fd, int]]) -> tuple[Fd, int]:
-    """Do it off the loop; whoever gives up waiting does not leak what is made."""
+async def _in_a_thread(make: Callable[[], tuple[Fd, int]]) -> tuple[Fd, int]:
+    """Call `make` in a thread; if the caller is cancelled, the descriptor is closed."""
     making = asyncio.get_running_loop().run_in_executor(None, make)
     try:
         return await asyncio.shield(making)

@@ -1,4 +1,4 @@
-"""What the methods of the control API share: finding what a caller names, and paging."""
+"""The common part of the methods: looking up what a caller names, and paging."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Item = TypeVar("Item", bound=Model)
 
 
 def device_named(devices: Mapping[str, DeviceServer], name: str) -> DeviceServer:
-    """The device of this name; raises RpcError (no-device)."""
+    """Return the device of this name; raises RpcError (no-device)."""
     device = devices.get(name)
     if device is None:
         there = f"the devices are {', '.join(sorted(devices))}" if devices else "there is none"
@@ -29,12 +29,12 @@ def device_named(devices: Mapping[str, DeviceServer], name: str) -> DeviceServer
 
 
 def devices_of(devices: Mapping[str, DeviceServer], name: str | None) -> Sequence[DeviceServer]:
-    """One device, or all of them; raises RpcError (no-device)."""
+    """Return the device of this name, or all devices for None; raises RpcError (no-device)."""
     return [*devices.values()] if name is None else [device_named(devices, name)]
 
 
 def live_device(device: DeviceServer) -> GpuDevice:
-    """What serves the device's front-end; raises RpcError (no-front-end)."""
+    """Return the device of the present session; raises RpcError (no-front-end)."""
     if device.live is None:
         raise refused(ErrorKind.NO_FRONT_END, f"no front-end is connected to {device.name}")
     return device.live
@@ -55,6 +55,6 @@ def as_guest_error() -> Iterator[None]:
 def page(
     kind: type[Page[Item]], all_: Sequence[T], params: Paged, make: Callable[[T], Item]
 ) -> Page[Item]:
-    """The part of a listing that was asked for, with `make` called for what is in it only."""
+    """Return the requested part of a listing; `make` is called for the items in it only."""
     part = all_[params.offset : params.offset + params.limit]
     return kind(items=tuple(map(make, part)), offset=params.offset, total=len(all_))

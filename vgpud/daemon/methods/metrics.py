@@ -1,6 +1,6 @@
-"""`metrics.get`: what the daemon has counted, and how it stands, as OpenMetrics text in pages.
+"""`metrics.get`: the daemon's metrics as OpenMetrics text, in pages.
 
-Owns the text of callers that have not read it to its end: it would be another at each call.
+The text is kept for each caller that has not read it to its end, since a new one would differ.
 """
 
 from __future__ import annotations
@@ -23,14 +23,19 @@ from vgpud.daemon.openmetrics import DeviceFigures, Figures
 from vgpud.daemon.process_figures import own_figures
 
 PAGE: Final = 48 << 10
-"""Bytes of text as JSON has it: fits into a datagram with what is around it."""
+"""Bytes of text, encoded as JSON: it fits into a datagram with its envelope."""
 MAX_READERS: Final = 16
-"""Callers whose text is kept. One more, and the one that has waited longest starts anew."""
+"""Callers whose text is kept. With one more, the oldest text is dropped; its reader then continues
+in a new one."""
 _WRITER: Final = "prometheus_client.openmetrics.exposition"
 
 
 class MetricsMethods:
-    """`devices` says how each of them stands, `subscribers` how many clients get events."""
+    """The method about metrics.
+
+    `devices` returns the figures of each device, `subscribers` the number of clients that get
+    events.
+    """
 
     def __init__(
         self,
@@ -46,15 +51,15 @@ class MetricsMethods:
         events.listen(self._count)
 
     def handlers(self) -> dict[str, Handler]:
-        """What there is to call."""
+        """Return the handlers of the methods by name."""
         return {"metrics.get": self.get}
 
     async def get(self, params: PagedText, caller: Caller) -> Metrics:
-        """A page, which begins with the line that `offset` is in.
+        """Return a page, which begins with the line that `offset` is in.
 
-        From offset 0 on it is of a new text, further pages of the same.
+        A page at offset 0 is of a new text, further pages are of the same one.
         """
-        # It takes a tenth of a second, once, which others shall not have to wait for.
+        # The import takes a tenth of a second, once, which must not block the event loop.
         await asyncio.to_thread(importlib.import_module, _WRITER)
         text = self._unread.pop(caller.address, None) if params.offset else None
         if text is None:

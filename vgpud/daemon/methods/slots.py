@@ -1,4 +1,4 @@
-"""slot.list: what of the host's memory is mapped into guests, and by whom."""
+"""slot.list: the mappings of host memory into guests, and their slot owners."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SlotMethods:
         self._devices = devices
 
     def handlers(self) -> dict[str, Handler]:
-        """The methods by name."""
+        """Return the handlers of the methods by name."""
         return {"slot.list": self._list}
 
     def _list(self, asked: params.PagedOfDevice, caller: Caller) -> Page[Slot]:
@@ -31,7 +31,7 @@ class SlotMethods:
 
 
 def slots_of(device: DeviceServer) -> list[Slot]:
-    """Return a device's mappings: slots by a table that is ours, or what a front-end has mapped."""
+    """Return a device's mappings: the slots of its table, or what its front-end has mapped."""
     if device.slots is not None:
         return [
             Slot(
