@@ -24,7 +24,7 @@ from tests.rig.peer import c_back_end
 from tests.rig.qemu import Guest
 from vgpud.cli.bench import suite
 from vgpud.cli.bench.daemon import ServeProcess
-from vgpud.cli.bench.figures import Bar, Chart, Progress, Spread, nothing, ratio
+from vgpud.cli.bench.figures import Bar, Chart, Progress, Spread, no_progress, ratio
 from vgpud.coherency.slot_policy import Layout
 from vgpud.errors import VgpudError
 
@@ -141,7 +141,7 @@ def _shown(spread: Spread) -> str:
 
 
 def measure(
-    progress: Progress = nothing, *, rounds: int = ROUNDS, seconds: float = SECONDS
+    progress: Progress = no_progress, *, rounds: int = ROUNDS, seconds: float = SECONDS
 ) -> GuestCosts:
     """Measure all contenders in turns, which takes some minutes.
 

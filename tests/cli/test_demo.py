@@ -144,7 +144,7 @@ def test_a_run_that_went_well_shows_all_steps(mode: KvmMode) -> None:
     went = outcome(how)
     steps = (
         demo.programmed(how, logged(how), 0),
-        demo.told(Finding(mode, "why"), facts, how, went),
+        demo.answered(Finding(mode, "why"), facts, how, went),
         demo.written(how, went),
         demo.moved(went, None),
     )
@@ -177,8 +177,8 @@ def test_step_2_needs_the_type_that_was_planned(answer: int) -> None:
     wrong = replace(went, mapped=(*went.mapped, replace(went.mapped[0], map_info=answer)))
     facts = KvmFacts("/dev/kvm", DeviceAccess.USABLE, non_coherent_dma_flag=True)
     finding = Finding(KvmMode.FLAG, "why")
-    assert not demo.told(finding, facts, how, wrong).ok
-    assert not demo.told(finding, facts, how, replace(went, mapped=())).ok
+    assert not demo.answered(finding, facts, how, wrong).ok
+    assert not demo.answered(finding, facts, how, replace(went, mapped=())).ok
 
 
 WRONG_WRITES: dict[str, Callable[[Outcome], Outcome]] = {

@@ -101,7 +101,7 @@ def test_a_configuration_that_was_edited_is_kept_and_an_old_unit_is_not(tmp_path
     config.write_text("[daemon]\n")
     unit.write_text("[Unit]\n")
     said = list(units.install(Path("/opt/vgpud"), tmp_path))
-    assert f"kept {config}: it is not the default any more" in said
+    assert f"kept {config}: it was edited" in said
     assert f"replaced {unit}" in said
     assert config.read_text() == "[daemon]\n"
     assert "ExecStart=" in unit.read_text()
@@ -113,7 +113,7 @@ def test_uninstalling_leaves_only_what_somebody_changed(tmp_path: Path) -> None:
     config.write_text("[daemon]\n")
     said = list(units.uninstall(Path("/opt/vgpud"), tmp_path))
     assert found(tmp_path) == {"etc/vgpud.toml": b"[daemon]\n"}
-    assert f"kept {config}: it is not as it was installed" in said
+    assert f"kept {config}: it was changed" in said
     assert f"removed {tmp_path / 'etc/systemd/system/vgpud.service'}" in said
     assert list(units.uninstall(Path("/opt/vgpud"), tmp_path / "empty")) == []
 
@@ -123,8 +123,8 @@ def test_uninstalling_leaves_only_what_somebody_changed(tmp_path: Path) -> None:
     [
         ("opt/vgpud", "must be an absolute path"),
         ("/opt/../vgpud", "must be an absolute path"),
-        ("/opt/my vgpud", "systemd would not take this name"),
-        ("/opt/100%", "systemd would not take this name"),
+        ("/opt/my vgpud", "special in systemd units"),
+        ("/opt/100%", "special in systemd units"),
         ("/nowhere", "/nowhere/bin/vgpud: there is no such program"),
     ],
 )

@@ -1,8 +1,8 @@
-"""`vhost-user-vgpu`: one device, started by a VMM or libvirt for one guest.
+"""The `vhost-user-vgpu` program: one device, started by a VMM or libvirt for one guest.
 
-Owns that convention's options. What serves is imported when something is to be served: libvirt
-asks for the capabilities, and waits for them, whenever it starts a guest. Source: QEMU's
-docs/interop/vhost-user.rst, "Backend program conventions", and docs/interop/vhost-user.json.
+The daemon's modules are imported only to serve, because libvirt asks for the capabilities, and
+waits for them, whenever it starts a guest. Source: QEMU's docs/interop/vhost-user.rst, "Backend
+program conventions", and docs/interop/vhost-user.json.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from socket import SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM, SocketKind
 from typing import TYPE_CHECKING, Final
 
 from vgpud.cli.main import exit_status
-from vgpud.cli.stdout import say
+from vgpud.cli.stdout import write_text
 from vgpud.errors import ConfigError, VgpudError
 from vgpud.memory.addresses import Gpa
 from vgpud.uapi.page import PAGE_SIZE
@@ -37,15 +37,17 @@ _KINDS: Final = {
 }
 
 CAPABILITIES: Final[dict[str, object]] = {"type": "gpu", "features": []}
-"""Neither `render-node` nor `virgl`: offering one would make libvirt ask for it."""
+"""Without `render-node` and `virgl`: if one were offered, libvirt would ask for it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The `vhost-user-vgpu` program; returns its exit status."""
+    """Run the `vhost-user-vgpu` program; return its exit status."""
     arguments = sys.argv[1:] if argv is None else argv
     if "--print-capabilities" in arguments:
-        # The convention: then nothing else counts, not even what is wrong.
-        return exit_status("vhost-user-vgpu", lambda: say(json.dumps(CAPABILITIES, indent=2)))
+        # By the convention, all other arguments are ignored then, even wrong ones.
+        return exit_status(
+            "vhost-user-vgpu", lambda: write_text(json.dumps(CAPABILITIES, indent=2))
+        )
     args = _parser().parse_args(arguments)
     return exit_status("vhost-user-vgpu", lambda: _serve(args))
 
@@ -77,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(args: argparse.Namespace) -> None:
-    gc.disable()  # as in cli.py
+    gc.disable()  # for the reason in main.py
     from vgpud.cli.foreground import run_daemon
     from vgpud.coherency.slot_policy import SlotOwner
     from vgpud.daemon import logs
@@ -97,9 +99,9 @@ def _serve(args: argparse.Namespace) -> None:
             path = args.socket_path.absolute()
         agent = _agent(args, inherited)
         if agent is None and config.device[0].slots is SlotOwner.AGENT:
-            # Without a control socket nobody could attach.
+            # Without a control socket no agent could attach.
             raise ConfigError('slots = "agent" takes --agent-fd, --agent-window and --agent-slots')
-        daemon = Daemon(_alone(config, path), connection=connection, agent=agent)
+        daemon = Daemon(_first_device(config, path), connection=connection, agent=agent)
         run_daemon(daemon, lambda: None)
 
 
@@ -131,8 +133,11 @@ def _slots(text: str) -> range:
     return numbers
 
 
-def _alone(config: Config, socket_path: Path) -> Config:
-    """The first device by itself, at `socket_path`, and no control socket for guests to share."""
+def _first_device(config: Config, socket_path: Path) -> Config:
+    """Return a configuration of the first device only, at `socket_path`, with no control socket.
+
+    Guests must not share a control socket.
+    """
     from vgpud.daemon.config import Config
     from vgpud.daemon.config_tables import DaemonTable
 
@@ -142,7 +147,7 @@ def _alone(config: Config, socket_path: Path) -> Config:
 
 
 def _inherited(option: str, number: int, kinds: set[SocketKind]) -> socket.socket:
-    """The unix socket that our parent connected and left to us as descriptor `number`."""
+    """Return the connected unix socket that the parent process passed as descriptor `number`."""
     try:
         connection = socket.socket(fileno=number)
     except (OSError, ValueError, OverflowError) as error:

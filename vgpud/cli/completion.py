@@ -1,4 +1,4 @@
-"""Completion of `vgpud`'s words in a shell, as a script made from its parser."""
+"""Completion of `vgpud`'s arguments in a shell, by a script that is generated from its parser."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Final
 
 SHELLS: Final = ("bash", "zsh", "fish")
 DIRECTORY: Final = "DIR"
-"""What options that take a directory call it; all other paths are files."""
+"""The metavar of options that take a directory; all other paths are files."""
 
 
 def script(parser: argparse.ArgumentParser, shell: str) -> str:
-    """What the shell is to read: verbs, options, methods and files."""
+    """Return the script for a shell, which completes verbs, options, methods and files."""
     import shtab  # noqa: PLC0415 - for this one verb only
 
     for action in _actions(parser):

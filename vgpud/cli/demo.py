@@ -1,7 +1,7 @@
 """`vgpud demo`: the four steps of non-coherent DMA on this machine, each with its evidence.
 
-Owns what a step claims and what would refute it. The daemon in a process of its own, a micro-VM on
-/dev/kvm in this one: what is told below is what these two did, not what they meant to do.
+The daemon runs in a process of its own, a micro-VM on /dev/kvm in this one. The evidence is what
+these two did, not what they should have done.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from vgpud.uapi.memslot import SlotFlag
 
 PICTURE: Final = "vgpud-demo.png"
 WIDTH: Final = 100
-"""Columns of the text."""
+"""The width of the text in columns."""
 
 _TYPES: Final = {0: "UC", 1: "WC", 4: "WT", 5: "WP", 6: "WB", 7: "UC-"}
-"""What an entry of the PAT stands for. Source: Intel SDM vol. 3, "Page Attribute Table (PAT)"."""
+"""The memory types of PAT entries. Source: Intel SDM vol. 3, "Page Attribute Table (PAT)"."""
 _WANTED: Final = {MemoryType.WB: "WB", MemoryType.UC: "UC-", MemoryType.WC: "WC"}
 
 _MAP_INFO: Final = {int(value): value.name for value in MapInfo}
@@ -53,7 +53,7 @@ Json: TypeAlias = Any
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One of the four; `ok` is whether it held, `evidence` what shows it, by name."""
+    """One of the four steps; `ok` says whether it held, `evidence` shows it, by name."""
 
     step: int
     name: str
@@ -74,11 +74,11 @@ class Demo:
         return all(step.ok for step in self.steps)
 
     def to_json(self) -> Json:
-        """What `--json` prints."""
+        """Return the run as JSON values."""
         return {"steps": [asdict(step) for step in self.steps], "seconds": self.seconds}
 
     def text(self) -> str:
-        """The same for people."""
+        """Return the run as text for people."""
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
@@ -101,13 +101,13 @@ class Demo:
 
 
 def run(out: Path | None = None) -> Demo:
-    """Runs the demo; the picture goes to the directory `out`, which is made if need be.
+    """Run the demo; write the picture to the directory `out`, which is created if missing.
 
-    Raises `VgpudError` where there is no KVM, and with the daemon's log if it does not come to an
-    end; `HostError` if the picture can't be written.
+    Raises `VgpudError` if there is no KVM, and with the daemon's log if the run fails; `HostError`
+    if the picture can't be written.
     """
     start = time.monotonic()
-    if out is not None:  # now, and not when all has been done
+    if out is not None:  # before the run, so that a bad path fails at once
         _make(out)
     facts = probe_kvm.probe()
     if facts.state is not DeviceAccess.USABLE:
@@ -125,13 +125,13 @@ def run(out: Path | None = None) -> Demo:
             )
         except VgpudError as error:
             service.end()
-            said = "\n".join(service.log[-10:])
-            raise VgpudError(f"{error}\nthe daemon's log:\n{said}") from error
+            log_end = "\n".join(service.log[-10:])
+            raise VgpudError(f"{error}\nthe daemon's log:\n{log_end}") from error
         status = service.end()
         log = [line for line in service.log if " plan device=" in line]
     steps = (
         programmed(chosen, log, status),
-        told(finding, facts, chosen, outcome),
+        answered(finding, facts, chosen, outcome),
         written(chosen, outcome),
         moved(outcome, _save(outcome, out)),
     )
@@ -139,7 +139,7 @@ def run(out: Path | None = None) -> Demo:
 
 
 def programmed(chosen: Plan, log: list[str], status: int) -> Step:
-    """The device is the DMA engine: what it is programmed with is how it loads and stores."""
+    """Check step 1: the DMA engine is programmed to load and store as the plan says."""
     agreed = f" map_info={MAP_INFO[chosen.memory_type].name}: {chosen.reason}"
     loads = "after flushing the lines they are in" if chosen.flush_before_read else "plain"
     stores = "past the caches (non-temporal)" if chosen.non_temporal_write else "plain"
@@ -165,7 +165,8 @@ def programmed(chosen: Plan, log: list[str], status: int) -> Step:
     )
 
 
-def told(finding: Finding, facts: KvmFacts, chosen: Plan, outcome: Outcome) -> Step:
+def answered(finding: Finding, facts: KvmFacts, chosen: Plan, outcome: Outcome) -> Step:
+    """Check step 2: the device answered with the plan's memory type."""
     evidence: dict[str, Json] = {
         "map_info": [
             f"{_MAP_INFO.get(mapped.map_info, 'unknown')} ({mapped.map_info}) answered to"
@@ -180,7 +181,8 @@ def told(finding: Finding, facts: KvmFacts, chosen: Plan, outcome: Outcome) -> S
     if chosen.memory_type is MemoryType.WB:
         evidence["correct as"] = (
             "it holds whether KVM honours the guest's PAT or not: the engine flushes each line"
-            " before it reads it, whoever has dirtied it, and leaves none behind that it wrote"
+            " before it reads it, whichever side made it dirty, and leaves no line that it wrote"
+            " in a cache"
         )
     ok = bool(outcome.mapped) and all(
         mapped.map_info == MAP_INFO[chosen.memory_type] for mapped in outcome.mapped
@@ -189,6 +191,7 @@ def told(finding: Finding, facts: KvmFacts, chosen: Plan, outcome: Outcome) -> S
 
 
 def written(chosen: Plan, outcome: Outcome) -> Step:
+    """Check step 3: the guest's writes, without a flush, are in the slot's memory."""
     wanted = _WANTED[chosen.memory_type]
     types = [_type(outcome.pat, mapped) for mapped in outcome.mapped]
     seen = _crc(outcome.seen)
@@ -207,7 +210,7 @@ def written(chosen: Plan, outcome: Outcome) -> Step:
         {
             **({"tried": [_accepted(slot) for slot in outcome.trials]} if outcome.trials else {}),
             "slots": [_accepted(slot) for slot in outcome.slots],
-            "set up": [str(setup) for setup in chosen.vm_setup] or "nothing beside the slots",
+            "set up": [str(setup) for setup in chosen.vm_setup] or "nothing but the slots",
             "pat": f"written {outcome.pat.written:#018x}, read back {outcome.pat.read_back:#018x}",
             "mapped": [
                 f"blob {mapped.resource_id} at {mapped.offset:#x}, page table entry"
@@ -225,6 +228,7 @@ def written(chosen: Plan, outcome: Outcome) -> Step:
 
 
 def moved(outcome: Outcome, picture: Path | None) -> Step:
+    """Check step 4: engine and guest read the same bytes in both directions."""
     evidence: dict[str, Json] = {
         "read": [
             f"round {round_.dma.round}: CRC-32 {round_.dma.picture_crc:08x} by the engine,"
@@ -250,7 +254,7 @@ def moved(outcome: Outcome, picture: Path | None) -> Step:
 
 
 def _type(pat: Pat, mapped: Mapped) -> str:
-    """The memory type that a page table entry asks for, by the PAT as it reads back."""
+    """Return the memory type of a page table entry, by the PAT that the guest read back."""
     index = mapped.entry >> 3 & 3 | mapped.entry >> 5 & 4
     return _TYPES.get(pat.read_back >> 8 * index & 7, "reserved")
 

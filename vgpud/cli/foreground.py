@@ -1,7 +1,4 @@
-"""A daemon in the foreground of a program: its loop, its signals, and who hears that it listens.
-
-Owns signals; the daemon and what is said are the program's.
-"""
+"""A daemon in the foreground of a program: its event loop, its signals and its announcement."""
 
 from __future__ import annotations
 
@@ -18,12 +15,12 @@ _log = logging.getLogger(__name__)
 
 
 def run_daemon(daemon: Daemon, announce: Callable[[], None]) -> None:
-    """Run until SIGTERM or SIGINT; `announce` is called once every socket is listening.
+    """Run until SIGTERM or SIGINT; call `announce` once every socket is listening.
 
-    SIGHUP has a configuration's file read anew, if there is one; else it ends us, as it would if a
-    terminal were closed.
+    On SIGHUP, the configuration's file is read again. Without a file, SIGHUP ends the daemon, as it
+    should when a terminal is closed.
     """
-    gc.freeze()  # what has been imported stays: no collection need look at it
+    gc.freeze()  # imported modules stay, so collections need not visit them
     gc.enable()
     asyncio.run(_run(daemon, announce))
 
@@ -46,4 +43,4 @@ async def _announce(daemon: Daemon, announce: Callable[[], None]) -> None:
     try:
         announce()
     except HostError as error:
-        _log.warning("not announced error=%s", error)  # Guests do not need to be told.
+        _log.warning("not announced error=%s", error)  # Serving does not depend on it.

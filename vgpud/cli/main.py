@@ -1,8 +1,8 @@
-"""`vgpud`: arguments in, exit status out (0 done, 1 failed, 2 bad usage or configuration).
+"""The `vgpud` program: it parses arguments, runs a verb and returns an exit status.
 
-Owns argv and what is printed; everything else is the daemon's or the configuration's. A verb's
-modules are imported where it is described or done, and not at the top: all of them take longer to
-load than most verbs do to run.
+The status is 0 for done, 1 for failed, 2 for bad usage or configuration. A verb's modules are
+imported where its options are added or where it runs, and not at the top, because loading all of
+them takes longer than most verbs run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from vgpud import __version__
 from vgpud.cli import completion
 from vgpud.cli.ctl.verb_parser import VerbParser
-from vgpud.cli.stdout import say
+from vgpud.cli.stdout import write_text
 from vgpud.errors import ConfigError, VgpudError
 
 if TYPE_CHECKING:
@@ -31,25 +31,25 @@ BAD_USAGE: Final = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The `vgpud` program; returns its exit status."""
-    words = sys.argv[1:] if argv is None else argv
-    # All that may come before the verb are options without a value.
-    verb = next((word for word in words if not word.startswith("-")), "")
-    args = parser(verb).parse_args(words)
+    """Run the `vgpud` program; return its exit status."""
+    arguments = sys.argv[1:] if argv is None else argv
+    # Only options without a value may come before the verb.
+    verb = next((argument for argument in arguments if not argument.startswith("-")), "")
+    args = parser(verb).parse_args(arguments)
     return exit_status("vgpud", lambda: args.action(args))
 
 
 def exit_status(program: str, action: Callable[[], None]) -> int:
-    """Run `action`; what it raises on purpose goes to stderr and becomes an exit status."""
+    """Run `action`; print the errors that it raises to stderr, and return the exit status."""
     status = DONE
     try:
         action()
     except* ConfigError as errors:
         status = BAD_USAGE
-        _complain(program, errors)
+        _print_errors(program, errors)
     except* VgpudError as errors:
         status = max(status, FAILED)
-        _complain(program, errors)
+        _print_errors(program, errors)
     except* KeyboardInterrupt:
         status = FAILED
         print(f"{program}: interrupted", file=sys.stderr)
@@ -57,10 +57,10 @@ def exit_status(program: str, action: Callable[[], None]) -> int:
 
 
 def parser(verb: str | None = None) -> argparse.ArgumentParser:
-    """The options of `vgpud`; what the chosen verb does is in `action`.
+    """Return the parser of `vgpud`; the parsed arguments have the verb's function as `action`.
 
-    With `verb`, all verbs are named, but only that one has its options: what others would have to
-    import for theirs is left alone.
+    With `verb`, the parser has all verbs, but options only for that one, so that the modules for
+    the options of others are not imported.
     """
     parser = argparse.ArgumentParser(
         prog="vgpud", description="Host back-end of a virtio-GPU over vhost-user."
@@ -144,7 +144,7 @@ def _add_install_units(parser: VerbParser) -> None:
         "--root", type=Path, metavar="DIR", help="what will be / on another system (default: /)"
     )
     parser.add_argument(
-        "--uninstall", action="store_true", help="remove those files that nobody has changed"
+        "--uninstall", action="store_true", help="remove the files that were not changed"
     )
 
 
@@ -161,13 +161,13 @@ _VERBS: Final[dict[str, tuple[str, Callable[[VerbParser], None]]]] = {
     "config": ("check a configuration, or show what there is to set", _add_config),
     "ctl": ("look at a running daemon, or call any of its methods", _add_ctl),
     "install-units": ("put the system service's files in place", _add_install_units),
-    "completion": ("print a script that completes these words", _add_completion),
+    "completion": ("print a script that completes these verbs and options", _add_completion),
 }
-"""What `--help` says of each, and what gives it its options."""
+"""The description of each verb for `--help`, and the function that adds its options."""
 
 
 def _serve(args: argparse.Namespace) -> None:
-    gc.disable()  # imports leave no garbage, and looking for some takes a tenth of the start
+    gc.disable()  # imports leave no garbage, and collections take a tenth of the start time
     from vgpud.cli.foreground import run_daemon
     from vgpud.daemon import logs
     from vgpud.daemon.config import Config
@@ -184,14 +184,14 @@ def _serve(args: argparse.Namespace) -> None:
         activated=Activated.from_environment(os.environ),
         log_level=args.log_level,
     )
-    run_daemon(daemon, lambda: say("\n".join(_announcement(config, notifier.wanted))))
+    run_daemon(daemon, lambda: write_text("\n".join(_announcement(config, notifier.wanted))))
 
 
 def _announcement(config: Config, short: bool) -> Iterator[str]:
     from vgpud.cli import qemu_lines
 
     yield f"vgpud {__version__} is listening; control socket: {config.control_path or 'none'}"
-    if short:  # for a journal that nobody pastes from
+    if short:  # in a journal, the command lines would be in the way
         return
     for spec in config.device_specs():
         socket = config.socket_path(spec.name)
@@ -204,14 +204,14 @@ def _announcement(config: Config, short: bool) -> Iterator[str]:
 def _doctor(args: argparse.Namespace) -> None:
     from vgpud.cli import doctor
 
-    say(doctor.text(as_json=args.json, plans=args.plans, measure=args.measure))
+    write_text(doctor.text(as_json=args.json, plans=args.plans, measure=args.measure))
 
 
 def _demo(args: argparse.Namespace) -> None:
     from vgpud.cli import demo
 
     result = demo.run(args.out)
-    say(json.dumps(result.to_json(), indent=2) if args.json else result.text())
+    write_text(json.dumps(result.to_json(), indent=2) if args.json else result.text())
     if not result.ok:
         raise VgpudError("not every step held")
 
@@ -219,10 +219,10 @@ def _demo(args: argparse.Namespace) -> None:
 def _bench(args: argparse.Namespace) -> None:
     from vgpud.cli.bench import suite
 
-    say(suite.text(args.name, _tell, as_json=args.json, picture=args.plot))
+    write_text(suite.text(args.name, _report_progress, as_json=args.json, picture=args.plot))
 
 
-def _tell(what: str) -> None:
+def _report_progress(what: str) -> None:
     print(f"vgpud: measuring {what}", file=sys.stderr, flush=True)
 
 
@@ -230,19 +230,19 @@ def _config_check(args: argparse.Namespace) -> None:
     from vgpud.daemon.config import Config
 
     Config.load(args.file)
-    say(f"{args.file}: no fault found")
+    write_text(f"{args.file}: no fault found")
 
 
 def _config_default(_: argparse.Namespace) -> None:
     from vgpud.daemon.config import default_toml
 
-    say(default_toml().rstrip())
+    write_text(default_toml().rstrip())
 
 
 def _config_schema(_: argparse.Namespace) -> None:
     from vgpud.daemon.config import schema
 
-    say(json.dumps(schema(), indent=2))
+    write_text(json.dumps(schema(), indent=2))
 
 
 def _install_units(args: argparse.Namespace) -> None:
@@ -250,17 +250,17 @@ def _install_units(args: argparse.Namespace) -> None:
 
     act = units.uninstall if args.uninstall else units.install
     for line in act(args.prefix, args.root):
-        say(line)
+        write_text(line)
 
 
 def _completion(args: argparse.Namespace) -> None:
-    say(completion.script(parser(), args.shell))
+    write_text(completion.script(parser(), args.shell))
 
 
-def _complain(program: str, errors: BaseExceptionGroup[VgpudError]) -> None:
+def _print_errors(program: str, errors: BaseExceptionGroup[VgpudError]) -> None:
     for error in errors.exceptions:
         if isinstance(error, BaseExceptionGroup):
-            _complain(program, error)
+            _print_errors(program, error)
         else:
             for line in str(error).splitlines():
                 print(f"{program}: {line}", file=sys.stderr)

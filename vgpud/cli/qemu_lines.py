@@ -1,7 +1,7 @@
-"""The QEMU command lines that boot a guest on a device, as text for people to copy.
+"""QEMU command lines that boot a guest on a device, as text to copy.
 
-Owns the options that a front-end needs and nothing else does: both device kinds, shared memory, the
-chardev. Source: QEMU's docs/system/devices/virtio and docs/interop/vhost-user.rst, as of QEMU 11.1.
+They have the options that a vhost-user front-end needs: a device of either kind, shared memory and
+the chardev. Source: QEMU's docs/system/devices/virtio and docs/interop/vhost-user.rst, QEMU 11.1.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TypeAlias
 
 Line: TypeAlias = Callable[[Path], str]
-"""Makes the command line for a vhost-user socket."""
+"""A function that returns the command line for a vhost-user socket."""
 
 _CONTINUED = " \\\n    "
 
 
 def all_features(socket: Path) -> str:
-    """Blobs in the BAR window, contexts and 2D; the picture stays in the daemon."""
+    """Return the line for blobs in the BAR window, contexts and 2D; QEMU shows no picture."""
     return _command(
         socket,
         "vhost-user-test-device-pci,chardev=vgpu,virtio-id=16,num_vqs=2,vq_size=256,config_size=20",
@@ -27,15 +27,15 @@ def all_features(socket: Path) -> str:
 
 
 def display(socket: Path) -> str:
-    """2D, with the picture on QEMU's display; QEMU strips blobs and contexts from this one.
+    """Return the line for 2D on QEMU's display; QEMU offers no blobs and contexts on this device.
 
-    QEMU shows this device only on displays with OpenGL, whatever it draws.
+    QEMU shows this device only on displays with OpenGL, even for 2D.
     """
     return _command(socket, "vhost-user-gpu-pci,chardev=vgpu", "gtk,gl=on")
 
 
 def _command(socket: Path, device: str, display: str) -> str:
-    # A comma ends a value in QEMU's option syntax; a doubled one is itself.
+    # A comma ends a value in QEMU's option syntax; a doubled one stands for a comma.
     chardev = "socket,id=vgpu,path=" + str(socket).replace(",", ",,")
     return _CONTINUED.join(
         [

@@ -1,4 +1,4 @@
-"""Standard output, for programs that have to know whether what they said can have been read."""
+"""Standard output with errors: a program has to know if its output could not be written."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import sys
 from vgpud.errors import HostError
 
 
-def say(text: str) -> None:
-    """Print on stdout, now; raises HostError if nobody can read it."""
+def write_text(text: str) -> None:
+    """Print a text and flush it; raises HostError if stdout is closed or has no reader."""
     if sys.stdout is None:
         raise _closed()
     try:
@@ -19,8 +19,8 @@ def say(text: str) -> None:
         raise _lost(error) from error
 
 
-def pour(data: bytes) -> None:
-    """Write these bytes to stdout, now; raises HostError if nobody can read them."""
+def write_bytes(data: bytes) -> None:
+    """Write bytes to stdout and flush them; raises HostError if it is closed or has no reader."""
     if sys.stdout is None:
         raise _closed()
     try:
@@ -31,16 +31,16 @@ def pour(data: bytes) -> None:
 
 
 def is_terminal() -> bool:
-    """Whether people look at stdout itself."""
+    """Return whether stdout is a terminal."""
     return sys.stdout is not None and sys.stdout.isatty()
 
 
 def _closed() -> HostError:
-    # Closed before we were started: print would say nothing, silently.
+    # It was closed before this program started: print would discard the text silently.
     return HostError("standard output", OSError(errno.EBADF, os.strerror(errno.EBADF)))
 
 
 def _lost(error: OSError) -> HostError:
-    # Else the interpreter would try, and complain, once more at exit.
+    # Otherwise the interpreter would try to flush again at exit, and print another error.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return HostError("standard output", error)

@@ -1,7 +1,6 @@
-"""`vgpud install-units`: the files of a system service, put where the system looks for them.
+"""`vgpud install-units`: it installs the files of a system service where the system expects them.
 
-Owns which file goes where, and what a change of them is called. It tells no service manager
-anything; what to type is said.
+It does not call the service manager, but prints the commands to type.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from typing import Final
 from vgpud.errors import ConfigError, HostError
 
 WRITTEN_FOR: Final = "/opt/vgpud"
-"""The prefix that the files in the source name."""
+"""The prefix in the source files, which is replaced."""
 VENDOR_PREFIX: Final = Path("/usr")
 """The prefix of a distribution's own packages, whose files leave /etc to the administrator."""
 # What the units' ProtectHome and PrivateTmp hide from the daemon.
 _HIDDEN: Final = tuple(map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp")))  # noqa: S108
 _SPECIAL: Final = frozenset(" \t\n\"'\\%$;")
-"""What means something else in a unit's command line."""
-# By the name in the source: the directory for a vendor's, the one for an administrator's file.
+"""Characters with a special meaning in a unit's command line."""
+# The pattern of source files, the directory for a vendor's files, and that for an administrator's.
 _DIRECTORIES: Final = (
     ("systemd/*.service", "usr/lib/systemd/system", "etc/systemd/system"),
     ("systemd/*.socket", "usr/lib/systemd/system", "etc/systemd/system"),
@@ -47,8 +46,7 @@ or, for one that is always there,
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """A file as it is to be: where, and what is in it. An `editable` one is the administrator's
-    once it is there."""
+    """A file to install. An `editable` one is the administrator's after it was installed."""
 
     path: Path
     content: bytes
@@ -56,11 +54,11 @@ class Installed:
 
 
 def install(prefix: Path | None = None, root: Path | None = None) -> Iterator[str]:
-    """Put every file in its place, and say what became of each, and what is to be done next.
+    """Install every file; yield a line about each, and the commands to type next.
 
-    `prefix` has bin/vgpud in it, by default the one that is running; `root` is the directory that
-    will be / on another system. Doing it again changes nothing. Raises ConfigError before anything
-    is changed if the service could not run `prefix`, and HostError.
+    `prefix` has bin/vgpud in it, by default the one that is running. `root` is the directory that
+    will be / on another system. A second call changes nothing. Raises ConfigError, before anything
+    is changed, if the service could not run the program in `prefix`, and HostError.
     """
     files = list(_files(_usable(prefix, root)))
     for file in files:
@@ -69,7 +67,7 @@ def install(prefix: Path | None = None, root: Path | None = None) -> Iterator[st
         if found == file.content:
             yield f"unchanged {path}"
         elif found is not None and file.editable:
-            yield f"kept {path}: it is not the default any more"
+            yield f"kept {path}: it was edited"
         else:
             _write(path, file.content)
             yield f"{'installed' if found is None else 'replaced'} {path}"
@@ -78,7 +76,7 @@ def install(prefix: Path | None = None, root: Path | None = None) -> Iterator[st
 
 
 def uninstall(prefix: Path | None = None, root: Path | None = None) -> Iterator[str]:
-    """Remove every file that `install` put there and nobody has changed; say what became of each.
+    """Remove every installed file that was not changed; yield a line about each.
 
     Raises HostError.
     """
@@ -86,7 +84,7 @@ def uninstall(prefix: Path | None = None, root: Path | None = None) -> Iterator[
         path = _below(root, file.path)
         found = _read(path)
         if found is not None and found != file.content:
-            yield f"kept {path}: it is not as it was installed"
+            yield f"kept {path}: it was changed"
         elif found is not None:
             try:
                 path.unlink()
@@ -109,7 +107,7 @@ def _files(prefix: Path) -> Iterator[Installed]:
 
 
 def _source() -> Path:
-    """Where the files are: in an installed package, or in a checkout."""
+    """Return the directory of the files, in an installed package or in a checkout."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "share"
     return installed if installed.is_dir() else package.parent
@@ -121,20 +119,20 @@ def _own_prefix() -> Path:
 
 
 def _usable(prefix: Path | None, root: Path | None) -> Path:
-    """The prefix, if the service will be able to run it."""
+    """Return the prefix; raise ConfigError if the service could not run the program in it."""
     own = prefix is None
     prefix = _own_prefix() if prefix is None else prefix
     if not prefix.is_absolute() or ".." in prefix.parts:
         raise ConfigError(f"--prefix {prefix}: must be an absolute path")
     if _SPECIAL & set(str(prefix)):
-        raise ConfigError(f"--prefix {prefix}: systemd would not take this name as it is")
+        raise ConfigError(f"--prefix {prefix}: it has characters that are special in systemd units")
     if root is not None:
-        return prefix  # Of another system: what is there can't be told.
+        return prefix  # It is on another system, so it can't be checked here.
     program = prefix / "bin/vgpud"
     if not os.access(program, os.X_OK):
-        advice = " Say --prefix, the directory that has bin/vgpud in it." if own else ""
+        advice = " Use --prefix with the directory that has bin/vgpud in it." if own else ""
         raise ConfigError(f"{program}: there is no such program.{advice}")
-    # A virtual environment has its Python elsewhere.
+    # The Python of a virtual environment is outside of it.
     for path in (program.resolve(), (prefix / "bin/python").resolve()):
         if any(path.is_relative_to(hidden) for hidden in _HIDDEN):
             raise ConfigError(
@@ -158,7 +156,7 @@ def _read(path: Path) -> bytes | None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Nobody sees half a file, and what is there already stays until the new one is whole."""
+    """Write a file and rename it into place, so that no reader sees half of it."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -167,5 +165,5 @@ def _write(path: Path, content: bytes) -> None:
         partial.rename(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        advice = "run this as root, or say --root" if os.geteuid() else ""
+        advice = "run this as root, or use --root" if os.geteuid() else ""
         raise HostError(f"writing {path}", error, advice) from error

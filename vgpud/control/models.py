@@ -120,7 +120,7 @@ class Device(Model):
     """The memory that host blobs are made of; with `auto` in the configuration, what was chosen."""
     render_node: str | None
     renderers: tuple[str, ...]
-    """What executes contexts; with none, this is a display device."""
+    """The renderers that execute contexts; with none, the device is a display device."""
     slots: SlotOwner
     guest_pat: GuestPat
     kvm_mode: str | None

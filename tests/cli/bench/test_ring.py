@@ -6,8 +6,8 @@ import pytest
 
 from vgpud.cli.bench import ring, ring_commands
 from vgpud.cli.bench.ring import BATCHES, RingCosts, measure
-from vgpud.cli.bench.ring_commands import COPIES, FENCED, KINDS, beside_copies
-from vgpud.cli.bench.ring_guest import QUEUE_SIZE, Guest
+from vgpud.cli.bench.ring_commands import COPIES, FENCED, KINDS, concurrent_copies
+from vgpud.cli.bench.ring_guest import QUEUE_SIZE, BenchGuest
 from vgpud.errors import VgpudError
 from vgpud.gpu.wire import commands as c
 from vgpud.gpu.wire.header import Header
@@ -57,11 +57,11 @@ def test_a_refused_command_is_no_measurement(monkeypatch: pytest.MonkeyPatch) ->
 def test_laps_fit_into_a_queue() -> None:
     for count in [*BATCHES, *(len(kind.commands) for kind in KINDS)]:
         assert QUEUE_SIZE % count == 0
-    assert len([FENCED, *beside_copies()]) == 1 + COPIES
+    assert len([FENCED, *concurrent_copies()]) == 1 + COPIES
 
 
 def test_the_device_is_woken_when_it_wants_to_be() -> None:
-    with Guest(0) as guest:
+    with BenchGuest(0) as guest:
         driver = guest.driver(CONTROL_QUEUE)
         kick = guest.kicks[CONTROL_QUEUE]
         used = guest.queue(CONTROL_QUEUE).used

@@ -16,7 +16,7 @@ from vgpud.gpu.wire.commands import ResourceFlush, Submit3D
 IDLE = dict.fromkeys(rates.COUNTERS, 0.0)
 
 
-def look(uptime: float, **devices: Counters) -> rates.Look:
+def look(uptime: float, **devices: Counters) -> rates.Snapshot:
     """What is seen of a daemon with these devices."""
     figures = Figures(
         version="0.1.0",
@@ -28,7 +28,7 @@ def look(uptime: float, **devices: Counters) -> rates.Look:
         subscribers=0,
         process=ProcessFigures(0.0, None, None, 1024),
     )
-    return rates.look(openmetrics.render(figures))
+    return rates.snapshot(openmetrics.render(figures))
 
 
 def test_rates_are_what_was_counted_by_the_daemons_clock() -> None:
@@ -87,4 +87,4 @@ def test_the_table_has_units() -> None:
 @pytest.mark.parametrize("text", ["nonsense {", "vgpud_fences_total 1\n"])
 def test_what_is_no_openmetrics_is_the_daemons_fault(text: str) -> None:
     with pytest.raises(PeerError, match="not OpenMetrics"):
-        rates.look(text)
+        rates.snapshot(text)

@@ -126,7 +126,7 @@ def test_a_reload_says_when_each_change_counts() -> None:
         "applied:",
         "  device gpu0: memory_limit 1GiB -> 2GiB",
         "  device gpu1: added",
-        "when the device's VMM connects anew:",
+        "when the device's VMM connects again:",
         "  device gpu0: window 1MiB -> 2MiB",
     ]
     nothing = models.Reloaded(applied=(), next_connection=(), restart=())

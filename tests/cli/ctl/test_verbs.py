@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from tests.cli.ctl import answers
-from tests.cli.ctl.told_daemon import File, ToldDaemon, paged, usual
+from tests.cli.ctl.canned_daemon import CannedDaemon, File, paged, usual
 from tests.support.process import ROOT, VGPUD, Process
 from tests.support.until import PATIENCE
 from vgpud.cli import main as cli
@@ -44,14 +44,14 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[ToldDaemon]:
+def daemon(tmp_path: Path) -> Iterator[CannedDaemon]:
     """A daemon with one device."""
-    with ToldDaemon(tmp_path / "control.sock", usual()) as told:
+    with CannedDaemon(tmp_path / "control.sock", usual()) as told:
         yield told
 
 
 @pytest.fixture
-def ctl(daemon: ToldDaemon, capfd: pytest.CaptureFixture[str]) -> Run:
+def ctl(daemon: CannedDaemon, capfd: pytest.CaptureFixture[str]) -> Run:
     """Runs `vgpud ctl`: its exit status, stdout and stderr."""
 
     def run(*arguments: str | Path) -> tuple[int, str, str]:
@@ -63,7 +63,7 @@ def ctl(daemon: ToldDaemon, capfd: pytest.CaptureFixture[str]) -> Run:
 
 
 @pytest.fixture
-def pictured(daemon: ToldDaemon) -> Iterator[ToldDaemon]:
+def pictured(daemon: CannedDaemon) -> Iterator[CannedDaemon]:
     """The daemon, with a screenshot to give: sealed, and read to its end by others."""
     fd = os.memfd_create("picture", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.write(fd, PNG)
@@ -107,14 +107,14 @@ def test_listings(ctl: Run, verb: str, item: models.Model, word: str) -> None:
     assert json.loads(output) == [item.model_dump(mode="json")]
 
 
-def test_listings_are_fetched_to_the_end(daemon: ToldDaemon, ctl: Run) -> None:
+def test_listings_are_fetched_to_the_end(daemon: CannedDaemon, ctl: Run) -> None:
     daemon.answers["blob.list"] = paged([answers.blob(number) for number in range(1, 8)], 3)
     _, output, _ = ctl("blobs", "--json")
     assert [blob["blob"] for blob in json.loads(output)] == [1, 2, 3, 4, 5, 6, 7]
     assert [params.get("offset", 0) for _, params in daemon.calls] == [0, 3, 6]
 
 
-def test_one_device(daemon: ToldDaemon, ctl: Run) -> None:
+def test_one_device(daemon: CannedDaemon, ctl: Run) -> None:
     _, output, _ = ctl("devices", "gpu0")
     assert "window       256 MiB, layout window\n" in output
     _, output, _ = ctl("devices", "gpu0", "--json")
@@ -124,7 +124,7 @@ def test_one_device(daemon: ToldDaemon, ctl: Run) -> None:
     assert asked == [("device.get", "gpu0"), ("device.get", "gpu0"), ("slot.list", "gpu0")]
 
 
-def test_resize(daemon: ToldDaemon, ctl: Run) -> None:
+def test_resize(daemon: CannedDaemon, ctl: Run) -> None:
     daemon.answers["device.resize"] = lambda params: models.Resized(**params)
     status, output, _ = ctl("resize", "gpu0", "800x600", "--scanout", "1")
     assert (status, output) == (0, "gpu0 output 1: offered 800x600\n")
@@ -132,7 +132,7 @@ def test_resize(daemon: ToldDaemon, ctl: Run) -> None:
     assert json.loads(output) == {"device": "gpu0", "scanout": 0, "width": 1024, "height": 768}
 
 
-def test_reload(daemon: ToldDaemon, ctl: Run) -> None:
+def test_reload(daemon: CannedDaemon, ctl: Run) -> None:
     daemon.answers["config.reload"] = models.Reloaded(
         applied=("device gpu1: added",), next_connection=(), restart=("runtime_dir",)
     )
@@ -148,7 +148,7 @@ def test_reload(daemon: ToldDaemon, ctl: Run) -> None:
     assert errors == "".join(f"vgpud: {line}\n" for line in faults.splitlines())
 
 
-def test_metrics_are_read_to_the_end(daemon: ToldDaemon, ctl: Run) -> None:
+def test_metrics_are_read_to_the_end(daemon: CannedDaemon, ctl: Run) -> None:
     text = METRICS.format(uptime=5, fences=7)
 
     def page(params: dict[str, Any]) -> models.Metrics:
@@ -164,7 +164,7 @@ def test_metrics_are_read_to_the_end(daemon: ToldDaemon, ctl: Run) -> None:
     )
 
 
-def test_options_may_come_before_the_verb_and_after(daemon: ToldDaemon) -> None:
+def test_options_may_come_before_the_verb_and_after(daemon: CannedDaemon) -> None:
     for arguments in (
         ["--socket", str(daemon.path), "status"],
         ["status", "--socket", daemon.path],
@@ -175,7 +175,7 @@ def test_options_may_come_before_the_verb_and_after(daemon: ToldDaemon) -> None:
 # -- Pictures and other files ----------------------------------------------------------------------
 
 
-def test_a_screenshot_into_a_file(pictured: ToldDaemon, ctl: Run, tmp_path: Path) -> None:
+def test_a_screenshot_into_a_file(pictured: CannedDaemon, ctl: Run, tmp_path: Path) -> None:
     file = tmp_path / "shot.png"
     status, output, _ = ctl("screenshot", "gpu0", "--scanout", "2", "--out", file)
     assert (status, output) == (0, f"gpu0 output 0: 640x480, 1.76 KiB in {file}\n")
@@ -185,7 +185,7 @@ def test_a_screenshot_into_a_file(pictured: ToldDaemon, ctl: Run, tmp_path: Path
     assert json.loads(output)["width"] == 640
 
 
-def test_a_screenshot_into_a_pipe(pictured: ToldDaemon) -> None:
+def test_a_screenshot_into_a_pipe(pictured: CannedDaemon) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "vgpud", "ctl", "--socket", pictured.path, "screenshot", "gpu0"],
         cwd=ROOT,
@@ -198,7 +198,7 @@ def test_a_screenshot_into_a_pipe(pictured: ToldDaemon) -> None:
     assert cli.main(["ctl", "--socket", str(pictured.path), "screenshot", "gpu0", "--json"]) == 2
 
 
-def test_a_file_that_can_not_be_written(pictured: ToldDaemon, ctl: Run) -> None:
+def test_a_file_that_can_not_be_written(pictured: CannedDaemon, ctl: Run) -> None:
     assert ctl("screenshot", "gpu0", "--out", "/dev/full") == (
         1,
         "",
@@ -209,7 +209,7 @@ def test_a_file_that_can_not_be_written(pictured: ToldDaemon, ctl: Run) -> None:
 
 
 def test_a_picture_that_is_shorter_than_it_says(
-    pictured: ToldDaemon, ctl: Run, tmp_path: Path
+    pictured: CannedDaemon, ctl: Run, tmp_path: Path
 ) -> None:
     file = pictured.answers["device.screenshot"]
     pictured.answers["device.screenshot"] = File(file.value | {"size": 1 << 20}, file.fd)
@@ -218,7 +218,7 @@ def test_a_picture_that_is_shorter_than_it_says(
     assert errors.startswith("vgpud: reading the file that came with the answer: ")
 
 
-def test_an_answer_that_lacks_its_file(daemon: ToldDaemon, ctl: Run, tmp_path: Path) -> None:
+def test_an_answer_that_lacks_its_file(daemon: CannedDaemon, ctl: Run, tmp_path: Path) -> None:
     daemon.answers["device.screenshot"] = {}
     status, _, errors = ctl("screenshot", "gpu0", "--out", tmp_path / "shot.png")
     assert status == 1
@@ -226,7 +226,7 @@ def test_an_answer_that_lacks_its_file(daemon: ToldDaemon, ctl: Run, tmp_path: P
 
 
 def test_a_method_with_a_file_gives_the_part_that_it_names(
-    daemon: ToldDaemon, ctl: Run, tmp_path: Path
+    daemon: CannedDaemon, ctl: Run, tmp_path: Path
 ) -> None:
     with memfd.create("blobs", 3 * 4096) as fd:
         os.pwrite(fd.fileno(), b"blob" * 1024, 4096)
@@ -244,7 +244,7 @@ def test_a_method_with_a_file_gives_the_part_that_it_names(
 # -- Any method ------------------------------------------------------------------------------------
 
 
-def test_any_method_by_name(daemon: ToldDaemon, ctl: Run) -> None:
+def test_any_method_by_name(daemon: CannedDaemon, ctl: Run) -> None:
     status, output, _ = ctl("daemon.info")
     assert (status, json.loads(output)) == (0, answers.info().model_dump(mode="json"))
     daemon.answers["blob.create"] = answers.blob(1 << 32)
@@ -256,7 +256,7 @@ def test_any_method_by_name(daemon: ToldDaemon, ctl: Run) -> None:
     ]
 
 
-def test_a_method_that_only_the_daemon_knows(daemon: ToldDaemon, ctl: Run) -> None:
+def test_a_method_that_only_the_daemon_knows(daemon: CannedDaemon, ctl: Run) -> None:
     daemon.answers["daemon.sing"] = {"song": "la"}
     status, output, _ = ctl("daemon.sing", '{"loud": true}')
     assert (status, json.loads(output)) == (0, {"song": "la"})
@@ -274,7 +274,7 @@ def test_every_method_is_a_verb(method: str) -> None:
 # -- Events and rates ------------------------------------------------------------------------------
 
 
-def test_events_until_there_were_enough(daemon: ToldDaemon, ctl: Run) -> None:
+def test_events_until_there_were_enough(daemon: CannedDaemon, ctl: Run) -> None:
     def subscribed(params: dict[str, Any]) -> dict[str, Any]:
         threading.Timer(
             0.2, daemon.announce, [answers.event(), answers.event(sequence=4, kind="agent.lost")]
@@ -299,7 +299,7 @@ def test_events_until_there_were_enough(daemon: ToldDaemon, ctl: Run) -> None:
     assert models.Event.model_validate_json(output) == answers.event()
 
 
-def test_what_is_no_event_ends_it(daemon: ToldDaemon, ctl: Run) -> None:
+def test_what_is_no_event_ends_it(daemon: CannedDaemon, ctl: Run) -> None:
     def subscribed(params: dict[str, Any]) -> dict[str, Any]:
         threading.Timer(0.2, daemon.announce_raw, [{"sequence": "three"}]).start()
         return {"kinds": ["*"], "device": None, "sequence": 0}
@@ -311,7 +311,7 @@ def test_what_is_no_event_ends_it(daemon: ToldDaemon, ctl: Run) -> None:
 
 
 @pytest.mark.parametrize("verb", [["events"], ["watch", "--interval", "0.1"]])
-def test_an_interrupt_is_the_end_of_it(daemon: ToldDaemon, verb: list[str]) -> None:
+def test_an_interrupt_is_the_end_of_it(daemon: CannedDaemon, verb: list[str]) -> None:
     daemon.answers["metrics.get"] = counting()
     with started(daemon, *verb) as process:
         process.until(lambda: len(daemon.calls) > 0)
@@ -320,7 +320,7 @@ def test_an_interrupt_is_the_end_of_it(daemon: ToldDaemon, verb: list[str]) -> N
         assert (process.wait(), process.log) == (0, "")
 
 
-def test_a_daemon_that_goes_is_noticed(daemon: ToldDaemon) -> None:
+def test_a_daemon_that_goes_is_noticed(daemon: CannedDaemon) -> None:
     with started(daemon, "events") as process:
         process.until(lambda: len(daemon.calls) > 0)
         daemon.end()
@@ -329,7 +329,7 @@ def test_a_daemon_that_goes_is_noticed(daemon: ToldDaemon) -> None:
     assert "is the daemon running" in process.log
 
 
-def test_watch_shows_rates(daemon: ToldDaemon, ctl: Run) -> None:
+def test_watch_shows_rates(daemon: CannedDaemon, ctl: Run) -> None:
     daemon.answers["metrics.get"] = counting()
     status, output, _ = ctl("watch", "--interval", "0.1", "--count", "2")
     assert status == 0
@@ -342,7 +342,7 @@ def test_watch_shows_rates(daemon: ToldDaemon, ctl: Run) -> None:
     assert json.loads(line)["devices"][0]["rates"]["fences"] == 3.0
 
 
-def test_on_a_terminal_watch_redraws_and_nothing_is_wider(daemon: ToldDaemon) -> None:
+def test_on_a_terminal_watch_redraws_and_nothing_is_wider(daemon: CannedDaemon) -> None:
     daemon.answers["metrics.get"] = counting()
     output = on_terminal(daemon, "watch", "--interval", "0.1", "--count", "2")
     assert output.count("\x1b[H") == 2
@@ -354,14 +354,14 @@ def test_on_a_terminal_watch_redraws_and_nothing_is_wider(daemon: ToldDaemon) ->
     assert "…" not in on_terminal(daemon, "devices", "--json")
 
 
-def test_a_picture_does_not_go_to_a_terminal(pictured: ToldDaemon) -> None:
-    assert "say --out FILE" in on_terminal(pictured, "screenshot", "gpu0", status=2)
+def test_a_picture_does_not_go_to_a_terminal(pictured: CannedDaemon) -> None:
+    assert "use --out FILE" in on_terminal(pictured, "screenshot", "gpu0", status=2)
 
 
 # -- What goes wrong -------------------------------------------------------------------------------
 
 
-def test_what_the_daemon_refuses_is_said(daemon: ToldDaemon, ctl: Run) -> None:
+def test_what_the_daemon_refuses_is_said(daemon: CannedDaemon, ctl: Run) -> None:
     daemon.answers["device.get"] = RpcError(-32000, "no device gpu7", {"kind": "no-device"})
     assert ctl("devices", "gpu7") == (1, "", "vgpud: no device gpu7\n")
     text = "uid 1000 may not use this socket; set allow_users or allow_groups"
@@ -369,17 +369,17 @@ def test_what_the_daemon_refuses_is_said(daemon: ToldDaemon, ctl: Run) -> None:
     assert ctl("status") == (1, "", f"vgpud: {text}\n")
 
 
-def test_a_daemon_of_another_version(daemon: ToldDaemon, ctl: Run) -> None:
+def test_a_daemon_of_another_version(daemon: CannedDaemon, ctl: Run) -> None:
     daemon.answers["daemon.info"] = {"version": "9"}
     status, output, errors = ctl("status")
     assert (status, output) == (1, "")
     assert errors == (
-        "vgpud: daemon.info: the daemon's answer is not what this version of vgpud expects of it;"
+        "vgpud: daemon.info: the daemon's answer is not what this version of vgpud expects;"
         " is the daemon of another version?\n"
     )
 
 
-def test_no_daemon(daemon: ToldDaemon, ctl: Run) -> None:
+def test_no_daemon(daemon: CannedDaemon, ctl: Run) -> None:
     daemon.end()
     status, output, errors = ctl("status")
     assert (status, output) == (1, "")
@@ -388,7 +388,7 @@ def test_no_daemon(daemon: ToldDaemon, ctl: Run) -> None:
     )
 
 
-def test_nobody_reads_what_is_said(daemon: ToldDaemon) -> None:
+def test_nobody_reads_what_is_said(daemon: CannedDaemon) -> None:
     read, write = os.pipe()
     os.close(read)
     with started(daemon, "status", stdout=write) as process:
@@ -437,12 +437,12 @@ def counting() -> Callable[[dict[str, Any]], models.Metrics]:
     return look
 
 
-def started(daemon: ToldDaemon, *arguments: str, stdout: int | None = None) -> Process:
+def started(daemon: CannedDaemon, *arguments: str, stdout: int | None = None) -> Process:
     """`vgpud ctl` as a process."""
     return Process(*VGPUD, "ctl", "--socket", daemon.path, *arguments, stdout=stdout)
 
 
-def on_terminal(daemon: ToldDaemon, *arguments: str, status: int = 0) -> str:
+def on_terminal(daemon: CannedDaemon, *arguments: str, status: int = 0) -> str:
     """What `vgpud ctl` says on a terminal of 40 columns."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))

@@ -6,7 +6,7 @@ import pytest
 
 from tests.cli.doctor import hosts
 from vgpud.cli.doctor import examine, render_measured
-from vgpud.cli.doctor.measured import Measured, advice
+from vgpud.cli.doctor.measured import MeasurementResult, advice
 from vgpud.cli.doctor.screen import WIDTH
 from vgpud.coherency.probes.host import HostFacts
 from vgpud.microvm.measure import Row, Setup, Verdict
@@ -40,7 +40,7 @@ AS_THEY_SHOULD = rows(Verdict.IGNORED, Verdict.HONOURED, Verdict.HONOURED)
         (hosts.INTEL, IGNORED, "contradicts"),
         (hosts.INTEL, rows(Verdict.HONOURED, Verdict.HONOURED, Verdict.IGNORED), "contradicts"),
         (hosts.AMD, IGNORED, "contradicts"),
-        (hosts.OTHER, HONOURED, 'guest_pat = "honored" may be said'),
+        (hosts.OTHER, HONOURED, 'guest_pat = "honored" may be set'),
         (hosts.OTHER, IGNORED, ""),
         *[(facts, EMULATED, "") for facts in hosts.HOSTS.values()],
         *[(facts, (NOISY,), "") for facts in hosts.HOSTS.values()],
@@ -56,14 +56,14 @@ def test_what_to_do(facts: HostFacts, found: tuple[Row, ...], words: str) -> Non
 @pytest.mark.parametrize(
     "measured",
     [
-        Measured(HONOURED),
-        Measured(EMULATED),
-        Measured((NOISY,)),
-        Measured((Row(Setup.FLAG, Verdict.UNAVAILABLE, "this kernel refuses it"),)),
-        Measured(problem="open /dev/kvm: Permission denied; " + "do this and that, " * 9),
+        MeasurementResult(HONOURED),
+        MeasurementResult(EMULATED),
+        MeasurementResult((NOISY,)),
+        MeasurementResult((Row(Setup.FLAG, Verdict.UNAVAILABLE, "this kernel refuses it"),)),
+        MeasurementResult(problem="open /dev/kvm: Permission denied; " + "do this and that, " * 9),
     ],
 )
-def test_it_fits_the_screen(measured: Measured) -> None:
+def test_it_fits_the_screen(measured: MeasurementResult) -> None:
     text = render_measured(measured, examine(hosts.OTHER))
     assert max(map(len, text.splitlines())) <= WIDTH
     assert "None" not in text

@@ -307,7 +307,7 @@ def test_what_a_session_is_built_on_holds_for_the_next(
         assert mode(fe, 1) == (800, 600)
         device = methods.call("device.get", device="gpu0")
         assert (device.window, device.slots, len(device.outputs)) == (16 << 20, "frontend", 2)
-        assert "from the next connection on" in device.problems[0]
+        assert "takes effect at the next connection" in device.problems[0]
     wait_gone(server)
     device = methods.call("device.get", device="gpu0")
     assert (device.window, device.slots, len(device.outputs)) == (32 << 20, "agent", 1)

@@ -1,14 +1,13 @@
-"""What it costs to move bytes past the caches, beside plain copies and copies with flushes.
+"""The cost of copies that bypass the caches, compared with plain copies and copies with flushes.
 
-Owns the measurement and its table. All ways of one shape take turns, so that what the machine does
-meanwhile is shared fairly: figures of one table compare, absolute ones drift. The clock is on the
-native side (uapi/bench.c), except for the one way that says so.
+All ways of one shape are measured in turns, so that other load on the machine affects them alike:
+figures of one table can be compared, absolute ones drift. Native code takes the times, except for
+the way that says so.
 
-What a device has written is in memory and in no cache of ours, so that is where the source of a
-"read" is, unless the way says "cached": a copy from a cache is another thing, which no reader of a
-device's buffer ever gets to do. The source of a "write" is what a program has just made, so it is
-in the caches as far as it fits. Where the target is, each way has settled for itself by its untimed
-first copy of a turn.
+What a device has written is in memory and in no cache of this CPU. So the source of a "read" is in
+memory, unless the way says "cached"; a reader of a device's buffer never copies from a cache. The
+source of a "write" is what a program has just made, so it is in the caches as far as it fits.
+Each way makes one untimed copy per turn first, which decides where the target is.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from vgpud.cli.bench.figures import Bar, Chart, Progress, Spread, nothing, ratio
+from vgpud.cli.bench.figures import Bar, Chart, Progress, Spread, no_progress, ratio
 from vgpud.memory import memfd
 from vgpud.memory.extents import NON_COHERENT, Extents
 from vgpud.memory.mapping import map_shared
@@ -35,16 +34,18 @@ MIB: Final = 1 << 20
 TURNS: Final = 60
 BYTES_A_TURN: Final = 16 * MIB
 COPIES_A_TURN: Final = 256
-"""At most; and one at least."""
+"""The maximum; the minimum is one."""
 
 Direction: TypeAlias = Literal["write", "read"]
 Copies: TypeAlias = Callable[[NDArray[np.uint8], NDArray[np.uint8], int], float]
-"""Copies the second array to the first a number of times; seconds for one copy."""
+"""A function that copies the second array to the first a number of times.
+
+It returns seconds per copy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What is copied: `rows` of `row_bytes`, in the shared memory `stride` bytes apart."""
+    """The shape of a copy: `rows` of `row_bytes`, `stride` bytes apart in the shared memory."""
 
     name: str
     rows: int
@@ -53,7 +54,7 @@ class Shape:
 
     @property
     def size(self) -> int:
-        """Bytes that move."""
+        """The number of bytes that are copied."""
         return self.rows * self.row_bytes
 
 
@@ -72,10 +73,11 @@ SHAPES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class CopyRow:
-    """One way to move `size` bytes: `direction` is "write" to the shared memory or "read" from it.
+    """The figures of one way to copy `size` bytes.
 
-    `ratio` is how fast it is beside `memcpy` of the same direction and shape, turn by turn; the
-    speeds are in GB/s, of 10**9 bytes.
+    `direction` is "write" to the shared memory or "read" from it. `ratio` is the speed divided by
+    that of `memcpy` for the same direction and shape, turn by turn. Speeds are in GB/s, of 10**9
+    bytes.
     """
 
     direction: Direction
@@ -94,15 +96,14 @@ class CopyCosts:
     rows: tuple[CopyRow, ...]
 
     def to_json(self) -> list[dict[str, Any]]:
-        """The rows as objects with the names of `CopyRow`; the speed as `median`, `lower` and
-        `upper` GB/s."""
+        """Return the rows as objects with the fields of `CopyRow`, speeds as quartiles in GB/s."""
         return [asdict(row) for row in self.rows]
 
     def lines(self) -> Iterator[str]:
-        """A table for people: a block for each direction and shape."""
+        """Return a table with a block for each direction and shape."""
         yield (
             f"copy: GB/s, median and quartiles of {self.rows[0].turns} turns,"
-            " and how fast beside memcpy"
+            " and the ratio to memcpy"
         )
         for (direction, shape), rows in groupby(self.rows, _group):
             yield f"  {direction}, {shape}"
@@ -114,19 +115,19 @@ class CopyCosts:
                 )
 
     def charts(self) -> Iterator[Chart]:
-        """One for each direction and shape."""
+        """Return a chart for each direction and shape."""
         for (direction, shape), rows in groupby(self.rows, _group):
             bars = tuple(Bar(row.way, row.speed) for row in rows)
             yield Chart(f"{direction}, {shape}", "GB/s", bars)
 
 
-def run(progress: Progress = nothing) -> CopyCosts:
-    """The whole measurement, a few seconds."""
+def run(progress: Progress = no_progress) -> CopyCosts:
+    """Run the whole measurement, a few seconds."""
     return CopyCosts(tuple(measure(progress=progress)))
 
 
 def measure(
-    shapes: tuple[Shape, ...] = SHAPES, *, turns: int = TURNS, progress: Progress = nothing
+    shapes: tuple[Shape, ...] = SHAPES, *, turns: int = TURNS, progress: Progress = no_progress
 ) -> list[CopyRow]:
     """Measure each way with each shape."""
     size = max(shape.rows * shape.stride for shape in shapes)
@@ -138,7 +139,7 @@ def measure(
     for direction, ways in _ways().items():
         for shape in shapes:
             progress(f"{direction}, {shape.name}")
-            # Through all of the stride's bytes: numpy would not make a view beyond the last row.
+            # The view includes the stride after the last row, as numpy's reshape needs it.
             there = shared[: shape.rows * shape.stride].reshape(shape.rows, shape.stride)
             there = there[:, : shape.row_bytes]
             here = private[: shape.size].reshape(shape.rows, shape.row_bytes)
@@ -162,13 +163,13 @@ def _measure_shape(
             copies(to, from_, 1)
             speeds[way].append(shape.size / copies(to, from_, times) / 1e9)
     for way, samples in speeds.items():
-        beside = ratio(samples, speeds[_MEMCPY])
+        to_memcpy = ratio(samples, speeds[_MEMCPY])
         speed = Spread.of(samples)
-        yield CopyRow(direction, shape.name, shape.size, way, turns, speed, beside)
+        yield CopyRow(direction, shape.name, shape.size, way, turns, speed, to_memcpy)
 
 
 def _ways() -> dict[Direction, dict[str, Copies]]:
-    """What there is on this machine to be compared."""
+    """Return the ways that this machine's processor has, by direction and name."""
     cache, memory = Source.CACHE, Source.MEMORY
     write: dict[str, Copies] = {
         _MEMCPY: partial(seconds, Way.MEMCPY, cache),
@@ -211,7 +212,7 @@ def _read_from_python(to: NDArray[np.uint8], from_: NDArray[np.uint8], times: in
 
 
 def _buffer(rows: NDArray[np.uint8]) -> tuple[Extents, int]:
-    """The shared memory as the device has it, and the bytes from row to row."""
+    """Return the shared memory as a device's extents, and the bytes from row to row."""
     whole = rows.base
     assert isinstance(whole, np.ndarray)
     stride = rows.strides[0]

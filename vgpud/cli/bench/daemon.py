@@ -1,7 +1,4 @@
-"""`vgpud serve` as those benches want it that measure the whole.
-
-Owns its configuration and environment; the process is `microvm.service`.
-"""
+"""`vgpud serve` for benches that measure the whole daemon; the process is `microvm.service`."""
 
 from __future__ import annotations
 
@@ -16,14 +13,14 @@ from vgpud.microvm.service import Service
 _ENVIRONMENT: Final = {
     name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
 }
-"""With bytecode kept, as that of an installed package is."""
-_SHARED: Final = "/tmp"  # noqa: S108 - a directory of our own is made in it
+"""The environment that keeps bytecode, because an installed package has it."""
+_SHARED: Final = "/tmp"  # noqa: S108 - a private directory is created in it
 
 
 class ServeProcess(Service):
-    """A daemon with a device for each of `layouts`, called by its name.
+    """A daemon with a device for each of `layouts`, whose name is the layout's.
 
-    Its directory is right below /tmp: the guest rig's chroot shares that.
+    Its directory is in /tmp, because the guest rig's chroot shares that.
     """
 
     def __init__(
@@ -33,8 +30,8 @@ class ServeProcess(Service):
         super().__init__(config, parent=_SHARED, environment=_ENVIRONMENT)
 
     def cpu_s(self) -> float:
-        """Seconds of processor time that it has used in all."""
-        # As clock_getcpuclockid(3) makes it: the kernel's CPUCLOCK_SCHED of the whole process.
+        """Return the seconds of processor time that the daemon has used."""
+        # The clock id of clock_getcpuclockid(3): the kernel's CPUCLOCK_SCHED of the whole process.
         return time.clock_gettime(~self.pid << 3 | 2)
 
 

@@ -1,7 +1,4 @@
-"""What measurements have in common: a median with its spread, and charts of them.
-
-Owns no measurement.
-"""
+"""The common parts of benches: medians with quartiles, ratios and charts."""
 
 from __future__ import annotations
 
@@ -12,11 +9,11 @@ from typing import Any, Protocol, Self, TypeAlias
 import numpy as np
 
 Progress: TypeAlias = Callable[[str], None]
-"""Is told what is measured next."""
+"""A function that is called with the name of what is measured next."""
 
 
-def nothing(_: str = "") -> None:
-    """Tells nobody."""
+def no_progress(_: str = "") -> None:
+    """Ignore progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,22 +26,22 @@ class Spread:
 
     @classmethod
     def of(cls, samples: Sequence[float]) -> Self:
-        """Of one sample or more."""
+        """Return the spread of one sample or more."""
         lower, median, upper = np.percentile(samples, [25, 50, 75])
         return cls(float(median), float(lower), float(upper))
 
 
 def ratio(samples: Sequence[float], others: Sequence[float]) -> float:
-    """The median of how many times the others each sample is, taken pairwise.
+    """Return the median of the pairwise ratios of two series.
 
-    Samples of one place were measured one after the other: what drifts meanwhile is in both.
+    Samples with the same index were measured one after the other, so that drift affects both.
     """
     return float(np.median(np.divide(samples, others)))
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One bar of a chart."""
+    """A bar of a chart."""
 
     label: str
     spread: Spread
@@ -52,21 +49,21 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Bars that are compared with each other, in one unit."""
+    """A chart of bars with the same unit."""
 
     title: str
     unit: str
     bars: tuple[Bar, ...]
 
 
-class Measured(Protocol):
-    """What a bench has found."""
+class BenchResult(Protocol):
+    """The result of a bench."""
 
     def to_json(self) -> Any:
-        """For machines: values that JSON has."""
+        """Return the result as JSON values."""
 
     def lines(self) -> Iterator[str]:
-        """For people, 100 columns at most."""
+        """Return the result as text of at most 100 columns."""
 
     def charts(self) -> Iterator[Chart]:
-        """For the plot."""
+        """Return the charts for a plot."""

@@ -1,7 +1,6 @@
 """Charts as a picture, for `vgpud bench --plot`.
 
-Owns the drawing; matplotlib is the optional extra `plot`, and imported only when a picture is asked
-for.
+matplotlib is the optional extra `plot`, and is imported only to draw.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from vgpud.cli.bench.figures import Chart, Measured
+from vgpud.cli.bench.figures import BenchResult, Chart
 from vgpud.errors import ConfigError, HostError
 
 SUFFIXES: Final = (".png", ".svg", ".pdf")
@@ -22,21 +21,21 @@ _BAR: Final = 0.32
 _AROUND: Final = 1.1
 _COLOUR: Final = "lightsteelblue"
 _FAR: Final = 50
-"""How many times the least a chart may reach before its scale becomes logarithmic."""
+"""The ratio of a chart's largest to its least value above which its scale is logarithmic."""
 
 
 def check(path: Path) -> None:
-    """Raise ConfigError unless `draw` can draw there: sooner than after minutes of measuring."""
+    """Raise ConfigError unless `draw` can write to `path`, before minutes of measuring."""
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"--plot {path}: the name must end in {', '.join(SUFFIXES)}")
     if not os.access(path.parent, os.W_OK) or path.is_dir():
-        raise ConfigError(f"--plot {path}: no file can be made there")
+        raise ConfigError(f"--plot {path}: no file can be created there")
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("--plot needs matplotlib: pip install 'vgpud[plot]'")
 
 
-def draw(path: Path, heading: str, found: Mapping[str, Measured]) -> None:
-    """Draw all charts of these benches into one picture. Raises HostError if it can't be."""
+def draw(path: Path, heading: str, found: Mapping[str, BenchResult]) -> None:
+    """Draw all charts of these benches into one picture; raises HostError if that fails."""
     from matplotlib.figure import Figure  # noqa: PLC0415 - optional
 
     charts = [(name, chart) for name, measured in found.items() for chart in measured.charts()]
@@ -66,12 +65,12 @@ def _draw_chart(axes: object, name: str, chart: Chart) -> None:
     below = [bar.spread.median - bar.spread.lower for bar in chart.bars]
     above = [bar.spread.upper - bar.spread.median for bar in chart.bars]
     labels = [bar.label for bar in chart.bars]
-    places = range(len(medians))
-    axes.barh(places, medians, xerr=(below, above), capsize=3, color=_COLOUR)
-    for place, median in zip(places, medians, strict=True):
-        beside = axes.get_yaxis_transform()
-        axes.text(1.01, place, _number(median), transform=beside, verticalalignment="center")
-    axes.set_yticks(places, labels)
+    positions = range(len(medians))
+    axes.barh(positions, medians, xerr=(below, above), capsize=3, color=_COLOUR)
+    for position, median in zip(positions, medians, strict=True):
+        transform = axes.get_yaxis_transform()
+        axes.text(1.01, position, _number(median), transform=transform, verticalalignment="center")
+    axes.set_yticks(positions, labels)
     axes.invert_yaxis()
     if max(bar.spread.upper for bar in chart.bars) > _FAR * min(medians) > 0:
         axes.set_xscale("log")

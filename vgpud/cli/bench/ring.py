@@ -1,10 +1,9 @@
-"""Commands a second, and how long they take, through a real connection to the daemon.
+"""The rate and the latency of commands, through a real connection to the daemon.
 
-Owns the measurement and its table. We are the front-end and the guest, the daemon is a process of
-its own; between the two are shared memory and eventfds, as with a VMM. A round is a batch of
-commands that are handed over by one store and one kick, and waited for together; the front-end
-sleeps meanwhile, as a guest does. What each side takes of the processor is measured with it: it
-shows which of the two is the limit.
+This process is the front-end and the guest, the daemon is a process of its own; between the two are
+shared memory and eventfds, as with a VMM. A round is a batch of commands that are published by one
+store and one kick, and waited for together; the front-end sleeps meanwhile, as a guest does. The
+processor time of each side is measured too, which shows which of the two is the limit.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from vgpud.cli.bench.daemon import ServeProcess
-from vgpud.cli.bench.figures import Bar, Chart, Progress, Spread, nothing
+from vgpud.cli.bench.figures import Bar, Chart, Progress, Spread, no_progress
 from vgpud.cli.bench.ring_commands import (
     COPIES,
     COPY_SIZE,
@@ -26,10 +25,10 @@ from vgpud.cli.bench.ring_commands import (
     IMAGE_BYTES,
     KINDS,
     Kind,
-    beside_copies,
+    concurrent_copies,
     prepare,
 )
-from vgpud.cli.bench.ring_guest import QUEUES, Driver, Guest
+from vgpud.cli.bench.ring_guest import QUEUES, BenchGuest, Driver
 from vgpud.coherency.slot_policy import Layout
 from vgpud.errors import VgpudError
 from vgpud.gpu.wire.command_codec import Command
@@ -42,16 +41,16 @@ BATCHES: Final = (1, 64)
 TURNS: Final = 15
 TURN_S: Final = 0.05
 FENCES: Final = 2000
-"""A p99 is the twentieth worst of them."""
+"""Fences that are timed; their p99 is the twentieth worst."""
 
 
 @dataclass(frozen=True, slots=True)
 class RateRow:
-    """One kind of command, `batch` of them a round.
+    """The figures of one kind of command, with `batch` of them in a round.
 
-    `per_second` counts commands, `round_us` is how long a round took: median and p99, in
-    microseconds. `front_end_us` and `daemon_us` are the processor time that a command took of each
-    side.
+    `per_second` counts commands. `round_us` and `round_p99_us` are the median and p99 time of a
+    round, `front_end_us` and `daemon_us` the processor time of each side per command, all in
+    microseconds.
     """
 
     kind: str
@@ -66,10 +65,10 @@ class RateRow:
 
 @dataclass(frozen=True, slots=True)
 class FenceRow:
-    """A SUBMIT_3D of little work with a fence, to its answer: microseconds.
+    """The time from a short fenced SUBMIT_3D to its answer, in microseconds.
 
-    `copied_gb_s` is what another ring of the same context copied meanwhile, in GB/s of 10**9 bytes,
-    8 MiB a command.
+    `copied_gb_s` is the speed of copies on another ring of the same context meanwhile, in GB/s of
+    10**9 bytes, with 8 MiB per command.
     """
 
     beside: str
@@ -88,11 +87,11 @@ class RingCosts:
     fences: tuple[FenceRow, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The rows as objects with the names of `RateRow` and `FenceRow`."""
+        """Return the rows as objects with the fields of `RateRow` and `FenceRow`."""
         return asdict(self)
 
     def lines(self) -> Iterator[str]:
-        """Two tables for people."""
+        """Return two tables, of rates and of fences."""
         turns = self.rates[0].turns
         yield f"ring: commands a second, median and quartiles of {turns} turns; microseconds"
         yield f"{'a round':>86}{'CPU a command':>14}"
@@ -117,7 +116,7 @@ class RingCosts:
             )
 
     def charts(self) -> Iterator[Chart]:
-        """One for each batch size, one of the fences."""
+        """Return a chart for each batch size, and one of the fences."""
         for batch in dict.fromkeys(row.batch for row in self.rates):
             rows = (row for row in self.rates if row.batch == batch)
             bars = tuple(Bar(row.kind, row.per_second) for row in rows)
@@ -128,8 +127,8 @@ class RingCosts:
         yield Chart("fence round trip, p50 to p99", "us", tuple(fences))
 
 
-def run(progress: Progress = nothing) -> RingCosts:
-    """The whole measurement, about twenty seconds. Raises HostError, PeerError, VgpudError."""
+def run(progress: Progress = no_progress) -> RingCosts:
+    """Run the whole measurement, about twenty seconds. Raises HostError, PeerError, VgpudError."""
     return measure(progress=progress)
 
 
@@ -138,26 +137,26 @@ def measure(
     turns: int = TURNS,
     turn_s: float = TURN_S,
     fences: int = FENCES,
-    progress: Progress = nothing,
+    progress: Progress = no_progress,
 ) -> RingCosts:
-    """Measure each kind with each batch in turns, then fences. Raises as `run` does."""
-    with ServeProcess() as daemon, _connected(daemon) as stand:
-        stand.execute(prepare(stand.guest.extra))
+    """Measure each kind with each batch in turns, then fences; raises the errors of `run`."""
+    with ServeProcess() as daemon, _connected(daemon) as setup:
+        setup.execute(prepare(setup.guest.extra))
         rates = {(kind, batch): _Rate() for kind in KINDS for batch in BATCHES}
         for turn in range(turns):
             progress(f"{len(KINDS)} kinds of commands, turn {turn + 1} of {turns}")
             for (kind, batch), rate in rates.items():
-                stand.measure(kind, batch, turn_s, rate)
+                setup.measure(kind, batch, turn_s, rate)
         rows = tuple(rate.row(kind.name, batch, turns) for (kind, batch), rate in rates.items())
         progress("fences")
-        idle = stand.fences("alone", fences, copies=0)
+        idle = setup.fences("alone", fences, copies=0)
         progress(f"fences, while another ring copies {COPY_SIZE >> 20} MiB a command")
-        busy = stand.fences("beside 8 MiB copies on another ring", fences, copies=COPIES)
+        busy = setup.fences("during 8 MiB copies on another ring", fences, copies=COPIES)
     return RingCosts(rows, (idle, busy))
 
 
 class _Rate:
-    """What is known of one kind and batch so far."""
+    """The samples of one kind and batch so far."""
 
     def __init__(self) -> None:
         self.per_second: list[float] = []
@@ -174,8 +173,8 @@ class _Rate:
         return RateRow(kind, batch, turns, rate, median, p99, front_end, daemon)
 
 
-class _NoVm:
-    """A window that nobody looks into: what the daemon maps is ours as soon as it says so."""
+class _NoMapper:
+    """A mapper that maps nothing, because no VM accesses the window."""
 
     def map(self, fd: Fd, fd_offset: int, offset: int, length: int) -> None:
         pass
@@ -185,30 +184,30 @@ class _NoVm:
 
 
 @contextmanager
-def _connected(daemon: ServeProcess) -> Iterator[_Stand]:
+def _connected(daemon: ServeProcess) -> Iterator[_Setup]:
     with ExitStack() as cleanup:
-        guest = cleanup.enter_context(Guest(IMAGE_BYTES))
+        guest = cleanup.enter_context(BenchGuest(IMAGE_BYTES))
         connection = daemon.connect(Layout.WINDOW)
         features = GUEST_FEATURES | F_INDIRECT_DESC | F_EVENT_IDX
         front_end = cleanup.enter_context(FrontEnd(connection, guest, features=features))
-        front_end.window = _NoVm()
+        front_end.window = _NoMapper()
         front_end.introduce()
         front_end.start()
-        yield _Stand(daemon, guest, front_end)
+        yield _Setup(daemon, guest, front_end)
         front_end.stop()
 
 
-class _Stand:
-    """Guest, front-end and daemon, at work."""
+class _Setup:
+    """A guest, its front-end and the daemon, connected."""
 
-    def __init__(self, daemon: ServeProcess, guest: Guest, front_end: FrontEnd) -> None:
+    def __init__(self, daemon: ServeProcess, guest: BenchGuest, front_end: FrontEnd) -> None:
         self.guest = guest
         self._daemon = daemon
         self._front_end = front_end
         self._drivers = [guest.driver(index) for index in QUEUES]
 
     def execute(self, commands: list[Command]) -> None:
-        """Has the device do these, one after the other."""
+        """Have the device execute commands, one after the other."""
         driver = self._drivers[CONTROL_QUEUE]
         for command in commands:
             driver.load([command])
@@ -216,7 +215,7 @@ class _Stand:
             self._check(driver, 1, command)
 
     def measure(self, kind: Kind, batch: int, seconds: float, rate: _Rate) -> None:
-        """Rounds of one kind for that long."""
+        """Run rounds of one kind for that many seconds, and add their samples to `rate`."""
         driver = self._drivers[kind.queue]
         count = max(batch, len(kind.commands))
         driver.load(kind.commands * (count // len(kind.commands)))
@@ -224,7 +223,7 @@ class _Stand:
         rounds: list[float] = []
         front_end, daemon = time.process_time(), self._daemon.cpu_s()
         start = at = time.perf_counter()
-        # Whole laps around the commands, of which there may be more than a batch.
+        # Only whole laps around the kind's commands, of which there may be more than a batch.
         while at - start < seconds or len(rounds) * batch % len(kind.commands):
             before = at
             self._round(driver, batch)
@@ -238,11 +237,10 @@ class _Stand:
         self._check(driver, count, kind.commands[0])
 
     def fences(self, beside: str, count: int, *, copies: int) -> FenceRow:
-        """Fenced work of its own ring, one at a time, beside so many copies that are always under
-        way on another."""
+        """Time fenced commands, one at a time, while `copies` are pending on another ring."""
         driver = self._drivers[CONTROL_QUEUE]
         small = 0
-        driver.load([FENCED, *beside_copies()])
+        driver.load([FENCED, *concurrent_copies()])
         for which in range(copies):
             driver.publish_one(1 + which)
         times = []

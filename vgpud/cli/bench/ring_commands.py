@@ -1,7 +1,4 @@
-"""The commands of `vgpud bench ring`: what is set up first, and what is then sent over and over.
-
-Owns the resources' ids and sizes. Values only.
-"""
+"""The commands of `vgpud bench ring`: those that set up its resources, and those that are timed."""
 
 from __future__ import annotations
 
@@ -33,13 +30,13 @@ HEIGHT: Final = 800
 IMAGE_BYTES: Final = WIDTH * HEIGHT * 4
 COPY_SIZE: Final = 8 << 20
 COPIES: Final = 2
-"""Under way at any time, so that the ring that copies never runs dry."""
+"""Copies that are pending at any time, so that the ring that copies is never idle."""
 
 _IMAGE = ResourceId(1)
 _SMALL = ResourceId(2)
 _SOURCE = ResourceId(3)
 _TARGET = ResourceId(4)
-_PASSING = ResourceId(5)
+_CYCLED = ResourceId(5)
 _CONTEXT = ContextId(1)
 _FIRST_RING, _SECOND_RING = 1, 2
 _NO_ENTRIES = mem_entries()
@@ -47,7 +44,7 @@ _NO_ENTRIES = mem_entries()
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of command, and the commands that a lap consists of; a power of two of them."""
+    """A kind of command, and the commands of a lap; their number is a power of two."""
 
     name: str
     queue: int
@@ -101,9 +98,9 @@ def _submit(packet: dma.Packet, ring: int) -> Command:
 
 
 FENCED: Final = _submit(dma.Fill(_SMALL, 0, 64, 0x12345678), _FIRST_RING)
-"""As an execbuffer with a fence, of so little work that it hardly counts."""
+"""A submission with a fence, like an execbuffer, with so little work that it hardly counts."""
 
-_PIECE = Rect(0, 0, 16, 1)
+_RECT = Rect(0, 0, 16, 1)
 _CURSOR = (ScanoutId(0), 100, 100)
 _MAP_AT: Final = 1 << 20
 
@@ -111,7 +108,7 @@ KINDS: Final = (
     Kind(
         "TRANSFER_TO_HOST_2D 16x1",
         CONTROL_QUEUE,
-        (c.TransferToHost2D(Header(CommandType.TRANSFER_TO_HOST_2D), _PIECE, 0, _IMAGE),),
+        (c.TransferToHost2D(Header(CommandType.TRANSFER_TO_HOST_2D), _RECT, 0, _IMAGE),),
     ),
     Kind(
         "TRANSFER_TO_HOST_2D 64x64",
@@ -134,7 +131,7 @@ KINDS: Final = (
     Kind(
         "RESOURCE_FLUSH",
         CONTROL_QUEUE,
-        (c.ResourceFlush(Header(CommandType.RESOURCE_FLUSH), _PIECE, _IMAGE),),
+        (c.ResourceFlush(Header(CommandType.RESOURCE_FLUSH), _RECT, _IMAGE),),
     ),
     Kind(
         "SET_SCANOUT",
@@ -150,10 +147,10 @@ KINDS: Final = (
         "blob made, mapped, freed: 4",
         CONTROL_QUEUE,
         (
-            _create(_PASSING, PAGE_SIZE),
-            c.ResourceMapBlob(Header(CommandType.RESOURCE_MAP_BLOB), _PASSING, _MAP_AT),
-            c.ResourceUnmapBlob(Header(CommandType.RESOURCE_UNMAP_BLOB), _PASSING),
-            c.ResourceUnref(Header(CommandType.RESOURCE_UNREF), _PASSING),
+            _create(_CYCLED, PAGE_SIZE),
+            c.ResourceMapBlob(Header(CommandType.RESOURCE_MAP_BLOB), _CYCLED, _MAP_AT),
+            c.ResourceUnmapBlob(Header(CommandType.RESOURCE_UNMAP_BLOB), _CYCLED),
+            c.ResourceUnref(Header(CommandType.RESOURCE_UNREF), _CYCLED),
         ),
     ),
     Kind("MOVE_CURSOR", CURSOR_QUEUE, (c.MoveCursor(Header(CommandType.MOVE_CURSOR), *_CURSOR),)),

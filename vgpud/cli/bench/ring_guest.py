@@ -1,9 +1,9 @@
-"""A guest that has made all of its commands before: what drives the rings in `vgpud bench ring`.
+"""A guest for `vgpud bench ring`: its memory, and the driver's side of its queues.
 
-Owns the guest's memory and the driver's side of its queues. It must not be what is measured: a
-batch of commands is published by one store, and there is nothing to be made or parsed meanwhile. As
-Linux has them, chains are indirect, of a request and a response, and VIRTIO_F_EVENT_IDX says who is
-to be woken when. Source: virtio 1.3, 2.7 "Split Virtqueues".
+The guest must not be what is measured. So all commands are encoded before, a batch is published by
+one store, and answers are not parsed meanwhile. As in Linux, chains are indirect, of a request and
+a response, and VIRTIO_F_EVENT_IDX decides about notifications. Source: virtio 1.3, 2.7 "Split
+Virtqueues".
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from vgpud.vhost.split_ring import DESC, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WR
 
 QUEUES: Final = (CONTROL_QUEUE, CURSOR_QUEUE)
 QUEUE_SIZE: Final = 256
-"""As QEMU has it."""
+"""The size that QEMU uses."""
 RESPONSE_SIZE: Final = 512
 REQUEST_SIZE: Final = 512
 
@@ -39,23 +39,25 @@ _QUEUE_BYTES: Final = _CHAINS + QUEUE_SIZE * _CHAIN_SIZE
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a queue is: guest-physical addresses."""
+class RingAddresses:
+    """The guest-physical addresses of a queue."""
 
     desc: int
     avail: int
     used: int
 
 
-class Guest:
-    """A guest's RAM with two queues in it, `extra` bytes of it for anything else; a context
-    manager, and a `microvm.front_end.Guest`. `memory` is the RAM's bytes."""
+class BenchGuest:
+    """A guest's RAM with two queues and `extra` bytes for other use; a context manager.
+
+    It is a `microvm.front_end.FrontEndGuest`. `memory` is the RAM's bytes.
+    """
 
     queue_size: Final = QUEUE_SIZE
 
     def __init__(self, extra: int) -> None:
         self.extra = len(QUEUES) * _QUEUE_BYTES
-        """Where the extra bytes begin: guest-physical."""
+        """The guest-physical address of the extra bytes."""
         self.ram_size = -(-(self.extra + extra) // PAGE_SIZE) * PAGE_SIZE
         with ExitStack() as cleanup:
             self.ram = cleanup.enter_context(memfd.create("bench-ram", self.ram_size))
@@ -74,13 +76,13 @@ class Guest:
     ) -> None:
         self._cleanup.close()
 
-    def queue(self, index: int) -> Place:
-        """Where a queue is."""
+    def queue(self, index: int) -> RingAddresses:
+        """Return the addresses of a queue."""
         start = index * _QUEUE_BYTES
-        return Place(start, start + _AVAIL, start + _USED)
+        return RingAddresses(start, start + _AVAIL, start + _USED)
 
     def driver(self, index: int) -> Driver:
-        """The driver of a queue; one is enough."""
+        """Return a driver of a queue, which must be its only one."""
         start = index * _QUEUE_BYTES
         return Driver(self, index, start)
 
@@ -88,11 +90,11 @@ class Guest:
 class Driver:
     """The driver's side of one queue.
 
-    Commands are loaded while the queue is idle; from then on each of them is known by its place
-    among them, and may be published again whenever it is not under way.
+    Commands are loaded while the queue is idle. From then on each has its index as its name, and
+    may be published again whenever it is not pending.
     """
 
-    def __init__(self, guest: Guest, index: int, start: int) -> None:
+    def __init__(self, guest: BenchGuest, index: int, start: int) -> None:
         memory = guest.memory[start : start + _QUEUE_BYTES]
         self._start = start
         self._memory = memory
@@ -107,7 +109,7 @@ class Driver:
         self._published = self._seen = 0
 
     def load(self, requests: Sequence[Command]) -> None:
-        """Makes the chains of commands, QUEUE_SIZE at most, and has `publish` go around them."""
+        """Build the chains of at most QUEUE_SIZE commands, which `publish` publishes in turn."""
         assert not self.waiting
         for head, command in enumerate(requests):
             data = encode(command)
@@ -125,50 +127,50 @@ class Driver:
         self._available[(self._published + order) % QUEUE_SIZE] = order % len(requests)
 
     def response_types(self, count: int) -> set[int]:
-        """What the first `count` commands were answered with so far; 0 for those that were not."""
+        """Return the types of the first `count` commands' responses; 0 for those without one."""
         responses = self._memory[_CHAINS:][: count * _CHAIN_SIZE].reshape(count, _CHAIN_SIZE)
         first = responses[:, 64 + REQUEST_SIZE :][:, :4].copy().view("<u4")
         return set(first.reshape(-1).tolist())
 
     @property
     def waiting(self) -> int:
-        """How many commands are published and not answered, as far as `done` has looked."""
+        """The number of published commands whose answers `done` has not counted yet."""
         return self._published - self._seen & 0xFFFF
 
     def publish(self, count: int) -> None:
-        """Hands over the next `count` commands, and wakes the device if it wants to be woken.
+        """Publish the next `count` commands, and kick the device unless it suppresses kicks.
 
-        A multiple of QUEUE_SIZE is a multiple of what was loaded, or the order would be broken.
+        The number of loaded commands must divide QUEUE_SIZE, or their order would be broken.
         """
         old = self._published
         new = self._published = old + count & 0xFFFF
         self._avail_idx.store(new)
-        # The index must be visible before the device's wish is read.
+        # The index must be visible before the device's avail_event is read.
         full_fence()
         if new - self._avail_event.load() - 1 & 0xFFFF < count:
             eventfd.signal(self._kick)
 
     def publish_one(self, which: int) -> None:
-        """Hands over one command, whichever."""
+        """Publish one command, given by its index."""
         self._available[self._published % QUEUE_SIZE] = which
         self.publish(1)
 
     def want(self, count: int) -> None:
-        """Has the device signal when it has answered `count` more, seen from the last `done`."""
+        """Have the device signal when it has answered `count` commands since the last `done`."""
         self._used_event.store(self._seen + count - 1 & 0xFFFF)
 
     def answered(self) -> int:
-        """How many answers there are since the last `done`."""
-        # As in `publish`: our wish first, or both sides could wait for each other.
+        """Return the number of answers since the last `done`."""
+        # used_event must be visible before the index is read, or both sides could wait.
         full_fence()
         return self._used_idx.load() - self._seen & 0xFFFF
 
     def done(self, count: int) -> None:
-        """Has seen `count` answers, whatever they are to."""
+        """Count `count` answers as seen, in the order of the used ring."""
         self._seen = self._seen + count & 0xFFFF
 
     def done_one(self) -> int:
-        """Takes one answer; the command that it is to."""
+        """Count one answer as seen, and return the index of its command."""
         which = int(self._used["id"][self._seen % QUEUE_SIZE])
         self._seen = self._seen + 1 & 0xFFFF
         return which

@@ -1,8 +1,7 @@
-"""What mapping and unmapping a blob costs: a slot of its own, or an offset in the window.
+"""The cost of mapping and unmapping a blob: in a slot of its own, or at an offset of the window.
 
-Owns the measurement and its table; nothing here is part of the daemon. Times are of a VM whose
-guest does not run: what a running one adds, by its faults and by the zapping of its page tables, is
-not in them.
+The guest of the VM does not run, so the times do not include its page faults and the zapping of its
+page tables.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from vgpud.cli.bench.figures import Bar, Chart, Progress, Spread, nothing
+from vgpud.cli.bench.figures import Bar, Chart, Progress, Spread, no_progress
 from vgpud.memory import memfd
 from vgpud.memory.window import HostWindow
 from vgpud.slots.vm import scratch_slots
@@ -35,8 +34,10 @@ Before: TypeAlias = Callable[[], None]
 
 @dataclass(frozen=True, slots=True)
 class SlotRow:
-    """One way to map a blob of a page and unmap it, with `live` other blobs mapped: microseconds
-    for both together."""
+    """The figures of one way to map and unmap a blob of one page, in microseconds for both.
+
+    `live` other blobs are mapped meanwhile.
+    """
 
     way: str
     live: int
@@ -52,11 +53,11 @@ class SlotCosts:
     rows: tuple[SlotRow, ...]
 
     def to_json(self) -> list[dict[str, Any]]:
-        """The rows as objects with the names of `SlotRow`."""
+        """Return the rows as objects with the fields of `SlotRow`."""
         return [asdict(row) for row in self.rows]
 
     def lines(self) -> Iterator[str]:
-        """A table for people: a line for each way."""
+        """Return a table with a line for each way."""
         first = self.rows[0].way
         live = [row.live for row in self.rows if row.way == first]
         yield (
@@ -67,25 +68,25 @@ class SlotCosts:
         yield _LABEL.format("") + "  median     p99" * len(live)
         for way, rows in groupby(self.rows, lambda row: row.way):
             costs = "".join(f"{row.median_us:>8.1f}{row.p99_us:>8.1f}" for row in rows)
-            yield _LABEL.format(f"{way}: {_WORDS[way]}") + costs
+            yield _LABEL.format(f"{way}: {_DESCRIPTIONS[way]}") + costs
 
     def charts(self) -> Iterator[Chart]:
-        """One for each number of live blobs: from the median to the 99th percentile."""
+        """Return a chart for each number of live blobs, from the median to the p99."""
         for live in dict.fromkeys(row.live for row in self.rows):
             rows = (row for row in self.rows if row.live == live)
             bars = (Bar(r.way, Spread(r.median_us, r.median_us, r.p99_us)) for r in rows)
             yield Chart(f"blob mapped and unmapped, {live:,} live, p50 to p99", "us", tuple(bars))
 
 
-def run(progress: Progress = nothing) -> SlotCosts:
-    """The whole measurement, a few seconds. Raises HostError where there is no KVM."""
+def run(progress: Progress = no_progress) -> SlotCosts:
+    """Run the whole measurement, a few seconds. Raises HostError if there is no KVM."""
     return SlotCosts(tuple(measure(progress=progress)))
 
 
 def measure(
-    live: tuple[int, ...] = LIVE, *, rounds: int = ROUNDS, progress: Progress = nothing
+    live: tuple[int, ...] = LIVE, *, rounds: int = ROUNDS, progress: Progress = no_progress
 ) -> list[SlotRow]:
-    """Measure each way with each number of live blobs. Raises HostError where there is no KVM."""
+    """Measure each way with each number of live blobs. Raises HostError if there is no KVM."""
     rows = []
     for (way, prepare), count in product(_WAYS.items(), live):
         progress(f"{way}, {count:,} live blobs")
@@ -116,7 +117,7 @@ def _slot_a_blob(live: int) -> Iterator[tuple[Before, Round]]:
             slots.delete(live)
             slots.release(live)
 
-        yield nothing, one_round
+        yield no_progress, one_round
 
 
 @contextmanager
@@ -135,7 +136,7 @@ def _window(live: int) -> Iterator[tuple[Before, Round]]:
             blob[0] = 1
 
         def one_round() -> None:
-            # Once when a blob moves in, since the guest may have written there; once when it goes.
+            # Once when a blob is mapped, since the guest may have written there; once when it goes.
             window.clear(live * PAGE_SIZE, PAGE_SIZE)
             window.clear(live * PAGE_SIZE, PAGE_SIZE)
 
@@ -143,14 +144,13 @@ def _window(live: int) -> Iterator[tuple[Before, Round]]:
 
 
 def _blob(index: int) -> int:
-    """Where a blob is in the file of all. Never behind its neighbour: the kernel would make one
-    mapping of two."""
+    """Return a blob's offset in the common file; a gap keeps the kernel from merging mappings."""
     return 2 * index * PAGE_SIZE
 
 
 _WAYS: Final = {"slot": _slot_a_blob, "window": _window}
-_WORDS: Final = {
+_DESCRIPTIONS: Final = {
     "slot": "one of its own, added and deleted",
-    "window": "a place in it, pages given back",
+    "window": "an offset in it, pages released",
 }
 _LABEL: Final = "  {:<44}"

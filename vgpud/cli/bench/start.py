@@ -1,7 +1,6 @@
-"""How long the daemon takes until it listens, and how much memory it takes while nobody is there.
+"""The daemon's start time, until it listens, and its memory while no front-end is connected.
 
-Owns the measurement and its table. The interpreter alone is measured beside it, in turns: that much
-nobody can take off.
+The Python interpreter alone is measured in turns with it, as the lower bound.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from vgpud.cli.bench.daemon import ServeProcess
-from vgpud.cli.bench.figures import Bar, Chart, Progress, Spread, nothing
+from vgpud.cli.bench.figures import Bar, Chart, Progress, Spread, no_progress
 from vgpud.errors import HostError
 
 ROUNDS: Final = 11
 IDLE_S: Final = 0.5
-"""After which what was needed only to start has been given back, if ever."""
+"""Seconds after which memory that was needed only to start has been released, if ever."""
 
 _MB: Final = 1e6
 _FIELD = re.compile(r"^(Rss|Pss|Private_Clean|Private_Dirty): +(\d+) kB$", re.MULTILINE)
@@ -29,11 +28,12 @@ _FIELD = re.compile(r"^(Rss|Pss|Private_Clean|Private_Dirty): +(\d+) kB$", re.MU
 
 @dataclass(frozen=True, slots=True)
 class StartCosts:
-    """`started_ms` is from the start of `vgpud serve` to its sockets, `interpreter_ms` what Python
-    takes to start and end; both in milliseconds.
+    """The costs of a start.
 
-    In MB, of 10**6 bytes: `resident_mb` is all that the idle daemon has in memory, `private_mb` the
-    part that no other process shares.
+    `started_ms` is the time from the start of `vgpud serve` until its sockets listen,
+    `interpreter_ms` the time that Python takes to start and end, in milliseconds. `resident_mb` is
+    the resident memory of the idle daemon, `private_mb` the part that no other process shares, in
+    MB of 10**6 bytes.
     """
 
     rounds: int
@@ -43,18 +43,18 @@ class StartCosts:
     private_mb: Spread
 
     def to_json(self) -> dict[str, Any]:
-        """The values by the names of `StartCosts`."""
+        """Return the values by the fields of `StartCosts`."""
         return asdict(self)
 
     def lines(self) -> Iterator[str]:
-        """A table for people."""
+        """Return a table of the costs."""
         yield f"start: median and quartiles of {self.rounds} starts of `vgpud serve`"
         for label, unit, spread in self._rows():
             low, high = f"{spread.lower:.1f}", f"{spread.upper:.1f}"
             yield f"  {label:<44}{spread.median:>8.1f} {unit}   {low:>6} -{high:>7}"
 
     def charts(self) -> Iterator[Chart]:
-        """One of times, one of memory."""
+        """Return a chart of times and one of memory."""
         for title, unit in (("start", "ms"), ("idle daemon", "MB")):
             bars = (Bar(label, spread) for label, its, spread in self._rows() if its == unit)
             yield Chart(title, unit, tuple(bars))
@@ -64,21 +64,21 @@ class StartCosts:
             ("until its sockets listen", "ms", self.started_ms),
             ("Python alone, to start and end", "ms", self.interpreter_ms),
             ("memory of the idle daemon", "MB", self.resident_mb),
-            ("of that, shared with nobody", "MB", self.private_mb),
+            ("of that, private", "MB", self.private_mb),
         )
 
 
-def run(progress: Progress = nothing) -> StartCosts:
-    """The whole measurement, some ten seconds. Raises HostError, VgpudError if nothing starts."""
+def run(progress: Progress = no_progress) -> StartCosts:
+    """Run the whole measurement, about ten seconds. Raises HostError, VgpudError on failure."""
     return measure(progress=progress)
 
 
-def measure(rounds: int = ROUNDS, *, progress: Progress = nothing) -> StartCosts:
-    """Start it that often. Raises as `run` does."""
+def measure(rounds: int = ROUNDS, *, progress: Progress = no_progress) -> StartCosts:
+    """Start the daemon `rounds` times, and measure; raises the errors of `run`."""
     started, interpreter = [], []
     resident, private = [], []
     progress(f"{rounds} starts")
-    with ServeProcess():  # a checkout has its bytecode after that
+    with ServeProcess():  # it writes the bytecode of a checkout
         pass
     for _ in range(rounds):
         start = time.perf_counter()
@@ -95,9 +95,9 @@ def measure(rounds: int = ROUNDS, *, progress: Progress = nothing) -> StartCosts
 
 
 def _memory(pid: int) -> dict[str, int]:
-    """What a process has in memory, in bytes."""
+    """Return the memory figures of a process, in bytes."""
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
     except OSError as error:
-        raise HostError("looking at the daemon's memory", error) from error
+        raise HostError("reading the daemon's memory figures", error) from error
     return {name: int(kib) << 10 for name, kib in _FIELD.findall(text)}

@@ -1,7 +1,7 @@
-"""What `vgpud bench` measures, by name, and how it is shown.
+"""The benches of `vgpud bench` by name, and their output.
 
-Owns the choice and the heading: figures are of a machine, which is named with them. Each bench is a
-module of its own here.
+Each bench is a module of this package. The heading names the machine, because figures are only of
+one.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Final, TypeAlias
 
 from vgpud import __version__
 from vgpud.cli.bench import copy, plot, ring, slots, start
-from vgpud.cli.bench.figures import Measured, Progress
+from vgpud.cli.bench.figures import BenchResult, Progress
 from vgpud.coherency.probes import system as probe_system
 from vgpud.errors import VgpudError
 
-Benches: TypeAlias = Mapping[str, Callable[[Progress], Measured]]
+Benches: TypeAlias = Mapping[str, Callable[[Progress], BenchResult]]
 
 BENCHES: Final[Benches] = {
     "copy": copy.run,
@@ -25,7 +25,7 @@ BENCHES: Final[Benches] = {
     "ring": ring.run,
     "start": start.run,
 }
-"""What measures, by name: all of `bench.NAMES`."""
+"""The functions of all benches in `bench.NAMES`."""
 
 
 def text(
@@ -36,14 +36,15 @@ def text(
     as_json: bool = False,
     picture: Path | None = None,
 ) -> str:
-    """What `vgpud bench` prints of one bench, or of all, having measured; `picture` is drawn too.
+    """Run one bench, or all, and return the text to print; also draw them to `picture`.
 
-    Raises VgpudError (such as HostError) where the one lacks what it needs; of all, those that do
-    are left out, with the reason. Before anything is measured: VgpudError if nothing can be drawn.
+    Raises VgpudError (such as HostError) if a single bench can't run; of all benches, those that
+    can't run are left out, with the reason. Raises ConfigError before measuring if the picture
+    can't be drawn.
     """
     if picture is not None:
         plot.check(picture)
-    found: dict[str, Measured] = {}
+    found: dict[str, BenchResult] = {}
     left_out: dict[str, str] = {}
     for each in benches if name is None else [name]:
         try:

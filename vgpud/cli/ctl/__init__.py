@@ -1,1 +1,1 @@
-"""`vgpud ctl`: verbs for people and programs, each of them some calls of the control API."""
+"""`vgpud ctl`: verbs for people and programs that call methods of the control API."""

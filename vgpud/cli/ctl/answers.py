@@ -1,6 +1,6 @@
-"""Calls of the control API with their answers as models, listings whole.
+"""Calls of the control API with answers as models, and whole listings instead of pages.
 
-Both are checked against what this version of vgpud knows; a daemon may be of another.
+Answers are checked against the models of this version of vgpud; a daemon may be of another version.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ Answer = TypeVar("Answer", bound=Model)
 def ask(
     client: Client, method: str, model: type[Answer], params: dict[str, Json] | None = None
 ) -> Answer:
-    """The result of a method; raises PeerError if it is not a `model`."""
+    """Call a method and return its result; raises PeerError if it is not a `model`."""
     return checked(client.call(method, params), model, method)
 
 
 def listing(
     client: Client, method: str, model: type[Answer], params: dict[str, Json] | None = None
 ) -> tuple[Answer, ...]:
-    """All items of a listing; raises PeerError if one is not a `model`.
+    """Return all items of a listing; raises PeerError if one is not a `model`.
 
-    One that changes meanwhile is shown as its pages were: an item may be missing, or come twice.
+    If the listing changes between its pages, an item may be missing or come twice.
     """
     return tuple(checked(item, model, method) for item in client.pages(method, params))
 
 
 def metrics(client: Client) -> Metrics:
-    """All of the daemon's metrics, in one."""
+    """Return all of the daemon's metrics, as one page."""
     text, part = "", ask(client, "metrics.get", Metrics)
     while part.text:
         text += part.text
@@ -49,24 +49,26 @@ def metrics(client: Client) -> Metrics:
 
 
 def checked(value: Json, model: type[Answer], method: str) -> Answer:
-    """A result as its model; raises PeerError if it is none."""
+    """Return a result as a model; raises PeerError if it is not valid."""
     try:
         return model.model_validate(value)
     except ValidationError as error:
         raise PeerError(
-            f"{method}: the daemon's answer is not what this version of vgpud expects of it;"
+            f"{method}: the daemon's answer is not what this version of vgpud expects;"
             " is the daemon of another version?"
         ) from error
 
 
 def events(client: Client, kinds: Sequence[str], device: str | None) -> Generator[Event]:
-    """Events from now on, until the iterator is closed; raises HostError once the daemon is gone,
-    and PeerError if what comes is no event."""
+    """Yield events from now on, until the iterator is closed.
+
+    Raises HostError once the daemon is gone, and PeerError if a notification is no event.
+    """
     with closing(client.events(kinds, device)) as values:
         for value in values:
             yield checked(value, Event, "event")
 
 
 def has_file(method: str) -> bool:
-    """Whether a file comes with the answer to a method that is known here."""
+    """Return whether a method is known and has a file with its answer."""
     return method in METHODS and METHODS[method].fd is not None

@@ -1,6 +1,6 @@
-"""The options of `vgpud ctl`: its verbs, and every method of the control API by its own name.
+"""The arguments of `vgpud ctl`: its verbs, and every method of the control API by its own name.
 
-Owns argv; what is done with it is in `verbs`.
+The functions of the verbs are in `verbs`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from vgpud.cli.ctl.verb_parser import VerbParser
 from vgpud.control.methods import METHODS
 
 SHORTEST_INTERVAL: Final = 0.1
-"""Seconds. Whoever watches more closely sees the watching."""
+"""Seconds. With a shorter interval, the figures would show the watching itself."""
 
 
 def add_verbs(parser: VerbParser) -> None:
-    """The verbs of a parser that has no options yet."""
+    """Add the verbs to a parser that has no options yet."""
     _add_daemon(parser, default=None)
     names = parser.add_subparsers(
         required=True, metavar="VERB|METHOD", parser_class=argparse.ArgumentParser
@@ -61,7 +61,7 @@ def add_verbs(parser: VerbParser) -> None:
     resize.add_argument("mode", type=_mode, metavar="WIDTHxHEIGHT", help="in pixels")
     _add_scanout(resize)
 
-    _add(names, "reload", verbs.reload, "have the daemon read its configuration anew")
+    _add(names, "reload", verbs.reload, "have the daemon read its configuration again")
 
     watch = _add(names, "watch", verbs.watch, "what devices do a second, until SIGINT")
     watch.add_argument(
@@ -84,15 +84,15 @@ def _add(
 ) -> argparse.ArgumentParser:
     parser = names.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
     parser.set_defaults(action=partial(verbs.run, verb))
-    # Here too: people put options last.
+    # These options may also come after the verb.
     _add_daemon(parser, default=argparse.SUPPRESS)
-    about = "what is printed in any case" if only_json else "for machines"
+    about = "no effect: the answer is always JSON" if only_json else "for machines"
     parser.add_argument("--json", action="store_true", help=about)
     return parser
 
 
 def _add_unknown(names: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
-    # What is no verb here either, such as a file's name, does no harm.
+    # An argument that is no method, such as a file's name, does no harm.
     if name not in names.choices:
         _add_method(names, name, "a method that only the daemon knows", with_file=True)
 

@@ -1,7 +1,4 @@
-"""Files that come with answers: their contents to a file of the user's, or to standard output.
-
-Owns no descriptor but that of the file that it writes.
-"""
+"""Files that come with answers: their contents are written to a file or to standard output."""
 
 from __future__ import annotations
 
@@ -11,25 +8,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from vgpud.cli.stdout import pour
+from vgpud.cli.stdout import write_bytes
 from vgpud.errors import HostError
 from vgpud.publish import Json
 from vgpud.unix.fd import Fd
 
 CHUNK: Final = 1 << 20
-"""Bytes at a time: what is in a file for blobs may be larger than what we want of memory."""
+"""Bytes that are copied at a time: a blob may be larger than the memory that ctl should use."""
 
 
 def save(fd: Fd, answer: Json, path: Path | None) -> int:
-    """Write what the answer is about to `path`, or to stdout if it is None; returns its size.
+    """Write a file's contents to `path`, or to stdout if it is None; return their size.
 
-    `answer` may say where that is, as `fd_offset` and `size`; else it is the whole file. Raises
-    HostError if it can't be read or written.
+    `answer` may have the range in the file, as `fd_offset` and `size`; else it is the whole file.
+    Raises HostError if the file can't be read or written.
     """
-    offset, size = _place(fd, answer)
+    offset, size = _range(fd, answer)
     if path is None:
         for chunk in _contents(fd, offset, size):
-            pour(chunk)
+            write_bytes(chunk)
         return size
     try:
         with path.open("wb") as file:
@@ -40,7 +37,7 @@ def save(fd: Fd, answer: Json, path: Path | None) -> int:
     return size
 
 
-def _place(fd: Fd, answer: Json) -> tuple[int, int]:
+def _range(fd: Fd, answer: Json) -> tuple[int, int]:
     match answer:
         case {"fd_offset": int(offset), "size": int(size)}:
             return offset, size
@@ -51,7 +48,7 @@ def _place(fd: Fd, answer: Json) -> tuple[int, int]:
 
 def _contents(fd: Fd, offset: int, size: int) -> Iterator[bytes]:
     try:
-        # Not by read(2), which a dma-buf does not have. Only to look at: it may be sealed.
+        # Not by read(2), which a dma-buf does not have. Read-only, because the file may be sealed.
         length = offset + size
         with mmap.mmap(fd.fileno(), length, access=mmap.ACCESS_READ) as view:
             for start in range(offset, length, CHUNK):

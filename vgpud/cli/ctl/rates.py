@@ -1,7 +1,6 @@
-"""Two looks at the daemon's metrics, and what happened in between, a second.
+"""Rates per second, from two snapshots of the daemon's metrics.
 
-Reads OpenMetrics text with prometheus_client, which is slow to import: inside of functions. Must
-not do any I/O.
+OpenMetrics text is parsed with prometheus_client, which is slow to import, so functions import it.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ COUNTERS: Final[dict[str, str]] = {
     "fences": "vgpud_fences_total",
     "frames": "vgpud_display_updates_total",
 }
-"""What is shown, and the samples that it is the sum of."""
+"""The figures that are shown, and the metric whose samples each sums up."""
 
 _GAUGES: Final[dict[str, str]] = {
     "connected": "vgpud_device_connected",
@@ -34,7 +33,7 @@ _BYTES: Final = {"bytes_read", "bytes_written", "bytes_snooped"}
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One measured value."""
+    """A value of a metric."""
 
     name: str
     labels: dict[str, str]
@@ -42,7 +41,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Snapshot:
     """Totals and states by device, `uptime` seconds after the daemon's start."""
 
     uptime: float
@@ -51,7 +50,7 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class DeviceRates:
-    """What a device does: `rates` by the names of COUNTERS, a second, and how it stands."""
+    """A device's state, and its `rates` per second by the names of COUNTERS."""
 
     device: str
     connected: bool
@@ -61,7 +60,7 @@ class DeviceRates:
 
 
 def samples(text: str) -> Iterator[Sample]:
-    """All values in OpenMetrics text; raises PeerError if it is none."""
+    """Yield all values in OpenMetrics text; raises PeerError if the text is not OpenMetrics."""
     from prometheus_client.openmetrics.parser import (  # noqa: PLC0415 - see above
         text_string_to_metric_families,
     )
@@ -74,8 +73,8 @@ def samples(text: str) -> Iterator[Sample]:
         raise PeerError(f"metrics.get: not OpenMetrics: {error}") from error
 
 
-def look(text: str) -> Look:
-    """What the metrics say of the devices."""
+def snapshot(text: str) -> Snapshot:
+    """Return the totals and states of all devices in the daemon's metrics."""
     wanted = {name: key for key, name in (COUNTERS | _GAUGES).items()}
     devices: dict[str, dict[str, float]] = {}
     uptime = 0.0
@@ -86,13 +85,15 @@ def look(text: str) -> Look:
             values = devices.setdefault(device, {})
             key = wanted[sample.name]
             values[key] = values.get(key, 0.0) + sample.value
-    return Look(uptime, devices)
+    return Snapshot(uptime, devices)
 
 
-def rates(before: Look | None, after: Look) -> list[DeviceRates]:
-    """What happened between the two; before the first look, and for a device that was not there,
-    nothing is known to have happened."""
-    if before is None or before.uptime > after.uptime:  # another daemon, since
+def rates(before: Snapshot | None, after: Snapshot) -> list[DeviceRates]:
+    """Return the rates between two snapshots.
+
+    They are zero without a first snapshot, and for a device that is not in it.
+    """
+    if before is None or before.uptime > after.uptime:  # the daemon was restarted
         before = after
     elapsed = after.uptime - before.uptime
     return [
@@ -111,7 +112,7 @@ def rates(before: Look | None, after: Look) -> list[DeviceRates]:
 
 
 def lines(found: list[DeviceRates]) -> Iterator[str]:
-    """A table: a line for each device."""
+    """Return a table with a line for each device."""
     return table(
         (
             *("DEVICE", "VMM", ">COMMANDS/S", ">READ/S", ">WRITTEN/S", ">SNOOPED/S"),
@@ -131,5 +132,5 @@ def lines(found: list[DeviceRates]) -> Iterator[str]:
 
 def _rate(before: dict[str, float], after: dict[str, float], key: str, elapsed: float) -> float:
     counted = after.get(key, 0.0) - before.get(key, 0.0)
-    # Less than before: a device of the same name was removed and added, and counts from zero.
+    # A counter that fell belongs to a device that was removed and added: it counts from zero.
     return max(counted, 0.0) / elapsed if elapsed > 0 else 0.0

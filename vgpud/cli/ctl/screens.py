@@ -1,7 +1,4 @@
-"""What the daemon answers, as lines for people.
-
-Owns wording and layout. Must not do any I/O.
-"""
+"""The daemon's answers as lines of text for people."""
 
 from __future__ import annotations
 
@@ -25,11 +22,11 @@ from vgpud.control.models import (
 from vgpud.publish import Json
 
 _ADDRESSES: Final = {"flags", "fd_offset", "guest_phys_addr", "offset"}
-"""Those keys of events' data whose numbers are bits or places."""
+"""The keys of events' data whose numbers are shown in hexadecimal."""
 
 
 def status(info: DaemonInfo, found: Sequence[Device]) -> Iterator[str]:
-    """The daemon, its devices, and what is to be known of them."""
+    """Return lines about the daemon, its devices, and notes about them."""
     yield (
         f"vgpud {plain(info.version)}, pid {info.pid}, up {span(info.uptime_s)},"
         f" log level {plain(info.log_level)}"
@@ -44,7 +41,7 @@ def status(info: DaemonInfo, found: Sequence[Device]) -> Iterator[str]:
 
 
 def devices(found: Sequence[Device]) -> Iterator[str]:
-    """A line for each device."""
+    """Return a table with a line for each device."""
     return table(
         (
             *("DEVICE", "VMM", "MEMORY", ">BLOBS", ">RESOURCES"),
@@ -69,10 +66,10 @@ def devices(found: Sequence[Device]) -> Iterator[str]:
 
 
 def device(found: Device) -> Iterator[str]:
-    """All that there is to know of one device, a line for each."""
+    """Return all facts about one device, a line for each."""
     rows = [
         ("device", found.name),
-        ("socket", found.socket or "none: it was handed its connection"),
+        ("socket", found.socket or "none: it was given its connection"),
         ("VMM", f"{_vmm(found)}{', with a display' if found.display else ''}"),
         ("memory", f"{size(found.memory_used)} of {size(found.memory_limit)}"),
         ("window", f"{size(found.window)}, layout {found.layout}"),
@@ -93,7 +90,7 @@ def device(found: Device) -> Iterator[str]:
 
 
 def blobs(found: Sequence[Blob]) -> Iterator[str]:
-    """A line for each blob."""
+    """Return a table with a line for each blob."""
     return table(
         ("DEVICE", ">BLOB", "OF", "KIND", ">SIZE", "IN BAR", "ADDRESS", "TYPE", "FLAGS", "REASON"),
         (
@@ -115,7 +112,7 @@ def blobs(found: Sequence[Blob]) -> Iterator[str]:
 
 
 def slots(found: Sequence[Slot]) -> Iterator[str]:
-    """A line for each mapping."""
+    """Return a table with a line for each mapping."""
     return table(
         ("DEVICE", "SET BY", ">SLOT", "USE", ">SIZE", "IN BAR", "ADDRESS", "FLAGS"),
         (
@@ -135,7 +132,7 @@ def slots(found: Sequence[Slot]) -> Iterator[str]:
 
 
 def event(happened: Event) -> str:
-    """One line: when, what, of which device, in words, and what programs are told besides."""
+    """Return an event as one line: time, kind, device, message and data."""
     when = datetime.fromtimestamp(happened.time).astimezone()
     parts = [f"{when:%H:%M:%S}.{when.microsecond // 1000:03}", happened.kind]
     if happened.device is not None:
@@ -148,10 +145,10 @@ def event(happened: Event) -> str:
 
 
 def reloaded(result: Reloaded) -> Iterator[str]:
-    """What became of each change, under a heading for those that go alike."""
+    """Return lines about each change, grouped by when it takes effect."""
     groups = (
         ("applied", result.applied),
-        ("when the device's VMM connects anew", result.next_connection),
+        ("when the device's VMM connects again", result.next_connection),
         ("after a restart of the daemon", result.restart),
     )
     if not any(changes for _, changes in groups):
@@ -163,12 +160,12 @@ def reloaded(result: Reloaded) -> Iterator[str]:
 
 
 def resized(result: Resized) -> str:
-    """What was done."""
+    """Return a line about the new mode."""
     return f"{plain(result.device)} output {result.scanout}: offered {result.width}x{result.height}"
 
 
 def screenshot(result: Screenshot, file: str) -> str:
-    """What was written."""
+    """Return a line about the picture and its file."""
     return (
         f"{plain(result.device)} output {result.scanout}: {result.width}x{result.height},"
         f" {size(result.size)} in {plain(file)}"
@@ -176,7 +173,7 @@ def screenshot(result: Screenshot, file: str) -> str:
 
 
 def _fact(key: str, value: Json) -> str:
-    # As tables have them.
+    # In the format of tables.
     return address(value) if key in _ADDRESSES and isinstance(value, int) else str(value)
 
 

@@ -1,7 +1,4 @@
-"""Columns, sizes and spans of time, as people read them.
-
-Must not do any I/O, nor know what is shown.
-"""
+"""Formatting of tables, sizes, numbers and durations for people."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from typing import Final
 
 GAP: Final = "  "
 NOTHING: Final = "-"
-"""What a cell says where there is nothing to say."""
+"""The text of an empty cell."""
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _MINUTE: Final = 60
@@ -19,9 +16,9 @@ _DAY: Final = 24 * _HOUR
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """Lines with aligned columns: those with a header that starts with ">" to the right.
+    """Return lines with aligned columns; a column whose header starts with ">" is right-aligned.
 
-    Cells are made `plain`.
+    Cells are escaped by `plain`.
     """
     names = [name.removeprefix(">") for name in header]
     cells = [names, *([plain(cell) for cell in row] for row in rows)]
@@ -34,36 +31,36 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]
 
 
 def fitted(lines: Iterable[str], width: int | None) -> Iterator[str]:
-    """The lines, cut to `width` columns if that is not None; what was cut is seen to be."""
+    """Yield lines cut to `width` columns, if that is not None; a cut line ends with an ellipsis."""
     for line in lines:
         yield line if width is None or len(line) <= width else f"{line[: max(width - 1, 0)]}…"
 
 
 def plain(text: str) -> str:
-    """Text that does nothing to a terminal: what can't be printed is escaped as in Python."""
+    """Return text that is safe for a terminal: unprintable characters are escaped as in Python."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def size(count: float) -> str:
-    """Bytes with a unit, to three digits: `1.5 MiB`."""
+    """Return a number of bytes with a unit, to three digits: `1.5 MiB`."""
     unit = 0
-    while count >= 1023.5 and unit < len(_UNITS) - 1:  # Less than 1024, but would be shown as that.
+    while count >= 1023.5 and unit < len(_UNITS) - 1:  # from there it would be rounded to 1024
         count /= 1024
         unit += 1
     return f"{number(count)} {_UNITS[unit]}"
 
 
 def number(value: float) -> str:
-    """A number to three digits, or all of those before the point."""
+    """Return a number to three digits, or with all digits before the point."""
     digits = 0 if value >= 99.95 else 1 if value >= 9.995 else 2
     text = f"{value:.{digits}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def span(seconds: float) -> str:
-    """A span of time, by its two largest units: `3 h 12 min`."""
+    """Return a duration in its two largest units: `3 h 12 min`."""
     whole = int(seconds)
     for unit, name, smaller, smaller_name in (
         (_DAY, "d", _HOUR, "h"),
@@ -76,5 +73,5 @@ def span(seconds: float) -> str:
 
 
 def address(value: int | None) -> str:
-    """An address, an offset or flags."""
+    """Return an address, an offset or flags in hexadecimal."""
     return NOTHING if value is None else f"{value:#x}"

@@ -1,4 +1,4 @@
-"""A parser of words whose verbs may be names of methods, also of such as are not known here."""
+"""An argument parser whose verbs may be names of methods, including unknown ones."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ _METHOD: Final = re.compile(r"[a-z]+(\.[a-z_]+)+")
 
 
 class VerbParser(argparse.ArgumentParser):
-    """With `add_method`, that is called with each word that looks like a method's name, before
-    they are parsed."""
+    """A parser that calls `add_method` for each argument that looks like a method's name.
+
+    It does so before the arguments are parsed.
+    """
 
     add_method: Callable[[str], None] | None = None
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[Any, list[str]]:
-        """As argparse does it."""
+        """Parse arguments as argparse does, after `add_method` was called."""
         if self.add_method is not None:
-            for word in args or ():
-                if _METHOD.fullmatch(word):
-                    self.add_method(word)
+            for argument in args or ():
+                if _METHOD.fullmatch(argument):
+                    self.add_method(argument)
         return super().parse_known_args(args, namespace)

@@ -1,6 +1,6 @@
-"""What each verb of `vgpud ctl` does: calls, and what is printed of the answers.
+"""The verbs of `vgpud ctl`: each calls methods and prints the answers.
 
-Owns no option: `arguments` has them.
+Their options are in `arguments`.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from pydantic import BaseModel
 
 from vgpud.cli.ctl import answers, files, rates, screens
 from vgpud.cli.ctl.tables import fitted, span
-from vgpud.cli.stdout import is_terminal, say
+from vgpud.cli.stdout import is_terminal, write_text
 from vgpud.client import Client
 from vgpud.control import models
 from vgpud.daemon.config import Config
 from vgpud.errors import ConfigError
 
 SYSTEM_SOCKET: Final = Path("/run/vgpud/control.sock")
-"""Where a daemon that the system has started is, for users whose own one would be elsewhere."""
+"""The control socket of the system's daemon, if the user has no daemon of their own."""
 
 Verb: TypeAlias = Callable[[Client, argparse.Namespace], None]
 
-_HOME: Final = "\x1b[H"
-_REST_OF_LINE: Final = "\x1b[K"
-_REST_OF_SCREEN: Final = "\x1b[J"
+_CURSOR_HOME: Final = "\x1b[H"
+_ERASE_LINE: Final = "\x1b[K"
+_ERASE_SCREEN: Final = "\x1b[J"
 
 
 def run(verb: Verb, args: argparse.Namespace) -> None:
-    """Do it at the daemon that the arguments name."""
+    """Run a verb with the daemon that the arguments name."""
     with Client(_socket(args)) as client:
         verb(client, args)
 
@@ -54,17 +54,17 @@ def _socket(args: argparse.Namespace) -> Path:
 
 
 def status(client: Client, args: argparse.Namespace) -> None:
-    """The daemon and its devices."""
+    """Print the daemon and its devices."""
     info = answers.ask(client, "daemon.info", models.DaemonInfo)
     devices = answers.listing(client, "device.list", models.Device)
     if args.json:
-        _say_json({"daemon": _value(info), "devices": [_value(device) for device in devices]})
+        _print_json({"daemon": _value(info), "devices": [_value(device) for device in devices]})
     else:
-        _say_lines(screens.status(info, devices))
+        _print_lines(screens.status(info, devices))
 
 
 def devices(client: Client, args: argparse.Namespace) -> None:
-    """All devices, or all about one."""
+    """Print all devices, or all facts about one."""
     if args.device is not None:
         device = answers.ask(client, "device.get", models.Device, {"device": args.device})
         _show(device, screens.device(device), args)
@@ -74,21 +74,21 @@ def devices(client: Client, args: argparse.Namespace) -> None:
 
 
 def blobs(client: Client, args: argparse.Namespace) -> None:
-    """Blobs, of one device or of all."""
+    """Print blobs, of one device or of all."""
     found = answers.listing(client, "blob.list", models.Blob, _of_device(args))
     _show(found, screens.blobs(found), args)
 
 
 def slots(client: Client, args: argparse.Namespace) -> None:
-    """Mappings into guests, of one device or of all."""
+    """Print mappings into guests, of one device or of all."""
     found = answers.listing(client, "slot.list", models.Slot, _of_device(args))
     _show(found, screens.slots(found), args)
 
 
 def screenshot(client: Client, args: argparse.Namespace) -> None:
-    """A picture, into a file or a pipe."""
+    """Write a picture to a file or a pipe."""
     if args.out is None and is_terminal():
-        raise ConfigError("screenshot: say --out FILE, as a picture is nothing for a terminal")
+        raise ConfigError("screenshot: use --out FILE, as a terminal can't show the picture")
     if args.out is None and args.json:
         raise ConfigError("screenshot: --json needs --out FILE, as the picture goes to stdout")
     params = {"device": args.device, "scanout": args.scanout}
@@ -101,7 +101,7 @@ def screenshot(client: Client, args: argparse.Namespace) -> None:
 
 
 def resize(client: Client, args: argparse.Namespace) -> None:
-    """Offer another mode."""
+    """Offer the guest another mode."""
     width, height = args.mode
     params = {
         "device": args.device,
@@ -114,27 +114,27 @@ def resize(client: Client, args: argparse.Namespace) -> None:
 
 
 def reload(client: Client, args: argparse.Namespace) -> None:
-    """Have the configuration read anew."""
+    """Have the daemon read its configuration again, and print the changes."""
     result = answers.ask(client, "config.reload", models.Reloaded)
     _show(result, screens.reloaded(result), args)
 
 
 def metrics(client: Client, args: argparse.Namespace) -> None:
-    """All metrics, as OpenMetrics text or one by one."""
+    """Print all metrics, as OpenMetrics text or as JSON."""
     text = answers.metrics(client).text
     if args.json:
-        _say_json([asdict(sample) for sample in rates.samples(text)])
+        _print_json([asdict(sample) for sample in rates.samples(text)])
     else:
-        say(text.removesuffix("\n"))
+        write_text(text.removesuffix("\n"))
 
 
 def events(client: Client, args: argparse.Namespace) -> None:
-    """What happens, as it does, until SIGINT."""
+    """Print events as they happen, until SIGINT."""
     try:
         with closing(answers.events(client, args.kind or ["*"], args.device)) as found:
             for number, event in enumerate(found, start=1):
                 line = event.model_dump_json() if args.json else screens.event(event)
-                say("".join(fitted([line], None if args.json else _width())))
+                write_text("".join(fitted([line], None if args.json else _width())))
                 if number == args.count:
                     break
     except KeyboardInterrupt:
@@ -142,12 +142,12 @@ def events(client: Client, args: argparse.Namespace) -> None:
 
 
 def watch(client: Client, args: argparse.Namespace) -> None:
-    """What devices do a second, again and again, until SIGINT."""
-    before, shown = rates.look(answers.metrics(client).text), 0
+    """Print the devices' rates per second at each interval, until SIGINT."""
+    before, shown = rates.snapshot(answers.metrics(client).text), 0
     try:
         while shown != args.count:
             time.sleep(args.interval)
-            now = rates.look(answers.metrics(client).text)
+            now = rates.snapshot(answers.metrics(client).text)
             _show_rates(now, rates.rates(before, now), args)
             before, shown = now, shown + 1
     except KeyboardInterrupt:
@@ -155,15 +155,15 @@ def watch(client: Client, args: argparse.Namespace) -> None:
 
 
 def call(client: Client, args: argparse.Namespace) -> None:
-    """Any method, by its name."""
+    """Call any method by its name, and print its result."""
     if args.out is None and not answers.has_file(args.method):
-        _say_json(client.call(args.method, args.params))
+        _print_json(client.call(args.method, args.params))
         return
     value, fd = client.call_with_fd(args.method, args.params)
     with fd:
         if args.out is not None:
             files.save(fd, value, args.out)
-    _say_json(value)
+    _print_json(value)
 
 
 def _of_device(args: argparse.Namespace) -> dict[str, Any]:
@@ -174,36 +174,40 @@ def _show(
     found: BaseModel | tuple[BaseModel, ...], lines: Iterable[str], args: argparse.Namespace
 ) -> None:
     if not args.json:
-        _say_lines(lines)
+        _print_lines(lines)
     elif isinstance(found, BaseModel):
-        _say_json(_value(found))
+        _print_json(_value(found))
     else:
-        _say_json([_value(item) for item in found])
+        _print_json([_value(item) for item in found])
 
 
-def _show_rates(now: rates.Look, found: list[rates.DeviceRates], args: argparse.Namespace) -> None:
+def _show_rates(
+    now: rates.Snapshot, found: list[rates.DeviceRates], args: argparse.Namespace
+) -> None:
     if args.json:
-        say(json.dumps({"uptime_s": now.uptime, "devices": [asdict(row) for row in found]}))
+        write_text(json.dumps({"uptime_s": now.uptime, "devices": [asdict(row) for row in found]}))
         return
     heading = f"{datetime.now().astimezone():%H:%M:%S}  daemon up {span(now.uptime)}"
     lines = list(fitted([heading, *rates.lines(found)], _width()))
     if is_terminal():
         room = shutil.get_terminal_size().lines - 1
-        say(_HOME + "\n".join(line + _REST_OF_LINE for line in lines[:room]) + _REST_OF_SCREEN)
+        write_text(
+            _CURSOR_HOME + "\n".join(line + _ERASE_LINE for line in lines[:room]) + _ERASE_SCREEN
+        )
     else:
-        say("\n".join([*lines, ""]))
+        write_text("\n".join([*lines, ""]))
 
 
 def _value(model: BaseModel) -> Any:
     return model.model_dump(mode="json")
 
 
-def _say_json(value: object) -> None:
-    say(json.dumps(value, indent=2))
+def _print_json(value: object) -> None:
+    write_text(json.dumps(value, indent=2))
 
 
-def _say_lines(lines: Iterable[str]) -> None:
-    say("\n".join(fitted(lines, _width())))
+def _print_lines(lines: Iterable[str]) -> None:
+    write_text("\n".join(fitted(lines, _width())))
 
 
 def _width() -> int | None:

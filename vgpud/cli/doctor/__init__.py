@@ -1,7 +1,7 @@
-"""`vgpud doctor`: what this host can do, what vgpud will therefore do, and what would help.
+"""`vgpud doctor`: what this host can do, what vgpud therefore does, and what would help.
 
-Puts together what `host` finds, what `policy` plans on it, and the remedies; owns how that is
-shown. It changes nothing on the host: scratch VMs and a few pages of memory are all that it makes.
+It combines the host's facts (`coherency.probes`), the planner's plans for them, and remedies. It
+changes nothing on the host; it only creates scratch VMs and a few pages of memory.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ __all__ = ["Report", "examine", "render", "render_measured", "render_table", "te
 
 
 def text(*, as_json: bool = False, plans: bool = False, measure: bool = False) -> str:
-    """What `vgpud doctor` prints about this host.
+    """Examine this host and return the text that `vgpud doctor` prints.
 
-    With `measure`, also what the micro-VM measures: in JSON as `measurement`. With `plans` the
-    planner's whole table: in JSON as `table` beside the rest, else in its place.
+    With `measure`, it includes what the micro-VM measures, in JSON as `measurement`. With `plans`,
+    it includes the planner's whole table: in JSON as an additional `table`, in text instead of the
+    report.
     """
     report = examine(probe.probe())
     found = measured.take() if measure else None

@@ -1,7 +1,7 @@
-"""What the micro-VM measures of memory types, beside what was concluded from facts.
+"""The micro-VM's measurement of memory types, compared with the conclusions from facts.
 
-Owns running it, and what to do where the two disagree. The clock has the last word, but it speaks
-only where caches show: see `microvm.measure`.
+Where the two disagree, the measurement is right, and there is advice. It works only where caches
+show in the timing: see `microvm.measure`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _SETUPS: Final = {KvmMode.FLAG: Setup.FLAG, KvmMode.QUIRK_DISABLED: Setup.QUIRK_
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """A row for each set-up, or why there is none."""
+class MeasurementResult:
+    """The rows of a measurement, one for each set-up, or the problem that prevented it."""
 
     rows: tuple[Row, ...] = ()
     problem: str = ""
 
     def to_json(self, report: Report) -> dict[str, Any]:
-        """The rows with their medians, in time stamp counts a load."""
+        """Return the rows as JSON values, with medians in time stamp counts per load."""
         return {
             "rows": [
                 {
@@ -44,25 +44,25 @@ class Measured:
         }
 
 
-def take() -> Measured:
-    """Run the micro-VM; about a second. Raises nothing."""
+def take() -> MeasurementResult:
+    """Run the measurement, about a second. It raises nothing: errors are in the result."""
     try:
-        return Measured(measure().rows)
+        return MeasurementResult(measure().rows)
     except VgpudError as error:
-        return Measured(problem=str(error))
+        return MeasurementResult(problem=str(error))
 
 
 def advice(report: Report, rows: tuple[Row, ...]) -> str:
-    """What to do where the clock contradicts the plans for a VM of our own, else nothing."""
+    """Return advice if the measurement contradicts the plans for vgpud's own VM, else nothing."""
     setup = _SETUPS.get(report.vms[0].finding.mode, Setup.NEITHER)
     for row in rows:
         if row.setup is not setup:
             continue
         if row.verdict is Verdict.IGNORED and report.guest_pat is PatState.HONORED:
             return (
-                "This contradicts the plans above: until it is understood, say"
+                "This contradicts the plans above. Set"
                 ' guest_pat = "ignored" in each [[device]], and please report it.'
             )
         if row.verdict is Verdict.HONOURED and report.guest_pat is PatState.UNKNOWN:
-            return 'So guest_pat = "honored" may be said in a [[device]], and blobs are mapped WC.'
+            return 'So guest_pat = "honored" may be set in a [[device]], and blobs are mapped WC.'
     return ""

@@ -1,9 +1,8 @@
-"""For each thing that falls short on a host, what to do about it: the command or option to use.
+"""The remedies for what a host lacks: each names the command or option to use.
 
-Pure, from the facts; only names of users and groups, which the commands need, are looked up by the
-caller. Source of the kernel versions: the first releases that have KVM_X86_QUIRK_IGNORE_GUEST_PAT,
-mainline 6.16 and stable 6.12.78; of QEMU's: 11.0 for honor-guest-pat, 11.1 for blobs over
-vhost-user.
+They follow from the facts; the caller looks up the names of users and groups in the commands.
+Source of the kernel versions: the first releases with KVM_X86_QUIRK_IGNORE_GUEST_PAT, mainline 6.16
+and stable 6.12.78; of QEMU's: 11.0 for honor-guest-pat, 11.1 for blobs over vhost-user.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from vgpud.coherency.probes.host import HostFacts
 
 QEMU_WITH_BLOBS: Final = (11, 1)
 MEMORY_LIMIT: Final = 1 << 30
-"""Bytes: a device's memory_limit if nothing else is configured."""
+"""Bytes: the default of a device's memory_limit."""
 HONOR: Final = "-accel kvm,honor-guest-pat=on"
 _LIMITS_FILE: Final = "/etc/security/limits.d/vgpud.conf"
 _QUIRK_KERNELS: Final = "6.16 or newer, or 6.12.78 or newer of the 6.12 series"
@@ -31,7 +30,7 @@ _FLAG_KERNEL: Final = (
 
 
 class Gain(StrEnum):
-    """What a remedy is for, the most wanted first."""
+    """The gain of a remedy, the most important first."""
 
     KVM = "kvm"
     GUEST_PAT = "guest-pat"
@@ -43,7 +42,7 @@ class Gain(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """`problem` in a sentence, `remedy` in another, and `commands` to type, if any will do."""
+    """A remedy: `problem` and `remedy` are sentences, `commands` are to be typed, if any help."""
 
     gain: Gain
     problem: str
@@ -53,7 +52,7 @@ class Remedy:
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Who may open a device: its group, None if that is root's, and whether the group may."""
+    """The group of a device node, None for root's, and whether the group may open it."""
 
     group: str | None
     group_may: bool
@@ -61,14 +60,14 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class Who:
-    """The user that asks, and the owners of the devices that it was denied, by path."""
+    """The user, and the owners of device nodes by path."""
 
     user: str
     owners: dict[str, Owner]
 
 
 def remedies(facts: HostFacts, who: Who, *, pins: bool) -> tuple[Remedy, ...]:
-    """All that apply, the most wanted first; `pins` is whether some plan wants pages locked."""
+    """Return the remedies that apply, the most important first; `pins`: a plan locks pages."""
     found = _remedies(facts, who, pins=pins)
     if who.user != "root":
         return tuple(found)
@@ -129,7 +128,7 @@ def _permission(gain: Gain, problem: str, path: str, who: Who) -> Remedy:
         return Remedy(
             gain,
             problem,
-            f"Join group {owner.group}, and log in anew; in a service, SupplementaryGroups="
+            f"Join group {owner.group}, and log in again; in a service, SupplementaryGroups="
             f"{owner.group} and DeviceAllow={path} rw.",
             (f"sudo usermod -aG {owner.group} {who.user}",),
         )
@@ -149,8 +148,8 @@ def _guest_pat(facts: HostFacts) -> Iterator[Remedy]:
     if kvm.vendor == "other":
         yield Remedy(
             Gain.GUEST_PAT,
-            f"This KVM ({kvm.module or 'built in'}) is neither Intel's nor AMD's: nothing tells"
-            " whether it honours guest PAT.",
+            f"This KVM ({kvm.module or 'built in'}) is neither Intel's nor AMD's: whether it"
+            " honours guest PAT is unknown.",
             "Run on the bare machine, or in a VM with nested virtualization (VMX or SVM); until"
             " then blobs are cached and flushed, which is right on any KVM.",
         )
@@ -171,15 +170,15 @@ def _guest_pat(facts: HostFacts) -> Iterator[Remedy]:
     elif kvm.vendor is Vendor.VMX and kvm.ignore_guest_pat_quirk and _knows_honor(facts):
         yield Remedy(
             Gain.GUEST_PAT,
-            "KVM ignores guest PAT until its VMM asks it not to, and of QEMU vgpud sees that only"
-            " where the option is given in words.",
+            "KVM ignores guest PAT unless its VMM asks it not to, and vgpud sees that only if"
+            " QEMU's command line has the option.",
             f'Start QEMU with {HONOR} (and leave guest_pat = "auto").',
             (f"qemu-system-x86_64 {HONOR} ...",),
         )
 
 
 def _no_quirk(facts: HostFacts) -> Remedy:
-    problem = "Intel's KVM forces guest memory to write-back here, and can't be told not to."
+    problem = "Intel's KVM forces guest memory to write-back here, and has no way to change that."
     if not facts.cpu.self_snoop:
         return Remedy(
             Gain.GUEST_PAT,
@@ -203,7 +202,7 @@ def _no_quirk(facts: HostFacts) -> Remedy:
 
 
 def kernel_has_quirk(release: str) -> bool:
-    """Whether a kernel of this release has KVM_X86_QUIRK_IGNORE_GUEST_PAT, by its number."""
+    """Return whether a kernel of this release has KVM_X86_QUIRK_IGNORE_GUEST_PAT."""
     numbers = [int(number) for number in re.findall(r"\d+", release)[:3]]
     major, minor, patch = (*numbers, 0, 0, 0)[:3]
     return (major, minor) >= (6, 16) or ((major, minor) == (6, 12) and patch >= 78)
@@ -269,15 +268,15 @@ def _limits(facts: HostFacts, who: Who, *, pins: bool) -> Iterator[Remedy]:
     if pins and limit is not None and limit < MEMORY_LIMIT:
         yield Remedy(
             Gain.LIMITS,
-            f"User {who.user} may lock {size(limit)} of memory; what a guest maps past the cache"
-            f" should stay where it is, which is up to memory_limit ({size(MEMORY_LIMIT)}).",
-            "Raise RLIMIT_MEMLOCK, and log in anew; in a service, LimitMEMLOCK=infinity.",
+            f"User {who.user} may lock {size(limit)} of memory; memory that a guest maps uncached"
+            f" should be locked, which is up to memory_limit ({size(MEMORY_LIMIT)}).",
+            "Raise RLIMIT_MEMLOCK, and log in again; in a service, LimitMEMLOCK=infinity.",
             (f"echo '{who.user} - memlock unlimited' | sudo tee {_LIMITS_FILE}",),
         )
 
 
 def _backport(facts: HostFacts, package: str, since: str = "") -> tuple[str, ...]:
-    """How Debian's users get a package newer than their suite's, where its backports have it."""
+    """Return the command that installs a package from Debian's backports, if they have it."""
     suite = facts.system.debian
     if suite is None or (since and suite != since):
         return ()
@@ -285,7 +284,7 @@ def _backport(facts: HostFacts, package: str, since: str = "") -> tuple[str, ...
 
 
 def size(count: int) -> str:
-    """A size as people write it: 8 MiB."""
+    """Return a size with a unit, such as 8 MiB."""
     for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
         if count >= unit:
             return f"{count / unit:.4g} {name}"

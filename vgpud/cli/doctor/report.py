@@ -1,7 +1,6 @@
-"""What doctor has found: the facts, the plans that follow, and the remedies.
+"""The report of doctor: the facts, the plans that follow from them, and the remedies.
 
-Owns the examination and its form for machines. Each kind of VM gets the plan for each kind of blob,
-by the default policy.
+Each kind of VM gets a plan for each kind of blob, by the default policy.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from vgpud.memory.backing import HostBacking
 
 
 class PatState(StrEnum):
-    """Whether the guest's page attributes decide."""
+    """Whether the guest's PAT decides its memory types."""
 
     HONORED = "honored"
     IGNORED = "ignored"
@@ -42,10 +41,10 @@ class PatState(StrEnum):
 
 
 class VmKind(StrEnum):
-    """Who runs the guest, and so makes the slots."""
+    """The kind of VM: who runs the guest, and so sets its slots."""
 
     OWN = "own"
-    QEMU_TOLD = "qemu-kvm-honor-guest-pat"
+    QEMU_HONOR_GUEST_PAT = "qemu-kvm-honor-guest-pat"
     QEMU_KVM = "qemu-kvm"
     QEMU_TCG = "qemu-tcg"
 
@@ -65,7 +64,7 @@ _QEMU: Final = "qemu-system-x86_64"
 
 @dataclass(frozen=True, slots=True)
 class VmPlans:
-    """One kind of VM on this host, what its KVM makes of guest PAT, and the plan by backing."""
+    """A kind of VM on this host, what its KVM does with guest PAT, and the plans by backing."""
 
     kind: VmKind
     finding: Finding
@@ -73,7 +72,7 @@ class VmPlans:
 
     @property
     def guest_pat(self) -> PatState:
-        """Whether the guest's page attributes decide in such a VM."""
+        """Whether the guest's PAT decides in such a VM."""
         return _STATES[self.finding.mode]
 
 
@@ -87,11 +86,11 @@ class Report:
 
     @property
     def guest_pat(self) -> PatState:
-        """The best that can be had here: in a VM of vgpud's own or of an agent, if there is KVM."""
+        """The best state on this host: in vgpud's own VM or in an agent's, if there is KVM."""
         return self.vms[0].guest_pat
 
     def to_json(self) -> dict[str, Any]:
-        """The report as objects, arrays, strings, numbers, truth values and nulls."""
+        """Return the report as JSON values."""
         return {
             "version": __version__,
             **self.facts.to_json(),
@@ -133,22 +132,22 @@ def examine(facts: HostFacts, root: Path = Path("/")) -> Report:
 
 
 def _vms(facts: HostFacts) -> Iterator[tuple[VmKind, Finding]]:
-    """The kinds of VM that can run here; the one that we know most of comes first."""
+    """Yield the kinds of VM that can run here; the one about which most is known comes first."""
     kvm, qemu = facts.kvm, facts.qemu
     if kvm.state is not DeviceAccess.ABSENT:
         yield VmKind.OWN, kvm_mode.of_own_vm(kvm)
-        # Elsewhere QEMU would refuse to start with it.
+        # Without these, QEMU refuses to start with the option.
         knows = qemu is None or qemu.honor_guest_pat is not False
         if kvm.vendor is Vendor.VMX and kvm.ignore_guest_pat_quirk is not False and knows:
-            told = Peer(0, _QEMU, 1, HonorGuestPat.ON)
-            yield VmKind.QEMU_TOLD, kvm_mode.of_front_end(kvm, told)
+            honoring = Peer(0, _QEMU, 1, HonorGuestPat.ON)
+            yield VmKind.QEMU_HONOR_GUEST_PAT, kvm_mode.of_front_end(kvm, honoring)
         yield VmKind.QEMU_KVM, kvm_mode.of_front_end(kvm, Peer(0, _QEMU, 1))
     yield VmKind.QEMU_TCG, kvm_mode.of_front_end(kvm, Peer(0, _QEMU, 0))
 
 
 def _row(mode: KvmMode, backing: HostBacking) -> PlanRow:
-    # SeaBIOS and OVMF leave the BARs uncached; where a guest's MTRRs count for nothing, that is the
-    # cautious thing to assume.
+    # SeaBIOS and OVMF leave the BARs uncached; where a guest's MTRRs have no effect, that is the
+    # safe assumption.
     facts = Facts(mode, backing, GuestMtrr.UC, device_snoops=False)
     try:
         plan = planner.plan(facts, DEFAULT_RULE)
@@ -158,7 +157,7 @@ def _row(mode: KvmMode, backing: HostBacking) -> PlanRow:
 
 
 def row_json(row: PlanRow) -> dict[str, Any]:
-    """A row of the planner's table; what the plan says is null where the policy is to refuse."""
+    """Return a row of the planner's table as JSON values; where the policy refuses, nulls."""
     return {
         "kvm_mode": row.facts.kvm.value,
         "backing": row.facts.backing.value,

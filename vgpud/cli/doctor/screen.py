@@ -1,7 +1,4 @@
-"""A report as text, for a screen of 100 columns.
-
-Owns wording and layout; must not find out anything itself.
-"""
+"""A report of doctor as text, for a screen of 100 columns."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from itertools import groupby
 from typing import Final
 
 from vgpud import __version__
-from vgpud.cli.doctor.measured import Measured, advice
+from vgpud.cli.doctor.measured import MeasurementResult, advice
 from vgpud.cli.doctor.remedies import size
 from vgpud.cli.doctor.report import PatState, Report, VmKind, VmPlans
 from vgpud.coherency.facts import Facts
@@ -32,7 +29,7 @@ _LABEL: Final = 20
 
 _VERDICTS: Final = {
     PatState.HONORED: (
-        "Guests can map blobs write-combined here, in the VMs that are told so below: {reason}."
+        "Guests can map blobs write-combined here, in the VMs that are listed so below: {reason}."
     ),
     PatState.IGNORED: (
         "Guests can't have write-combined blobs here ({reason}): vgpud maps them cached and flushes"
@@ -57,7 +54,7 @@ _STATES: Final = {
 
 _VMS: Final = {
     VmKind.OWN: "VM of vgpud's own, or of a slot agent",
-    VmKind.QEMU_TOLD: "QEMU with -accel kvm,honor-guest-pat=on",
+    VmKind.QEMU_HONOR_GUEST_PAT: "QEMU with -accel kvm,honor-guest-pat=on",
     VmKind.QEMU_KVM: "QEMU with -accel kvm",
     VmKind.QEMU_TCG: "QEMU with -accel tcg",
 }
@@ -68,7 +65,7 @@ _BACKINGS: Final = {
     HostBacking.MMIO: "video memory",
 }
 
-_TOLD: Final = {
+_MAPPED: Final = {
     MemoryType.WB: "cached",
     MemoryType.UC: "uncached",
     MemoryType.WC: "write-combined",
@@ -81,7 +78,7 @@ _SETUP: Final = {
 
 
 def render(report: Report) -> str:
-    """The screen that `vgpud doctor` prints."""
+    """Return the text of a report, as `vgpud doctor` prints it."""
     return "\n".join(_screen(report))
 
 
@@ -97,7 +94,7 @@ def _screen(report: Report) -> Iterator[str]:
     for label, text in _facts(facts):
         yield from _labelled(label, text)
     yield ""
-    yield "What a guest is told of its host blobs (policy: wc, else flush), and what vgpud does"
+    yield "How a guest maps its host blobs (policy: wc, else flush), and what vgpud does"
     for vm in report.vms:
         yield from _vm(vm, facts)
     yield "  Guest PAT: the guest's choice of memory types. Blobs of its own pages stay cached."
@@ -182,17 +179,17 @@ def _vm(vm: VmPlans, facts: HostFacts) -> Iterator[str]:
     yield f"  {_VMS[vm.kind]}: guest PAT {_STATES[vm.guest_pat]}"
     yield from _wrapped(vm.finding.reason, first="    because ", rest="    ")
     shown = HostBacking if facts.gpus else (HostBacking.RAM_WB,)
-    # One line for those that go alike.
-    for words, group in groupby(shown, key=lambda backing: _plan(vm.plans[backing])):
+    # One line for backings with the same plan.
+    for text, group in groupby(shown, key=lambda backing: _plan(vm.plans[backing])):
         places = ", ".join(_BACKINGS[backing] for backing in group)
-        yield from _wrapped(f"{places}: {words}", first="    - ", rest="      ")
+        yield from _wrapped(f"{places}: {text}", first="    - ", rest="      ")
 
 
 def _plan(row: PlanRow) -> str:
     plan = row.plan
     if plan is None:
         return f"refused: {row.reason}"
-    parts = [_TOLD[plan.memory_type]]
+    parts = [_MAPPED[plan.memory_type]]
     if plan.slot_flags:
         parts.append(f"slot flags {plan.slot_flags:#x}")
     parts += [_SETUP[step] for step in plan.vm_setup]
@@ -207,18 +204,18 @@ def _plan(row: PlanRow) -> str:
     return "; ".join(parts)
 
 
-def render_measured(measured: Measured, report: Report) -> str:
-    """What `--measure` adds: a line for each set-up."""
+def render_measured(measured: MeasurementResult, report: Report) -> str:
+    """Return the text that `--measure` adds: a line for each set-up."""
     lines = ["Measured in guest code, in time stamp counts a load"]
     if measured.problem:
-        lines += _wrapped(f"It could not be: {measured.problem}", first="  ", rest="  ")
+        lines += _wrapped(f"This failed: {measured.problem}", first="  ", rest="  ")
     for row in measured.rows:
         counts = ""
         if row.hit is not None:
             counts = f"; cached {row.hit:g}, flushed {row.miss:g}, WC mapping {row.wc:g}"
         lines += _labelled(_MEASURED[row.setup], f"{row.verdict} ({row.reason}){counts}")
-    if words := advice(report, measured.rows):
-        lines += _wrapped(words, first="  ", rest="  ")
+    if text := advice(report, measured.rows):
+        lines += _wrapped(text, first="  ", rest="  ")
     return "\n".join(lines)
 
 
@@ -230,7 +227,7 @@ _MEASURED: Final = {
 
 
 def render_table(rows: Iterable[PlanRow]) -> str:
-    """The planner's whole table, as `vgpud doctor --plans` prints it; the reasons are below."""
+    """Return the planner's whole table, with a numbered list of reasons at its end."""
     reasons: dict[str, int] = {}
     lines: list[str] = []
     for facts, of_facts in groupby(rows, key=lambda row: row.facts):
@@ -248,7 +245,7 @@ def render_table(rows: Iterable[PlanRow]) -> str:
 
 
 _TABLE: Final = (
-    *("policy", "guest told", "slot", "hand-over", "host reads", "host writes"),
+    *("policy", "map_info", "slot", "hand-over", "host reads", "host writes"),
     *("device", "sync", "pinned", "why"),
 )
 _COLUMNS: Final = (11, 11, 5, 10, 11, 13, 8, 8, 7, 4)

@@ -42,8 +42,10 @@ def live_device(device: DeviceServer) -> GpuDevice:
 
 @contextmanager
 def as_guest_error() -> Iterator[None]:
-    """Report why an operation on the device has failed with the code that a guest's command would
-    be answered with; what the host or the caller is to blame for stays what it is."""
+    """Translate a device's error to an RpcError with the response code that a guest would get.
+
+    Errors of the host and of the caller pass unchanged.
+    """
     try:
         yield
     except (HostError, RpcError):

@@ -31,7 +31,7 @@ class File:
 
 
 @dataclass
-class ToldDaemon:
+class CannedDaemon:
     """Answers calls from `answers` by their method: with a value, a model, a File, or an RpcError;
     a function is called with the parameters for one of these."""
 
