@@ -131,8 +131,8 @@ class GuestCosts:
         return (
             ("execbuffer to fence, p50", self.fence_p50_us),
             ("execbuffer to fence, p99", self.fence_p99_us),
-            ("beside 8 MiB copies on another ring, p50", self.busy_p50_us),
-            ("beside 8 MiB copies on another ring, p99", self.busy_p99_us),
+            ("during 8 MiB copies on another ring, p50", self.busy_p50_us),
+            ("during 8 MiB copies on another ring, p99", self.busy_p99_us),
         )
 
 

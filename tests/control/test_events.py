@@ -19,7 +19,7 @@ def test_numbers_and_listeners() -> None:
 
 
 def test_a_message_with_a_name_that_is_no_text() -> None:
-    """Such as that of a file whose name is not UTF-8: whoever publishes must not fail by it."""
+    """A message may have a file name that is not UTF-8, which must not fail its publisher."""
     told: list[Event] = []
     events = Events()
     events.listen(told.append)

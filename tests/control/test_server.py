@@ -206,7 +206,7 @@ def test_another_user_is_told_what_lets_it_in(
 
 def test_a_flood_from_somebody_else_is_no_bother(path: Path, tmp_path: Path) -> None:
     class OnlyNew(AccessList):
-        """Allows whoever sends from a name that says so: a test is one user."""
+        """Allows callers by the names of their sockets, since a test runs as one user."""
 
         def allows(self, caller: Caller) -> bool:
             return str(caller.address).endswith("allowed")

@@ -96,7 +96,7 @@ def test_subscribing_anew_replaces_and_unsubscribing_ends(
 
 
 def test_subscribing_anew_loses_nothing(running: Running, path: Path, tmp_path: Path) -> None:
-    """A client that hears nothing asks anew, just when something happens."""
+    """A client that got no event subscribes again while one is being published."""
     with client(tmp_path / "sub", path) as sock:
         call(sock, "events.subscribe")
 

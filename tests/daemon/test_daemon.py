@@ -53,7 +53,7 @@ def config_file(directory: Path, *names: str) -> Path:
 
 
 def test_nothing_is_read_anew_once_the_end_has_begun(short_directory: Path) -> None:
-    """A device that came then would never be told to go."""
+    """A device that was added then would never be ended."""
 
     async def main() -> None:
         notifier = Slow()

@@ -1,4 +1,4 @@
-"""Devices that come and go: their sockets, and those that do not go when they are told to."""
+"""Devices that are added and removed: their sockets, and devices that do not end."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Said:
 
 
 class FakeMonitor:
-    """A `Monitor` that says what it is told to, over a descriptor of its own."""
+    """A `Monitor` that returns the events that a test gives it, over a descriptor of its own."""
 
     def __init__(self) -> None:
         self._here, self._there = socket.socketpair()

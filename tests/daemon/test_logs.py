@@ -1,4 +1,4 @@
-"""Log lines: where they go, what fields the journal gets, and that they cost nobody anything."""
+"""Log lines: where they go, what fields the journal gets, and that logging never waits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The service manager is told how we are, over a real socket in its place."""
+"""Notifications to the service manager, over a real socket in its place."""
 
 from __future__ import annotations
 

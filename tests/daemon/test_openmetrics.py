@@ -37,7 +37,7 @@ def counters() -> Counters:
 
 
 def figures(**changes: object) -> Figures:
-    """Two devices: one at work, and one that nobody has connected to."""
+    """Two devices: one at work, and one without a front-end."""
     idle = answers.device(
         "two", connected=False, front_end_pid=None, memory_used=0, resources=0, blobs=0, contexts=0
     )

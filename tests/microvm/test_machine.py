@@ -1,4 +1,4 @@
-"""A guest on the real /dev/kvm: it runs, writes through slots, and its death is told."""
+"""A guest on the real /dev/kvm: it runs, writes through slots, and its failure is reported."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""A whole configuration: the operator's TOML file, checked, and what it means for the daemon.
+"""A whole configuration: it reads the operator's TOML file, checks it and describes its faults.
 
-Owns reading the file, the rules between tables, and the wording of every complaint; the tables
-themselves are in `vgpud.daemon.config_tables`.
+The tables themselves are in `vgpud.daemon.config_tables`; the rules between tables are here.
 """
 
 from __future__ import annotations
@@ -126,11 +125,11 @@ class Config(Table):
         return self.runtime_dir / self.daemon.control_socket if self.daemon.control_socket else None
 
     def socket_path(self, device: str) -> Path:
-        """The vhost-user socket of the device of that name; raises KeyError."""
+        """Return the path of a device's vhost-user socket; raises KeyError."""
         return self.runtime_dir / {table.name: table.socket_name for table in self.device}[device]
 
     def device_specs(self) -> tuple[DeviceSpec, ...]:
-        """The devices in the file's order."""
+        """Return the devices in the file's order."""
         rules = tuple(policy.rule() for policy in self.slot_policy)
         return tuple(_device_spec(table, rules) for table in self.device)
 
@@ -153,7 +152,7 @@ def _contradictions(
     devices: Sequence[DeviceTable | None],
     policies: Sequence[SlotPolicyTable | None],
 ) -> Iterator[str]:
-    """What is wrong between tables; None stands for one that is wrong in itself."""
+    """Yield the contradictions between tables; None stands for a table with faults of its own."""
     yield from _shared_sockets(daemon, devices)
     names = [device.name for device in devices if device]
     for name in dict.fromkeys(name for name in names if names.count(name) > 1):
@@ -162,7 +161,7 @@ def _contradictions(
         if policy and policy.match == MatchTable():
             yield f"[[slot_policy]] {number}: matches every blob, so no later one has any effect"
     if None in policies:
-        return  # Which layout a device gets can't be told.
+        return  # A device's layout is not known without all policies.
     rules = [policy.rule() for policy in policies if policy]
     for number, device in enumerate(devices, start=1):
         if device is not None:
@@ -282,12 +281,12 @@ def _faults(error: ValidationError, model: type[Table]) -> Iterator[str]:
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of a file."""
+    """Return the JSON schema of a file."""
     return Config.model_json_schema(schema_generator=WithFieldDocs)
 
 
 def default_toml() -> str:
-    """The defaults as a file that says what each key is for; loading it gives the defaults."""
+    """Return the defaults as a commented file; loading it gives the defaults."""
     sections = [
         "\n\n".join(["[daemon]", *_spelled_out(DaemonTable)]),
         "\n\n".join(["[[device]]", *_spelled_out(DeviceTable, name="gpu0")]),
@@ -310,7 +309,7 @@ def _spelled_out(model: type[Table], **given: str) -> Iterator[str]:
 
 
 def _literal(value: object) -> str:
-    """A value as TOML spells it, cut where it gets too long for a line."""
+    """Return a value in TOML's notation, cut if it is too long for a line."""
     match value:
         case dict():
             text = ", ".join(f"{key} = {_literal(of)}" for key, of in value.items())

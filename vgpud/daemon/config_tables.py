@@ -1,6 +1,6 @@
 """The tables of the operator's TOML file as frozen pydantic models, one class a table.
 
-It has the keys, their units, limits and defaults, what is said about a bad value, and when a
+They define the keys, their units, limits and defaults, the messages about bad values, and when a
 changed value takes effect. A table is checked by itself here; `vgpud.daemon.config` checks them
 together.
 """
@@ -65,7 +65,7 @@ def default_runtime_dir(environment: Mapping[str, str]) -> str:
 
 
 def size_text(size: int) -> str:
-    """A number of bytes as the file spells it, in the largest unit that divides it."""
+    """Return a number of bytes in the file's notation, in the largest unit that divides it."""
     for unit, factor in reversed(SIZE_UNITS.items()):
         if size and size % factor == 0:
             return f"{size // factor}{unit}"
@@ -117,7 +117,7 @@ def _absolute(value: str) -> str:
 
 
 def _account(value: str) -> str:
-    """A user's or group's name, or its number. Whether there is one is for the host to say."""
+    """Check a user's or group's name or number; whether it exists is not checked."""
     if not re.fullmatch(_ACCOUNT, value):
         raise ValueError('a user or group is a name, as in "kvm", or a number, as in "107"')
     return value
@@ -144,9 +144,9 @@ def _distinct(names: tuple[RendererName, ...]) -> tuple[RendererName, ...]:
 
 
 def _spelled(default: Any, **schema: int) -> Any:
-    """A default as the operator would spell it, which becomes a value by being validated.
+    """Return a field with a default in the operator's notation, which validation converts.
 
-    `schema` is what the JSON schema has besides.
+    `schema` has additional members of the JSON schema.
     """
     return Field(default=default, json_schema_extra={**schema})
 
@@ -327,7 +327,7 @@ class SlotPolicyTable(Table):
     guest must not map these pages with another memory type as well (page aliasing)."""
 
     def rule(self) -> Rule:
-        """The same in the terms of `vgpud.coherency.slot_policy`."""
+        """Return the policy as a rule of `vgpud.coherency.slot_policy`."""
         match = self.match
         return Rule(
             Match(match.device, match.blob, match.min_size, match.max_size),

@@ -1,5 +1,5 @@
 /*
- * The micro-VM's guest: where it starts, and what of it the VMM is told.
+ * The micro-VM's guest: its entry point, and its code's address and size for the VMM.
  */
 #include "guest_cpu.h"
 
@@ -34,7 +34,7 @@ __attribute__((noreturn, used)) GUEST void start(const vgpud_guest_boot *boot)
     finish();
 }
 
-/* The linker makes these of a section whose name is a C identifier. */
+/* The linker defines these for a section whose name is a C identifier. */
 extern const uint8_t section_start[] __asm__("__start_vgpud_guest");
 extern const uint8_t section_end[] __asm__("__stop_vgpud_guest");
 

@@ -1,8 +1,8 @@
 /*
- * What the micro-VM and its guest agree on: the boot block, the ports and the records.
+ * The interface between the micro-VM and its guest: the boot block, the ports and the records.
  *
- * build_guest.py hands this file to cffi too, with the lines that begin with # and the comments
- * left out: keep to structs, enums and prototypes. Sizes are in bytes; gpa is a guest-physical
+ * native/build.py also passes this file to cffi, without comments and lines that begin with #: it
+ * may have structs, enums and prototypes only. Sizes are in bytes; gpa is a guest-physical
  * address, va one in the guest's page tables. All guest RAM is mapped one to one.
  */
 #ifndef VGPUD_GUEST_H
@@ -31,7 +31,7 @@ typedef struct {
     uint64_t doorbell_va;
 } vgpud_guest_queue;
 
-/* What the VMM tells the guest; its address is in rdi at the start. */
+/* The boot block, which the VMM writes; its address is in rdi at the start. */
 typedef struct {
     uint32_t program;
     uint32_t rounds; /* of writing, DMA and reading back, each with another picture */
@@ -70,8 +70,8 @@ typedef struct {
     uint64_t entry; /* of the blob's first page */
 } vgpud_guest_mapped;
 
-/* A picture was written through the window, and nothing was flushed. `crc` is computed from what
- * was meant to be written, not read back. */
+/* A picture was written through the window, and nothing was flushed. `crc` is computed from the
+ * values that were written, not read back. */
 typedef struct {
     uint32_t round;
     uint32_t crc;
@@ -89,7 +89,7 @@ typedef struct {
     uint32_t wrong_pixels;
 } vgpud_guest_dma;
 
-/* Where in the window the copy lies: rows of `width` pixels of B, G, R, X without gaps. */
+/* The copy's offset in the window: rows of `width` pixels of B, G, R, X without gaps. */
 typedef struct {
     uint64_t offset;
     uint32_t width, height;

@@ -3,7 +3,7 @@
  *
  * All of the guest's code is in the section vgpud_guest, which the VMM copies into guest RAM:
  * nothing in it may refer to anything outside of it, not even to a constant. So there are no
- * tables, no strings and no C library, and the compiler is told not to make any (build_guest.py).
+ * tables, no strings and no C library, and compiler options prevent others (native/build.py).
  *
  * Source: Intel SDM vol. 3, "Page Attribute Table (PAT)" and "Memory Ordering".
  */
@@ -16,7 +16,7 @@
 #error "the guest is for x86-64 only"
 #endif
 
-/* Nobody saves other registers, and nobody has enabled them. */
+/* General registers only: others are neither enabled nor saved. */
 #pragma GCC target("general-regs-only")
 
 #define GUEST_CODE __attribute__((section("vgpud_guest")))
@@ -70,7 +70,7 @@ GUEST void report(uint32_t kind, const void *record, uint32_t size)
         write_port(words[i]);
 }
 
-/* The end: the VMM has what it wants, or won't get it. */
+/* The end of the guest, after success or failure. */
 __attribute__((noreturn)) GUEST void finish(void)
 {
     report(VGPUD_RECORD_DONE, 0, 0);

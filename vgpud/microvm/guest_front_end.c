@@ -1,12 +1,12 @@
 /*
- * The micro-VM's guest as the driver of a virtio-gpu: blobs in the window, written and never
- * flushed, and a device that works on them.
+ * The micro-VM's guest as the driver of a virtio-gpu: it writes blobs in the window without a
+ * flush, and has the device work on them.
  *
- * It does what a guest that was promised a memory type does: maps the window with the type that
- * RESP_OK_MAP_INFO names, and relies on it. One command is under way at a time.
+ * It maps the window with the memory type that RESP_OK_MAP_INFO names, and relies on it. One
+ * command is pending at a time.
  *
  * Sources: virtio 1.3, 2.7 "Split Virtqueues" and 5.7 "GPU Device"; the DMA context's packets:
- * vgpud/wire/gpu/dma.py.
+ * vgpud/gpu/wire/dma.py.
  */
 #include "guest_cpu.h"
 
@@ -72,7 +72,7 @@ typedef struct {
     const vgpud_guest_boot *boot;
     uint16_t used[2]; /* chains that came back so far, per queue */
     uint64_t fence;
-    uint32_t picture_crc; /* of the picture as it was meant */
+    uint32_t picture_crc; /* of the pixels that were written */
     uint32_t crc_table[256];
 } guest;
 
@@ -90,7 +90,7 @@ GUEST message *begin(guest *g, uint32_t type)
     return request;
 }
 
-/* Puts a chain of the request, and of a response if there is one, on a queue and waits for it. */
+/* Publishes a chain of a request, and of a response if there is one, and waits for its answer. */
 GUEST void transact(guest *g, int queue, uint32_t size, uint32_t response_size)
 {
     const vgpud_guest_queue *q = &g->boot->queues[queue];
@@ -111,7 +111,7 @@ GUEST void transact(guest *g, int queue, uint32_t size, uint32_t response_size)
     avail->idx = idx + 1;
     store_fence();
     *(volatile uint16_t *)q->doorbell_va = queue;
-    /* A halt ends when the device signals; also when it did so before, since the VMM looks. */
+    /* A halt ends when the device signals, or has signalled before: the VMM polls the eventfds. */
     while (used->idx == idx)
         halt();
     load_fence();
@@ -195,7 +195,7 @@ GUEST void make_crc_table(guest *g)
     }
 }
 
-/* zlib's CRC-32 goes on by one little-endian dword; it starts as ~0 and is inverted in the end. */
+/* Continues zlib's CRC-32 by one little-endian dword; it starts as ~0 and is inverted at the end. */
 GUEST uint32_t crc_add(const guest *g, uint32_t crc, uint32_t word)
 {
     crc ^= word;
@@ -215,7 +215,7 @@ GUEST uint32_t pixel(const vgpud_guest_boot *boot, uint32_t x, uint32_t y, uint3
     return (colour ^ round * 0x00505050) & 0x00ffffff;
 }
 
-/* What the copy has in its last row instead, filled there by the device. */
+/* The pattern that the device fills into the copy's last row. */
 GUEST uint32_t bar(uint32_t round)
 {
     return 0x00208040 + round;
@@ -327,8 +327,8 @@ GUEST_CODE void vgpud_guest_front_end(const vgpud_guest_boot *boot)
     copy = create_blob(g, COPY, size, size);
     results = create_blob(g, RESULTS, 2 * size, PAGE);
 
-    /* More than one round: each side has then touched what the other writes next, and may have
-     * kept a stale line of it. */
+    /* More than one round: by then each side has accessed what the other writes next, and may have
+     * a stale cache line of it. */
     for (uint32_t round = 0; round < boot->rounds; round++) {
         write_picture(g, picture, round);
         submit(g, round);

@@ -1,10 +1,10 @@
 /*
- * The micro-VM's guest as a stop watch: how long loads take through a write-back mapping of the
- * window, and through one that asks for write-combining.
+ * The micro-VM's guest that times loads: through a write-back mapping of the window, and through
+ * one that asks for write-combining.
  */
 #include "guest_cpu.h"
 
-/* Neither earlier loads after it nor later loads before it. */
+/* Reads the time stamp counter: earlier loads are done before it, later ones start after it. */
 GUEST uint32_t time_stamp(void)
 {
     uint32_t low;
@@ -44,8 +44,8 @@ GUEST void flush_page(uint64_t page)
         __asm__ volatile("clflush (%0)" ::"r"(line) : "memory");
 }
 
-/* The control is part of it: where a load of a flushed line takes no longer than one that hits,
- * this machine has no caches that show, and nothing follows from the third number. */
+/* It also measures hits and misses, as the control: if a load of a flushed line takes no longer
+ * than a hit, this machine shows no caches, and nothing follows from the third number. */
 GUEST_CODE void vgpud_guest_measure(const vgpud_guest_boot *boot)
 {
     uint64_t cached = boot->window_va, combining = cached + PAGE;

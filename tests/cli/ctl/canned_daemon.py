@@ -1,4 +1,4 @@
-"""A control socket that answers what a test tells it to: also what no daemon would."""
+"""A control socket with canned answers, also such as no daemon would give."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class CannedDaemon:
     def announce_raw(self, params: Any) -> None:
         """Send the last caller what may be no event."""
         message = {"jsonrpc": "2.0", "method": "event", "params": params}
-        with suppress(OSError):  # It has had enough and is gone, or we are.
+        with suppress(OSError):  # Client or test may have ended.
             self._sock.sendto(json.dumps(message).encode(), self._last)
 
     def _main(self) -> None:

@@ -36,7 +36,7 @@ Ctl = Callable[..., str]
 
 @pytest.fixture
 def daemon(short_directory: Path) -> Iterator[DaemonThread]:
-    """A daemon with devices gpu0 and gpu1, whose file can be read anew."""
+    """A daemon with devices gpu0 and gpu1, whose file can be read again."""
     text = f'[daemon]\nruntime_dir = "{short_directory}"\n'
     for name in ("gpu0", "gpu1"):
         text += f'[[device]]\nname = "{name}"\nwindow = "16MiB"\nmemory_limit = "128MiB"\n'

@@ -1,4 +1,4 @@
-"""`vgpud ctl` as its users run it, at a daemon that is told what to answer."""
+"""`vgpud ctl` as its users run it, with a daemon that has canned answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the clock says beside what was concluded: a contradiction is told, and only that."""
+"""The measurement against the conclusions: a contradiction is reported, and only that."""
 
 from __future__ import annotations
 

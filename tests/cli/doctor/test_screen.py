@@ -82,7 +82,7 @@ def test_the_verdict(facts: HostFacts, guest_pat: str, words: str) -> None:
     [
         (hosts.INTEL, list(VmKind)),
         (hosts.DENIED, list(VmKind)),
-        # There QEMU would not start, with a KVM that can't be told or a QEMU that can't tell it.
+        # QEMU would not start there: this KVM lacks the quirk, or this QEMU lacks the option.
         (hosts.INTEL_NO_SELF_SNOOP, [VmKind.OWN, VmKind.QEMU_KVM, VmKind.QEMU_TCG]),
         (hosts.INTEL_OLD, [VmKind.OWN, VmKind.QEMU_KVM, VmKind.QEMU_TCG]),
         (hosts.AMD, [VmKind.OWN, VmKind.QEMU_KVM, VmKind.QEMU_TCG]),

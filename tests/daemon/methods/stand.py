@@ -71,7 +71,7 @@ class Methods:
 
 
 def kind_of(error: RpcError) -> str:
-    """`data.kind` of an error of ours."""
+    """`data.kind` of an error -32000."""
     assert isinstance(error.data, dict)
     return str(error.data["kind"])
 

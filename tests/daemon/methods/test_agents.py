@@ -227,7 +227,7 @@ def test_what_an_agent_leaves_the_next_one_sets_again(stand: AgentDaemon, blob: 
 
 
 def test_an_agent_that_can_not_set_what_is_there_is_not_taken(stand: AgentDaemon, blob: Fd) -> None:
-    """The guest was told of write-combining, and it must stay true."""
+    """The guest got `map_info` WC, which must stay true."""
     with attached(stand, FakeVm()):
         for page in range(2):
             stand.run(stand.slots.map(blob, page * PAGE, page * PAGE, PAGE, flags=FLAG))

@@ -1,4 +1,4 @@
-"""blob.*: blobs of the VMM's own beside those of a guest's driver."""
+"""blob.*: blobs of the VMM's own, and those of a guest's driver."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def test_a_reset_takes_the_vmms_blobs_too(methods: Methods, fe: FrontEnd) -> Non
 
 
 def test_a_reset_ends_what_a_stuck_front_end_keeps_waiting(methods: Methods, fe: FrontEnd) -> None:
-    """Whoever asked is told, the blob is gone, and the device goes on."""
+    """The caller gets an error, the blob is gone, and the device continues."""
     blob = create(methods).blob
     fe.backend.answering.clear()
     with ThreadPoolExecutor(1) as client:

@@ -1,4 +1,4 @@
-"""device.*: what a device is told to be like, how it stands, and what it shows."""
+"""device.*: a device's configuration, its state, and what it shows."""
 
 from __future__ import annotations
 

@@ -52,8 +52,10 @@ class Kind:
 
 
 def prepare(backing: int) -> list[Command]:
-    """What is to be there first: an image whose backing begins at that guest-physical address, a
-    context, and blobs."""
+    """Return the commands that create an image, a context and blobs.
+
+    The image's backing begins at the guest-physical address `backing`.
+    """
     entries = mem_entries((backing, IMAGE_BYTES))
     fixed: list[Command] = [
         c.ResourceCreate2D(
@@ -69,8 +71,8 @@ def prepare(backing: int) -> list[Command]:
     return fixed
 
 
-def beside_copies() -> list[Command]:
-    """Long fenced work on a ring of its own."""
+def concurrent_copies() -> list[Command]:
+    """Return the long fenced copies, on a ring of their own."""
     packet = dma.Copy(_SOURCE, _TARGET, 0, 0, COPY_SIZE)
     return [_submit(packet, _SECOND_RING)] * COPIES
 
