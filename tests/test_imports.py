@@ -117,7 +117,7 @@ def test_every_package_has_its_arrows() -> None:
         ("__init__", "from vgpud.errors import VgpudError"),
         ("gpu/gpu", "if True:\n    from vgpud.daemon.config import Config"),
         ("client/client", "from vgpud.daemon import Daemon"),
-        ("client/client", "from vgpud.native import core"),
+        ("client/client", "from vgpud.native import spans"),
         ("memory/mapping", "from vgpud import cli"),
     ],
 )
@@ -129,7 +129,7 @@ def test_a_wrong_import_is_noticed(module: str, source: str) -> None:
     ("module", "source"),
     [
         ("gpu/wire/dma", "import struct\nfrom vgpud.errors import PeerError\nfrom . import header"),
-        ("memory/mapping", "import os\nfrom vgpud.native import core\nfrom vgpud import errors"),
+        ("memory/mapping", "import os\nfrom vgpud.native import spans\nfrom vgpud import errors"),
         ("cli/main", "import os\nfrom vgpud import __version__\nfrom vgpud.daemon import Daemon"),
     ],
 )

@@ -32,7 +32,7 @@ from vgpud.memory.udmabuf import UdmabufSource
 from vgpud.microvm.boot import WINDOW_GPA
 from vgpud.microvm.service import configuration
 from vgpud.microvm.vmm import run_front_end
-from vgpud.native import core as native
+from vgpud.native import spans as native
 from vgpud.slots.local import LocalSlots
 from vgpud.slots.memslots import Memslots
 from vgpud.slots.table import SlotTable

@@ -15,7 +15,7 @@ import pytest
 
 from vgpud.errors import HostError
 from vgpud.memory import mapping, memfd
-from vgpud.native import core as native
+from vgpud.native import spans as native
 from vgpud.unix.fd import Fd
 
 PAGE = mmap.PAGESIZE

@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from vgpud.native import core as native
+from vgpud.native import spans as native
 
 SIZE = 4096
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vgpud.native import core as native
+from vgpud.native import spans as native
 from vgpud.native.copies import Source, Way, seconds
 
 ROWS, ROW_BYTES, STRIDE = 7, 1000, 1300

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from vgpud.memory.mapping import Mapping, map_file
-from vgpud.native import core as native
+from vgpud.native import spans as native
 from vgpud.unix.fd import Fd
 
 PAGE = mmap.PAGESIZE

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.native.arena import SIZE, Buffer, Rect, disjoint_buffers, random_bytes, rects, shapes
-from vgpud.native import core as native
+from vgpud.native import spans as native
 from vgpud.native._native import ffi, lib
-from vgpud.native.core import BACKWARD, FLUSH_BEFORE_READ, NON_TEMPORAL_WRITE, SpanList
+from vgpud.native.spans import BACKWARD, FLUSH_BEFORE_READ, NON_TEMPORAL_WRITE, SpanList
 
 ALL_FEATURES = native.cpu_features()
 # What this CPU has, and what older ones have not.

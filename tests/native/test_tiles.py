@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.native.arena import random_bytes
-from vgpud.native import core as native
-from vgpud.native.core import FLUSH_BEFORE_READ, SPAN, SpanList, TileShadow
+from vgpud.native import spans as native
+from vgpud.native.spans import FLUSH_BEFORE_READ, SPAN, SpanList, TileShadow
 
 ACROSS, DOWN = native.TILE
 AS_IS = (0, 1, 2, 3)

@@ -9,7 +9,7 @@ from typing import Final
 
 from vgpud.errors import HostError, PeerError
 from vgpud.memory.mapping import map_file
-from vgpud.native import core as native
+from vgpud.native import spans as native
 from vgpud.unix.fd import Fd
 
 LOG_PAGE: Final = 4096

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from vgpud.errors import OutOfRange
 from vgpud.memory import mapping
 from vgpud.memory.dirty_log import LOG_PAGE
-from vgpud.native import core as native
-from vgpud.native.core import SPAN, SpanList, TileShadow
+from vgpud.native import spans as native
+from vgpud.native.spans import SPAN, SpanList, TileShadow
 
 
 @dataclass(frozen=True, slots=True)

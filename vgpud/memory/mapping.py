@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgpud.errors import HostError
-from vgpud.native import core as native
+from vgpud.native import spans as native
 from vgpud.uapi.page import PAGE_SIZE
 from vgpud.unix.fd import Fd
 

@@ -16,7 +16,7 @@ import numpy as np
 from vgpud.errors import HostError
 from vgpud.memory.addresses import Gpa
 from vgpud.memory.extents import NON_COHERENT, Extents
-from vgpud.native.core import SPAN
+from vgpud.native.spans import SPAN
 from vgpud.slots.entries import SlotBacking
 from vgpud.slots.memslots import Memslots, SlotVm
 from vgpud.slots.slot_mapping import identify

@@ -26,7 +26,7 @@ UAPI: Final = PACKAGE / "uapi"
 MICROVM: Final = PACKAGE / "microvm"
 
 SOURCES: Final = (
-    *("native.c", "rect.c", "tiles.c", "ring.c", "transfer.c", "mapping.c"),
+    *("cache_lines.c", "rect.c", "tiles.c", "ring.c", "transfer.c", "mapping.c"),
     "bench.c",
 )
 GUEST_SOURCES: Final = ("guest.c", "guest_front_end.c", "guest_measure.c")

@@ -1,6 +1,6 @@
 """Copies on the native side of the border, timed there: for `vgpud bench` only.
 
-Owns the facade of bench.c, as `native.core` does of the rest: `Any` stops here.
+Owns the facade of bench.c, as `native.spans` does of the rest: `Any` stops here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgpud.native._native import ffi, lib
-from vgpud.native.core import address_of, cpu_features
+from vgpud.native.spans import address_of, cpu_features
 
 
 class Way(IntEnum):

@@ -32,12 +32,12 @@ enum {
     VGPUD_CPU_AVX512 = 32
 };
 
-/* native.c: the CPU */
+/* cache_lines.c: the CPU */
 uint32_t vgpud_cpu_features(void);
 void vgpud_limit_cpu_features(uint32_t allowed);
 uint32_t vgpud_cache_line_size(void);
 
-/* native.c: words that a guest or a front-end shares with us */
+/* cache_lines.c: words that a guest or a front-end shares with us */
 uint16_t vgpud_load_acquire_u16(const uint16_t *word);
 void vgpud_store_release_u16(uint16_t *word, uint16_t value);
 void vgpud_full_fence(void);

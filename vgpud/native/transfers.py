@@ -11,8 +11,8 @@ from typing import Final
 import numpy as np
 
 from vgpud.native._native import ffi, lib
-from vgpud.native.core import SpanList, address_of
 from vgpud.native.ring import FastPath
+from vgpud.native.spans import SpanList, address_of
 
 _EXECUTE = ffi.addressof(lib, "vgpud_transfer")
 

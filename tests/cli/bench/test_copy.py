@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vgpud.cli.bench.copy import CopyCosts, CopyRow, Shape, measure
-from vgpud.native import core as native
+from vgpud.native import spans as native
 
 SHAPES = (Shape("small", 1, 4096, 4096), Shape("strided", 16, 4000, 5120))
 

@@ -43,7 +43,7 @@ from vgpud.memory.extents import Extents
 from vgpud.memory.gem import GemSource
 from vgpud.memory.render_nodes import RenderNodes
 from vgpud.memory.udmabuf import UdmabufSource
-from vgpud.native.core import SpanList
+from vgpud.native.spans import SpanList
 
 PAGE = 4096
 BLOB = ResourceId(7)

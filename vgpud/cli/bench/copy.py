@@ -26,7 +26,7 @@ from vgpud.cli.bench.figures import Bar, Chart, Progress, Spread, no_progress, r
 from vgpud.memory import memfd
 from vgpud.memory.extents import NON_COHERENT, Extents
 from vgpud.memory.mapping import map_shared
-from vgpud.native import core as native
+from vgpud.native import spans as native
 from vgpud.native.copies import Source, Way, seconds
 
 KIB: Final = 1 << 10

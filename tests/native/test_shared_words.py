@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vgpud.native import build
-from vgpud.native import core as native
+from vgpud.native import spans as native
 from vgpud.native._native import lib
 
 SOURCES = Path(build.__file__).parent
@@ -130,7 +130,7 @@ def test_the_facade_uses_every_function_there_is() -> None:
     declared = set(re.findall(r"\b(vgpud_\w+)\(", header))
     facade = "".join(
         (SOURCES / name).read_text(encoding="utf-8")
-        for name in ("core.py", "ring.py", "transfers.py", "copies.py")
+        for name in ("spans.py", "ring.py", "transfers.py", "copies.py")
     )
     assert declared == set(re.findall(r"(?:lib\.|\(lib, \")(vgpud_\w+)", facade))
     assert all(callable(getattr(lib, name)) for name in declared)

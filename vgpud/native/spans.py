@@ -1,7 +1,7 @@
 """Typed facade over the native module: shared words, span lists, guarded mappings.
 
 Owns the border where numpy arrays become addresses; `Any` stops here. What the C does and why is
-told in native.c, rect.c, tiles.c and mapping.c.
+told in cache_lines.c, rect.c, tiles.c and mapping.c.
 
 Every call releases the GIL while it runs. Arguments that point outside of their arrays are bugs in
 the caller and raise ValueError or IndexError; what a guest sends is checked before it comes here.
