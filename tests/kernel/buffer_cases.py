@@ -32,7 +32,7 @@ from vgpud.memory.udmabuf import UdmabufSource
 from vgpud.microvm.boot import WINDOW_GPA
 from vgpud.microvm.service import configuration
 from vgpud.microvm.vmm import run_front_end
-from vgpud.native import spans as native
+from vgpud.native.arrays import address_of
 from vgpud.slots.local import LocalSlots
 from vgpud.slots.memslots import Memslots
 from vgpud.slots.table import SlotTable
@@ -95,8 +95,8 @@ def test_another_mapping_is_the_same_memory_and_is_known_for_it(buffer: Buffer) 
     other = map_shared(buffer.fd, MIB)
     buffer.view[:] = np.arange(MIB, dtype=np.uint32).astype(np.uint8)
     assert (other == buffer.view).all()
-    assert native.address_of(other) != native.address_of(buffer.view)
-    assert name(native.address_of(other)) == name(native.address_of(buffer.view))
+    assert address_of(other) != address_of(buffer.view)
+    assert name(address_of(other)) == name(address_of(buffer.view))
 
 
 def test_the_memory_outlives_the_descriptor(source: BufferSource) -> None:

@@ -28,7 +28,8 @@ from vgpud.memory import memfd
 from vgpud.memory.engine import Engine
 from vgpud.memory.extents import NON_COHERENT, PLAIN, Access, Extents
 from vgpud.memory.mapping import map_shared
-from vgpud.native.spans import SPAN, address_of
+from vgpud.native.arrays import address_of
+from vgpud.native.spans import SPAN
 
 ACCESSES = [PLAIN, NON_COHERENT]
 PAGE = mmap.PAGESIZE

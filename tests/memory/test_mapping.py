@@ -15,7 +15,7 @@ import pytest
 
 from vgpud.errors import HostError
 from vgpud.memory import mapping, memfd
-from vgpud.native import spans as native
+from vgpud.native.arrays import address_of
 from vgpud.unix.fd import Fd
 
 PAGE = mmap.PAGESIZE
@@ -129,7 +129,7 @@ def test_names_say_what_is_the_same_memory() -> None:
     with memfd.create("a", 8 * PAGE) as a, memfd.create("b", 8 * PAGE) as b:
         whole, part = mapping.map_shared(a, 8 * PAGE), mapping.map_shared(a, PAGE, 3 * PAGE + 5)
         other, private = mapping.map_shared(b, 8 * PAGE), np.zeros(PAGE, np.uint8)
-        address = native.address_of
+        address = address_of
         assert mapping.name(address(part)) == mapping.name(address(whole)) + 3 * PAGE + 5
         assert mapping.name(address(private)) == address(private)
         addresses = [address(array) + 9 for array in (whole, part, other, private)]
@@ -147,7 +147,7 @@ def test_names_while_mappings_come_and_go() -> None:
         def work(first: int) -> None:
             for page in range(first, 64, 4):
                 array = mapping.map_shared(fd, PAGE, page * PAGE)
-                offset = mapping.name(native.address_of(array)) % (1 << 48)
+                offset = mapping.name(address_of(array)) % (1 << 48)
                 if offset != page * PAGE:
                     failures.append(f"page {page} has offset {offset}")
 

@@ -10,7 +10,8 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from vgpud.native import spans as native
+from vgpud.native.arrays import address_of
+from vgpud.native.spans import SPAN
 
 SIZE = 4096
 
@@ -37,9 +38,9 @@ class Buffer:
         return np.concatenate([np.empty(0, np.int64), *parts])
 
     def spans(self, arena: NDArray[np.uint8]) -> NDArray[np.void]:
-        base = native.address_of(arena)
+        base = address_of(arena)
         pieces = [(base + start, length) for start, length in self.pieces]
-        return np.array(pieces, native.SPAN)
+        return np.array(pieces, SPAN)
 
 
 @dataclass(frozen=True)

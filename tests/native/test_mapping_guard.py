@@ -15,7 +15,9 @@ import pytest
 from numpy.typing import NDArray
 
 from vgpud.memory.mapping import Mapping, map_file
-from vgpud.native import spans as native
+from vgpud.native.arrays import address_of
+from vgpud.native.mapping import GuardedMapping, punch_hole
+from vgpud.native.spans import FLUSH_BEFORE_READ, SPAN, SpanList
 from vgpud.unix.fd import Fd
 
 PAGE = mmap.PAGESIZE
@@ -52,10 +54,10 @@ def test_lost_pages_read_as_zeros_and_are_told_of() -> None:
 def test_native_loops_survive_too() -> None:
     with _file(64 * PAGE) as fd:
         mapping, array = _mapped(fd, 64)
-        spans = np.array([(native.address_of(array), array.size)], native.SPAN)
+        spans = np.array([(address_of(array), array.size)], SPAN)
         os.truncate(fd.fileno(), 0)
         out = np.ones((1, array.size), np.uint8)
-        native.SpanList(spans).gather(0, array.size, out, native.FLUSH_BEFORE_READ)
+        SpanList(spans).gather(0, array.size, out, FLUSH_BEFORE_READ)
         assert not out.any()
         assert mapping.faulted
 
@@ -101,17 +103,17 @@ def test_more_mappings_than_one_block_of_entries() -> None:
 
 def test_unmapping_twice_and_errors() -> None:
     with _file(PAGE) as fd:
-        mapping = native.GuardedMapping(fd.fileno(), 0, PAGE, PAGE, writable=True)
+        mapping = GuardedMapping(fd.fileno(), 0, PAGE, PAGE, writable=True)
         mapping.unmap()
         mapping.unmap()
         assert not mapping.faulted
         with pytest.raises(OSError) as caught:
-            native.GuardedMapping(fd.fileno(), 1, PAGE, PAGE, writable=True)
+            GuardedMapping(fd.fileno(), 1, PAGE, PAGE, writable=True)
         assert caught.value.errno == errno.EINVAL
         with pytest.raises(OSError):
-            native.punch_hole(fd.fileno(), 1 << 63, 1)
+            punch_hole(fd.fileno(), 1 << 63, 1)
     with pytest.raises(OSError) as caught:
-        native.GuardedMapping(-1, 0, PAGE, PAGE, writable=True)
+        GuardedMapping(-1, 0, PAGE, PAGE, writable=True)
     assert caught.value.errno == errno.EBADF
 
 

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.native.arena import SIZE, Buffer, Rect, disjoint_buffers, random_bytes, rects, shapes
-from vgpud.native import spans as native
 from vgpud.native._native import ffi, lib
+from vgpud.native.cpu import cpu_features, limit_cpu_features
 from vgpud.native.spans import BACKWARD, FLUSH_BEFORE_READ, NON_TEMPORAL_WRITE, SpanList
 
-ALL_FEATURES = native.cpu_features()
+ALL_FEATURES = cpu_features()
 # What this CPU has, and what older ones have not.
 CPUS = sorted(
     {ALL_FEATURES - set(lacking) for lacking in ((), ("avx512f",), ("avx512f", "avx2"))}
@@ -27,9 +27,9 @@ LONG = Buffer(((3, 100_001), (150_000, 1), (160_007, 262_221), (500_001, 190_000
 
 @pytest.fixture(params=CPUS, ids=lambda features: "+".join(sorted(features)) or "none")
 def cpu(request: pytest.FixtureRequest) -> Iterator[frozenset[str]]:
-    native.limit_cpu_features(request.param)
+    limit_cpu_features(request.param)
     yield request.param
-    native.limit_cpu_features()
+    limit_cpu_features()
 
 
 @pytest.mark.parametrize("flags", [0, FLUSH_BEFORE_READ])
@@ -218,7 +218,7 @@ def test_long_runs_on_every_cpu(cpu: frozenset[str], start: int) -> None:
 
 
 def test_lesser_cpus_are_believed(cpu: frozenset[str]) -> None:
-    assert native.cpu_features() == cpu
+    assert cpu_features() == cpu
 
 
 BIG = (1 << 64) - 1

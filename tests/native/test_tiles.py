@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.native.arena import random_bytes
-from vgpud.native import spans as native
-from vgpud.native.spans import FLUSH_BEFORE_READ, SPAN, SpanList, TileShadow
+from vgpud.native.arrays import address_of
+from vgpud.native.spans import FLUSH_BEFORE_READ, SPAN, SpanList
+from vgpud.native.tiles import TILE, TileShadow
 
-ACROSS, DOWN = native.TILE
+ACROSS, DOWN = TILE
 AS_IS = (0, 1, 2, 3)
 ORDERS = st.permutations(AS_IS).map(lambda order: (order[0], order[1], order[2], order[3]))
 
@@ -21,7 +22,7 @@ def split(picture: NDArray[np.uint8], cuts: list[int]) -> SpanList:
     """A buffer of the picture's bytes, cut into pieces."""
     ends = sorted({min(cut, picture.nbytes) for cut in cuts} | {picture.nbytes})
     starts = [0, *ends[:-1]]
-    base = native.address_of(picture)
+    base = address_of(picture)
     return SpanList(np.array([(base + a, b - a) for a, b in zip(starts, ends, strict=True)], SPAN))
 
 
@@ -86,8 +87,8 @@ def test_a_shadow_follows_a_picture(flags: int, data: st.DataObject) -> None:
         y, down = data.draw(parts(height), "y")
         area = across, down
 
-        changed = buffer.update_tiles(
-            offset + y * stride + 4 * x, stride, shadow, x, y, *area, order=order, flags=flags
+        changed = shadow.update(
+            buffer, offset + y * stride + 4 * x, stride, x, y, *area, order=order, flags=flags
         )
 
         picture = rows.reshape(height, width, 4)[..., order]
@@ -103,7 +104,7 @@ def test_no_rectangle_leaves_the_shadow(rect: tuple[int, int, int, int]) -> None
     picture = np.zeros(1 << 16, np.uint8)
     shadow = TileShadow(64, 32)
     with pytest.raises(ValueError, match="leaves"):
-        split(picture, []).update_tiles(0, 256, shadow, *rect, order=AS_IS)
+        shadow.update(split(picture, []), 0, 256, *rect, order=AS_IS)
 
 
 @pytest.mark.parametrize("cuts", [[], [100]])
@@ -113,11 +114,11 @@ def test_no_rectangle_leaves_the_buffer(offset: int, stride: int, cuts: list[int
     shadow = TileShadow(64, 32)
     shadow.pixels[:] = 7
     with pytest.raises(ValueError, match="leaves"):
-        split(picture, cuts).update_tiles(offset, stride, shadow, 0, 0, 64, 32, order=AS_IS)
+        shadow.update(split(picture, cuts), offset, stride, 0, 0, 64, 32, order=AS_IS)
     assert (shadow.pixels == 7).all()
 
 
 def test_an_empty_rectangle_has_no_tiles() -> None:
     shadow = TileShadow(64, 32)
     picture = split(np.zeros(16, np.uint8), [])
-    assert picture.update_tiles(0, 0, shadow, 0, 0, 0, 5, order=AS_IS).size == 0
+    assert shadow.update(picture, 0, 0, 0, 0, 0, 5, order=AS_IS).size == 0

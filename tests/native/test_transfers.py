@@ -12,7 +12,8 @@ from vgpud.gpu.wire.command_codec import Command, encode
 from vgpud.gpu.wire.header import Box, Header, Rect, echo
 from vgpud.gpu.wire.protocol import CommandType, ContextId, Flag, ResourceId
 from vgpud.native._native import ffi, lib
-from vgpud.native.spans import SPAN, SpanList, address_of
+from vgpud.native.arrays import address_of
+from vgpud.native.spans import SPAN, SpanList
 from vgpud.native.transfers import MAX_IMAGES, TransferTable
 
 WIDTH, HEIGHT = 20, 10

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from vgpud.errors import HostError
-from vgpud.native.spans import address_of
+from vgpud.native.arrays import address_of
 from vgpud.uapi.exits import Exit, HltExit
 from vgpud.uapi.kvm import Kvm, Vm
 from vgpud.uapi.memslot import SlotFlag

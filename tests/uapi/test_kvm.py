@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tests.support.kvm_host import Poker, has_flag
 from vgpud.errors import HostError
-from vgpud.native.spans import address_of
+from vgpud.native.arrays import address_of
 from vgpud.uapi.exits import MmioExit
 from vgpud.uapi.kvm import Cap, DeviceType, Kvm, Quirk, Vm
 from vgpud.uapi.memslot import SlotFlag
@@ -203,7 +203,7 @@ import io, mmap, sys, numpy as np
 from vgpud.errors import HostError
 from vgpud.uapi.exits import MmioExit
 from vgpud.uapi.kvm import Cap, Vm
-from vgpud.native.spans import address_of
+from vgpud.native.arrays import address_of
 memory = np.frombuffer(mmap.mmap(-1, 4096), np.uint8)
 with Vm.from_fd(io.FileIO(int(sys.argv[1]), "r+")) as vm:
     for call in (

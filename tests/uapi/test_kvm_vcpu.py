@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vgpud.errors import HostError
-from vgpud.native.spans import address_of
+from vgpud.native.arrays import address_of
 from vgpud.uapi.exits import (
     Direction,
     Exit,

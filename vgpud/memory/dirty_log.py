@@ -9,7 +9,7 @@ from typing import Final
 
 from vgpud.errors import HostError, PeerError
 from vgpud.memory.mapping import map_file
-from vgpud.native import spans as native
+from vgpud.native.shared_words import dirty_log_set
 from vgpud.unix.fd import Fd
 
 LOG_PAGE: Final = 4096
@@ -46,4 +46,4 @@ class DirtyLog:
         if length > 0 and guest_phys_addr < self.limit:
             first = guest_phys_addr // LOG_PAGE
             end = min(guest_phys_addr + length, self.limit)
-            native.dirty_log_set(self._bitmap, first, -(-end // LOG_PAGE) - first)
+            dirty_log_set(self._bitmap, first, -(-end // LOG_PAGE) - first)

@@ -2,7 +2,7 @@
 
 Owns bounds checks (a guest picks offsets, strides and sizes), the choice of plain, flushing and
 non-temporal access, and the dirty log of what is written. Knows nothing of resources or commands.
-Why accesses differ is told in uapi/native.c.
+Why accesses differ is told in native/cache_lines.c.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from vgpud.errors import OutOfRange
 from vgpud.memory import mapping
 from vgpud.memory.dirty_log import LOG_PAGE
-from vgpud.native import spans as native
-from vgpud.native.spans import SPAN, SpanList, TileShadow
+from vgpud.native.arrays import address_of
+from vgpud.native.spans import BACKWARD, FLUSH_BEFORE_READ, NON_TEMPORAL_WRITE, SPAN, SpanList
+from vgpud.native.tiles import TileShadow
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,11 +186,11 @@ class Extents:
     ) -> NDArray[np.uint8]:
         """Bring a shadow's rectangle up to date with one of pixels here, of four bytes each.
 
-        Return its changed tiles, as `SpanList.update_tiles` does.
+        Return its changed tiles, as `TileShadow.update` does.
         """
         self.check_rect(offset, stride, width * 4, height)
-        return self._spans.update_tiles(
-            offset, stride, shadow, x, y, width, height, order=order, flags=self._read_flags
+        return shadow.update(
+            self._spans, offset, stride, x, y, width, height, order=order, flags=self._read_flags
         )
 
     def write_rect(self, offset: int, stride: int, data: NDArray[Any]) -> None:
@@ -257,7 +258,7 @@ class Extents:
             row_bytes=row_bytes,
             rows=rows,
             scratch=scratch,
-            flags=source._read_flags | self._write_flags | (native.BACKWARD if backward else 0),
+            flags=source._read_flags | self._write_flags | (BACKWARD if backward else 0),
         )
         self._flush_around(offset, length)
         if self._guest is not None:
@@ -315,11 +316,11 @@ class Extents:
 
     @property
     def _read_flags(self) -> int:
-        return native.FLUSH_BEFORE_READ if self.access.flush_before_read else 0
+        return FLUSH_BEFORE_READ if self.access.flush_before_read else 0
 
     @property
     def _write_flags(self) -> int:
-        return native.NON_TEMPORAL_WRITE if self.access.non_temporal_write else 0
+        return NON_TEMPORAL_WRITE if self.access.non_temporal_write else 0
 
     def _flush_around(self, offset: int, length: int) -> None:
         """Comes before and after each write. Between rows it flushes more than it must."""
@@ -358,7 +359,7 @@ def _span_of(array: NDArray[np.uint8]) -> NDArray[np.void]:
     """Make the span of an array: from bytes, which is a quarter of what numpy takes for a tuple."""
     if not array.nbytes:
         return np.empty(0, SPAN)
-    return np.frombuffer(_SPAN.pack(native.address_of(array), array.nbytes), SPAN)
+    return np.frombuffer(_SPAN.pack(address_of(array), array.nbytes), SPAN)
 
 
 def _invalid(reason: str) -> OutOfRange:

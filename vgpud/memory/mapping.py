@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgpud.errors import HostError
-from vgpud.native import spans as native
+from vgpud.native.mapping import GuardedMapping
 from vgpud.uapi.page import PAGE_SIZE
 from vgpud.unix.fd import Fd
 
@@ -43,7 +43,7 @@ class _Names:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._ended: deque[tuple[native.GuardedMapping, tuple[int, int]]] = deque()
+        self._ended: deque[tuple[GuardedMapping, tuple[int, int]]] = deque()
         self._files: dict[tuple[int, int], tuple[int, int]] = {}  # number, mappings
         self._free = list(range(_MAX_FILES - 1, 0, -1))
         self._mappings: list[tuple[int, int, int]] = []  # address, end, name of the first byte
@@ -60,7 +60,7 @@ class _Names:
 
         self._work_off()
 
-    def end(self, guarded: native.GuardedMapping, file: tuple[int, int]) -> None:
+    def end(self, guarded: GuardedMapping, file: tuple[int, int]) -> None:
         """Forget a mapping and unmap it, now or as soon as the lock is free."""
         self._ended.append((guarded, file))
         self._work_off()
@@ -73,7 +73,7 @@ class _Names:
             finally:
                 self._lock.release()
 
-    def _remove(self, guarded: native.GuardedMapping, file: tuple[int, int]) -> None:
+    def _remove(self, guarded: GuardedMapping, file: tuple[int, int]) -> None:
         # The name goes first: the kernel may give the address to the next mapping at once.
         del self._mappings[bisect_left(self._mappings, (guarded.address,))]
         number, users = self._files.pop(file)
@@ -111,9 +111,7 @@ class Mapping:
 
     __slots__ = ("__weakref__", "_guarded", "_length", "_skip", "_writable")
 
-    def __init__(
-        self, guarded: native.GuardedMapping, skip: int, length: int, writable: bool
-    ) -> None:
+    def __init__(self, guarded: GuardedMapping, skip: int, length: int, writable: bool) -> None:
         self._guarded = guarded
         self._skip = skip
         self._length = length
@@ -163,9 +161,7 @@ def map_file(fd: Fd, length: int, offset: int = 0, *, writable: bool = True) -> 
         skip = offset % page_size
         # Whole pages: munmap refuses to cut a huge one.
         total = -(-(skip + length) // page_size) * page_size
-        guarded = native.GuardedMapping(
-            fd.fileno(), offset - skip, total, page_size, writable=writable
-        )
+        guarded = GuardedMapping(fd.fileno(), offset - skip, total, page_size, writable=writable)
     except OSError as error:
         advice = ""
         if error.errno == errno.ENOMEM:

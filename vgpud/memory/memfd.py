@@ -10,7 +10,7 @@ import fcntl
 import os
 
 from vgpud.errors import HostError
-from vgpud.native import spans as native
+from vgpud.native import mapping as native
 from vgpud.unix.fd import Fd
 
 # linux/memfd.h, Linux 6.3; the os module does not know it in every Python we run on.

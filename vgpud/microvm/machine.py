@@ -17,7 +17,7 @@ from vgpud.memory import memfd
 from vgpud.memory.mapping import map_shared
 from vgpud.microvm import boot, guest_code
 from vgpud.microvm.guest_code import Boot, Failed, GuestDone, GuestFailedError, Record, RecordReader
-from vgpud.native.spans import address_of
+from vgpud.native.arrays import address_of
 from vgpud.uapi.exits import Direction, HltExit, InterruptedExit, IoExit
 from vgpud.uapi.kvm import Kvm, Quirk
 from vgpud.unix import eventfd

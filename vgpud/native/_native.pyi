@@ -7,11 +7,11 @@ from cffi import FFI
 _CData: TypeAlias = FFI.CData
 
 class _Ffi(FFI):
-    # The members of a struct are known to C alone: they are checked when they are used.
+    # Only C knows the members of a struct: they are checked at run time.
     def new(self, cdecl: str | FFI.CType, init: Any = None) -> Any: ...
-    # An array of numpy's is a buffer, which it does not say for Python 3.11.
+    # A numpy array is a buffer, but its type does not say so for Python 3.11.
     def from_buffer(self, *arguments: Any, **named: Any) -> FFI.CData: ...
-    # Of a function of the module too.
+    # It also takes `lib` and the name of a function.
     def addressof(self, cdata: Any, *fields_or_indexes: str | int) -> FFI.CData: ...
 
 class _Lib:

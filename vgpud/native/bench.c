@@ -1,8 +1,8 @@
 /*
- * For `vgpud bench` only: the copies that the copy engine is compared with, and a clock around all
- * of them. Nothing of the device calls this.
+ * For `vgpud bench` only: the copies that the copy engine is compared with, and the timing of all
+ * of them. The device uses none of this.
  *
- * The clock is here because a Python call costs more than a copy of a page does.
+ * The timing is in C because a Python call takes longer than a copy of a page.
  */
 #include <immintrin.h>
 #include <stdbool.h>
@@ -25,7 +25,7 @@ static uint64_t nanoseconds(void)
     return (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
 }
 
-static void copy_plainly(struct rows to, struct rows from, uint64_t row_bytes, uint64_t rows)
+static void copy_rows(struct rows to, struct rows from, uint64_t row_bytes, uint64_t rows)
 {
     for (uint64_t row = 0; row < rows; row++)
         memcpy(to.start + row * to.stride, from.start + row * from.stride, row_bytes);
@@ -37,7 +37,8 @@ static void flush(struct rows at, uint64_t row_bytes, uint64_t rows)
         vgpud_flush_lines(at.start + row * at.stride, row_bytes);
 }
 
-/* Write back, and keep: what a device that reads memory asks for at least. */
+/* Write lines back and keep them: the least that a device which reads memory without snooping
+ * needs. */
 __attribute__((target("clwb"))) static void write_back(struct rows at, uint64_t row_bytes,
                                                        uint64_t rows)
 {
@@ -51,7 +52,7 @@ __attribute__((target("clwb"))) static void write_back(struct rows at, uint64_t 
     }
 }
 
-/* Have the lines in the caches, as far as they fit. */
+/* Load the lines into the caches, as far as they fit. */
 static void touch(struct rows at, uint64_t row_bytes, uint64_t rows)
 {
     for (uint64_t row = 0; row < rows; row++)
@@ -66,15 +67,15 @@ static bool copy_once(int way, struct rows to, struct rows from, uint64_t row_by
 
     switch (way) {
     case VGPUD_BENCH_MEMCPY:
-        copy_plainly(to, from, row_bytes, rows);
+        copy_rows(to, from, row_bytes, rows);
         return true;
     case VGPUD_BENCH_MEMCPY_CLWB:
-        copy_plainly(to, from, row_bytes, rows);
+        copy_rows(to, from, row_bytes, rows);
         write_back(to, row_bytes, rows);
         vgpud_sfence();
         return true;
     case VGPUD_BENCH_MEMCPY_FLUSH:
-        copy_plainly(to, from, row_bytes, rows);
+        copy_rows(to, from, row_bytes, rows);
         flush(to, row_bytes, rows);
         vgpud_sfence();
         return true;
@@ -82,7 +83,7 @@ static bool copy_once(int way, struct rows to, struct rows from, uint64_t row_by
         vgpud_mfence();
         flush(from, row_bytes, rows);
         vgpud_mfence();
-        copy_plainly(to, from, row_bytes, rows);
+        copy_rows(to, from, row_bytes, rows);
         return true;
     case VGPUD_BENCH_WRITE:
         size = (rows - 1) * to.stride + row_bytes;
@@ -99,7 +100,7 @@ static bool copy_once(int way, struct rows to, struct rows from, uint64_t row_by
     }
 }
 
-/* What it takes to look at the clock twice. */
+/* Return the nanoseconds that reading the clock twice takes. */
 static uint64_t clock_cost(void)
 {
     uint64_t least = UINT64_MAX;
@@ -113,9 +114,10 @@ static uint64_t clock_cost(void)
 }
 
 /*
- * Nanoseconds that `times` copies take, or -1 for a way or rows that there are not. `source` is
- * brought into its state before the first; before each, where a copy leaves it in another: then the
- * clock runs for the copies only, and what it takes itself is left out.
+ * Return the nanoseconds that `times` copies take, or -1 for an invalid `way` or for rows that
+ * overlap. The source's bytes are brought into the caches, or flushed from them, as `source` says,
+ * before the first copy; or before each, where a copy would change that: then the clock runs for
+ * the copies only, and the time that reading it takes is subtracted.
  */
 int64_t vgpud_bench_copies(int way, int source, uint8_t *to, uint64_t to_stride, uint8_t *from,
                            uint64_t from_stride, uint64_t row_bytes, uint64_t rows, uint32_t times)
@@ -123,10 +125,10 @@ int64_t vgpud_bench_copies(int way, int source, uint8_t *to, uint64_t to_stride,
     struct rows target = {to, to_stride}, origin = {from, from_stride};
     bool stays = source == VGPUD_BENCH_FROM_CACHE && way != VGPUD_BENCH_READ &&
                  way != VGPUD_BENCH_FLUSH_MEMCPY;
-    uint32_t turns = stays ? 1 : times, copies = stays ? times : 1;
-    uint64_t spent = 0, unspent = clock_cost() * turns;
+    uint32_t rounds = stays ? 1 : times, copies = stays ? times : 1;
+    uint64_t spent = 0, unspent = clock_cost() * rounds;
 
-    for (; turns != 0; turns--) {
+    for (; rounds != 0; rounds--) {
         uint64_t start;
 
         if (source == VGPUD_BENCH_FROM_MEMORY)

@@ -2,11 +2,11 @@
 
 `native._native` is our own C, declared in native.h; `uapi._linux` is the kernel's ABI, declared in
 linux_abi.cdef and checked against the kernel's headers; `microvm._guest` is the micro-VM's guest,
-its code as bytes and its structs, declared in guest.h. A header that is ours is included by the C
-files and read by cffi: each declaration exists once.
+its code as bytes and its structs, declared in guest.h. The C files include the project's own
+headers and cffi reads them, so each declaration exists once.
 
-The package's own build runs this file through setup.py; run directly, it builds all of them in
-place, each in its own package.
+The package's build runs this file through setup.py. Run directly, it builds all modules in place,
+each in its own package.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ UAPI: Final = PACKAGE / "uapi"
 MICROVM: Final = PACKAGE / "microvm"
 
 SOURCES: Final = (
-    *("cache_lines.c", "rect.c", "tiles.c", "ring.c", "transfer.c", "mapping.c"),
-    "bench.c",
+    *("cpu.c", "shared_words.c", "cache_lines.c", "rect.c", "tiles.c"),
+    *("ring.c", "transfer.c", "mapping.c", "bench.c"),
 )
+HEADERS: Final = ("native.h", "cpu.h", "cache_lines.h")
 GUEST_SOURCES: Final = ("guest.c", "guest_front_end.c", "guest_measure.c")
 
-# No -march: built on one machine, run on another. What depends on the CPU is decided at run time.
+# No -march: a module may run on another machine than it was built on. What depends on the CPU is
+# decided at run time.
 _CHECKS: Final = (
     "-std=gnu11",
     "-Wall",
@@ -43,9 +45,9 @@ _CHECKS: Final = (
     "-Werror=return-type",
 )
 CFLAGS: Final = ("-O2", *_CHECKS)
-# They keep the compiler from making anything in the guest's section depend on the rest of the
-# module: calls of memset, tables for a switch, a stack canary in thread-local storage. They come
-# after the Python build's own, and so win.
+# These keep the compiler from making the guest's section depend on the rest of the module: calls of
+# memset, tables for a switch, a stack canary in thread-local storage. They come after the flags of
+# Python's own build, and so override them.
 GUEST_CFLAGS: Final = (
     "-O1",
     *_CHECKS,
@@ -61,7 +63,7 @@ GUEST_CFLAGS: Final = (
 
 
 def declarations(header: str) -> str:
-    """Return what cffi needs of a C header: no comments, no preprocessor lines."""
+    """Return a C header as cffi reads it: without comments and preprocessor lines."""
     return re.sub(r"^#[^\n]*|/\*.*?\*/", "", header, flags=re.MULTILINE | re.DOTALL)
 
 
@@ -75,7 +77,7 @@ native_builder.set_source(
     "vgpud.native._native",
     '#include "native.h"',
     sources=[str(NATIVE / name) for name in SOURCES],
-    depends=[str(NATIVE / "native.h"), str(NATIVE / "cache_lines.h")],
+    depends=[str(NATIVE / name) for name in HEADERS],
     include_dirs=[str(NATIVE)],
     extra_compile_args=list(CFLAGS),
 )
@@ -105,13 +107,13 @@ BUILDERS: Final = {NATIVE: native_builder, UAPI: linux_builder, MICROVM: guest_b
 
 
 def build_in_place(package: Path, builder: FFI) -> Path:
-    """Compile a module, and put it into its package in place of any former one; return its path."""
+    """Compile a module, replace the one in its package, and return its path."""
     with tempfile.TemporaryDirectory() as work:
         built = Path(builder.compile(tmpdir=work))
-        # One built by pip may have another suffix and would go on being imported.
+        # A module built by pip may have another suffix, and would be imported instead.
         for former in package.glob(f"{built.name.partition('.')[0]}.*so"):
             former.unlink()
-        # Under a new inode: a process that has the former one mapped keeps it.
+        # By a move, not in place: a process that has the former file mapped keeps its inode.
         return Path(shutil.move(built, package / built.name))
 
 

@@ -1,129 +1,27 @@
 /*
- * Shared words, cache lines and stores that pass the caches by (x86-64).
+ * Cache lines, and stores that bypass the caches (x86-64).
  *
  * Sources: Intel SDM vol. 1, 10.4.6 "Cacheability Control, Prefetch, and Memory Ordering
- * Instructions"; vol. 2, CLFLUSH, CLFLUSHOPT, CLWB, MASKMOVDQU, MFENCE, SFENCE; vol. 3, 8.2 "Memory
- * Ordering" and chapter 11 "Memory Cache Control" (both one chapter further on in editions since
- * 2022). AMD APM vol. 2, 7.3-7.5. The virtio rings: virtio 1.3, 2.7.13 and 2.7.14.
+ * Instructions"; vol. 2, CLFLUSH, CLFLUSHOPT, CLWB, MASKMOVDQU, MFENCE, SFENCE; vol. 3, chapter 11
+ * "Memory Cache Control" (chapter 12 in editions since 2022). AMD APM vol. 2, 7.3-7.5.
  *
- * Why any of this is needed. A guest that was told "write-combining" writes past the caches, and a
+ * Why any of this is needed. A guest that maps memory write-combining writes past the caches, and a
  * device that does not snoop reads and writes memory itself, while this process maps the same pages
  * write-back: a mapping of a memfd has no other type to offer. The SDM (vol. 3, 11.12.4) does not
- * bless two types for one page, since "WC writes may not check the processor caches". What keeps it
- * sound is a rule: through the write-back mapping nobody ever leaves a dirty line behind (a dirty
- * line may be evicted at any later time, over what others wrote to memory meanwhile), and nobody
- * believes a line that he did not fetch from memory after the sync point. So every write here is
+ * recommend two types for one page, since "WC writes may not check the processor caches". Two rules
+ * keep it sound. No access through the write-back mapping leaves a dirty line behind: a dirty line
+ * may be evicted at any later time, over what others wrote to memory meanwhile. And a line counts
+ * as valid only if it was fetched from memory after the sync point. So every write here is
  * non-temporal, and every read flushes first.
  */
-#include "native.h"
-
-#include <cpuid.h>
-#include <immintrin.h>
-#include <stdatomic.h>
-#include <string.h>
-
 #include "cache_lines.h"
 
-#if !defined(__x86_64__)
-#error "vgpud knows the cache and fence instructions of x86-64 only"
-#endif
+#include <immintrin.h>
+#include <string.h>
 
-static uint32_t detected_features, cpu_features;
-static uint32_t cache_line = 64;
+#include "cpu.h"
+#include "native.h"
 
-/* Runs when the module is loaded, before anyone can call in. */
-__attribute__((constructor)) static void detect_cpu(void)
-{
-    unsigned a, b, c, d;
-
-    __builtin_cpu_init();
-    if (__get_cpuid(1, &a, &b, &c, &d)) {
-        if ((b >> 8 & 0xff) != 0)
-            cache_line = (b >> 8 & 0xff) * 8; /* CLFLUSH line size, in quadwords */
-        if (d & 1u << 27)
-            cpu_features |= VGPUD_CPU_SELF_SNOOP;
-        if (c & 1u << 31)
-            cpu_features |= VGPUD_CPU_HYPERVISOR;
-    }
-    if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) {
-        if (b & 1u << 23)
-            cpu_features |= VGPUD_CPU_CLFLUSHOPT;
-        if (b & 1u << 24)
-            cpu_features |= VGPUD_CPU_CLWB;
-    }
-    if (__builtin_cpu_supports("avx2")) /* asks XCR0 too: the kernel must save the registers */
-        cpu_features |= VGPUD_CPU_AVX2;
-    if (__builtin_cpu_supports("avx512f"))
-        cpu_features |= VGPUD_CPU_AVX512;
-    detected_features = cpu_features;
-}
-
-uint32_t vgpud_cpu_features(void)
-{
-    return cpu_features;
-}
-
-/* Act as a lesser CPU would: what the fallbacks do can be seen on any machine. */
-void vgpud_limit_cpu_features(uint32_t allowed)
-{
-    cpu_features = detected_features & allowed;
-}
-
-uint32_t vgpud_cache_line_size(void)
-{
-    return cache_line;
-}
-
-/*
- * Shared words. The other side is another program: nothing but these operations may touch an index,
- * or the compiler would be free to read it twice. On x86 an aligned load is an acquire and a store
- * a release; what the CPU does reorder is a store with a later load of another word, which is what
- * a ring does when it publishes avail_event and then looks for buffers once more (virtio 1.3,
- * 2.7.7.2): that needs vgpud_full_fence() between the two.
- */
-uint16_t vgpud_load_acquire_u16(const uint16_t *word)
-{
-    return __atomic_load_n(word, __ATOMIC_ACQUIRE);
-}
-
-void vgpud_store_release_u16(uint16_t *word, uint16_t value)
-{
-    __atomic_store_n(word, value, __ATOMIC_RELEASE);
-}
-
-void vgpud_full_fence(void)
-{
-    atomic_thread_fence(memory_order_seq_cst);
-}
-
-/*
- * VHOST_F_LOG_ALL: bit n % 8 of byte n / 8 says that page n was written. The front-end fetches and
- * clears with an atomic exchange while we set. Each byte is or'ed whether its bits were set or not:
- * "already set, so skip" would be a load that may pass our own stores to the page (TSO), see the
- * bit just before the front-end takes it, and so lose those stores from the migration. The locked
- * OR is a full barrier: data first, bit second. Pages beyond the bitmap are left out.
- */
-void vgpud_dirty_log_set(uint8_t *bitmap, uint64_t bitmap_bytes, uint64_t first_page,
-                         uint64_t pages)
-{
-    uint64_t limit = bitmap_bytes > UINT64_MAX / 8 ? UINT64_MAX : bitmap_bytes * 8;
-    uint64_t end;
-
-    if (first_page >= limit)
-        return;
-    end = pages > limit - first_page ? limit : first_page + pages;
-    while (first_page < end) {
-        uint64_t byte = first_page / 8;
-        unsigned low = first_page % 8;
-        unsigned high = end - byte * 8 < 8 ? (unsigned)(end - byte * 8) : 8;
-
-        __atomic_fetch_or(&bitmap[byte], (uint8_t)((0xffu << low) & (0xffu >> (8 - high))),
-                          __ATOMIC_SEQ_CST);
-        first_page = byte * 8 + high;
-    }
-}
-
-/* Fences. */
 void vgpud_mfence(void)
 {
     _mm_mfence();
@@ -138,29 +36,29 @@ void vgpud_sfence(void)
  * Cache lines. CLFLUSHOPT where there is one: CLFLUSH is ordered against other CLFLUSHes, which
  * makes a loop of them run one after another. Neither invalidates by virtual address: they work on
  * the physical line, in every cache of the machine, so a flush through this mapping also writes
- * back what a guest dirtied through its own. Not CLWB: that may keep the line, and a kept line is
- * one that later lies.
+ * back what a guest dirtied through its own. Not CLWB: that may keep the line, and a line that is
+ * kept is stale later.
  */
 __attribute__((target("clflushopt"))) static void flush_lines_opt(uintptr_t line, uintptr_t end)
 {
-    for (; line < end; line += cache_line)
+    for (; line < end; line += vgpud_cache_line)
         _mm_clflushopt((void *)line);
 }
 
 static void flush_lines_plain(uintptr_t line, uintptr_t end)
 {
-    for (; line < end; line += cache_line)
+    for (; line < end; line += vgpud_cache_line)
         _mm_clflush((const void *)line);
 }
 
 void vgpud_flush_lines(const uint8_t *start, size_t length)
 {
-    uintptr_t line = (uintptr_t)start & ~(uintptr_t)(cache_line - 1);
+    uintptr_t line = (uintptr_t)start & ~(uintptr_t)(vgpud_cache_line - 1);
     uintptr_t end = (uintptr_t)start + length;
 
     if (length == 0)
         return;
-    if (cpu_features & VGPUD_CPU_CLFLUSHOPT)
+    if (vgpud_cpu & VGPUD_CPU_CLFLUSHOPT)
         flush_lines_opt(line, end);
     else
         flush_lines_plain(line, end);
@@ -169,16 +67,18 @@ void vgpud_flush_lines(const uint8_t *start, size_t length)
 /*
  * Non-temporal stores. To write-back memory they act as writes to WC memory do (vol. 1, 10.4.6.2):
  * a line that is in a cache is evicted, the data goes to memory through a write-combining buffer,
- * nothing is fetched. They are weakly ordered: an SFENCE must come before whatever says "done".
+ * nothing is fetched. They are weakly ordered: an SFENCE must come before the store that says
+ * "done".
  *
- * A buffer that was filled completely leaves as one 64-byte burst. One that was not leaves in up to
- * eight partial writes, in an order and at a time that the CPU picks (vol. 3, 11.3.1): slow, and
- * why the loop below goes line by line in rising order, but right, since a partial write carries
- * byte enables. The other way to write part of a line, a plain store and a flush, is a
- * read-modify-write of the whole line: it would fetch the neighbours, and put them back over what
- * the guest or the device wrote there meanwhile. (The kernel keeps ARCH_DMA_MINALIGN because of
- * this; a guest's packets keep no such rule.) So the ends of a run are MASKMOVDQU, which is
- * non-temporal too and writes just the bytes of its mask. An aligned block of 16 never crosses a
+ * A write-combining buffer that was filled completely is written as one 64-byte burst. One that was
+ * not is written in up to eight partial writes, in an order and at a time that the CPU picks
+ * (vol. 3, 11.3.1). That is slow, which is why the loops below go line by line in rising order; but
+ * it is correct, since a partial write carries byte enables. The other way to write part of a line,
+ * an ordinary store and a flush, is a read-modify-write of the whole line: it would fetch the
+ * neighbouring bytes, and put them back over what the guest or the device wrote there meanwhile.
+ * (The kernel keeps ARCH_DMA_MINALIGN because of this; a guest's packets keep no such rule.) So the
+ * ends of a run are written with MASKMOVDQU, which is non-temporal too and writes just the bytes of
+ * its mask. An aligned block of 16 never crosses a
  * page, so the masked-out bytes can't fault where the others do not.
  */
 static void stream_part(uint8_t *block, unsigned first, unsigned count, const uint8_t bytes[16])
@@ -191,7 +91,7 @@ static void stream_part(uint8_t *block, unsigned first, unsigned count, const ui
 }
 
 /* `to` is the start of a line for the wide loops, and a multiple of 16 for the narrow one; each
- * takes what it can and says how much. */
+ * writes as many whole vectors as fit and returns how many bytes that were. */
 __attribute__((target("avx2"))) static size_t stream_avx2(uint8_t *to, const uint8_t *from,
                                                           size_t length)
 {
@@ -211,8 +111,8 @@ __attribute__((target("avx2"))) static size_t stream_avx2(uint8_t *to, const uin
     return done;
 }
 
-/* The same with a whole line a store: no buffer is ever left half full, whatever else the CPU does
- * meanwhile. A fifth to a third quicker here than two halves. */
+/* One store for each line: no write-combining buffer is ever half full, whatever else the CPU does
+ * meanwhile. A fifth to a third faster than two stores of half a line (measured). */
 __attribute__((target("avx512f"))) static size_t stream_avx512(uint8_t *to, const uint8_t *from,
                                                                size_t length)
 {
@@ -254,12 +154,11 @@ void vgpud_stream(uint8_t *to, const uint8_t *from, size_t length)
         stream_part(to - lead, lead, count, bytes);
         to += count, from += count, length -= count;
     }
-    if (cpu_features & (VGPUD_CPU_AVX2 | VGPUD_CPU_AVX512) && length >= 256) {
-        /* Up to the next line, so that each turn of the loops fills buffers from their first byte
-         * on. */
+    if (vgpud_cpu & (VGPUD_CPU_AVX2 | VGPUD_CPU_AVX512) && length >= 256) {
+        /* Up to the next line, so that each iteration fills whole write-combining buffers. */
         done = stream_sse2(to, from, -(uintptr_t)to & 63);
         to += done, from += done, length -= done;
-        done = cpu_features & VGPUD_CPU_AVX512 ? stream_avx512(to, from, length)
+        done = vgpud_cpu & VGPUD_CPU_AVX512 ? stream_avx512(to, from, length)
                                                : stream_avx2(to, from, length);
         to += done, from += done, length -= done;
     }
@@ -272,9 +171,9 @@ void vgpud_stream(uint8_t *to, const uint8_t *from, size_t length)
 }
 
 /*
- * Plain copies of bytes that come from memory. From the first byte to the last, without a detour:
+ * Ordinary copies of bytes that are not in a cache, strictly from the first byte to the last:
  * libc's memcpy reads the end of a block first, which the CPU's stream prefetcher does not follow,
- * and where every line comes from memory that is all that counts: a third of the speed.
+ * and where every line comes from memory that costs two thirds of the speed.
  */
 __attribute__((target("avx512f"))) static size_t fetch_avx512(uint8_t *to, const uint8_t *from,
                                                               size_t length)
@@ -306,8 +205,8 @@ static size_t fetch_sse2(uint8_t *to, const uint8_t *from, size_t length)
     return done;
 }
 
-/* In one loop: at the end of an inner one the CPU would guess wrong now and then, and each time
- * have nothing under way. */
+/* In one loop: at the end of an inner loop the CPU would mispredict now and then, and each time
+ * drain its outstanding loads. */
 __attribute__((target("avx512f,clflushopt"))) static size_t
 fetch_flushing_avx512(uint8_t *to, const uint8_t *from, size_t length, uintptr_t ahead)
 {
@@ -347,13 +246,13 @@ void vgpud_fetch_flushing(uint8_t *to, const uint8_t *from, size_t length, const
     uintptr_t line = (uintptr_t)ahead & ~(uintptr_t)63;
     size_t done = 0;
 
-    if (cpu_features & VGPUD_CPU_CLFLUSHOPT && cache_line == 64) {
-        if (cpu_features & VGPUD_CPU_AVX512)
+    if (vgpud_cpu & VGPUD_CPU_CLFLUSHOPT && vgpud_cache_line == 64) {
+        if (vgpud_cpu & VGPUD_CPU_AVX512)
             done = fetch_flushing_avx512(to, from, length, line);
-        else if (cpu_features & VGPUD_CPU_AVX2)
+        else if (vgpud_cpu & VGPUD_CPU_AVX2)
             done = fetch_flushing_avx2(to, from, length, line);
     }
-    /* With the line that a run which does not begin on one ends in. */
+    /* A run that does not begin at the start of a line ends in one line more. */
     vgpud_flush_lines((const uint8_t *)line + done,
                       (size_t)(ahead - (const uint8_t *)line) + length - done);
     vgpud_fetch(to + done, from + done, length - done);
@@ -363,17 +262,17 @@ void vgpud_fetch(uint8_t *to, const uint8_t *from, size_t length)
 {
     size_t done;
 
-    if (cpu_features & VGPUD_CPU_AVX512)
+    if (vgpud_cpu & VGPUD_CPU_AVX512)
         done = fetch_avx512(to, from, length);
-    else if (cpu_features & VGPUD_CPU_AVX2)
+    else if (vgpud_cpu & VGPUD_CPU_AVX2)
         done = fetch_avx2(to, from, length);
     else
         done = fetch_sse2(to, from, length);
     memcpy(to + done, from + done, length - done);
 }
 
-/* The pattern as it falls on a run whose first byte is the pattern's byte `phase`. */
-static uint32_t turned(uint32_t pattern, unsigned phase)
+/* The pattern rotated for a run whose first byte is the pattern's byte `phase`. */
+static uint32_t rotate_pattern(uint32_t pattern, unsigned phase)
 {
     phase = (phase & 3) * 8;
     return phase == 0 ? pattern : pattern >> phase | pattern << (32 - phase);
@@ -381,7 +280,7 @@ static uint32_t turned(uint32_t pattern, unsigned phase)
 
 void vgpud_fill_bytes(uint8_t *to, size_t length, uint32_t pattern, unsigned phase)
 {
-    uint32_t word = turned(pattern, phase);
+    uint32_t word = rotate_pattern(pattern, phase);
     size_t done = 0;
 
     for (; length - done >= 4; done += 4)
@@ -389,16 +288,15 @@ void vgpud_fill_bytes(uint8_t *to, size_t length, uint32_t pattern, unsigned pha
     memcpy(to + done, &word, length - done);
 }
 
-/* The block's size is a multiple of the pattern's, so the same block can be streamed over and over.
- * */
+/* The block's size is a multiple of the pattern's, so the same block can be streamed repeatedly. */
 void vgpud_fill_stream(uint8_t *to, size_t length, uint32_t pattern, unsigned phase)
 {
     uint8_t block[4096];
     size_t size = length < sizeof block ? length : sizeof block;
     size_t head = -(uintptr_t)to & 63;
 
-    /* The head first, so that every further block starts on a line; then the phase is that of byte
-     * `head`. */
+    /* The head first, so that every further block starts at the start of a line; the phase of the
+     * block is then that of byte `head`. */
     if (head > length)
         head = length;
     vgpud_fill_bytes(block, head, pattern, phase);

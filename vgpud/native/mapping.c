@@ -1,18 +1,18 @@
 /*
  * Shared file mappings, and a guard for those whose file shrinks.
  *
- * A front-end passes us its memory as a file, and nothing stops it from truncating the file
+ * A front-end shares its memory as a file, and nothing stops it from truncating the file
  * afterwards. An access beyond the new end raises SIGBUS, which would end the daemon with all its
- * other devices. So every mapping is written down here; on a SIGBUS inside one, the handler puts
- * anonymous zero pages in place of what is gone, marks the mapping as faulted and lets the access
- * run again: whoever looks at the mark next ends that session. Any other SIGBUS goes to whoever had
- * the signal before.
+ * other devices. So every mapping is registered here; on a SIGBUS inside one, the handler puts
+ * anonymous zero pages in place of the lost pages, marks the mapping as faulted and lets the access
+ * run again: the session ends when it next reads the mark. Any other SIGBUS is passed on to the
+ * handler that was installed before.
  *
  * The handler may interrupt any thread at any instruction that touches a mapping, so it takes no
  * lock, allocates nothing and calls the kernel only (mmap is not on POSIX's list of safe functions,
  * but as a bare system call there is nothing unsafe in it). Writers hold a mutex; a sequence count,
- * odd while an entry changes, keeps the handler from believing half an entry. Skipping a changing
- * entry is right: an entry only changes while nobody may touch its memory.
+ * odd while an entry changes, keeps the handler from using a half-written entry. Skipping an entry
+ * that changes is correct: an entry changes only while no thread may access its memory.
  */
 #define _GNU_SOURCE
 #include "native.h"
@@ -33,14 +33,14 @@ struct vgpud_mapping {
     atomic_uint sequence;
     atomic_uintptr_t address; /* 0: the entry is free */
     atomic_size_t length;
-    atomic_size_t
-        page_size; /* of the file: a hugetlb mapping can be replaced by whole huge pages only */
+    /* Of the file: a hugetlb mapping can be replaced by whole huge pages only. */
+    atomic_size_t page_size;
     atomic_int faulted;
 };
 
 #define ENTRIES 64
 
-/* Entries come in blocks that are never freed: the handler can walk them without asking anyone. */
+/* Entries come in blocks that are never freed, so that the handler can walk them without a lock. */
 struct block {
     struct vgpud_mapping entry[ENTRIES];
     struct block *next;
@@ -50,10 +50,10 @@ static struct block first_block;
 static _Atomic(struct block *) blocks = &first_block;
 static pthread_mutex_t writers = PTHREAD_MUTEX_INITIALIZER;
 static _Atomic(struct sigaction *) former;
-#define RAISED ((uintptr_t)1)      /* no address that faults */
-static atomic_uintptr_t passed_on; /* what caused the last signal that was */
+#define RAISED ((uintptr_t)1)      /* a cause that is no address: a process raised the signal */
+static atomic_uintptr_t passed_on; /* the cause of the last signal that was passed on */
 
-/* Whether the address is in a mapping of ours, which then is whole again. */
+/* Replace the lost pages of the mapping that the address is in; return false if it is in none. */
 static bool replace_lost_pages(uintptr_t fault)
 {
     for (struct block *block = atomic_load(&blocks); block != NULL; block = block->next)
@@ -71,8 +71,9 @@ static bool replace_lost_pages(uintptr_t fault)
             if (fault < address || fault - address >= length)
                 continue;
             /*
-             * From the lost page to the end: all of it is beyond the new end of the file, and one
-             * mapping can't run into the limit on their number, as thousands of single pages could.
+             * From the lost page to the end of the mapping: all of it is beyond the new end of the
+             * file, and one mapping can't reach the limit on their number, as thousands of single
+             * pages could.
              */
             start = (fault - address) / page_size * page_size;
             result = syscall(SYS_mmap, address + start, length - start, PROT_READ | PROT_WRITE,
@@ -86,16 +87,16 @@ static bool replace_lost_pages(uintptr_t fault)
 }
 
 /*
- * Not ours: the former handler's. It may help in its own way and return. But it may also return
- * without having helped, or raise the signal again, which comes to us (Python's faulthandler, if it
- * was installed after us and we after it again), and that would go on for ever. The second time in
- * a row that the cause is the same, the default action ends the process, which is what an access to
- * memory that is gone deserves.
+ * Call the former handler for a fault in no registered mapping. It may repair the cause and return.
+ * But it may also return without a repair, or raise the signal again, which arrives at this handler
+ * (Python's faulthandler, if it was installed after this handler, and this one after it again), and
+ * that would be an endless loop. So if the cause is the same twice in a row, the default action
+ * ends the process, as is right after an access to memory that is gone.
  */
 static void pass_on(int number, siginfo_t *info, void *context)
 {
     const struct sigaction *action = atomic_load(&former);
-    bool raised = info->si_code <= 0; /* by a process: it does not come again by itself */
+    bool raised = info->si_code <= 0; /* by a process: it does not recur by itself */
     uintptr_t cause = raised ? RAISED : (uintptr_t)info->si_addr;
     bool again = (!raised || info->si_pid == getpid()) &&
                  atomic_exchange(&passed_on, cause) == cause;
@@ -128,29 +129,29 @@ static void on_sigbus(int number, siginfo_t *info, void *context)
     errno = saved;
 }
 
-/* With each mapping, not once: something else may have taken the signal since. Under the writers'
- * lock. */
+/* Called for each mapping, not once: other code may have replaced the handler since. The caller
+ * holds the writers' lock. */
 static int install_handler(void)
 {
-    struct sigaction now, ours = {0};
+    struct sigaction now, guard = {0};
     struct sigaction *kept;
 
     if (sigaction(SIGBUS, NULL, &now) != 0)
         return -1;
     if (now.sa_flags & SA_SIGINFO && now.sa_sigaction == on_sigbus)
         return 0;
-    kept = malloc(sizeof *kept); /* never freed: the handler may be reading the one before */
+    kept = malloc(sizeof *kept); /* never freed: the handler may be reading the former one */
     if (kept == NULL)
         return -1;
     *kept = now;
     atomic_store(&former, kept);
-    ours.sa_sigaction = on_sigbus;
-    ours.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART;
-    sigemptyset(&ours.sa_mask);
-    return sigaction(SIGBUS, &ours, NULL);
+    guard.sa_sigaction = on_sigbus;
+    guard.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART;
+    sigemptyset(&guard.sa_mask);
+    return sigaction(SIGBUS, &guard, NULL);
 }
 
-/* A free entry. Under the writers' lock. */
+/* Return a free entry. The caller holds the writers' lock. */
 static struct vgpud_mapping *new_entry(void)
 {
     struct block *block;
@@ -177,7 +178,7 @@ vgpud_mapping *vgpud_map_shared(int fd, uint64_t offset, uint64_t length, uint64
         errno = EINVAL;
         return NULL;
     }
-    /* Huge pages were reserved by whoever owns the file, or not: no second reservation of ours. */
+    /* The file's owner has reserved its huge pages, or has not: this mapping reserves none. */
     address = mmap(NULL, length, writable ? PROT_READ | PROT_WRITE : PROT_READ,
                    MAP_SHARED | MAP_NORESERVE, fd, (off_t)offset);
     if (address == MAP_FAILED)

@@ -1,7 +1,8 @@
 /*
- * The native part of vgpud: what must be exact about memory and can't be said in Python.
+ * The native part of vgpud: memory accesses that need exact instructions or orderings, which Python
+ * can't express, and what is too slow in Python.
  *
- * build_native.py hands this file to cffi too, with the lines that begin with # and the comments
+ * build.py passes this file to cffi too, with the lines that begin with # and the comments
  * left out: keep to typedefs, enums and prototypes.
  */
 #ifndef VGPUD_NATIVE_H
@@ -10,15 +11,15 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* A run of bytes in this process's memory. A buffer is a list of them: guest pages are seldom
- * neighbours. */
+/* A run of bytes in this process's memory. A buffer is a list of them, since a guest's pages are
+ * seldom contiguous. */
 typedef struct {
     uint64_t address;
     uint64_t length;
 } vgpud_span;
 
 enum {
-    VGPUD_FLUSH_BEFORE_READ = 1,  /* what is read comes from memory, not from an old cache line */
+    VGPUD_FLUSH_BEFORE_READ = 1,  /* what is read comes from memory, not from a stale cache line */
     VGPUD_NON_TEMPORAL_WRITE = 2, /* what was written is in memory, and in no cache, at the end */
     VGPUD_BACKWARD = 4            /* vgpud_copy only: the last bytes first */
 };
@@ -32,20 +33,20 @@ enum {
     VGPUD_CPU_AVX512 = 32
 };
 
-/* cache_lines.c: the CPU */
+/* cpu.c: what this CPU can do */
 uint32_t vgpud_cpu_features(void);
 void vgpud_limit_cpu_features(uint32_t allowed);
 uint32_t vgpud_cache_line_size(void);
 
-/* cache_lines.c: words that a guest or a front-end shares with us */
+/* shared_words.c: words and bits that a guest or a front-end accesses at the same time */
 uint16_t vgpud_load_acquire_u16(const uint16_t *word);
 void vgpud_store_release_u16(uint16_t *word, uint16_t value);
 void vgpud_full_fence(void);
 void vgpud_dirty_log_set(uint8_t *bitmap, uint64_t bitmap_bytes, uint64_t first_page,
                          uint64_t pages);
 
-/* rect.c: rectangles of bytes in span lists. 0, or -1 before anything is touched: the rectangle
- * leaves its buffer. */
+/* rect.c: rectangles of bytes in span lists. They return 0; or -1, with no memory accessed, if the
+ * rectangle leaves its buffer. */
 int vgpud_gather(const vgpud_span *spans, size_t count, uint64_t offset, uint64_t stride,
                  uint8_t *buffer, uint64_t buffer_stride, uint64_t row_bytes, uint64_t rows,
                  int flags);
@@ -60,7 +61,7 @@ int vgpud_fill(const vgpud_span *spans, size_t count, uint64_t offset, uint64_t 
                uint32_t pattern, int flags);
 int vgpud_flush(const vgpud_span *spans, size_t count, uint64_t offset, uint64_t length);
 
-/* tiles.c: which tiles of a picture differ from a copy of it, which is brought up to date. A
+/* tiles.c: which tiles of a picture differ from a copy of it, the shadow, which is updated. A
  * shadow's rows have no gaps; `known` is a byte for each tile, `scratch` holds VGPUD_TILE_HEIGHT
  * rows. */
 enum {
@@ -76,8 +77,8 @@ int64_t vgpud_update_tiles(const vgpud_span *spans, size_t count, uint64_t offse
                            const vgpud_shadow *shadow, uint32_t x, uint32_t y, uint32_t width,
                            uint32_t height, uint32_t order, uint8_t *changed, int flags);
 
-/* ring.c: split rings, several chains a call. `descriptors`, `available` and `used` are where a
- * ring's parts are mapped; the caller has checked that all of them are there. */
+/* ring.c: split rings, several chains a call. `descriptors`, `available` and `used` are the
+ * addresses at which the ring's parts are mapped; the caller has checked that all of each is. */
 typedef struct {
     uint64_t descriptors, available, used;
     uint32_t num;
@@ -90,21 +91,22 @@ typedef struct {
     uint64_t address;
 } vgpud_region;
 
-/* A chain that was taken: the bytes to be read are in the buffer, what is to be written goes to
- * `room` bytes at a guest-physical address. */
+/* A chain that was taken. Its request has been copied into the caller's buffer; its response
+ * goes to `room` bytes at a guest-physical address. */
 typedef struct {
-    uint64_t response;
+    uint64_t response; /* guest-physical */
     uint32_t head;
     uint32_t room;
-    uint32_t writable; /* buffers to be written: 0 or 1 */
-    uint32_t request, length;
+    uint32_t writable;        /* device-writable descriptors: 0 or 1 */
+    uint32_t request, length; /* the request's offset in the buffer, and its bytes */
     uint32_t zero;
 } vgpud_chain;
 
 /*
- * The fast path of a queue: requests that a device executes in C, without any Python between the
- * ring and the answer. `execute` does one and writes its response, of VGPUD_FAST_RESPONSE bytes at
- * most, whose length it returns; 0, with nothing done, for a request that is not its to do.
+ * The fast path of a queue: requests that a device executes in C, with no Python between the ring
+ * and the answer. `execute` executes one request, writes its response, of VGPUD_FAST_RESPONSE bytes
+ * at most, and returns the response's length. It returns 0, with nothing done, for a request that
+ * must take the slow path.
  */
 enum { VGPUD_FAST_RESPONSE = 64 };
 typedef uint32_t (*vgpud_execute)(void *device, const uint8_t *request, uint32_t length,
@@ -115,7 +117,7 @@ typedef struct {
     uint32_t served; /* chains, by the last vgpud_ring_take() */
 } vgpud_fast_path;
 
-/* transfer.c: images that small rectangles may be moved to at once. */
+/* transfer.c: the images to which small rectangles may be transferred at once. */
 typedef struct {
     uint32_t resource;
     uint32_t width, height; /* pixels */
@@ -126,8 +128,8 @@ typedef struct {
 typedef struct {
     uint64_t images;
     uint32_t count;
-    uint32_t fences; /* a fenced command may be answered when it is done */
-    uint64_t done_2d, done_3d, done_fences; /* commands in all */
+    uint32_t fences; /* whether a fenced command may be answered as soon as it is executed */
+    uint64_t done_2d, done_3d, done_fences; /* commands executed so far */
 } vgpud_transfers;
 
 /* A vgpud_execute, on a vgpud_transfers. */
@@ -146,8 +148,8 @@ int vgpud_ring_publish(const vgpud_ring *ring, uint16_t signalled, uint16_t next
 int vgpud_ring_enable_notifications(const vgpud_ring *ring, uint16_t next);
 int vgpud_ring_poll(const vgpud_ring *ring, uint16_t next, uint32_t nanoseconds);
 
-/* mapping.c: shared file mappings that survive a file that shrinks. NULL or -1 with errno set where
- * the system refuses. */
+/* mapping.c: shared file mappings that survive a file that shrinks. They return NULL or -1 with
+ * errno set if a system call fails. */
 typedef struct vgpud_mapping vgpud_mapping;
 vgpud_mapping *vgpud_map_shared(int fd, uint64_t offset, uint64_t length, uint64_t page_size,
                                 int writable);
@@ -160,10 +162,10 @@ int vgpud_punch_hole(int fd, uint64_t offset, uint64_t length);
 enum {
     VGPUD_BENCH_MEMCPY,       /* and nothing else */
     VGPUD_BENCH_MEMCPY_CLWB,  /* then write the target's lines back */
-    VGPUD_BENCH_MEMCPY_FLUSH, /* then write them back and drop them */
-    VGPUD_BENCH_FLUSH_MEMCPY, /* drop the source's lines, then copy */
-    VGPUD_BENCH_WRITE,        /* the copy engine's, past the caches */
-    VGPUD_BENCH_READ
+    VGPUD_BENCH_MEMCPY_FLUSH, /* then write them back and invalidate them */
+    VGPUD_BENCH_FLUSH_MEMCPY, /* invalidate the source's lines, then copy */
+    VGPUD_BENCH_WRITE,        /* as the copy engine writes, past the caches */
+    VGPUD_BENCH_READ          /* as the copy engine reads, from memory */
 };
 enum { VGPUD_BENCH_FROM_CACHE, VGPUD_BENCH_FROM_MEMORY }; /* where the source is before a copy */
 int64_t vgpud_bench_copies(int way, int source, uint8_t *to, uint64_t to_stride, uint8_t *from,

@@ -2,10 +2,10 @@
  * Rectangles of bytes in buffers that are lists of spans: gather, scatter, copy, fill, flush.
  *
  * A rectangle is `rows` runs of `row_bytes`, the first at `offset`, each `stride` after the one
- * before; rows do not overlap. Bounds are checked here once more, before anything is touched: these
- * functions get addresses, and a slip in a caller must not become a write to somewhere else. The
- * memory may change under us at any time (a guest writes it): each byte is read once and nothing is
- * decided by what was read.
+ * before; rows do not overlap. Bounds are checked here once more, before any memory is accessed:
+ * these functions get addresses, and an error in a caller must not become a write to other memory.
+ * The memory may change at any time (a guest writes to it): each byte is read once, and no decision
+ * depends on what was read.
  */
 #include <stdbool.h>
 #include <string.h>
@@ -13,7 +13,7 @@
 #include "cache_lines.h"
 #include "native.h"
 
-/* Whether a rectangle that is not empty lies inside its buffer; no sum wraps. */
+/* Whether a rectangle that is not empty lies inside its buffer. No sum wraps. */
 static bool inside(const vgpud_span *spans, size_t count, uint64_t offset, uint64_t stride,
                    uint64_t row_bytes, uint64_t rows)
 {
@@ -30,8 +30,8 @@ static bool inside(const vgpud_span *spans, size_t count, uint64_t offset, uint6
     return length >= end;
 }
 
-/* Where we are in a span list. Rectangles are walked in order, so the next span is nearly always
- * this one or its neighbour. */
+/* A position in a span list. Rectangles are walked in order, so the next span is nearly always this
+ * one or its neighbour. */
 struct cursor {
     const vgpud_span *span;
     uint64_t start; /* the buffer offset of span's first byte */
@@ -39,8 +39,8 @@ struct cursor {
 
 enum action { FLUSH, LOAD, STORE, STREAM };
 
-/* The address of a buffer offset that is known to be inside, and how many bytes follow it in its
- * span. */
+/* Return the address of a buffer offset that is known to be inside, and how many bytes follow it in
+ * its span. */
 static uint8_t *seek(struct cursor *at, uint64_t offset, uint64_t *left)
 {
     while (offset < at->start) {
@@ -99,13 +99,13 @@ static void run_rows(struct cursor *at, uint64_t offset, uint64_t stride, uint8_
  * Make the next loads of these bytes come from memory.
  *
  * The MFENCE before: CLFLUSHOPT is ordered with fences and with older stores to its own line, not
- * with older loads. Without it the flush may run before the load that told us the data is ready (a
- * ring index, a fence value); a prefetch may then bring the old line back before the device has
- * written, and we would trust it.
+ * with older loads. Without it the flush may run before the load by which this process knew that
+ * the data is ready (a ring index, a fence value); a prefetch may then bring the old line back
+ * before the device has written, and the stale line would be read.
  *
  * The MFENCE after: SFENCE would order the flush with later stores only. Loads may be done ahead of
- * an SFENCE and would be served by the line that is about to go. MFENCE holds them until the
- * flushes are done. (clflush_cache_range() in Linux fences on both sides for the same reasons.)
+ * an SFENCE and would be served by the line that is about to be flushed. MFENCE holds them until
+ * the flushes are done. (clflush_cache_range() in Linux fences on both sides for the same reasons.)
  */
 static void flush_for_reading(struct cursor *at, uint64_t offset, uint64_t stride,
                               uint64_t row_bytes, uint64_t rows)
@@ -115,7 +115,7 @@ static void flush_for_reading(struct cursor *at, uint64_t offset, uint64_t strid
     vgpud_mfence();
 }
 
-/* Straight from one buffer to the other, which are known not to overlap. */
+/* Copy directly from one buffer to the other, which are known not to overlap. */
 static void move_rows(struct cursor *to, uint64_t to_offset, uint64_t to_stride,
                       struct cursor *from, uint64_t from_offset, uint64_t from_stride,
                       uint64_t row_bytes, uint64_t rows, enum action action)
@@ -134,15 +134,15 @@ static void move_rows(struct cursor *to, uint64_t to_offset, uint64_t to_stride,
     }
 }
 
-/* A rectangle on its way: `rows` are left, the first of them at `offset`, and that from `column`
- * on. */
+/* A rectangle that is partly done: `rows` are left, the first of them at `offset`, of which
+ * `column` bytes are done. */
 struct walk {
     struct cursor at;
     uint64_t offset, stride, row_bytes;
     uint64_t column, rows;
 };
 
-/* The bytes that come next and lie together, `most` of them; none at the end. */
+/* Return the next bytes that are contiguous, at most `most` of them; none at the end. */
 static uint8_t *next_run(struct walk *walk, uint64_t most, uint64_t *count)
 {
     uint8_t *bytes;
@@ -170,19 +170,20 @@ static void advance(struct walk *walk, uint64_t count)
 }
 
 /*
- * Flush and read a rectangle, the one while the other goes on: a flush waits for the line to reach
- * memory, a load for one to come from there, and the CPU can have many of both under way. So the
- * rectangle is read in blocks, and while a block is read the lines of the next one are flushed in
- * between. The MFENCE between two blocks is what flush_for_reading() says of its second:
- * no line of a block is read before all of them have gone. That a prefetch brings lines of the
- * next block back in between does no harm: after the first MFENCE what it finds in memory is what
- * the device had written when we were called, or newer.
+ * Flush and read a rectangle, both at the same time: a flush waits until the line has reached
+ * memory, a load until the line comes from there, and the CPU can have many of both outstanding. So
+ * the rectangle is read in blocks, and while a block is read the lines of the next one are flushed.
+ * The MFENCE between two blocks has the reason of the second one in flush_for_reading(): no line of
+ * a block is read before all of them have been flushed. A prefetch that brings lines of the next
+ * block back in between does no harm: after the first MFENCE it finds in memory what the device had
+ * written before this call, or newer data.
  *
- * The sizes: between two blocks is a fence, and both must be small beside the caches that their
- * lines leave and enter. Beside flushing all and then reading, 8 MiB take four fifths of the time.
- * Streaming stores at the other end take their turns with the flushes by pieces.
+ * The sizes: there is a fence between two blocks, so they must not be too small; and two blocks
+ * must be small compared with the caches that their lines leave and enter. Compared with flushing
+ * all and then reading, 8 MiB take four fifths of the time. Where the target is written with
+ * streaming stores, these alternate with the flushes, a PART at a time.
  */
-enum { BLOCK = 128 * 1024, PIECE = 1024 };
+enum { BLOCK = 128 * 1024, PART = 1024 };
 
 static void move_flushing(uint8_t *to, const uint8_t *from, uint64_t length, const uint8_t *ahead,
                           enum action action)
@@ -192,12 +193,12 @@ static void move_flushing(uint8_t *to, const uint8_t *from, uint64_t length, con
     } else if (action == STORE) {
         vgpud_fetch(to, from, length);
     } else {
-        for (uint64_t done = 0; done < length; done += PIECE) {
-            uint64_t piece = length - done < PIECE ? length - done : PIECE;
+        for (uint64_t done = 0; done < length; done += PART) {
+            uint64_t part = length - done < PART ? length - done : PART;
 
             if (ahead != NULL)
-                vgpud_flush_lines(ahead + done, piece);
-            vgpud_stream(to + done, from + done, piece);
+                vgpud_flush_lines(ahead + done, part);
+            vgpud_stream(to + done, from + done, part);
         }
     }
 }
@@ -209,7 +210,7 @@ static void read_flushed(struct walk from, struct walk to, enum action action)
     uint8_t *next;
 
     if (from.row_bytes < BLOCK && from.rows > 1) {
-        /* What lies scattered comes no faster for it: then the one after the other. */
+        /* Short rows get no faster by it: flush all of them, then copy. */
         flush_for_reading(&from.at, from.offset, from.stride, from.row_bytes, from.rows);
         move_rows(&to.at, to.offset, to.stride, &from.at, from.offset, from.stride, from.row_bytes,
                   from.rows, action);
@@ -265,8 +266,8 @@ int vgpud_gather(const vgpud_span *spans, size_t count, uint64_t offset, uint64_
 
 /*
  * The SFENCE after non-temporal stores: they are weakly ordered, also with the ordinary store that
- * will tell the other side "done" (a used index, a fence value). After it they are in memory, as
- * far as anyone can tell.
+ * will tell the other side "done" (a used index, a fence value). After it they are globally
+ * visible.
  */
 int vgpud_scatter(const vgpud_span *spans, size_t count, uint64_t offset, uint64_t stride,
                   const uint8_t *buffer, uint64_t buffer_stride, uint64_t row_bytes, uint64_t rows,
@@ -287,12 +288,12 @@ int vgpud_scatter(const vgpud_span *spans, size_t count, uint64_t offset, uint64
 }
 
 /*
- * Rectangle to rectangle, chunk by chunk, so that what was flushed and fetched is still near when
- * it is written. Without a scratch buffer the two must not overlap. With one, a chunk is read whole
- * before any of it is written: an overlap inside a chunk is harmless, and an overlap between chunks
- * is too if the caller picked the direction (VGPUD_BACKWARD where bytes move up). The fence that
- * begins each chunk's flush also drains the streaming stores of the chunk before, with which it may
- * share a line.
+ * Copy rectangle to rectangle, chunk by chunk, so that what was flushed and fetched is still in the
+ * first cache when it is written. Without a scratch buffer the two must not overlap. With one, a
+ * chunk is read completely before any of it is written: an overlap inside a chunk is harmless, and
+ * an overlap between chunks is too if the caller chose the direction (VGPUD_BACKWARD where bytes
+ * move up). The fence that begins each chunk's flush also drains the streaming stores of the chunk
+ * before, with which it may share a line.
  */
 int vgpud_copy(const vgpud_span *to, size_t to_count, uint64_t to_offset, uint64_t to_stride,
                const vgpud_span *from, size_t from_count, uint64_t from_offset,
@@ -301,7 +302,7 @@ int vgpud_copy(const vgpud_span *to, size_t to_count, uint64_t to_offset, uint64
 {
     enum action write = flags & VGPUD_NON_TEMPORAL_WRITE ? STREAM : STORE;
     struct cursor reader = {from, 0}, writer = {to, 0};
-    uint64_t width, height, pieces, groups;
+    uint64_t width, height, parts, groups;
 
     if (row_bytes == 0 || rows == 0)
         return 0;
@@ -322,16 +323,16 @@ int vgpud_copy(const vgpud_span *to, size_t to_count, uint64_t to_offset, uint64
             vgpud_sfence();
         return 0;
     }
-    /* A chunk is either several whole rows or a piece of one row; there are no more chunks than
+    /* A chunk is either several whole rows or a part of one row; there are no more chunks than
      * bytes. */
     width = row_bytes < scratch_size ? row_bytes : scratch_size;
     height = row_bytes < scratch_size ? scratch_size / row_bytes : 1;
-    pieces = row_bytes / width + (row_bytes % width != 0);
+    parts = row_bytes / width + (row_bytes % width != 0);
     groups = rows / height + (rows % height != 0);
 
-    for (uint64_t n = 0; n < pieces * groups; n++) {
-        uint64_t chunk = flags & VGPUD_BACKWARD ? pieces * groups - 1 - n : n;
-        uint64_t row = chunk / pieces * height, column = chunk % pieces * width;
+    for (uint64_t n = 0; n < parts * groups; n++) {
+        uint64_t chunk = flags & VGPUD_BACKWARD ? parts * groups - 1 - n : n;
+        uint64_t row = chunk / parts * height, column = chunk % parts * width;
         uint64_t high = rows - row < height ? rows - row : height;
         uint64_t wide = row_bytes - column < width ? row_bytes - column : width;
         uint64_t source = from_offset + row * from_stride + column;
@@ -363,7 +364,7 @@ int vgpud_fill(const vgpud_span *spans, size_t count, uint64_t offset, uint64_t 
         uint8_t *bytes = seek(&at, offset + done, &left);
         size_t n = left < length - done ? left : length - done;
 
-        /* The pattern runs on over span borders, wherever in it the border falls. */
+        /* The pattern continues across span borders, at whichever of its bytes the border is. */
         if (stream)
             vgpud_fill_stream(bytes, n, pattern, done & 3);
         else
@@ -375,7 +376,7 @@ int vgpud_fill(const vgpud_span *spans, size_t count, uint64_t offset, uint64_t 
     return 0;
 }
 
-/* Both ways: what was written through any mapping is in memory, and what is read next comes from
+/* Afterwards what was written through any mapping is in memory, and what is read next comes from
  * there. */
 int vgpud_flush(const vgpud_span *spans, size_t count, uint64_t offset, uint64_t length)
 {

@@ -1,10 +1,10 @@
 /*
  * Split rings: many chains in one call, each checked as vhost/split_ring.py checks it.
  *
- * Only what is usual is done here: a chain of few descriptors, direct or indirect, each buffer of
- * it in one region of guest memory, a short request, and at most one buffer for the response. A
- * chain that is anything else (malformed, long, across regions) ends the batch before it and is
- * left to vhost/split_ring.py, which so stays the one place that knows what is an error and which.
+ * Only usual chains are handled here: few descriptors, direct or indirect, each descriptor's buffer
+ * in one region of guest memory, a short request, and at most one buffer for the response. Any
+ * other chain (malformed, long, across regions) ends the batch before it and is left to
+ * vhost/split_ring.py, which alone decides what is an error, and which.
  *
  * Source: virtio 1.3, 2.7 "Split Virtqueues".
  */
@@ -16,7 +16,7 @@
 
 enum { DESC_F_NEXT = 1, DESC_F_WRITE = 2, DESC_F_INDIRECT = 4 };
 enum { AVAIL_F_NO_INTERRUPT = 1 };
-enum { FLAGS = 0, IDX = 2, RING = 4 }; /* bytes into both the available and the used ring */
+enum { FLAGS = 0, IDX = 2, RING = 4 }; /* byte offsets in both the available and the used ring */
 enum { MAX_INDIRECT = 4096 };          /* as in vhost/split_ring.py */
 /* A command of a driver has two descriptors, or a few more where its data is not contiguous. */
 enum { FEW = 32, SHORT = 4096 };
@@ -31,7 +31,7 @@ _Static_assert(sizeof(struct desc) == 16, "virtio 1.3, 2.7.5");
 
 /*
  * The driver may write to a descriptor at any time: it is copied once, and the barrier keeps the
- * compiler from reading the original again in the place of the copy.
+ * compiler from reading the original again instead of the copy.
  */
 static struct desc fetch(const uint8_t *table, uint32_t index)
 {
@@ -42,7 +42,8 @@ static struct desc fetch(const uint8_t *table, uint32_t index)
     return copy;
 }
 
-/* Where a range of guest memory is mapped; NULL if it is empty or not wholly in one region. */
+/* Return where a range of guest memory is mapped; NULL if it is empty or not wholly in one
+ * region. */
 static uint8_t *inside(const vgpud_region *regions, size_t count, uint64_t gpa, uint64_t length)
 {
     for (size_t i = 0; i < count; i++) {
@@ -71,7 +72,8 @@ static void store(uint64_t part, uint64_t offset, uint16_t value)
     __atomic_store_n(word(part, offset), value, __ATOMIC_RELEASE);
 }
 
-/* One chain and its request, of `size` bytes at most; 0 if it is not a usual one. */
+/* Take one chain and copy its request, of `size` bytes at most; return 0 if the chain is
+ * unusual. */
 static int take_one(const vgpud_ring *ring, const vgpud_region *regions, size_t count,
                     uint32_t head, vgpud_chain *chain, uint8_t *buffer, uint32_t size)
 {
@@ -101,7 +103,7 @@ static int take_one(const vgpud_ring *ring, const vgpud_region *regions, size_t 
         }
         bytes = inside(regions, count, desc.addr, desc.len);
         if (bytes == NULL || chain->writable)
-            return 0; /* also what is to be read, after what is to be written */
+            return 0; /* also for a readable descriptor after a writable one */
         if (desc.flags & DESC_F_WRITE) {
             chain->writable = 1;
             chain->response = desc.addr;
@@ -122,9 +124,9 @@ static int take_one(const vgpud_ring *ring, const vgpud_region *regions, size_t 
 }
 
 /*
- * Write a response, as much of it as there is room for, and the used element at index `next`,
- * which nobody looks at before vgpud_ring_publish(). Returns the bytes written; -1 if the
- * response's place is not in one region, with nothing written.
+ * Write a response, as much of it as there is room for, and the used element at index `next`, which
+ * the driver does not read before vgpud_ring_publish(). Return the bytes written; -1, with nothing
+ * written, if the response's buffer is not in one region.
  */
 int64_t vgpud_ring_answer(const vgpud_ring *ring, const vgpud_region *regions, size_t count,
                           uint16_t next, uint32_t head, uint64_t address, uint32_t room,
@@ -146,13 +148,13 @@ int64_t vgpud_ring_answer(const vgpud_ring *ring, const vgpud_region *regions, s
 }
 
 /*
- * Take up to `most` chains from `next` on, their requests one after the other into the buffer.
- * Returns their number, with VGPUD_RING_UNUSUAL if the one after them is to be looked at by other
- * means.
+ * Take up to `most` chains from `next` on and copy their requests into the buffer, one after the
+ * other. Return their number, with VGPUD_RING_UNUSUAL set if the chain after them is unusual and
+ * must be read by vhost/split_ring.py.
  *
- * With `fast_path`, the first up to `most` that it executes are answered at once, from the used
- * index `next_used` on; their number goes to fast_path->served. Only the first ones: none is
- * executed before a chain that was made available before it.
+ * With `fast_path`, the chains at the beginning that it executes, up to `most`, are answered at
+ * once, from the used index `next_used` on; their number is stored in fast_path->served. Only those
+ * at the beginning: no chain is executed before one that was made available earlier.
  */
 uint32_t vgpud_ring_take(const vgpud_ring *ring, const vgpud_region *regions, size_t count,
                          uint16_t next, vgpud_chain *chains, uint32_t most, uint8_t *buffer,
@@ -176,7 +178,7 @@ uint32_t vgpud_ring_take(const vgpud_ring *ring, const vgpud_region *regions, si
             return taken | VGPUD_RING_UNUSUAL;
         if (fast_path != NULL && taken == 0 && chain->writable &&
             (length = fast_path->execute(fast_path->device, buffer, chain->length, response))) {
-            /* Its place has been looked up by take_one(). */
+            /* This does not fail: take_one() has found the response's buffer in one region. */
             vgpud_ring_answer(ring, regions, count, (uint16_t)(next_used + served), head,
                               chain->response, chain->room, response, length);
             fast_path->served = ++served;
@@ -189,12 +191,13 @@ uint32_t vgpud_ring_take(const vgpud_ring *ring, const vgpud_region *regions, si
     return taken;
 }
 
-/* Publish what was answered before `next`; whether the driver wants an interrupt for what came
+/* Publish the used elements before `next`. Return whether the driver wants an interrupt for those
  * since `signalled`. */
 int vgpud_ring_publish(const vgpud_ring *ring, uint16_t signalled, uint16_t next)
 {
     store(ring->used, IDX, next);
-    /* The index must be visible before the driver's wish is read, or both sides could wait. */
+    /* The index must be visible before the driver's flags or event index are read, or both sides
+     * could wait. */
     atomic_thread_fence(memory_order_seq_cst);
     if (signalled == next)
         return 0;
@@ -204,7 +207,7 @@ int vgpud_ring_publish(const vgpud_ring *ring, uint16_t signalled, uint16_t next
            (uint16_t)(next - signalled);
 }
 
-/* Ask to be notified of chains; whether some came meanwhile. */
+/* Enable notifications of chains. Return whether some arrived meanwhile. */
 int vgpud_ring_enable_notifications(const vgpud_ring *ring, uint16_t next)
 {
     if (ring->event_idx)
@@ -216,7 +219,7 @@ int vgpud_ring_enable_notifications(const vgpud_ring *ring, uint16_t next)
     return load(ring->available, IDX) != next;
 }
 
-/* Poll: sleep for a while, unless a chain is there already; whether one is there then. */
+/* Poll: sleep for a time, unless a chain is available already. Return whether one is then. */
 int vgpud_ring_poll(const vgpud_ring *ring, uint16_t next, uint32_t nanoseconds)
 {
     struct timespec interval = {0, nanoseconds};

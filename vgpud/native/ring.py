@@ -1,8 +1,4 @@
-"""Typed facade over the native module's rings: several chains a call.
-
-Owns the border where addresses and bytes go in and numbers come out. What the C does and why is
-told in ring.c; when to call what is decided by `vhost.ring`.
-"""
+"""Split rings, several chains a call: the facade of ring.c, for `vhost.ring`."""
 
 from __future__ import annotations
 
@@ -31,20 +27,20 @@ _POLL = lib.vgpud_ring_poll
 _NULL = ffi.NULL
 
 BATCH: Final = 64
-"""Chains of one call: more would make the first of them wait for the last."""
+"""The most chains of one call: with more, the first of them would wait long for the last."""
 
 _BUFFER: Final = 64 << 10
 
 Taken = tuple[int, int, int, bytes]
-"""Of a chain: its head, the guest-physical address and bytes of the response's place (0 bytes if it
-has none), and its request."""
+"""A chain: its head, the guest-physical address and the size of its response's buffer (0 bytes if
+it has none), and its request."""
 
 
 class FastPath:
     """The fast path of a queue: requests that a device executes in C.
 
-    `execute` is a function of native.h of type vgpud_execute, `device` what it is called with; both
-    are cffi's, and `device` is kept alive.
+    `execute` is a function of native.h of type vgpud_execute, `device` its first argument. Both are
+    cffi pointers; the fast path keeps `device` alive.
     """
 
     __slots__ = ("_device", "native")
@@ -61,11 +57,11 @@ class FastPath:
 
 
 class FastRing:
-    """A ring where it is mapped, and the guest memory that its chains may be in.
+    """A mapped ring, and the guest memory that its chains may be in.
 
-    `descriptors`, `available` and `used` are addresses of the ring's parts, of `num` descriptors;
-    `regions` is a REGION array. The caller has checked them, and keeps all of it mapped: what a
-    driver writes into them is checked here, each time.
+    `descriptors`, `available` and `used` are addresses of the parts of a ring of `num` descriptors;
+    `regions` is a REGION array. The caller has checked them and keeps all of it mapped. What the
+    driver writes into the ring is checked here, each time.
     """
 
     __slots__ = (
@@ -108,10 +104,10 @@ class FastRing:
     def take(
         self, next_avail: int, next_used: int, fast_path: FastPath | None
     ) -> tuple[list[Taken], bool]:
-        """Take chains from an index on, up to `BATCH`; True if the one after them is unusual.
+        """Take up to `BATCH` chains from an index on; return them and whether the next is unusual.
 
-        With `fast_path`, up to `BATCH` that come first are executed and answered at once, from an
-        index of the used ring on: `fast_path.served` says how many.
+        With `fast_path`, up to `BATCH` chains at the beginning are executed and answered at once,
+        from the used index `next_used` on; they are not returned, `fast_path.served` counts them.
         """
         taken: int = _TAKE(
             self._ring,
@@ -138,7 +134,8 @@ class FastRing:
     def answer(self, next_used: int, head: int, address: int, room: int, response: bytes) -> int:
         """Write a response and the used element at an index, without publishing it.
 
-        Returns the bytes written, or -1, with nothing done, if the place is not in one region.
+        Return the bytes written, or -1, with nothing written, if the response's buffer is not in
+        one region.
         """
         written: int = _ANSWER(
             self._ring,
@@ -154,15 +151,19 @@ class FastRing:
         return written
 
     def publish(self, signalled: int, next_used: int) -> bool:
-        """Publish the used elements before an index; whether the driver wants to be interrupted for
-        those since `signalled`."""
+        """Publish the used elements before an index; return whether to send the driver a call.
+
+        That is so if the driver wants to be interrupted for those since `signalled`.
+        """
         return bool(_PUBLISH(self._ring, signalled, next_used))
 
     def enable_notifications(self, next_avail: int) -> bool:
-        """Ask to be notified of the chain at an index; return whether it is there already."""
+        """Ask for a kick at the chain at an index; return whether it is available already."""
         return bool(_ENABLE_NOTIFICATIONS(self._ring, next_avail))
 
     def poll(self, next_avail: int, nanoseconds: int) -> bool:
-        """Sleep for less than a second unless the chain at an index is there already; return
-        whether it is there then."""
+        """Sleep unless the chain at an index is available already; return whether it is then.
+
+        `nanoseconds` is less than a second.
+        """
         return bool(_POLL(self._ring, next_avail, nanoseconds))

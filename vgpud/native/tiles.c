@@ -1,9 +1,9 @@
 /*
- * What has changed in a picture since it was last looked at: tile by tile, against a copy.
+ * What has changed in a picture since the last comparison: tile by tile, against a copy.
  *
- * The copy (the shadow) is what somebody else was sent. A tile that equals it need not be sent
- * again; one that does not is copied there, and sent from there, so that what was compared, what
- * is remembered and what is sent are the same bytes even if the guest writes on meanwhile.
+ * The copy (the shadow) is what a display was sent. A tile that equals it need not be sent again;
+ * one that does not is copied to the shadow and sent from there, so that what was compared, what is
+ * remembered and what is sent are the same bytes even if the guest writes meanwhile.
  */
 #include <stdbool.h>
 #include <string.h>
@@ -12,13 +12,13 @@
 
 enum { PIXEL = 4 };
 
-/* The piece of a tile row that is looked at: `columns` tiles, `width` pixels from `x` on. */
+/* The part of a tile row that is compared: `columns` tiles, `width` pixels from `x` on. */
 struct strip {
     uint32_t x, width, columns;
 };
 
-/* Where a tile's pixels begin in the strip, in bytes; for the one behind the last, where they
- * end. */
+/* Return where a tile's pixels begin in the strip, in bytes; for `columns`, where the strip
+ * ends. */
 static size_t edge(const struct strip *strip, uint32_t column)
 {
     uint32_t first = strip->x / VGPUD_TILE_WIDTH;
@@ -30,7 +30,7 @@ static size_t edge(const struct strip *strip, uint32_t column)
     return ((size_t)(first + column) * VGPUD_TILE_WIDTH - strip->x) * PIXEL;
 }
 
-/* The first tile from `column` on whose flag is (not) set. */
+/* Return the first tile from `column` on whose flag is `set`. */
 static uint32_t find(const struct strip *strip, const uint8_t *changed, uint32_t column, bool set)
 {
     while (column != strip->columns && (changed[column] != 0) != set)
@@ -38,8 +38,8 @@ static uint32_t find(const struct strip *strip, const uint8_t *changed, uint32_t
     return column;
 }
 
-/* Mark the tiles in which one row differs. Return how many these were. Neighbours that were equal
- * so far are compared in one go: nearly always, they still are. */
+/* Mark the tiles in which one row differs; return how many were marked. Neighbours that are
+ * equal so far are compared in one memcmp: nearly always they still are. */
 static uint32_t compare_row(const struct strip *strip, const uint8_t *row, const uint8_t *old,
                             uint8_t *changed)
 {
@@ -78,8 +78,7 @@ static void copy_row(const struct strip *strip, const uint8_t *row, uint8_t *old
 
 typedef uint32_t four_pixels __attribute__((vector_size(16)));
 
-/* Bring the bytes of pixels into another order: byte n of a pixel becomes what byte n of `order`
- * says it was. */
+/* Reorder the bytes of pixels: byte n of a pixel becomes its former byte number `order`[n]. */
 static void reorder(uint8_t *bytes, size_t pixels, uint32_t order)
 {
     const int b = (order & 3) * 8, g = (order >> 8 & 3) * 8, r = (order >> 16 & 3) * 8;
@@ -89,7 +88,7 @@ static void reorder(uint8_t *bytes, size_t pixels, uint32_t order)
         four_pixels four = {0};
 
         count = pixels < 4 ? pixels : 4;
-        /* Of constant size nearly always: that is one instruction, the other a call. */
+        /* Of constant size nearly always: that is one instruction, a variable size is a call. */
         if (count == 4)
             memcpy(&four, bytes, sizeof(four));
         else
@@ -104,8 +103,8 @@ static void reorder(uint8_t *bytes, size_t pixels, uint32_t order)
 }
 
 /*
- * One row of tiles: `rows` rows, `stride` apart. A tile that is not known counts as changed; it is
- * known from now on if all of it was looked at.
+ * Update one row of tiles: `rows` rows, `stride` apart. A tile that is not known counts as changed;
+ * the caller marks it as known if all of it was compared.
  */
 static uint32_t update_band(const struct strip *strip, const uint8_t *pixels, uint64_t stride,
                             uint32_t rows, uint8_t *old, uint64_t old_stride, uint8_t *changed,
@@ -154,8 +153,8 @@ int64_t vgpud_update_tiles(const vgpud_span *spans, size_t count, uint64_t offse
     if (end > length)
         return -1;
     strip.columns = (x + width - 1) / VGPUD_TILE_WIDTH - first + 1;
-    /* Memory in one piece and in the right order is compared where it is. Other memory is read into
-     * the scratch buffer, a row of tiles at a time, which stays in the cache. */
+    /* Contiguous memory in the right byte order is compared in place. Other memory is read into the
+     * scratch buffer, a row of tiles at a time, which stays in the cache. */
     if (count == 1 && order == VGPUD_ORDER_AS_IS && !(flags & VGPUD_FLUSH_BEFORE_READ))
         pixels = (const uint8_t *)(uintptr_t)(spans->address + offset);
 
@@ -169,7 +168,7 @@ int64_t vgpud_update_tiles(const vgpud_span *spans, size_t count, uint64_t offse
             found += update_band(&strip, pixels, stride, rows, old, shadow_stride, changed, known);
             pixels += rows * stride;
         } else {
-            /* Where this row of tiles begins is where the next look for it begins. */
+            /* Skip the spans before this row of tiles, also for the rows after it. */
             for (; count != 0 && offset >= spans->length; count--, spans++)
                 offset -= spans->length;
             if (vgpud_gather(spans, count, offset, stride, shadow->scratch, row_bytes, row_bytes,
@@ -181,7 +180,7 @@ int64_t vgpud_update_tiles(const vgpud_span *spans, size_t count, uint64_t offse
                                  changed, known);
             offset += rows * stride;
         }
-        /* All that was looked at now equals the shadow; a tile is known if that is all of it. */
+        /* All that was compared now equals the shadow; a tile is known if that is all of it. */
         if (top % VGPUD_TILE_HEIGHT == 0 &&
             (rows == VGPUD_TILE_HEIGHT || top + rows == shadow->height))
             for (uint32_t column = 0; column < strip.columns; column++) {

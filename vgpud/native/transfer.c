@@ -1,11 +1,11 @@
 /*
- * TRANSFER_TO_HOST_2D and _3D of small rectangles, where a guest sends thousands a second of them.
+ * TRANSFER_TO_HOST_2D and _3D of small rectangles, of which a guest may send thousands a second.
  *
- * Which images there are, where their bytes and their backing pages are mapped, and whether now is
- * a time to touch them, is decided in gpu/images.py, which is also where every command goes
- * that is not the plain case: another command, an image that is not in the table, a rectangle that
- * is empty, large or does not fit, a fence that may have to wait. Here is only what follows from a
- * command that holds: one copy, one answer.
+ * Which images there are, where their bytes and their backing pages are mapped, and whether they
+ * may be accessed now, is decided in gpu/fast_path.py. What is not the usual case is refused here
+ * and takes the slow path: another command, an image that is not in the table, a rectangle that is
+ * empty, large or does not fit, a fence that may have to wait. So a command is one copy and one
+ * answer here.
  *
  * Source: virtio 1.3, 5.7.6.7 "struct virtio_gpu_ctrl_hdr", 5.7.6.8 and 5.7.6.9.
  */
@@ -16,8 +16,8 @@
 enum { TRANSFER_TO_HOST_2D = 0x0105, TRANSFER_TO_HOST_3D = 0x0205, OK_NODATA = 0x1100 };
 enum { FLAG_FENCE = 1, FLAG_INFO_RING_IDX = 2 };
 enum { BYTES_PER_PIXEL = 4 };
-/* What a call does is not to be felt by anybody who waits: 64 of these take a millisecond or
- * less. */
+/* Bytes of a rectangle. The event loop runs nothing else during a call: 64 of these, a batch,
+ * take a millisecond or less. */
 enum { SMALL = 64 * 1024 };
 
 struct header {
@@ -65,8 +65,8 @@ static int copy(const vgpud_transfers *transfers, uint32_t resource, uint32_t x,
                       0, 0) == 0;
 }
 
-/* Do a command if it is one that is done here, and make its response; else return 0 with nothing
- * done. The request is a copy that nobody else can change. */
+/* Execute a command of the usual case and write its response; return 0 with nothing done for any
+ * other. The request is a copy that the guest can't change. */
 uint32_t vgpud_transfer(void *device, const uint8_t *request, uint32_t length, uint8_t *response)
 {
     vgpud_transfers *transfers = device;

@@ -1,7 +1,6 @@
-"""Typed facade over the native module's transfers: the images that they may be done to.
+"""The images to which C may execute transfers: the facade of transfer.c.
 
-What is done and what is not is told in transfer.c; whether it may be done now, and to what, is the
-caller's business.
+The caller decides which images there are and whether they may be accessed now (`gpu.fast_path`).
 """
 
 from __future__ import annotations
@@ -11,12 +10,13 @@ from typing import Final
 import numpy as np
 
 from vgpud.native._native import ffi, lib
+from vgpud.native.arrays import address_of
 from vgpud.native.ring import FastPath
-from vgpud.native.spans import SpanList, address_of
+from vgpud.native.spans import SpanList
 
 _EXECUTE = ffi.addressof(lib, "vgpud_transfer")
 
-#: An image that transfers may be done to: `vgpud_image` of native.h.
+#: An image that can be the target of transfers: `vgpud_image` of native.h.
 IMAGE: Final = np.dtype(
     [
         ("resource", "<u4"),
@@ -32,11 +32,11 @@ IMAGE: Final = np.dtype(
 assert IMAGE.itemsize == ffi.sizeof("vgpud_image")
 
 MAX_IMAGES: Final = 16
-"""More would take longer to look through than they save: a guest draws to a few at a time."""
+"""Searching more would take longer than they save: a guest draws to a few images at a time."""
 
 
 class TransferTable:
-    """A table of images, by resource id; keeps the memory of what is in it mapped.
+    """A table of images by resource id, whose memory it keeps mapped.
 
     `fast_path` executes transfers to them.
     """
@@ -55,8 +55,10 @@ class TransferTable:
         return len(self._kept)
 
     def collect(self) -> tuple[int, int, int]:
-        """How many TRANSFER_TO_HOST_2D and _3D have been done since the last call, and how many of
-        them were fenced."""
+        """Return the transfers executed since the last call: 2D, 3D, and those with a fence.
+
+        Those with a fence are counted in the first two numbers, too.
+        """
         native = self._native
         done = native.done_2d, native.done_3d, native.done_fences
         native.done_2d = native.done_3d = native.done_fences = 0
@@ -74,10 +76,10 @@ class TransferTable:
         backing: SpanList,
         owner: object,
     ) -> None:
-        """Enter an image that is not there: its size in pixels, its bytes, without gaps between
-        rows, and its backing.
+        """Add an image that is not in the table.
 
-        `owner` keeps both mapped. A full table is emptied first.
+        Its size is in pixels; `pixels` has no gaps between rows. `owner` keeps `pixels` and
+        `backing` mapped. A full table is emptied first.
         """
         if len(self._kept) == MAX_IMAGES:
             self.clear()
@@ -85,17 +87,17 @@ class TransferTable:
         self._write(len(self._kept) - 1)
 
     def remove(self, resource: int) -> None:
-        """Take an image out, if it is there."""
+        """Remove an image, if it is in the table."""
         if self._kept.pop(resource, None) is not None:
             self._write(0)
 
     def clear(self) -> None:
-        """Take all images out."""
+        """Remove all images."""
         self._kept.clear()
         self._native.count = 0
 
     def _write(self, first: int) -> None:
-        """Bring the native table up to date from one of its rows on."""
+        """Update the native table from its row `first` on."""
         for at, (resource, image) in enumerate(self._kept.items()):
             if at >= first:
                 width, height, pixels, backing, _ = image

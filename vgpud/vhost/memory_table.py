@@ -22,8 +22,9 @@ from vgpud.errors import GuestAddressError, HostError, PeerError
 from vgpud.memory.dirty_log import DirtyLog
 from vgpud.memory.extents import PLAIN, Access, Extents, GuestPages
 from vgpud.memory.mapping import Mapping, map_file
+from vgpud.native.arrays import address_of
 from vgpud.native.ring import REGION
-from vgpud.native.spans import SPAN, address_of
+from vgpud.native.spans import SPAN
 from vgpud.unix.fd import Fd, SharedFd
 
 _ADDRESS_SPACE: Final = 1 << 64

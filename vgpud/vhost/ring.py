@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vgpud.errors import RingError
+from vgpud.native.arrays import address_of
 from vgpud.native.ring import FastPath, FastRing
-from vgpud.native.spans import address_of
 from vgpud.vhost.memory_table import MemoryTable
 from vgpud.vhost.ring_views import RingAddress, ring_views
 from vgpud.vhost.split_ring import F_EVENT_IDX, F_INDIRECT_DESC, Chain, RingViews, SplitRing

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgpud.errors import GuestAddressError, RingError
-from vgpud.native.spans import SharedU16, address_of, full_fence
+from vgpud.native.arrays import address_of
+from vgpud.native.shared_words import SharedU16, full_fence
 from vgpud.vhost.memory_table import MemoryTable
 from vgpud.vhost.split_ring import DESC, MAX_QUEUE_SIZE, USED_ELEM, RingViews
 

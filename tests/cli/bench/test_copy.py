@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vgpud.cli.bench.copy import CopyCosts, CopyRow, Shape, measure
-from vgpud.native import spans as native
+from vgpud.native.cpu import cpu_features
 
 SHAPES = (Shape("small", 1, 4096, 4096), Shape("strided", 16, 4000, 5120))
 
@@ -22,7 +22,7 @@ def test_each_way_is_measured_with_each_shape(rows: list[CopyRow]) -> None:
             found = [r for r in rows if (r.direction, r.shape) == (direction, shape.name)]
             ways = [row.way for row in found]
             assert ways[:2] == ["memcpy", "no-snoop"]
-            missing = direction == "write" and "clwb" not in native.cpu_features()
+            missing = direction == "write" and "clwb" not in cpu_features()
             assert len(set(ways)) == len(ways) == count - missing
             assert found[0].ratio == 1.0
             for row in found:

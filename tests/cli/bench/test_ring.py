@@ -12,7 +12,7 @@ from vgpud.errors import VgpudError
 from vgpud.gpu.wire import commands as c
 from vgpud.gpu.wire.header import Header
 from vgpud.gpu.wire.protocol import CONTROL_QUEUE, CommandType
-from vgpud.native.spans import SharedU16
+from vgpud.native.shared_words import SharedU16
 from vgpud.unix import eventfd
 
 

@@ -12,7 +12,7 @@ import pytest
 from vgpud.coherency.probes import system as probe_system
 from vgpud.coherency.probes.device_access import DeviceAccess
 from vgpud.coherency.probes.system import HugePages, UdmabufFacts
-from vgpud.native.spans import cpu_features
+from vgpud.native.cpu import cpu_features
 
 
 @pytest.fixture

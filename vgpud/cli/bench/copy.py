@@ -26,8 +26,8 @@ from vgpud.cli.bench.figures import Bar, Chart, Progress, Spread, no_progress, r
 from vgpud.memory import memfd
 from vgpud.memory.extents import NON_COHERENT, Extents
 from vgpud.memory.mapping import map_shared
-from vgpud.native import spans as native
-from vgpud.native.copies import Source, Way, seconds
+from vgpud.native.copies import CopySource, Way, seconds
+from vgpud.native.cpu import cpu_features
 
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20
@@ -170,15 +170,15 @@ def _measure_shape(
 
 def _ways() -> dict[Direction, dict[str, Copies]]:
     """Return the ways that this machine's processor has, by direction and name."""
-    cache, memory = Source.CACHE, Source.MEMORY
+    cache, memory = CopySource.CACHE, CopySource.MEMORY
     write: dict[str, Copies] = {
         _MEMCPY: partial(seconds, Way.MEMCPY, cache),
         "no-snoop": partial(seconds, Way.WRITE, cache),
         "no-snoop, as Python calls it": _write_from_python,
     }
-    if "clwb" in native.cpu_features():
+    if "clwb" in cpu_features():
         write["memcpy, then clwb"] = partial(seconds, Way.MEMCPY_CLWB, cache)
-    flush = "clflushopt" if "clflushopt" in native.cpu_features() else "clflush"
+    flush = "clflushopt" if "clflushopt" in cpu_features() else "clflush"
     write[f"memcpy, then {flush}"] = partial(seconds, Way.MEMCPY_FLUSH, cache)
     read: dict[str, Copies] = {
         _MEMCPY: partial(seconds, Way.MEMCPY, memory),

@@ -20,7 +20,7 @@ from vgpud.gpu.wire.command_codec import Command, encode
 from vgpud.gpu.wire.protocol import CONTROL_QUEUE, CURSOR_QUEUE
 from vgpud.memory import memfd
 from vgpud.memory.mapping import map_shared
-from vgpud.native.spans import SharedU16, full_fence
+from vgpud.native.shared_words import SharedU16, full_fence
 from vgpud.uapi.page import PAGE_SIZE
 from vgpud.unix import eventfd
 from vgpud.vhost.split_ring import DESC, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, USED_ELEM

@@ -17,7 +17,7 @@ import numpy as np
 from vgpud.coherency.kvm_mode import Vendor
 from vgpud.coherency.probes.device_access import DeviceAccess
 from vgpud.errors import HostError
-from vgpud.native.spans import address_of
+from vgpud.native.arrays import address_of
 from vgpud.uapi import kernel_files as files
 from vgpud.uapi.kvm import Cap, DeviceType, Kvm, Quirk, Vm
 from vgpud.uapi.memslot import SlotFlag

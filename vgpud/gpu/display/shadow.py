@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vgpud.gpu.wire.header import Rect
 from vgpud.memory.extents import Extents
-from vgpud.native import spans as native
+from vgpud.native import tiles as native
 
 TILE: Final = native.TILE
 """Width and height in pixels of what is compared as one."""
