@@ -19,8 +19,6 @@ from vgpud.uapi.page import PAGE_SIZE
     ("request_name", "struct"),
     [
         ("KVM_SET_USER_MEMORY_REGION", "struct kvm_userspace_memory_region"),
-        ("KVM_SET_USER_MEMORY_REGION2", "struct kvm_userspace_memory_region2"),
-        ("KVM_GET_DIRTY_LOG", "struct kvm_dirty_log"),
         ("KVM_ENABLE_CAP", "struct kvm_enable_cap"),
         ("KVM_IOEVENTFD", "struct kvm_ioeventfd"),
         ("KVM_CREATE_DEVICE", "struct kvm_create_device"),
@@ -66,7 +64,6 @@ def test_kvm_run_begins_as_documented() -> None:
 
 def test_request_numbers_are_the_kernels() -> None:
     assert lib.KVM_SET_USER_MEMORY_REGION == 0x4020AE46
-    assert lib.KVM_SET_USER_MEMORY_REGION2 == 0x40A0AE49
     assert SlotFlag.NON_COHERENT_DMA.value == 8
     assert lib.DRM_IOCTL_VERSION == 0xC0406400
     assert lib.DRM_IOCTL_GEM_CLOSE == 0x40086409

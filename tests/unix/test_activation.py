@@ -111,7 +111,7 @@ def test_what_nobody_wants_is_told_and_kept(
 ) -> None:
     one, two = directory / "one", directory / "two"
     activated = Activated([("x", passed(one)), ("y", passed(two))])
-    activated.complain([(one, "gpu0", socket.SOCK_STREAM)])
+    activated.log_unused([(one, "gpu0", socket.SOCK_STREAM)])
     [line] = caplog.messages
     assert line.startswith(f"activated socket unused name=y type=stream address={two}: ")
     assert address(activated.find(two, "gpu1", socket.SOCK_STREAM)) == str(two)

@@ -122,7 +122,7 @@ class Daemon:
             self._control = self._open_control(cleanup)
             paths = {} if self._connection is not None else self._paths(self.devices)
             listeners = self.devices.open(paths)
-            self._activated.complain(self._wanted())
+            self._activated.log_unused(self._wanted())
             async with asyncio.TaskGroup() as group:
                 self._reloader.open(group, self._control)
                 for name, listener in listeners.items():

@@ -1,1 +1,1 @@
-"""The kernel's and the CPU's ABI: native code through cffi, and a typed facade over it."""
+"""The kernel's ABI by cffi, with typed facades: KVM, DRM, udmabuf."""

@@ -7,11 +7,11 @@ from cffi import FFI
 _CData: TypeAlias = FFI.CData
 
 class _Ffi(FFI):
-    # The members of a struct are known to C alone: they are checked when they are used.
+    # Only C knows the members of a struct: they are checked at run time.
     def new(self, cdecl: str | FFI.CType, init: Any = None) -> Any: ...
     def cast(self, cdecl: str | FFI.CType, source: FFI.CData | float) -> Any: ...
     def string(self, cdata: FFI.CData, maxlen: int = -1) -> Any: ...
-    # An array of numpy's is a buffer, which it does not say for Python 3.11.
+    # A numpy array is a buffer, but its type does not say so for Python 3.11.
     def from_buffer(self, *arguments: Any, **named: Any) -> FFI.CData: ...
 
 class _Lib:
@@ -24,8 +24,6 @@ class _Lib:
     KVM_GET_VCPU_MMAP_SIZE: int
     KVM_GET_SUPPORTED_CPUID: int
     KVM_SET_USER_MEMORY_REGION: int
-    KVM_SET_USER_MEMORY_REGION2: int
-    KVM_GET_DIRTY_LOG: int
     KVM_SET_TSS_ADDR: int
     KVM_ENABLE_CAP: int
     KVM_IOEVENTFD: int
@@ -33,24 +31,10 @@ class _Lib:
     KVM_CREATE_VCPU: int
     KVM_MEM_LOG_DIRTY_PAGES: int
     KVM_MEM_READONLY: int
-    KVM_MEM_GUEST_MEMFD: int
     KVM_MEM_NON_COHERENT_DMA: int
-    KVM_CAP_USER_MEMORY: int
-    KVM_CAP_NR_VCPUS: int
     KVM_CAP_NR_MEMSLOTS: int
-    KVM_CAP_IOEVENTFD: int
-    KVM_CAP_CHECK_EXTENSION_VM: int
-    KVM_CAP_ENABLE_CAP_VM: int
-    KVM_CAP_READONLY_MEM: int
-    KVM_CAP_IMMEDIATE_EXIT: int
-    KVM_CAP_MAX_VCPUS: int
-    KVM_CAP_DEVICE_CTRL: int
-    KVM_CAP_VM_GPA_BITS: int
     KVM_CAP_DISABLE_QUIRKS2: int
     KVM_CAP_USER_MEMORY2: int
-    KVM_CAP_GUEST_MEMFD: int
-    KVM_X86_QUIRK_CD_NW_CLEARED: int
-    KVM_X86_QUIRK_SLOT_ZAP_ALL: int
     KVM_X86_QUIRK_IGNORE_GUEST_PAT: int
     KVM_IOEVENTFD_FLAG_DATAMATCH: int
     KVM_IOEVENTFD_FLAG_PIO: int

@@ -1,8 +1,8 @@
-"""Where files are in this process's address space, for memory that only a guest touches.
+"""Mappings of files whose address matters, for memory that only a guest accesses.
 
-Owns the border to mmap(2), which Python's own cannot be told an address. Nobody here reads or
-writes what is mapped, so nothing needs a guard against files that shrink: KVM answers a guest's
-access there with EFAULT. Source: mmap(2).
+Python's mmap module does not tell the address of a mapping. This process neither reads nor writes
+what is mapped, so no guard against files that shrink is needed: KVM answers a guest's access there
+with EFAULT. Source: mmap(2).
 """
 
 from __future__ import annotations

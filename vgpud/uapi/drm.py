@@ -1,4 +1,4 @@
-"""GEM buffers of a GPU's driver: plain ("dumb") ones, and how they become dma-bufs.
+"""Dumb buffers of a GPU's driver, and how they become dma-bufs.
 
 Source: include/uapi/drm/drm.h and drm_mode.h of the kernel, drivers/gpu/drm/drm_dumb_buffers.c and
 drm_prime.c.
@@ -19,24 +19,24 @@ _NAME_BYTES: Final = 64
 
 _REMEDIES: Final[Remedies] = MappingProxyType(
     {
-        errno.EACCES: "plain buffers are made on a primary node (card*), not on a render node",
+        errno.EACCES: "dumb buffers are made on a primary node (card*), not on a render node",
         errno.ENODEV: "the GPU is gone",
         errno.ENOMEM: "the GPU's driver has no memory left for it",
-        errno.ENOSYS: "this GPU's driver has no plain buffers, or none as dma-bufs",
+        errno.ENOSYS: "this GPU's driver has no dumb buffers, or can't export them as dma-bufs",
     }
 )
 
 
 @dataclass(frozen=True, slots=True)
 class DumbBuffer:
-    """A plain buffer: `handle` is good for the descriptor that it was made on; `size` in bytes."""
+    """A dumb buffer of `size` bytes; `handle` is valid on the descriptor that it was made on."""
 
     handle: int
     size: int
 
 
 def driver_name(fd: int) -> str:
-    """DRM_IOCTL_VERSION: the name of the driver behind a node. Raises HostError."""
+    """Return the name of the driver behind a node (DRM_IOCTL_VERSION). Raises HostError."""
     name = ffi.new(f"char[{_NAME_BYTES}]")
     version = ffi.new("struct drm_version *", {"name": name, "name_len": _NAME_BYTES - 1})
     ioctl(fd, lib.DRM_IOCTL_VERSION, version, name="DRM_IOCTL_VERSION", remedies=_REMEDIES)
@@ -44,10 +44,10 @@ def driver_name(fd: int) -> str:
 
 
 def drop_master(fd: int) -> None:
-    """DRM_IOCTL_DROP_MASTER: leave the outputs to others.
+    """Give up control of the GPU's outputs (DRM_IOCTL_DROP_MASTER). Raises HostError.
 
-    Whoever opens a primary node first gets them, and with them keeps every compositor out. Nothing
-    happens where we have not got them.
+    The first process that opens a primary node becomes its master and so blocks every compositor.
+    Does nothing if this descriptor is not the master.
     """
     try:
         ioctl(fd, lib.DRM_IOCTL_DROP_MASTER, name="DRM_IOCTL_DROP_MASTER")
@@ -57,9 +57,9 @@ def drop_master(fd: int) -> None:
 
 
 def create_dumb(fd: int, width: int, height: int, bpp: int) -> DumbBuffer:
-    """DRM_IOCTL_MODE_CREATE_DUMB on a primary node, in pixels and bits; the driver may round up.
+    """Create a dumb buffer on a primary node (DRM_IOCTL_MODE_CREATE_DUMB).
 
-    Raises HostError.
+    `width` and `height` are in pixels of `bpp` bits; the driver may round up. Raises HostError.
     """
     request = ffi.new("struct drm_mode_create_dumb *", {"width": width, "height": height})
     request.bpp = bpp
@@ -69,10 +69,10 @@ def create_dumb(fd: int, width: int, height: int, bpp: int) -> DumbBuffer:
 
 
 def prime_handle_to_fd(fd: int, handle: int) -> int:
-    """DRM_IOCTL_PRIME_HANDLE_TO_FD: a new descriptor of a dma-buf, which the caller owns.
+    """Return a new descriptor of a buffer as a dma-buf (DRM_IOCTL_PRIME_HANDLE_TO_FD).
 
-    It can be mapped for reading and writing, and keeps the buffer without its handle. Raises
-    HostError.
+    The caller owns it. It can be mapped for reading and writing, and keeps the buffer without its
+    handle. Raises HostError.
     """
     flags = lib.DRM_CLOEXEC | lib.DRM_RDWR
     request = ffi.new("struct drm_prime_handle *", {"handle": handle, "flags": flags, "fd": -1})
@@ -82,7 +82,7 @@ def prime_handle_to_fd(fd: int, handle: int) -> int:
 
 
 def gem_close(fd: int, handle: int) -> None:
-    """DRM_IOCTL_GEM_CLOSE: give a handle back. Raises HostError."""
+    """Close a buffer's handle (DRM_IOCTL_GEM_CLOSE). Raises HostError."""
     request = ffi.new("struct drm_gem_close *", {"handle": handle})
     name = f"DRM_IOCTL_GEM_CLOSE of {handle}"
     ioctl(fd, lib.DRM_IOCTL_GEM_CLOSE, request, name=name, remedies=_REMEDIES)

@@ -1,4 +1,4 @@
-"""What a vCPU comes back with: one type for each reason that a VMM can do something about.
+"""Why KVM_RUN returned: one type for each exit reason that a VMM can handle.
 
 Source: Documentation/virt/kvm/api.rst of the kernel, section 5 "The kvm_run structure".
 """
@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 
 class Direction(IntEnum):
-    """Which way a port access goes: `KVM_EXIT_IO_*`."""
+    """The direction of a port access: `KVM_EXIT_IO_*`."""
 
     IN = 0
     OUT = 1
@@ -21,7 +21,7 @@ class Direction(IntEnum):
 class IoExit:
     """The guest accesses a port: `count` items of `size` bytes.
 
-    `data` is what it writes; empty where it reads, which `Vcpu.answer` must be given.
+    `data` is what it writes; it is empty for a read, whose value goes to `Vcpu.answer`.
     """
 
     direction: Direction
@@ -33,9 +33,9 @@ class IoExit:
 
 @dataclass(frozen=True, slots=True)
 class MmioExit:
-    """The guest accesses `length` bytes where no slot has memory.
+    """The guest accesses `length` bytes at an address that is in no memory slot.
 
-    `data` is what it writes; empty where it reads, which `Vcpu.answer` must be given.
+    `data` is what it writes; it is empty for a read, whose value goes to `Vcpu.answer`.
     """
 
     address: int
@@ -46,7 +46,7 @@ class MmioExit:
 
 @dataclass(frozen=True, slots=True)
 class HltExit:
-    """The guest has halted; without an interrupt controller in the kernel, that is left to us."""
+    """The guest has halted; KVM reports that only without an in-kernel interrupt controller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class InternalErrorExit:
 
 @dataclass(frozen=True, slots=True)
 class InterruptedExit:
-    """A signal, or `Vcpu.kick`, ended the run; nothing is lost, run it again."""
+    """A signal or `Vcpu.kick` ended the run; nothing is lost, and it can be run again."""
 
 
 @dataclass(frozen=True, slots=True)

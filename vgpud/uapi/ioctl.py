@@ -1,8 +1,4 @@
-"""The one ioctl() of vgpud.
-
-Owns the call and the way from errno to a typed error; what a request means, and what helps when it
-fails, is told by the module that makes it. Source: ioctl(2).
-"""
+"""The one ioctl() of vgpud, which turns an errno into a HostError with advice. Source: ioctl(2)."""
 
 from __future__ import annotations
 
@@ -25,10 +21,10 @@ _VOID = ffi.typeof("void *")
 def ioctl(
     fd: int, request: int, argument: Any = 0, *, name: str, remedies: Remedies = NO_REMEDIES
 ) -> int:
-    """Return what the call returned; `argument` is a cffi pointer, or an int passed by value.
+    """Make an ioctl and return its result; `argument` is a cffi pointer, or an int by value.
 
-    Raises HostError that says `name`, the system's own words, and the remedy for that errno if
-    there is one. Not repeated on EINTR: for KVM_RUN that is an answer.
+    Raises HostError with `name`, the system's error message, and the remedy for that errno if there
+    is one. The call is not repeated on EINTR, which has a meaning for KVM_RUN.
     """
     if isinstance(argument, int):
         argument = ffi.cast(_VOID, argument)

@@ -1,5 +1,4 @@
-"""Small files that the kernel writes, for the probes: below a root, so that another host's can be
-given.
+"""Small text files of the kernel below a root, which may be a recording of another host's.
 
 Source: proc(5), sysfs(5).
 """
@@ -13,7 +12,7 @@ ROOT: Final = Path("/")
 
 
 def text(path: Path) -> str | None:
-    """What a file says, without the white space around it; None if it can't be read."""
+    """Return the text of a file, without surrounding white space; None if it can't be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
@@ -21,7 +20,7 @@ def text(path: Path) -> str | None:
 
 
 def number(path: Path) -> int | None:
-    """What a file says as a decimal number; None if it is none."""
+    """Return the decimal number in a file; None if there is none."""
     try:
         return int(text(path) or "")
     except ValueError:
@@ -29,12 +28,12 @@ def number(path: Path) -> int | None:
 
 
 def switch(path: Path) -> bool | None:
-    """What a module parameter that is a truth value says: Y or N, 1 or 0."""
+    """Return the value of a boolean module parameter: Y or N, 1 or 0; None for anything else."""
     return {"Y": True, "1": True, "N": False, "0": False}.get(text(path) or "")
 
 
 def cpu(root: Path, key: str) -> str:
-    """What /proc/cpuinfo says of the first processor; empty if it does not."""
+    """Return a field of the first processor in /proc/cpuinfo; empty if it is not there."""
     for line in (text(root / "proc/cpuinfo") or "").split("\n\n")[0].splitlines():
         name, _, value = line.partition(":")
         if name.strip() == key:
@@ -43,5 +42,5 @@ def cpu(root: Path, key: str) -> str:
 
 
 def cpu_flags(root: Path) -> frozenset[str]:
-    """The first processor's flags, as the kernel has them after its list of errata."""
+    """Return the first processor's flags, without those that the kernel clears for errata."""
     return frozenset(cpu(root, "flags").split())

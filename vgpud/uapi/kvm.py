@@ -1,10 +1,7 @@
-"""KVM for Python: the system, its VMs, and what is asked of them. vCPUs are in vcpu.py.
+"""KVM's system and VM ioctls, with advice for each errno; vCPUs are in `uapi.vcpu`.
 
-Owns the border where typed arguments become the kernel's structures, and what to do about each
-errno. `Any` stops here. Who maps which memory where is for `host` and `policy` to say. Source:
+All methods raise HostError if the kernel refuses. Addresses and sizes are in bytes. Source:
 Documentation/virt/kvm/api.rst of the kernel.
-
-Everything raises HostError where the kernel refuses. Addresses and sizes are in bytes.
 """
 
 from __future__ import annotations
@@ -14,9 +11,6 @@ import io
 from enum import IntEnum, IntFlag
 from types import MappingProxyType
 from typing import Any, Final
-
-import numpy as np
-from numpy.typing import NDArray
 
 from vgpud.errors import HostError
 from vgpud.uapi._linux import ffi, lib
@@ -28,40 +22,27 @@ from vgpud.uapi.registers import CpuidEntry
 from vgpud.uapi.vcpu import Vcpu, cpuid_entries
 
 API_VERSION: Final = 12
-"""The only one there is: it has not changed since Linux 2.6.22 and won't."""
+"""The version of KVM's ABI: it has not changed since Linux 2.6.22 and won't."""
 
 
 class Cap(IntEnum):
-    """What KVM_CHECK_EXTENSION can be asked for: `KVM_CAP_*`.
+    """Capabilities for KVM_CHECK_EXTENSION: `KVM_CAP_*`.
 
-    Some numbers mean different things to different kernels; those are not here. Whether a memory
-    region may have a flag is told by trying.
+    A number that means different things to different kernels is not here. Whether a memory slot may
+    have a flag is found by trying it.
     """
 
-    USER_MEMORY = lib.KVM_CAP_USER_MEMORY
-    NR_VCPUS = lib.KVM_CAP_NR_VCPUS
     NR_MEMSLOTS = lib.KVM_CAP_NR_MEMSLOTS
-    IOEVENTFD = lib.KVM_CAP_IOEVENTFD
-    MAX_VCPUS = lib.KVM_CAP_MAX_VCPUS
-    READONLY_MEM = lib.KVM_CAP_READONLY_MEM
-    ENABLE_CAP_VM = lib.KVM_CAP_ENABLE_CAP_VM
-    DEVICE_CTRL = lib.KVM_CAP_DEVICE_CTRL
-    CHECK_EXTENSION_VM = lib.KVM_CAP_CHECK_EXTENSION_VM
-    IMMEDIATE_EXIT = lib.KVM_CAP_IMMEDIATE_EXIT
-    VM_GPA_BITS = lib.KVM_CAP_VM_GPA_BITS
     DISABLE_QUIRKS2 = lib.KVM_CAP_DISABLE_QUIRKS2
     USER_MEMORY2 = lib.KVM_CAP_USER_MEMORY2
-    GUEST_MEMFD = lib.KVM_CAP_GUEST_MEMFD
 
 
 _CAPS: Final = frozenset(Cap)
 
 
 class Quirk(IntFlag):
-    """What KVM_CAP_DISABLE_QUIRKS2 reports and switches off: `KVM_X86_QUIRK_*`."""
+    """Quirks that KVM_CAP_DISABLE_QUIRKS2 reports and disables: `KVM_X86_QUIRK_*`."""
 
-    CD_NW_CLEARED = lib.KVM_X86_QUIRK_CD_NW_CLEARED
-    SLOT_ZAP_ALL = lib.KVM_X86_QUIRK_SLOT_ZAP_ALL
     IGNORE_GUEST_PAT = lib.KVM_X86_QUIRK_IGNORE_GUEST_PAT
 
 
@@ -104,7 +85,7 @@ _MEMORY_REMEDIES: Final[Remedies] = MappingProxyType(
         **_VM_REMEDIES,
         errno.EEXIST: "another slot has some of these guest-physical addresses: delete it first",
         errno.EINVAL: "a slot number beyond KVM_CAP_NR_MEMSLOTS, a flag that this kernel does not"
-        " have, or a change that a live slot can't undergo: delete it and make it anew",
+        " have, or a change that a live slot can't undergo: delete it and create it again",
         errno.ENOENT: "there is no such slot",
         errno.EFAULT: "the userspace address is not in this process",
     }
@@ -126,7 +107,7 @@ _IOEVENTFD_REMEDIES: Final[Remedies] = MappingProxyType(
     {
         **_VM_REMEDIES,
         errno.EEXIST: "another eventfd is bound to this address and value",
-        errno.ENOENT: "no eventfd is bound so",
+        errno.ENOENT: "no eventfd is bound to this address and value",
         errno.ENOSPC: "the bus has no room for another device",
     }
 )
@@ -139,7 +120,7 @@ class Kvm(Owned):
 
     @classmethod
     def open(cls, path: str = "/dev/kvm") -> Kvm:
-        """Open KVM; raises HostError also where it speaks another version of its ABI."""
+        """Open KVM; raises HostError also if it has another version of its ABI."""
         name = f"open {path}"
         try:
             kvm = cls(io.FileIO(path, "r+"))
@@ -156,24 +137,24 @@ class Kvm(Owned):
 
     @property
     def api_version(self) -> int:
-        """KVM_GET_API_VERSION."""
+        """The version of KVM's ABI (KVM_GET_API_VERSION)."""
         return ioctl(self.fileno(), lib.KVM_GET_API_VERSION, name="KVM_GET_API_VERSION")
 
     @property
     def vcpu_mmap_size(self) -> int:
-        """KVM_GET_VCPU_MMAP_SIZE: bytes to map of each vCPU's descriptor."""
+        """How many bytes of each vCPU's descriptor to map (KVM_GET_VCPU_MMAP_SIZE)."""
         return ioctl(self.fileno(), lib.KVM_GET_VCPU_MMAP_SIZE, name="KVM_GET_VCPU_MMAP_SIZE")
 
     def check_extension(self, cap: int) -> int:
-        """KVM_CHECK_EXTENSION: 0 for what KVM does not have, else 1 or more."""
+        """Return 0 if KVM does not have a capability, else 1 or more (KVM_CHECK_EXTENSION)."""
         return _check_extension(self.fileno(), cap)
 
     def supported_cpuid(self) -> tuple[CpuidEntry, ...]:
-        """KVM_GET_SUPPORTED_CPUID: the processor as KVM can present it to a guest."""
+        """Return the CPUID that KVM can present to a guest (KVM_GET_SUPPORTED_CPUID)."""
         return cpuid_entries(self.fileno())
 
     def create_vm(self, kind: int = 0) -> Vm:
-        """KVM_CREATE_VM: a VM of this process; it goes when the last descriptor of it does."""
+        """Create a VM of this process, which lasts until its last descriptor (KVM_CREATE_VM)."""
         name = "KVM_CREATE_VM"
         fd = ioctl(self.fileno(), lib.KVM_CREATE_VM, kind, name=name, remedies=_CREATE_REMEDIES)
         return Vm(own(fd), self.vcpu_mmap_size)
@@ -182,7 +163,7 @@ class Kvm(Owned):
 class Vm(Owned):
     """A virtual machine: its memory slots, its ioeventfds and its vCPUs.
 
-    Only the process that created it may do anything with it; elsewhere each call fails with EIO.
+    Only the process that created it may use it; in any other, each call fails with EIO.
     """
 
     __slots__ = ("_vcpu_mmap_size",)
@@ -193,66 +174,34 @@ class Vm(Owned):
 
     @classmethod
     def from_fd(cls, fd: FdOwner) -> Vm:
-        """Take over a descriptor that `Kvm.create_vm`, or a VMM of this process, has made."""
+        """Return a VM for a descriptor that this process created, and take its ownership."""
         return cls(fd)
 
     def check_extension(self, cap: int) -> int:
-        """KVM_CHECK_EXTENSION for this VM: what its kind of VM has, which may be less."""
+        """Return as `Kvm.check_extension` what this kind of VM has, which may be less."""
         return _check_extension(self.fileno(), cap)
 
     def enable_cap(self, cap: int, *args: int, flags: int = 0) -> None:
-        """KVM_ENABLE_CAP with up to four arguments."""
+        """Enable a capability with up to four arguments (KVM_ENABLE_CAP)."""
         enable = ffi.new("struct kvm_enable_cap *", {"cap": cap, "flags": flags, "args": args})
         self._ioctl(lib.KVM_ENABLE_CAP, enable, f"KVM_ENABLE_CAP {_cap_name(cap)}")
 
     def disable_quirks(self, quirks: Quirk) -> None:
-        """Switch quirks off, for good: EINVAL for one that this kernel does not have.
+        """Disable quirks for the rest of the VM's life: EINVAL for one that this KVM does not have.
 
-        IGNORE_GUEST_PAT must go before the guest first runs: what KVM mapped before stays as it is.
+        Disable IGNORE_GUEST_PAT before the guest first runs: what KVM mapped before stays as it is.
         """
         self.enable_cap(Cap.DISABLE_QUIRKS2, quirks)
 
     def set_user_memory_region(
         self, slot: int, flags: int, guest_phys_addr: int, memory_size: int, userspace_addr: int
     ) -> None:
-        """KVM_SET_USER_MEMORY_REGION: make, change, move, or with a size of 0 delete a slot."""
+        """Create, change, move or, with size 0, delete a slot (KVM_SET_USER_MEMORY_REGION)."""
         region = ffi.new(
             "struct kvm_userspace_memory_region *",
             (slot, flags, guest_phys_addr, memory_size, userspace_addr),
         )
         self._set_region("KVM_SET_USER_MEMORY_REGION", lib.KVM_SET_USER_MEMORY_REGION, region)
-
-    def set_user_memory_region2(
-        self,
-        slot: int,
-        flags: int,
-        guest_phys_addr: int,
-        memory_size: int,
-        userspace_addr: int,
-        guest_memfd: int = 0,
-        guest_memfd_offset: int = 0,
-    ) -> None:
-        """KVM_SET_USER_MEMORY_REGION2, which is there if `Cap.USER_MEMORY2` is."""
-        region = ffi.new("struct kvm_userspace_memory_region2 *")
-        region.slot, region.flags = slot, flags
-        region.guest_phys_addr, region.memory_size = guest_phys_addr, memory_size
-        region.userspace_addr = userspace_addr
-        region.guest_memfd, region.guest_memfd_offset = guest_memfd, guest_memfd_offset
-        self._set_region("KVM_SET_USER_MEMORY_REGION2", lib.KVM_SET_USER_MEMORY_REGION2, region)
-
-    def get_dirty_log(self, slot: int, pages: int) -> NDArray[np.bool_]:
-        """KVM_GET_DIRTY_LOG: which of a slot's pages were written since it was last asked.
-
-        `pages` is the slot's size in pages of 4096; the result is (pages,) of bool. The slot must
-        have LOG_DIRTY_PAGES.
-        """
-        # The kernel copies whole longs.
-        bitmap = np.zeros(-(-pages // 64) * 8, np.uint8)
-        log = ffi.new("struct kvm_dirty_log *", {"slot": slot})
-        buffer = ffi.from_buffer(bitmap, require_writable=True)
-        log.dirty_bitmap = ffi.cast("void *", buffer)
-        self._ioctl(lib.KVM_GET_DIRTY_LOG, log, f"KVM_GET_DIRTY_LOG slot={slot}", _MEMORY_REMEDIES)
-        return np.unpackbits(bitmap, count=pages, bitorder="little").view(np.bool_)
 
     def ioeventfd(
         self,
@@ -264,9 +213,9 @@ class Vm(Owned):
         deassign: bool = False,
         pio: bool = False,
     ) -> None:
-        """KVM_IOEVENTFD: a guest's write of `length` bytes at `addr` signals an eventfd.
+        """Have a guest's write of `length` bytes at `addr` signal an eventfd (KVM_IOEVENTFD).
 
-        With `datamatch` only a write of that value. Such a write does not end KVM_RUN.
+        With `datamatch`, only a write of that value does. Such a write does not end KVM_RUN.
         """
         flags = 0
         if datamatch is not None:
@@ -283,12 +232,11 @@ class Vm(Owned):
         self._ioctl(lib.KVM_IOEVENTFD, event, name, _IOEVENTFD_REMEDIES)
 
     def set_tss_addr(self, addr: int) -> None:
-        """KVM_SET_TSS_ADDR: three pages of guest-physical space, below 4 GiB, that Intel's KVM may
-        use."""
+        """Give Intel's KVM three pages of guest-physical space below 4 GiB (KVM_SET_TSS_ADDR)."""
         self._ioctl(lib.KVM_SET_TSS_ADDR, addr, "KVM_SET_TSS_ADDR")
 
     def has_device(self, kind: DeviceType) -> bool:
-        """KVM_CREATE_DEVICE as a mere question."""
+        """Return whether KVM has this device, without creating one (KVM_CREATE_DEVICE)."""
         device = ffi.new(
             "struct kvm_create_device *", {"type": kind, "flags": lib.KVM_CREATE_DEVICE_TEST}
         )
@@ -301,7 +249,7 @@ class Vm(Owned):
         return True
 
     def create_vcpu(self, vcpu_id: int) -> Vcpu:
-        """KVM_CREATE_VCPU."""
+        """Create a vCPU (KVM_CREATE_VCPU)."""
         size = self._vcpu_mmap_size
         if size is None:
             with Kvm.open() as kvm:

@@ -1,8 +1,8 @@
 /*
- * The kernel's own headers, and what older ones lack of what we use.
+ * The kernel's own headers, and what vgpud uses that older ones lack.
  *
- * What is declared here is the kernel's ABI, which does not change: a module that was built with old
- * headers asks a new kernel for everything that it has. linux_abi.cdef lists what Python sees of it.
+ * What is declared here is the kernel's ABI, which does not change: a module that was built with
+ * old headers can use all features of a new kernel. linux_abi.cdef lists what Python sees of it.
  */
 #ifndef VGPUD_LINUX_ABI_H
 #define VGPUD_LINUX_ABI_H
@@ -15,26 +15,8 @@
 #include <sys/mman.h>
 
 /* Linux 6.8 */
-#ifndef KVM_SET_USER_MEMORY_REGION2
-struct kvm_userspace_memory_region2 {
-    __u32 slot;
-    __u32 flags;
-    __u64 guest_phys_addr;
-    __u64 memory_size;
-    __u64 userspace_addr;
-    __u64 guest_memfd_offset;
-    __u32 guest_memfd;
-    __u32 pad1;
-    __u64 pad2[14];
-};
-#define KVM_SET_USER_MEMORY_REGION2 _IOW(KVMIO, 0x49, struct kvm_userspace_memory_region2)
-#define KVM_MEM_GUEST_MEMFD (1UL << 2)
-#endif
 #ifndef KVM_CAP_USER_MEMORY2
 #define KVM_CAP_USER_MEMORY2 231
-#endif
-#ifndef KVM_CAP_GUEST_MEMFD
-#define KVM_CAP_GUEST_MEMFD 234
 #endif
 
 /* In no mainline kernel: the series "KVM: Honor guest memory types for virtio GPU devices" of
@@ -43,17 +25,12 @@ struct kvm_userspace_memory_region2 {
 #define KVM_MEM_NON_COHERENT_DMA (1UL << 3)
 #endif
 
-/* Linux 6.10 */
-#ifndef KVM_X86_QUIRK_SLOT_ZAP_ALL
-#define KVM_X86_QUIRK_SLOT_ZAP_ALL (1 << 7)
-#endif
-
 /* Linux 6.16 */
 #ifndef KVM_X86_QUIRK_IGNORE_GUEST_PAT
 #define KVM_X86_QUIRK_IGNORE_GUEST_PAT (1 << 9)
 #endif
 
-/* Distributions that have libdrm leave these headers to it. */
+/* Distributions may ship these headers with libdrm only. */
 #if __has_include(<drm/drm.h>)
 #include <drm/drm.h>
 #else
@@ -95,7 +72,7 @@ struct drm_mode_create_dumb {
 #define DRM_IOCTL_MODE_CREATE_DUMB _IOWR('d', 0xb2, struct drm_mode_create_dumb)
 #endif
 
-/* Without varargs, which cffi can call but slowly. */
+/* Without varargs: cffi calls a variadic function more slowly. */
 static inline int vgpud_ioctl(int fd, unsigned long request, void *argument)
 {
     return ioctl(fd, request, argument);

@@ -1,4 +1,4 @@
-"""The flags of KVM's memory slots as plain numbers, for code that makes no ioctl of its own.
+"""The flags of KVM's memory slots, for code that makes no ioctl and so needs no compiled module.
 
 Source: include/uapi/linux/kvm.h and arch/x86/include/uapi/asm/kvm.h of the kernel, `KVM_MEM_*`.
 """
@@ -11,8 +11,8 @@ from enum import IntFlag
 class SlotFlag(IntFlag):
     """Flags of a memory slot: `KVM_MEM_*`.
 
-    NON_COHERENT_DMA is in no mainline kernel (EINVAL). Where it is, the guest's page attributes
-    decide the memory type in the slot; it holds for the life of a slot.
+    NON_COHERENT_DMA is in no mainline kernel (EINVAL). Where a kernel has it, the guest's PAT
+    decides the memory type in the slot; it is fixed for the life of a slot.
     """
 
     NONE = 0

@@ -1,4 +1,4 @@
-"""What is a file descriptor at bottom, and goes when that is closed."""
+"""Kernel objects that are represented by a file descriptor, and end when that is closed."""
 
 from __future__ import annotations
 
@@ -8,23 +8,22 @@ from typing import Protocol, Self
 
 
 class FdOwner(Protocol):
-    """Who owns a descriptor: a `unix.fd.Fd`, or a file of Python's own."""
+    """The owner of a descriptor: a `unix.fd.Fd`, or a Python file object."""
 
     def fileno(self) -> int:
-        """Return the descriptor, which stays the owner's."""
+        """Return the descriptor; it stays the owner's."""
 
     def close(self) -> None:
         """Close it; a second call does nothing."""
 
 
 def own(fd: int) -> FdOwner:
-    """Return an owner of a new descriptor; one that is dropped while open gives a
-    ResourceWarning."""
+    """Return an owner of a new descriptor, which warns (ResourceWarning) if it is never closed."""
     return io.FileIO(fd, "r+")
 
 
 class Owned:
-    """Something that is a descriptor, and goes when that is closed."""
+    """A kernel object that is represented by a descriptor."""
 
     __slots__ = ("_fd",)
 
@@ -32,7 +31,7 @@ class Owned:
         self._fd = fd
 
     def fileno(self) -> int:
-        """Return the descriptor, which stays ours."""
+        """Return the descriptor; it stays this object's."""
         return self._fd.fileno()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The state of an x86 vCPU, as values: what KVM_GET_REGS and its siblings tell and take.
+"""The state of an x86 vCPU, as values of KVM_GET_REGS, KVM_SET_REGS and similar ioctls.
 
 Source: arch/x86/include/uapi/asm/kvm.h of the kernel.
 """
@@ -10,7 +10,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Registers:
-    """struct kvm_regs. Bit 1 of rflags is always set: KVM refuses to enter a guest without it."""
+    """General registers, struct kvm_regs.
+
+    Bit 1 of rflags is always set: KVM refuses to enter a guest without it.
+    """
 
     rax: int = 0
     rbx: int = 0
@@ -34,7 +37,7 @@ class Registers:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """struct kvm_segment."""
+    """A segment register, struct kvm_segment."""
 
     base: int = 0
     limit: int = 0
@@ -52,7 +55,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class DescriptorTable:
-    """struct kvm_dtable."""
+    """A descriptor table register, struct kvm_dtable."""
 
     base: int = 0
     limit: int = 0
@@ -60,7 +63,7 @@ class DescriptorTable:
 
 @dataclass(frozen=True, slots=True)
 class SpecialRegisters:
-    """struct kvm_sregs, less the bitmap of pending interrupts; to be read, replaced and set."""
+    """Special registers, struct kvm_sregs without the bitmap of pending interrupts."""
 
     cs: Segment
     ds: Segment
@@ -83,7 +86,7 @@ class SpecialRegisters:
 
 @dataclass(frozen=True, slots=True)
 class CpuidEntry:
-    """struct kvm_cpuid_entry2."""
+    """One leaf of CPUID, struct kvm_cpuid_entry2."""
 
     function: int
     index: int

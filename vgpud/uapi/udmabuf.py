@@ -17,15 +17,16 @@ _REMEDIES: Final[Remedies] = MappingProxyType(
         errno.EINVAL: "the memfd must be sealed against shrinking (F_SEAL_SHRINK) and not against"
         " writing, and the range whole pages; or it is larger than the udmabuf module's"
         " size_limit_mb allows",
-        errno.EBADFD: "only a memfd will do",
+        errno.EBADFD: "the file must be a memfd",
     }
 )
 
 
 def create(udmabuf_fd: int, memfd: int, offset: int, size: int) -> int:
-    """UDMABUF_CREATE on /dev/udmabuf: return a new descriptor, which the caller owns.
+    """Return a new dma-buf of a memfd's pages (UDMABUF_CREATE on /dev/udmabuf).
 
-    `offset` and `size` are in bytes, multiples of the page. Raises HostError.
+    The caller owns the descriptor. `offset` and `size` are in bytes, multiples of the page. Raises
+    HostError.
     """
     request = ffi.new(
         "struct udmabuf_create *",

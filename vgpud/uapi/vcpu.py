@@ -1,7 +1,7 @@
-"""A KVM vCPU: its registers (see registers.py), and running it (what comes of it: exits.py).
+"""A KVM vCPU: its registers (`uapi.registers`), and running it until an exit (`uapi.exits`).
 
-Owns the mapping of kvm_run. `Any` stops here. Source: Documentation/virt/kvm/api.rst of the kernel,
-"KVM_RUN" and section 5 "The kvm_run structure".
+Source: Documentation/virt/kvm/api.rst of the kernel, "KVM_RUN" and section 5 "The kvm_run
+structure".
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _MAX_CPUID_ENTRIES: Final = 256  # KVM_MAX_CPUID_ENTRIES: the kernel refuses to 
 
 
 def cpuid_entries(kvm_fd: int) -> tuple[CpuidEntry, ...]:
-    """KVM_GET_SUPPORTED_CPUID on the descriptor of /dev/kvm."""
+    """Return what KVM_GET_SUPPORTED_CPUID says on the descriptor of /dev/kvm."""
     table = ffi.new(
         "struct kvm_cpuid2 *", {"nent": _MAX_CPUID_ENTRIES, "entries": _MAX_CPUID_ENTRIES}
     )
@@ -71,9 +71,9 @@ def cpuid_entries(kvm_fd: int) -> tuple[CpuidEntry, ...]:
 
 
 class Vcpu(Owned):
-    """One virtual CPU; to be run by the thread that made it, or by one at a time.
+    """One virtual CPU, which one thread at a time may use.
 
-    Raises HostError where the kernel refuses.
+    All methods raise HostError if the kernel refuses.
     """
 
     __slots__ = ("_buffer", "_memory", "_reply", "_run")
@@ -87,12 +87,14 @@ class Vcpu(Owned):
             raise HostError("mmap of a vCPU", error) from error
         self._buffer = ffi.from_buffer(self._memory, require_writable=True)
         self._run = ffi.cast("struct kvm_run *", self._buffer)
-        # Where the answer to the last exit goes in kvm_run, and how long it is.
+        # The offset in kvm_run of the value that the last exit reads, and its length.
         self._reply: tuple[int, int] | None = None
 
     def close(self) -> None:
-        """Close the descriptor and unmap kvm_run, which keeps the VM alive too; not while it
-        runs."""
+        """Close the descriptor and unmap kvm_run, which keeps the VM alive too.
+
+        Do not call it while the vCPU runs.
+        """
         if not self._memory.closed:
             del self._run
             ffi.release(self._buffer)
@@ -100,19 +102,19 @@ class Vcpu(Owned):
         super().close()
 
     def get_regs(self) -> Registers:
-        """KVM_GET_REGS."""
+        """Return the general registers (KVM_GET_REGS)."""
         regs = ffi.new("struct kvm_regs *")
         self._ioctl(lib.KVM_GET_REGS, regs, "KVM_GET_REGS")
         return _read(regs, Registers)
 
     def set_regs(self, registers: Registers) -> None:
-        """KVM_SET_REGS."""
+        """Set the general registers (KVM_SET_REGS)."""
         regs = ffi.new("struct kvm_regs *")
         _fill(regs, registers)
         self._ioctl(lib.KVM_SET_REGS, regs, "KVM_SET_REGS")
 
     def get_sregs(self) -> SpecialRegisters:
-        """KVM_GET_SREGS."""
+        """Return the special registers (KVM_GET_SREGS)."""
         sregs = ffi.new("struct kvm_sregs *")
         self._ioctl(lib.KVM_GET_SREGS, sregs, "KVM_GET_SREGS")
         values: dict[str, Any] = {name: getattr(sregs, name) for name in _CONTROLS}
@@ -121,7 +123,7 @@ class Vcpu(Owned):
         return SpecialRegisters(**values)
 
     def set_sregs(self, registers: SpecialRegisters) -> None:
-        """KVM_SET_SREGS; no interrupt is made pending."""
+        """Set the special registers (KVM_SET_SREGS), with no interrupt pending."""
         sregs = ffi.new("struct kvm_sregs *")
         for name in _SEGMENTS + _TABLES:
             _fill(getattr(sregs, name), getattr(registers, name))
@@ -130,30 +132,30 @@ class Vcpu(Owned):
         self._ioctl(lib.KVM_SET_SREGS, sregs, "KVM_SET_SREGS")
 
     def get_msrs(self, indices: Iterable[int]) -> dict[int, int]:
-        """KVM_GET_MSRS: values by index; EINVAL for one that KVM does not have."""
+        """Return MSRs by index (KVM_GET_MSRS); EINVAL for one that KVM does not have."""
         wanted = list(indices)
         msrs = _msrs([(index, 0, 0) for index in wanted])
-        self._whole(lib.KVM_GET_MSRS, msrs, "KVM_GET_MSRS", wanted)
+        self._all_msrs(lib.KVM_GET_MSRS, msrs, "KVM_GET_MSRS", wanted)
         return {index: msrs.entries[i].data for i, index in enumerate(wanted)}
 
     def set_msrs(self, values: Mapping[int, int]) -> None:
-        """KVM_SET_MSRS; EINVAL for one that KVM does not have, or a value it can't have.
+        """Set MSRs (KVM_SET_MSRS); EINVAL for one that KVM does not have, or an invalid value.
 
-        Those before it in order are then set.
+        Those before it in order are set then.
         """
         msrs = _msrs([(index, 0, value) for index, value in values.items()])
-        self._whole(lib.KVM_SET_MSRS, msrs, "KVM_SET_MSRS", list(values))
+        self._all_msrs(lib.KVM_SET_MSRS, msrs, "KVM_SET_MSRS", list(values))
 
     def set_cpuid2(self, entries: Iterable[CpuidEntry]) -> None:
-        """KVM_SET_CPUID2, before the vCPU first runs."""
+        """Set the vCPU's CPUID (KVM_SET_CPUID2), before it first runs."""
         rows = [(*astuple(entry), (0, 0, 0)) for entry in entries]
         table = ffi.new("struct kvm_cpuid2 *", {"nent": len(rows), "entries": rows})
         self._ioctl(lib.KVM_SET_CPUID2, table, "KVM_SET_CPUID2")
 
     def run(self) -> Exit:
-        """KVM_RUN: let the guest run until something is to be done for it.
+        """Run the guest until an exit (KVM_RUN), and return that.
 
-        An access that was reported, and answered if it reads, is completed by the next run.
+        The next run completes an access that was reported, and answered if it is a read.
         """
         self._reply = None
         try:
@@ -165,20 +167,16 @@ class Vcpu(Owned):
         return self._exit()
 
     def kick(self) -> None:
-        """Make this run, or the next one, come back at once; callable from a signal's handler.
+        """Make this run, and every later one, return at once; may be called in a signal handler.
 
-        The run that is under way also needs a signal: sent to its thread, after this.
+        A run in another thread also needs a signal, sent to that thread after this call.
         """
         self._run.immediate_exit = 1
 
-    def unkick(self) -> None:
-        """Take back `kick`."""
-        self._run.immediate_exit = 0
-
     def answer(self, data: bytes) -> None:
-        """Give the guest what the access reads that `run` has come back with.
+        """Set the value that the guest's last access reads.
 
-        ValueError unless it is as long as was asked for, and such an access is waiting.
+        Raises ValueError if no read waits for a value, or for another length.
         """
         if self._reply is None:
             raise ValueError("no access waits for an answer")
@@ -187,11 +185,6 @@ class Vcpu(Owned):
             raise ValueError(f"{len(data)} bytes in answer to a read of {length}")
         self._memory[start : start + length] = data
         self._reply = None
-
-    def answer_int(self, value: int) -> None:
-        """Give the guest a little-endian number, cut to the width that it reads."""
-        _, length = self._reply or (0, 0)
-        self.answer((value & ((1 << 8 * length) - 1)).to_bytes(length, "little"))
 
     def _exit(self) -> Exit:
         run = self._run
@@ -228,8 +221,8 @@ class Vcpu(Owned):
     def _ioctl(self, request: int, argument: Any, name: str) -> int:
         return ioctl(self.fileno(), request, argument, name=name, remedies=_REMEDIES)
 
-    def _whole(self, request: int, msrs: Any, name: str, indices: list[int]) -> None:
-        # The kernel stops at the first that it refuses and returns how many it has done.
+    def _all_msrs(self, request: int, msrs: Any, name: str, indices: list[int]) -> None:
+        # The kernel stops at the first MSR that it refuses and returns how many it has done.
         done = self._ioctl(request, msrs, name)
         if done < len(indices):
             error = OSError(errno.EINVAL, "")

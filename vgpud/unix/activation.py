@@ -1,7 +1,7 @@
-"""Socket activation: the sockets that the service manager opened before it started us.
+"""Socket activation: the sockets that the service manager opened before it started the daemon.
 
-Sockets that no device uses stay open, for a device that a reload adds. The files are the service
-manager's. Source: sd_listen_fds(3), systemd.socket(5).
+Sockets that no device uses stay open, for a device that a reload adds. Their files belong to the
+service manager. Source: sd_listen_fds(3), systemd.socket(5).
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class _Passed:
 
     @property
     def address(self) -> str:
-        """The address that it is bound to, for a log line."""
+        """The address that the socket is bound to, for a log line."""
         return str(self.sock.getsockname()).replace("\0", "@")
 
     def bound_to(self, path: Path) -> bool:
-        """Return whether it is bound to that path, by that name of it or another."""
+        """Return whether the socket is bound to this file, by this path or another."""
         bound = self.sock.getsockname()
         if not isinstance(bound, str) or not bound.startswith("/"):
             return False
@@ -55,8 +55,10 @@ class Activated:
     """The sockets that were passed, without those that can't be used."""
 
     def __init__(self, passed: Iterable[tuple[str, Fd]] = ()) -> None:
-        """Take the descriptors; log and close those that are neither listening stream sockets nor
-        datagram sockets."""
+        """Take the descriptors; log and close those that are no usable sockets.
+
+        A usable socket is a unix socket with a name, and listening if it is a stream socket.
+        """
         self._passed: list[_Passed] = []
         for name, fd in passed:
             if (sock := _opened(name, fd)) is not None:
@@ -64,8 +66,10 @@ class Activated:
 
     @classmethod
     def from_environment(cls, environment: MutableMapping[str, str]) -> Activated:
-        """Return those that were passed to this process; remove the variables, which are not for
-        child processes."""
+        """Return the sockets that were passed to this process.
+
+        The variables are removed, since they are not for child processes.
+        """
         pid = environment.pop("LISTEN_PID", "")
         count = environment.pop("LISTEN_FDS", "")
         names = environment.pop("LISTEN_FDNAMES", "").split(":")
@@ -83,11 +87,11 @@ class Activated:
         return cls(found)
 
     def find(self, path: Path, name: str, kind: socket.SocketKind) -> socket.socket | None:
-        """Return a duplicate of the socket that is bound to `path`, or else of one that is called
-        `name`; None if none of that kind was passed.
+        """Return a duplicate of the socket that is bound to `path`, or else has this `name`.
 
-        The socket itself stays open: connections that are not accepted yet wait in its queue, and
-        a device that a reload adds again finds it.
+        Returns None if no such socket of this kind was passed. The socket itself stays open:
+        connections that are not accepted yet wait in its queue, and a device that a reload adds
+        again finds it.
         """
         of_kind = [passed for passed in self._passed if passed.sock.type == kind]
         at_path = [passed for passed in of_kind if passed.bound_to(path)]
@@ -97,8 +101,8 @@ class Activated:
         # All sockets of a unit have the same name, unless it has only one.
         return named[0].sock.dup() if len(named) == 1 else None
 
-    def complain(self, wanted: Iterable[tuple[Path, str, socket.SocketKind]]) -> None:
-        """Log which sockets are not found by any of `wanted`; they stay open."""
+    def log_unused(self, wanted: Iterable[tuple[Path, str, socket.SocketKind]]) -> None:
+        """Log the sockets that none of `wanted` finds; they stay open."""
         used = []
         for path, name, kind in wanted:
             if (found := self.find(path, name, kind)) is not None:
@@ -127,14 +131,13 @@ def _opened(name: str, fd: Fd) -> socket.socket | None:
         sock = socket.socket(fileno=number)
     except (OSError, ValueError) as error:
         fd.close()
-        log.warning("activated socket closed name=%s fd=%d: no socket: %s", name, number, error)
+        log.warning("activated socket closed name=%s fd=%d: not a socket: %s", name, number, error)
         return None
     fd.take()
     listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     fit = sock.type == socket.SOCK_DGRAM or (sock.type == socket.SOCK_STREAM and listening)
-    if (
-        sock.family == socket.AF_UNIX and fit and sock.getsockname()
-    ):  # without a name it can't be connected to
+    # A socket without a name can't be connected to.
+    if sock.family == socket.AF_UNIX and fit and sock.getsockname():
         sock.setblocking(False)
         return sock
     sock.close()

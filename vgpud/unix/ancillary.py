@@ -1,4 +1,4 @@
-"""Messages of unix sockets with their descriptors and credentials: the one recvmsg and sendmsg.
+"""Messages of unix sockets with descriptors and credentials: the only recvmsg and sendmsg.
 
 Source: unix(7), SCM_RIGHTS and SCM_CREDENTIALS; cmsg(3); recvmsg(2), MSG_CMSG_CLOEXEC, MSG_TRUNC
 and MSG_CTRUNC.
@@ -16,18 +16,18 @@ from vgpud.unix.credentials import UCRED_SIZE, UNKNOWN, Credentials
 from vgpud.unix.fd import Fd
 
 Address: TypeAlias = str | bytes
-"""What a unix socket is bound to: a path, or the bytes of an abstract name."""
+"""The address of a unix socket: a path, or the bytes of an abstract name."""
 
 _FD_SIZE: Final = array.array("i").itemsize
 
 
 @dataclass(frozen=True, slots=True)
 class ReceivedMessage:
-    """The result of one recvmsg; `fds` are the receiver's, which closes those it does not keep.
+    """The result of one recvmsg; the receiver owns `fds` and closes those that it does not keep.
 
-    `truncated`: the datagram was longer than the buffer. `fds_lost`: more descriptors came than
-    there was room for, or than this process may have open. `credentials` are `UNKNOWN` unless they
-    were asked for and the socket has SO_PASSCRED.
+    `truncated`: the datagram was longer than the buffer. `fds_lost`: the message had more
+    descriptors than there was room for, or than this process may have open. `credentials` are
+    `UNKNOWN` unless they were requested and the socket has SO_PASSCRED.
     """
 
     data: bytes
@@ -38,7 +38,7 @@ class ReceivedMessage:
     credentials: Credentials
 
     def close(self) -> None:
-        """Close the descriptors that are still here."""
+        """Close the descriptors that have not been taken from `fds`."""
         while self.fds:
             self.fds.pop().close()
 
@@ -48,7 +48,8 @@ def receive(
 ) -> ReceivedMessage:
     """Receive at most `size` bytes, with at most `max_fds` descriptors, which are close-on-exec.
 
-    Without room for any, the kernel drops descriptors before they reach our table. Raises OSError.
+    With `max_fds` 0, the kernel drops descriptors before they get a number in this process. Raises
+    OSError.
     """
     room = socket.CMSG_SPACE(max_fds * _FD_SIZE) if max_fds else 0
     if credentials:
@@ -78,9 +79,9 @@ def send(
     flags: int = 0,
     address: Address | None = None,
 ) -> int:
-    """Send bytes with duplicates of descriptors, and return how many bytes were taken.
+    """Send bytes with duplicates of descriptors, and return how many bytes were sent.
 
-    A peer that is gone raises BrokenPipeError, never SIGPIPE. Raises OSError.
+    Raises OSError: BrokenPipeError, without a SIGPIPE, if the peer has closed the connection.
     """
     ancillary = []
     if fds:

@@ -1,8 +1,8 @@
 """Eventfds: the kicks and calls of the rings.
 
-Source: eventfd(2); the vhost-user specification, VHOST_USER_SET_VRING_KICK, CALL and ERR. A
-front-end can send anything for one, so each is read and written as a file: what is no eventfd
-raises PeerError, and never blocks.
+A front-end can send any file as an eventfd, so each is read and written as a file: one that is no
+eventfd raises PeerError, and never blocks. Source: eventfd(2); the vhost-user specification,
+VHOST_USER_SET_VRING_KICK, CALL and ERR.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def create() -> Fd:
 def adopt(fd: Fd) -> Fd:
     """Make a front-end's eventfd non-blocking, and return it.
 
-    Do this before the first use: the front-end chooses whether it blocks, and a full count on one
-    that does would stop the whole daemon.
+    To be called before the first use: a front-end may send a blocking eventfd, and a write to one
+    whose count is full would block the whole daemon. Raises PeerError.
     """
     try:
         os.set_blocking(fd.fileno(), False)
@@ -37,7 +37,10 @@ def adopt(fd: Fd) -> Fd:
 
 
 def signal(fd: Fd) -> None:
-    """Add one to the count; a full count stays as it is, since it signals already."""
+    """Add one to the count; a full count stays as it is, since it signals already.
+
+    Raises PeerError.
+    """
     try:
         os.write(fd.fileno(), _ONE)
     except BlockingIOError:
@@ -47,7 +50,7 @@ def signal(fd: Fd) -> None:
 
 
 def drain(fd: Fd) -> int:
-    """Reset the count to 0 and return what it was."""
+    """Reset the count to 0 and return what it was. Raises PeerError."""
     try:
         count = os.read(fd.fileno(), 8)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""One owner for each file descriptor: wrapped the moment it appears, closed exactly once."""
+"""The owner of a file descriptor, which closes it exactly once."""
 
 from __future__ import annotations
 
@@ -12,38 +12,44 @@ from typing import Self
 _GONE = -1
 
 RESERVE = 64
-"""Descriptors that guests' requests may not use up: front-ends, rings and sockets need them."""
+"""Descriptors that guests' requests must leave free: front-ends, rings and sockets need them."""
 
 
 class Fd:
-    """The owner of a file descriptor; `take()` gives it away, `close()` closes it.
+    """The owner of a file descriptor; `take()` ends the ownership, `close()` closes it.
 
-    Has `fileno()`, so that functions that take a file take it. An owner that is dropped while the
+    It has `fileno()`, so it can be passed as a file. An owner that is garbage-collected while the
     descriptor is open closes it with a ResourceWarning.
     """
 
     __slots__ = ("_fd",)
 
     def __init__(self, fd: int) -> None:
-        # First, so that __del__ finds it also if the check fails.
+        # First, so that __del__ works even if the check fails.
         self._fd = _GONE
         if fd < 0:
             raise ValueError(f"not a file descriptor: {fd}")
         self._fd = fd
 
     def fileno(self) -> int:
-        """Return the descriptor, which stays ours; ValueError once it is closed or taken."""
+        """Return the descriptor, which this object still owns.
+
+        Raises ValueError once it is closed or taken.
+        """
         if self._fd == _GONE:
             raise ValueError("the file descriptor is closed or was taken")
         return self._fd
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed or taken."""
+        """Whether the descriptor was closed or taken."""
         return self._fd == _GONE
 
     def take(self) -> int:
-        """Return the descriptor and cease to own it; ValueError once it is closed or taken."""
+        """Return the descriptor, which the caller owns from now on.
+
+        Raises ValueError once it is closed or taken.
+        """
         fd = self.fileno()
         self._fd = _GONE
         return fd
@@ -94,8 +100,7 @@ class SharedFd(Fd):
 def in_reserve(fd: Fd) -> bool:
     """Return whether the process has so few descriptors left that this one should be closed.
 
-    The kernel hands out the lowest number that is free, so a high one says that all below it are
-    taken.
+    The kernel assigns the lowest free number, so a high one means that all lower ones are in use.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return soft != resource.RLIM_INFINITY and fd.fileno() >= soft - RESERVE

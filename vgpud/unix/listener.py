@@ -1,4 +1,4 @@
-"""A device's listening stream socket: opened at a path, or taken from the service manager.
+"""A device's listening stream socket: opened at a path, or passed by the service manager.
 
 Source: unix(7); listen(2).
 """
@@ -15,13 +15,13 @@ from vgpud.unix.activation import Activated
 from vgpud.unix.socket_file import SocketFile, make_directory, remove_stale
 
 BACKLOG: Final = 16
-"""Front-ends that may wait for a device: vhost-user serves one at a time."""
+"""How many front-ends may wait for a device: vhost-user serves one at a time."""
 
 SOCKET_MODE: Final = 0o660
 
 
 class Listener:
-    """A listening socket at `path`; `file` is its file if that goes with the socket."""
+    """A listening socket at `path`; `file` is its file if closing the socket removes that."""
 
     def __init__(self, sock: socket.socket, path: Path, file: SocketFile | None) -> None:
         self.sock = sock
@@ -30,9 +30,10 @@ class Listener:
 
     @classmethod
     def open(cls, path: Path, device: str, activated: Activated) -> Listener:
-        """Return the activated socket for a device, whose file stays, or else a new one at `path`.
+        """Return the activated socket of a device, or else a new one at `path`.
 
-        Raises ConfigError or HostError where there can be none.
+        The file of an activated socket stays when the socket is closed. Raises ConfigError or
+        HostError as `listen`.
         """
         passed = activated.find(path, device, socket.SOCK_STREAM)
         if passed is not None:
@@ -47,12 +48,12 @@ class Listener:
             raise HostError(f"listening on {path}", error) from error
 
     def share(self) -> Listener:
-        """Return another owner of the socket, which gets the file."""
+        """Return a second owner of the socket, which also becomes the owner of the file."""
         file, self._file = self._file, None
         return Listener(self.sock.dup(), self.path, file)
 
     def unshare(self, other: Listener) -> None:
-        """Take back what `share` gave to another owner, and close that one."""
+        """Undo `share`: take the file back from the other owner and close that."""
         self._file, other._file = other._file, None
         other.close()
 
@@ -66,10 +67,10 @@ class Listener:
 
 
 def listen(path: Path) -> socket.socket:
-    """Return a new listening stream socket at `path`; a file that no process serves is replaced.
+    """Return a new listening stream socket at `path`, which may replace a stale socket file.
 
-    Raises `ConfigError` for a path that can't be one, or that another process listens on, and
-    `HostError` for the rest.
+    Raises `ConfigError` for an invalid path or one that another process listens on, and `HostError`
+    for all other errors.
     """
     sock = socket.socket(
         socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC

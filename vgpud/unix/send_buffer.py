@@ -1,4 +1,4 @@
-"""How much a socket holds that its peer has not received yet. Source: socket(7), SO_SNDBUFFORCE."""
+"""The size of a socket's send buffer. Source: socket(7), SO_SNDBUF and SO_SNDBUFFORCE."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ _SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h; Python has no name for it
 
 
 def set_send_buffer(sock: socket.socket, size: int) -> None:
-    """Let a socket hold `size` unreceived bytes, or as many as net.core.wmem_max allows."""
+    """Let a socket hold `size` bytes that the peer has not received, up to net.core.wmem_max.
+
+    A process with CAP_NET_ADMIN can exceed that limit.
+    """
     try:
         sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, size)
-    except PermissionError:  # only CAP_NET_ADMIN gets past net.core.wmem_max
+    except PermissionError:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)

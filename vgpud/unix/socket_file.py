@@ -1,4 +1,4 @@
-"""The file that a bound unix socket has in the filesystem: its directory, and who removes it.
+"""The file of a bound unix socket: making its directory, removing it, replacing a stale one.
 
 Source: unix(7), bind(2) and "Pathname socket ownership and permissions".
 """
@@ -18,7 +18,7 @@ from vgpud.errors import ConfigError, HostError
 log = logging.getLogger(__name__)
 
 DIRECTORY_MODE: Final = 0o755
-"""Anybody may find the sockets; who may connect is decided by the mode of each."""
+"""All users may see the sockets; the mode of each socket decides who may connect."""
 
 
 class SocketFile:
@@ -38,7 +38,7 @@ class SocketFile:
 
 
 def make_directory(path: Path) -> None:
-    """Make the directory of a socket where there is none. Raises HostError."""
+    """Make the directory of a socket if it does not exist. Raises HostError."""
     try:
         path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
     except OSError as error:
@@ -47,9 +47,9 @@ def make_directory(path: Path) -> None:
 
 
 def remove_stale(path: Path, kind: int) -> None:
-    """Remove a socket of this kind (SOCK_STREAM, SOCK_DGRAM) that no process has open any more.
+    """Remove the file of a socket of this kind (SOCK_STREAM, SOCK_DGRAM) that no process has open.
 
-    Raises `ConfigError` if one has, or if the file is no socket.
+    Raises `ConfigError` if a process has it open, or if the file is no socket.
     """
     try:
         mode = path.lstat().st_mode

@@ -1,6 +1,6 @@
 """A connected unix stream socket whose messages carry file descriptors, on the event loop.
 
-asyncio receives no descriptors, hence this. Source: unix(7); recvmsg(2), MSG_DONTWAIT.
+asyncio's streams can't receive descriptors. Source: unix(7); recvmsg(2), MSG_DONTWAIT.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ what does not fit."""
 
 
 class StreamSocket:
-    """Owns a connected socket. One task may receive at a time; tasks that send wait for each
-    other."""
+    """The owner of a connected socket.
+
+    One task at a time may receive; tasks that send wait for each other.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
-        # Python's own time-out. O_NONBLOCK is also the peer's to change, if the peer passed us the
-        # socket, hence MSG_DONTWAIT below.
+        # This sets Python's own time-out. A peer that passed the socket shares O_NONBLOCK and can
+        # change it at any time: hence MSG_DONTWAIT below.
         sock.setblocking(False)
         self._sock = sock
         self._loop = asyncio.get_running_loop()
@@ -34,11 +36,11 @@ class StreamSocket:
 
     @classmethod
     def of(cls, fd: Fd) -> StreamSocket:
-        """Take a descriptor that a peer sent; raises `PeerError` if it is no unix stream socket."""
+        """Take a descriptor that a peer sent. Raises `PeerError` if it is no unix stream socket."""
         try:
             sock = socket.socket(fileno=fd.fileno())
         except OSError as error:
-            raise PeerError(f"not a socket was sent as one: {error.strerror}") from error
+            raise PeerError(f"a descriptor was sent that is no socket: {error.strerror}") from error
         fd.take()
         if (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
             sock.close()
@@ -48,7 +50,7 @@ class StreamSocket:
     async def recv(self, limit: int) -> tuple[bytes, list[Fd]]:
         """Receive at most `limit` bytes with their descriptors; no bytes at the end of the stream.
 
-        Raises `PeerError` where the connection broke, or where descriptors got lost on the way.
+        Raises `PeerError` if the connection broke, or if the kernel dropped descriptors.
         """
         while True:
             try:
@@ -78,22 +80,21 @@ class StreamSocket:
 
         Raises `PeerError` if the peer is gone.
         """
-        rest = [memoryview(data), memoryview(behind)]
+        unsent = [memoryview(data), memoryview(behind)]
         async with self._writing:
-            while any(rest):
+            while any(unsent):
                 try:
-                    sent = ancillary.send(self._sock, rest, fds, flags=socket.MSG_DONTWAIT)
+                    sent = ancillary.send(self._sock, unsent, fds, flags=socket.MSG_DONTWAIT)
                 except BlockingIOError:
                     await self._writable()
                     continue
                 except OSError as error:
                     raise PeerError(f"sending: {error.strerror}") from error
-                first = len(rest[0])
-                rest, fds = [rest[0][sent:], rest[1][max(sent - first, 0) :]], ()
+                first = len(unsent[0])
+                unsent, fds = [unsent[0][sent:], unsent[1][max(sent - first, 0) :]], ()
 
     def buffer(self, size: int) -> None:
-        """Have the kernel keep up to `size` bytes that the peer has yet to receive, or as many as
-        it allows."""
+        """Have the kernel hold `size` bytes that the peer has not received, or all it allows."""
         set_send_buffer(self._sock, size)
 
     def close(self) -> None:
@@ -102,7 +103,7 @@ class StreamSocket:
             return
         for waiter in self._waiters:
             if not waiter.done():
-                waiter.set_exception(PeerError("the connection was closed on our side"))
+                waiter.set_exception(PeerError("the connection was closed by this process"))
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
         self._sock.close()

@@ -8,15 +8,14 @@ from contextlib import suppress
 from typing import Final
 
 NICENESS: Final = 10
-"""Half way: more would starve copies on a host that is busy otherwise."""
+"""Half of the range: more would starve copies on a busy host."""
 
 
 def lower_thread_priority() -> None:
-    """Give the calling thread, which makes long copies, a lower priority than a guest's processors
-    and the event loop.
+    """Give the calling thread a lower priority than the guests' vCPUs and the event loop.
 
-    On two processors that takes a third off the latest of a hundred fences. Where a sandbox forbids
-    it, the priority stays as it is.
+    For threads that make long copies: on two processors that shortens the longest of a hundred
+    fence latencies by a third. If a sandbox forbids it, the priority stays as it is.
     """
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
