@@ -35,7 +35,7 @@ class Host:
 
 
 @dataclass(frozen=True)
-class Peer:
+class FrontEndFacts:
     """A front-end, by default a QEMU with a VM."""
 
     program: str | None = "qemu-system-x86_64"
@@ -82,38 +82,38 @@ def test_a_vm_in_our_hands(host: Host, mode: KvmMode) -> None:
     ("host", "peer", "mode"),
     [
         # No KVM, or a VM that somebody else has.
-        (NEW, Peer(kvm_vms=0), KvmMode.EMULATED),
-        (NONE, Peer(kvm_vms=0), KvmMode.EMULATED),
-        (NEW, Peer("libvirtd", False, 0), KvmMode.UNKNOWN),
-        (NEW, Peer(None, False, None, problem="x"), KvmMode.UNKNOWN),
-        (NEW, Peer(kvm_vms=None), KvmMode.UNKNOWN),
+        (NEW, FrontEndFacts(kvm_vms=0), KvmMode.EMULATED),
+        (NONE, FrontEndFacts(kvm_vms=0), KvmMode.EMULATED),
+        (NEW, FrontEndFacts("libvirtd", False, 0), KvmMode.UNKNOWN),
+        (NEW, FrontEndFacts(None, False, None, problem="x"), KvmMode.UNKNOWN),
+        (NEW, FrontEndFacts(kvm_vms=None), KvmMode.UNKNOWN),
         # QEMU on Intel.
-        (NEW, Peer(), KvmMode.UNKNOWN),
-        (NEW, Peer(honor_guest_pat=HonorGuestPat.ON), KvmMode.QUIRK_DISABLED),
-        (NEW, Peer(honor_guest_pat=HonorGuestPat.AUTO), KvmMode.QUIRK_DISABLED),
-        (NEW, Peer(honor_guest_pat=HonorGuestPat.OFF), KvmMode.FORCED_WB),
-        (OLD, Peer(), KvmMode.FORCED_WB),
-        (OLD, Peer(honor_guest_pat=HonorGuestPat.AUTO), KvmMode.FORCED_WB),
-        (UNTRIED, Peer(), KvmMode.UNKNOWN),
-        (UNTRIED, Peer(honor_guest_pat=HonorGuestPat.AUTO), KvmMode.UNKNOWN),
-        (UNTRIED, Peer(honor_guest_pat=HonorGuestPat.ON), KvmMode.QUIRK_DISABLED),
+        (NEW, FrontEndFacts(), KvmMode.UNKNOWN),
+        (NEW, FrontEndFacts(honor_guest_pat=HonorGuestPat.ON), KvmMode.QUIRK_DISABLED),
+        (NEW, FrontEndFacts(honor_guest_pat=HonorGuestPat.AUTO), KvmMode.QUIRK_DISABLED),
+        (NEW, FrontEndFacts(honor_guest_pat=HonorGuestPat.OFF), KvmMode.FORCED_WB),
+        (OLD, FrontEndFacts(), KvmMode.FORCED_WB),
+        (OLD, FrontEndFacts(honor_guest_pat=HonorGuestPat.AUTO), KvmMode.FORCED_WB),
+        (UNTRIED, FrontEndFacts(), KvmMode.UNKNOWN),
+        (UNTRIED, FrontEndFacts(honor_guest_pat=HonorGuestPat.AUTO), KvmMode.UNKNOWN),
+        (UNTRIED, FrontEndFacts(honor_guest_pat=HonorGuestPat.ON), KvmMode.QUIRK_DISABLED),
         # A stock VMM sets no flag.
-        (PATCHED, Peer(), KvmMode.FORCED_WB),
+        (PATCHED, FrontEndFacts(), KvmMode.FORCED_WB),
         # Other VMMs, which have ways of their own.
-        (NEW, Peer("crosvm", False), KvmMode.UNKNOWN),
-        (NEW, Peer("crosvm", False, honor_guest_pat=HonorGuestPat.ON), KvmMode.UNKNOWN),
-        (PATCHED, Peer("crosvm", False), KvmMode.UNKNOWN),
-        (OLD, Peer("crosvm", False), KvmMode.FORCED_WB),
+        (NEW, FrontEndFacts("crosvm", False), KvmMode.UNKNOWN),
+        (NEW, FrontEndFacts("crosvm", False, honor_guest_pat=HonorGuestPat.ON), KvmMode.UNKNOWN),
+        (PATCHED, FrontEndFacts("crosvm", False), KvmMode.UNKNOWN),
+        (OLD, FrontEndFacts("crosvm", False), KvmMode.FORCED_WB),
         # Whatever the VMM does.
-        (AMD, Peer(), KvmMode.SVM),
-        (AMD, Peer("crosvm", False), KvmMode.SVM),
-        (SHADOW_AMD, Peer(), KvmMode.FORCED_WB),
-        (SHADOW_INTEL, Peer(honor_guest_pat=HonorGuestPat.ON), KvmMode.FORCED_WB),
-        (OTHER, Peer(honor_guest_pat=HonorGuestPat.ON), KvmMode.UNKNOWN),
-        (NONE, Peer(), KvmMode.UNKNOWN),
+        (AMD, FrontEndFacts(), KvmMode.SVM),
+        (AMD, FrontEndFacts("crosvm", False), KvmMode.SVM),
+        (SHADOW_AMD, FrontEndFacts(), KvmMode.FORCED_WB),
+        (SHADOW_INTEL, FrontEndFacts(honor_guest_pat=HonorGuestPat.ON), KvmMode.FORCED_WB),
+        (OTHER, FrontEndFacts(honor_guest_pat=HonorGuestPat.ON), KvmMode.UNKNOWN),
+        (NONE, FrontEndFacts(), KvmMode.UNKNOWN),
     ],
 )
-def test_a_front_end(host: Host, peer: Peer, mode: KvmMode) -> None:
+def test_a_front_end(host: Host, peer: FrontEndFacts, mode: KvmMode) -> None:
     assert of_front_end(host, peer).mode is mode
 
 
@@ -133,7 +133,7 @@ def test_nobody_is_believed_to_honour_without_evidence() -> None:
                 or host.ignore_guest_pat_quirk
             )
         for qemu, vms, told in product((True, False), (0, 1, None), HonorGuestPat):
-            mode = of_front_end(host, Peer("x", qemu, vms, told)).mode
+            mode = of_front_end(host, FrontEndFacts("x", qemu, vms, told)).mode
             if mode is KvmMode.EMULATED:
                 assert (qemu, vms) == (True, 0)
             elif mode in HONOURS:
@@ -150,9 +150,9 @@ def test_every_finding_has_a_reason() -> None:
     for host in HOSTS:
         assert of_own_vm(host).reason
         for vms in (0, 1, None):
-            assert of_front_end(host, Peer(kvm_vms=vms, problem="hidden")).reason
-    assert "hidden" in of_front_end(NEW, Peer(kvm_vms=None, problem="hidden")).reason
-    assert "crosvm" in of_front_end(NEW, Peer("crosvm", False)).reason
+            assert of_front_end(host, FrontEndFacts(kvm_vms=vms, problem="hidden")).reason
+    assert "hidden" in of_front_end(NEW, FrontEndFacts(kvm_vms=None, problem="hidden")).reason
+    assert "crosvm" in of_front_end(NEW, FrontEndFacts("crosvm", False)).reason
 
 
 def test_what_an_agent_s_vmm_did_to_its_vm_is_not_seen() -> None:

@@ -299,7 +299,7 @@ def test_reasons_are_one_sentence_and_tell_what_is_told() -> None:
     ("facts", "wanted", "words"),
     [
         (Facts(KvmMode.FLAG), WC, "KVM_MEM_NON_COHERENT_DMA"),
-        (Facts(KvmMode.QUIRK_DISABLED), WC, "as the VM was set up to"),
+        (Facts(KvmMode.QUIRK_DISABLED), WC, "as the VM was set up so"),
         (Facts(KvmMode.VFIO), UC, "an assigned device"),
         (Facts(KvmMode.SVM), WC, "AMD's KVM honours"),
         (Facts(KvmMode.FORCED_WB), WC, "KVM ignores the guest's memory type, so wc can't"),

@@ -199,7 +199,7 @@ def test_slots_that_are_closed_tell_so_and_take_no_agent(blob: Fd) -> None:
         stand.slots.close()
         with pytest.raises(HostError):
             await mapping
-        with pytest.raises(HostError, match="slots are no agent's any more"):
+        with pytest.raises(HostError, match="has no slot agent any more"):
             await attaching
         assert late.closed
         assert late.asked == []

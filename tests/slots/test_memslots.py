@@ -134,7 +134,7 @@ def test_a_slot_has_to_be_deleted_before_its_memory_goes(slots: Memslots, window
     with pytest.raises(ValueError, match="slot 1 has its memory already"):
         slots.attach(1, window, 0, SIZE)
     slots.set(1, 0, BAR)
-    with pytest.raises(ValueError, match="slot 1 is live"):
+    with pytest.raises(ValueError, match="slot 1 is still set"):
         slots.release(1)
     slots.delete(1)
     slots.delete(1)

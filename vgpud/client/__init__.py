@@ -1,4 +1,4 @@
-"""The control API for VMM authors and test writers, on blocking sockets."""
+"""Clients of the control API for VMM authors and test writers, on blocking sockets."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ __all__ = ["Client", "SlotAgent"]
 
 
 def __getattr__(name: str) -> object:
-    """Load SlotAgent when it is asked for: it takes pydantic and a compiled module."""
+    """Load SlotAgent only when it is used: it needs pydantic and a compiled module."""
     if name != "SlotAgent":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from vgpud.client.slot_agent import SlotAgent  # noqa: PLC0415

@@ -1,6 +1,6 @@
-"""Ways to a daemon: what a slot agent needs of one, and a connected socket as one.
+"""The channel between a slot agent and a daemon: its interface, and one over a connected socket.
 
-The other one is the control socket, as a `client.Client` has it. Source: unix(7).
+The other channel is the control socket, by `client.Client`. Source: unix(7).
 """
 
 from __future__ import annotations
@@ -15,25 +15,26 @@ from vgpud.unix import ancillary
 from vgpud.unix.fd import Fd
 
 MAX_FDS: Final = 4
-"""Descriptors that are received with a datagram: one is right, others are to be seen and closed."""
+"""Descriptors received with a datagram: one is right; more are an error, and closed."""
 _MAX_CALL: Final = 64 << 10
 
 Answer: TypeAlias = Callable[[Incoming, list[Fd]], bytes]
-"""Returns the reply to calls; no bytes if there is none. Descriptors that it leaves in the list are
-closed."""
+"""A function that returns the reply to calls, or no bytes for no reply.
+
+Descriptors that it leaves in the list are closed."""
 
 
 class Channel(Protocol):
-    """A way to a daemon, such as a `client.Client`."""
+    """A channel to a daemon, such as a `client.Client`."""
 
     def call(self, method: str, params: dict[str, Json], *, timeout: float | None = None) -> Json:
-        """Return the result of a daemon's method; calls of the daemon's are answered meanwhile."""
+        """Call a daemon's method and return the result; answer the daemon's calls meanwhile."""
 
     def notify(self, method: str, params: dict[str, Json]) -> None:
-        """Call a daemon's method that is not answered."""
+        """Call a method of the daemon as a notification, which is not answered."""
 
     def serve(self, answer: Answer | None) -> None:
-        """Have `answer` reply to the daemon's calls."""
+        """Reply to the daemon's calls by `answer`."""
 
     def serve_one(self) -> bool:
         """Wait for a datagram and handle it; return False when there will be no more."""
@@ -45,12 +46,11 @@ class Channel(Protocol):
         """End all waiting, from any thread."""
 
     def close(self) -> None:
-        """Close it."""
+        """Close the channel."""
 
 
 class ConnectedChannel:
-    """A connected socket (SOCK_DGRAM or SOCK_SEQPACKET) to a daemon that knows what it may ask
-    for."""
+    """A connected SOCK_DGRAM or SOCK_SEQPACKET to a daemon that knows what the agent offers."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -71,7 +71,7 @@ class ConnectedChannel:
             pass
 
     def serve_one(self) -> bool:
-        # Never raises for what a daemon sends, or for one that is gone.
+        # Never raises for what a daemon sends, nor if the daemon is gone.
         try:
             received = ancillary.receive(self._sock, _MAX_CALL, max_fds=MAX_FDS)
         except ConnectionResetError:
@@ -90,7 +90,7 @@ class ConnectedChannel:
             try:
                 self._sock.send(answer, socket.MSG_NOSIGNAL)
             except OSError:
-                # It is gone, or does not read: then it has no answer, and undoes what it asked for.
+                # The daemon is gone, or does not read: without an answer it undoes its request.
                 return True
         return True
 

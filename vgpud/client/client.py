@@ -1,7 +1,7 @@
-"""A client of the control socket, on a plain blocking socket.
+"""A client of the control socket, on a blocking socket.
 
-Three kinds of messages come through it: answers, events, and the daemon's calls to a slot agent,
-which is in `client.slot_agent`. Source: unix(7), and `control.rpc`.
+It receives three kinds of messages: answers, events, and the daemon's calls to a slot agent
+(`client.slot_agent`). Source: unix(7), and `control.rpc`.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ from vgpud.unix import ancillary
 from vgpud.unix.fd import Fd
 
 MAX_MESSAGE: Final = 1 << 20
-"""Bytes. More than a datagram can be with the kernel's default buffers."""
+"""Bytes. More than the largest datagram with the kernel's default buffers."""
 MAX_EVENTS: Final = 4096
-"""Events kept while an answer is waited for; then the oldest go, which their numbers show."""
+"""Events kept while a call waits; then the oldest are dropped, which sequence numbers show."""
 HEARTBEAT: Final = 2.0
-"""Seconds of silence after which a waiting client asks whether the daemon is still there: no
-datagram socket tells by itself."""
+"""Seconds without a datagram after which a waiting client checks that the daemon is alive: a
+datagram socket does not report that by itself."""
 CLIENTS: Final = "clients"
-"""The directory, next to the daemon's socket, where a client makes its own, if it may."""
+"""The directory, next to the daemon's socket, where a client binds its own socket if it may."""
 
-_DENIED: Final = "this user may not go there: ask for the directory's permissions, or use sudo"
+_DENIED: Final = "this user may not use it: ask for permission to the directory, or use sudo"
 _ADVICE: Final = {errno.EACCES: _DENIED, errno.EPERM: _DENIED}
 
 _Received: TypeAlias = tuple[Result | Failure, list[Fd]]
 
 
 class Client:
-    """One caller, on any number of threads. Raises HostError if no daemon answers.
+    """A connection to a daemon, for any number of threads. Raises HostError if there is no daemon.
 
-    `timeout` is how many seconds an answer may take. A daemon's calls to a slot agent, and the
-    events that are subscribed to, are handled whenever any thread waits for something.
+    `timeout` is how many seconds an answer may take. A daemon's calls to a slot agent, and events,
+    are handled while any thread waits for a datagram.
     """
 
     def __init__(self, path: Path | str, *, timeout: float = 5.0) -> None:
@@ -69,12 +69,12 @@ class Client:
         self._answer: Answer | None = None
         self._reading = False
         self._stopped = False
-        self._turn = threading.Condition()
+        self._condition = threading.Condition()
         self._own_path: Path | None = None
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
-            # Connected, and so before it has a name: the kernel then takes in datagrams of the
-            # daemon's socket only, however well known the name is.
+            # Connected, and before it has a name: so the kernel accepts datagrams from the daemon's
+            # socket only, though others may know the name.
             self._sock.connect(os.fspath(self._path))
             self._own_path = _bind(self._sock, self._path)
         except OSError as error:
@@ -93,11 +93,11 @@ class Client:
         self.close()
 
     def fileno(self) -> int:
-        """Return the descriptor to poll: `serve_one` has something to do when it is readable."""
+        """Return the descriptor to poll: call `serve_one` when it is readable."""
         return self._sock.fileno()
 
     def close(self) -> None:
-        """Close the socket and remove its file; not while another thread uses it."""
+        """Close the socket and remove its file; no other thread may use it any more."""
         self._sock.close()
         if self._own_path is not None:
             self._own_path.unlink(missing_ok=True)
@@ -110,10 +110,10 @@ class Client:
         *,
         timeout: float | None = None,
     ) -> Json:
-        """Return the result of a method, to be validated by the caller.
+        """Call a method and return its result, which the caller has to validate.
 
-        Raises RpcError if the daemon answers with an error, PeerError if it sends no valid answer,
-        and HostError if it does not answer in time. A descriptor that comes along is closed.
+        Raises RpcError if the daemon answers with an error, PeerError if its answer is not valid,
+        and HostError if it does not answer in time. Descriptors of the answer are closed.
         """
         value, fds = self._call(method, params, timeout)
         _close(fds)
@@ -126,9 +126,9 @@ class Client:
         *,
         timeout: float | None = None,
     ) -> tuple[Json, Fd]:
-        """Return the result of a method and a descriptor, which the caller closes.
+        """Call a method and return its result and a descriptor, which the caller closes.
 
-        Raises as `call`, and PeerError if there is none or more than one.
+        Raises as `call`, and PeerError if the answer has no descriptor or more than one.
         """
         value, fds = self._call(method, params, timeout)
         if len(fds) != 1:
@@ -142,7 +142,7 @@ class Client:
         self._send(encode_call(Call(method, params, notification=True)), self._deadline(None))
 
     def pages(self, method: str, params: dict[str, Json] | None = None) -> Iterator[Json]:
-        """Return all items of a listing, fetched page by page. Raises as `call`."""
+        """Yield all items of a listing, fetched page by page. Raises as `call`."""
         offset = 0
         while True:
             page = self.call(method, {**(params or {}), "offset": offset})
@@ -156,32 +156,31 @@ class Client:
                     raise PeerError(f"{method}: the answer is no page of a listing")
 
     def events(self, kinds: Sequence[str] = ("*",), device: str | None = None) -> Generator[Json]:
-        """Subscribe, and return the events from now on, each as the fields of
-        `control.models.Event`; `kinds` are shell-style patterns.
+        """Subscribe to events and return an iterator over them.
 
-        The iterator waits for ever, or until the daemon is gone: then it raises HostError. `close`
-        it to end the subscription. Raises as `call`.
+        `kinds` are shell-style patterns; each event is the fields of `control.models.Event`. The
+        iterator waits without limit; it raises HostError if the daemon is gone. Close it to end the
+        subscription. Raises as `call`.
         """
         params: dict[str, Json] = {"kinds": list(kinds), "device": device}
         self.call("events.subscribe", params)
         return self._events_from(params)
 
     def serve(self, answer: Answer | None) -> None:
-        """Have `answer` reply to the daemon's calls; without it, they get METHOD_NOT_FOUND."""
+        """Reply to the daemon's calls by `answer`; None replies with METHOD_NOT_FOUND."""
         self._answer = answer
 
     def serve_one(self, timeout: float | None = None) -> bool:
         """Wait for a datagram and handle it; return False once `stop` was called.
 
-        Raises TimeoutError if nothing comes, and PeerError for what no daemon should send.
+        Raises TimeoutError if none comes, and PeerError for one that is not valid.
         """
         if not self._step(None, None if timeout is None else time.monotonic() + timeout):
             raise TimeoutError
         return not self._stopped
 
     def serve_until_gone(self) -> None:
-        """Serve until `stop`; raises HostError once the daemon is gone, or another is in its
-        place."""
+        """Serve until `stop`; raises HostError once the daemon is gone or was restarted."""
         pid = self._daemon()
         while not self._stopped:
             try:
@@ -189,10 +188,10 @@ class Client:
             except TimeoutError:
                 if self._daemon() != pid:
                     error = ConnectionResetError(errno.ECONNRESET, "")
-                    raise self._host_error(error, "the daemon was started anew") from None
+                    raise self._host_error(error, "the daemon was restarted") from None
 
     def stop(self) -> None:
-        """Make all waiting calls return, from any thread; the client can only be closed then."""
+        """Make all waits return, from any thread; afterwards the client can only be closed."""
         self._stopped = True
         self._sock.shutdown(socket.SHUT_RD)
 
@@ -208,20 +207,20 @@ class Client:
                 while self._events:
                     yield self._events.popleft()
                 if not self._step(None, time.monotonic() + HEARTBEAT):
-                    # This also ends an exclusion for not having read for too long.
+                    # This also renews a subscription that the daemon dropped for not reading.
                     self.call("events.subscribe", params)
                 elif self._stopped:
                     return
         finally:
             if self._sock.fileno() != -1:
-                with suppress(HostError):  # then there is no subscription left
+                with suppress(HostError):  # a daemon that is gone has no subscription
                     self.notify("events.unsubscribe", {})
 
     def _call(
         self, method: str, params: dict[str, Json] | list[Json] | None, timeout: float | None
     ) -> tuple[Json, list[Fd]]:
         deadline = self._deadline(timeout)
-        with self._turn:
+        with self._condition:
             self._calls += 1
             number = self._calls
             self._waiting[number] = None
@@ -234,7 +233,7 @@ class Client:
                 if self._stopped and self._waiting[number] is None:
                     raise self._host_error(ConnectionAbortedError(errno.ECONNABORTED, ""))
         finally:
-            with self._turn:
+            with self._condition:
                 late = self._waiting.pop(number)
                 if received is None and late is not None:
                     _close(late[1])
@@ -262,20 +261,22 @@ class Client:
     def _step(self, number: int | None, deadline: float | None) -> bool:
         """Read one datagram, or wait while another thread does; return False on a time-out.
 
-        Returns at once where the answer to call `number` has come meanwhile.
+        Returns at once if the answer to call `number` has arrived meanwhile.
         """
-        with self._turn:
+        with self._condition:
             if number is not None and self._waiting[number] is not None:
                 return True
             if self._reading:
-                return self._turn.wait(None if deadline is None else deadline - time.monotonic())
+                return self._condition.wait(
+                    None if deadline is None else deadline - time.monotonic()
+                )
             self._reading = True
         try:
             return self._read(deadline)
         finally:
-            with self._turn:
+            with self._condition:
                 self._reading = False
-                self._turn.notify_all()
+                self._condition.notify_all()
 
     def _read(self, deadline: float | None) -> bool:
         while True:
@@ -285,7 +286,7 @@ class Client:
                 )
                 break
             except BlockingIOError:
-                if self._stopped:  # what a datagram socket's end looks like
+                if self._stopped:  # a datagram socket that was shut down has no data
                     return True
                 if not self._ready(select.POLLIN, deadline):
                     return False
@@ -293,7 +294,7 @@ class Client:
                 raise self._host_error(error) from error
         try:
             if received.truncated or received.fds_lost:
-                raise PeerError("the daemon's datagram, or what came with it, is too large")
+                raise PeerError("the daemon's datagram is too large, or has too many descriptors")
             if received.data:
                 self._dispatch(decode(received.data), received.fds)
         finally:
@@ -320,11 +321,11 @@ class Client:
         return encode([Failure(call.id, error)])
 
     def _take(self, reply: Result | Failure, fds: list[Fd]) -> None:
-        with self._turn:
+        with self._condition:
             number = reply.id
             if number is None and self._waiting:  # of a call that could not be read
                 number = min(self._waiting)
-            # Another one is of a call that was given up.
+            # An answer to any other number is of a call that timed out.
             if isinstance(number, int) and self._waiting.get(number, reply) is None:
                 self._waiting[number] = reply, fds[:]
                 fds.clear()
@@ -343,9 +344,9 @@ class Client:
 def _bind(sock: socket.socket, path: Path) -> Path | None:
     """Bind a socket to a name that the daemon can answer to; return its file, if it has one.
 
-    A daemon in a network namespace of its own, as a service has it, can't reach abstract names,
-    and of the filesystem it may see little else than where its own socket is. Elsewhere, a user
-    who may not make a file there is answered all the same by an abstract name.
+    A daemon in a network namespace of its own, such as a service, can't reach abstract names, and
+    may see little more of the filesystem than the directory of its own socket. In the namespace of
+    the daemon, an abstract name serves a user who may not make a file there.
     """
     name = f".{os.getpid()}-{secrets.token_hex(4)}"
     for directory in (path.parent / CLIENTS, path.parent):
@@ -355,7 +356,9 @@ def _bind(sock: socket.socket, path: Path) -> Path | None:
         except OSError:
             continue
         try:
-            own.chmod(0o666)  # the daemon may be another user; others' datagrams are not taken in
+            own.chmod(
+                0o666
+            )  # the daemon may run as another user; datagrams of others are not accepted
         except OSError:
             own.unlink()
             raise

@@ -1,8 +1,8 @@
-"""A slot agent: sets memory slots in a VM for a vgpud that runs in another process.
+"""A slot agent: it sets memory slots in a VM for a daemon that runs in another process.
 
-For VMM authors: blocking, no asyncio. A daemon may set only slots of the numbers, addresses and
-flags that the VMM grants. The calls come by a `Channel`: the control socket, as a `client.Client`
-has it, or a socket of the agent's own. The methods are in `control.slot_calls`.
+For VMM authors, with blocking calls and without asyncio. The daemon can set only slots of the
+numbers, addresses and flags that the VMM grants. Its calls arrive on a `Channel`: the control
+socket (`client.Client`), or a socket of the agent's own. The methods are in `control.slot_calls`.
 """
 
 from __future__ import annotations
@@ -36,27 +36,26 @@ from vgpud.uapi.memslot import SlotFlag
 from vgpud.unix.fd import Fd
 
 NON_COHERENT_DMA: Final = int(SlotFlag.NON_COHERENT_DMA)
-"""KVM_MEM_NON_COHERENT_DMA: the flag that a daemon asks for where a guest shall map a blob WC."""
-ATTACH_PATIENCE: Final = 30.0
-"""Seconds. The daemon asks for slots before it answers, and waits for those itself."""
+"""KVM_MEM_NON_COHERENT_DMA: the flag that a daemon sets where a guest maps blobs WC."""
+ATTACH_TIMEOUT: Final = 30.0
+"""Seconds. Before it answers, the daemon has the agent set slots, and waits for that."""
 
 
 class RawVm(Protocol):
-    """A VM as its descriptor, made by this process with KVM_CREATE_VM."""
+    """A VM of this process, by its descriptor from KVM_CREATE_VM."""
 
     def fileno(self) -> int:
-        """Return the descriptor, which stays the owner's."""
+        """Return the descriptor; it stays the owner's."""
 
 
 class SlotAgent:
-    """Serves slot.set and slot.delete in `vm`, a VM of this process: anything that has
-    set_user_memory_region, or a VM's descriptor.
+    """A server of slot.set and slot.delete for `vm`, a VM of this process.
 
-    `numbers` are the slot numbers that the daemon may use, `window` the guest-physical addresses of
-    the BAR that it may fill (empty while the BAR is nowhere; None is anywhere), `ram` others that
-    it may, `flags` the flags that it may set. A socket instead of a channel is one whose other end
-    has been told all that (`vhost-user-vgpu --agent-fd`). Close it before the VM; what is still set
-    is deleted then.
+    `vm` is an object with set_user_memory_region, or a VM's descriptor. `numbers` are the slot
+    numbers that the daemon may use, `window` the guest-physical addresses of the BAR that it may
+    map (empty while the BAR is not mapped; None is any address), `ram` further ones, `flags` the
+    flags that it may set. Instead of a channel, it can be a socket to a daemon that has all this as
+    arguments (`vhost-user-vgpu --agent-fd`). Close the agent before the VM: that deletes all slots.
     """
 
     def __init__(
@@ -78,7 +77,7 @@ class SlotAgent:
         self._device: str | None = None
         self._vm_setup: tuple[str, ...] = ()
         self.live: dict[int, SlotSet] = {}
-        """The slots that are set, as they were asked for and as KVM took them."""
+        """The slots that are set, by number, as they were requested."""
         self._channel.serve(self._answer)
 
     def __enter__(self) -> Self:
@@ -93,8 +92,7 @@ class SlotAgent:
         self.close()
 
     def close(self) -> None:
-        """Detach if it was attached, delete all slots and close the channel; not while `run`
-        runs."""
+        """Detach if attached, delete all slots and close the channel; not while `run` runs."""
         if self._device is not None:
             with suppress(HostError):  # a daemon that is gone has no agent either
                 self._channel.notify(AGENT_DETACH, {"device": self._device})
@@ -103,12 +101,12 @@ class SlotAgent:
         self._channel.close()
 
     def attach(self, device: str, *, vm_setup: Sequence[str] = ()) -> Json:
-        """Offer all this to a device that has `slots = "agent"`, and return the daemon's answer, as
-        the fields of `control.models.Agent`.
+        """Attach this agent to a device that has `slots = "agent"`; return the daemon's answer.
 
-        `vm_setup` says what was done to the VM before its guest ran: "disable-ignore-guest-pat",
-        "non-coherent-vfio". Slots are set before this returns: the guest must stand still, or not
-        have the BAR yet. Raises RpcError if the daemon refuses, and HostError if there is none.
+        The answer is the fields of `control.models.Agent`. `vm_setup` says what was done to the VM
+        before its guest ran: "disable-ignore-guest-pat", "non-coherent-vfio". Slots are set before
+        this returns: the guest must be paused, or not have mapped the BAR yet. Raises RpcError if
+        the daemon refuses, and HostError if it does not answer.
         """
         self._vm_setup = tuple(vm_setup)
         try:
@@ -120,13 +118,15 @@ class SlotAgent:
         return state
 
     def move(self, window: range | None) -> Json:
-        """Tell the daemon that the guest has moved the BAR, or with None unmapped it; the slots
-        have followed when this returns. The guest must stand still. Raises as `attach`, and
-        leaves everything as it was then."""
+        """Tell the daemon that the guest has moved the BAR, or with None unmapped it.
+
+        The slots have moved when this returns; the guest must be paused. Raises as `attach`, with
+        the slots where they were.
+        """
         if self._device is None:
             raise ValueError("the agent is not attached to a device")
         former, self.window = self.window, window or range(0)
-        self._ram = (*self._ram, former or range(0))  # for as long as it may be put back
+        self._ram = (*self._ram, former or range(0))  # while a failure may move them back
         try:
             return self._attach(self._device)
         except BaseException:
@@ -138,13 +138,15 @@ class SlotAgent:
     def detach(self) -> None:
         """End the daemon's use of this agent, and delete all slots. Raises as `attach`."""
         if self._device is not None:
-            self._channel.call(AGENT_DETACH, {"device": self._device}, timeout=ATTACH_PATIENCE)
+            self._channel.call(AGENT_DETACH, {"device": self._device}, timeout=ATTACH_TIMEOUT)
             self._device = None
         self._delete_all()
 
     def run(self) -> None:
-        """Serve until `stop` is called, or the daemon is gone (which one that was given a datagram
-        socket can't tell). Then it is to be closed."""
+        """Serve until `stop` is called or the daemon is gone; then close the agent.
+
+        On a datagram socket of the agent's own, a daemon that is gone is not noticed.
+        """
         try:
             self._channel.serve_until_gone()
         except (HostError, PeerError):
@@ -157,7 +159,7 @@ class SlotAgent:
     def serve_one(self) -> bool:
         """Wait for one datagram and answer it; return False when there will be no more.
 
-        For VMMs with a loop of their own: the channel has a `fileno` to poll.
+        For VMMs with an event loop of their own: poll the `fileno` of the channel.
         """
         return self._channel.serve_one()
 
@@ -170,7 +172,7 @@ class SlotAgent:
             "flags": self._flags,
             "vm_setup": list(self._vm_setup),
         }
-        return self._channel.call(AGENT_ATTACH, params, timeout=ATTACH_PATIENCE)
+        return self._channel.call(AGENT_ATTACH, params, timeout=ATTACH_TIMEOUT)
 
     def _delete_all(self) -> None:
         self._slots.close()
@@ -178,7 +180,7 @@ class SlotAgent:
 
     def _answer(self, incoming: Incoming, fds: list[Fd]) -> bytes:
         if incoming.batch:
-            # It would be open which call the descriptor belongs to.
+            # It would be ambiguous which call the descriptor belongs to.
             error = RpcError(ErrorCode.INVALID_REQUEST, "slot calls come one a datagram")
             return encode([Failure(None, error)])
         replies: list[Result | Failure] = []
@@ -252,7 +254,7 @@ class SlotAgent:
 def _slot_vm(vm: SlotVm | RawVm | int) -> SlotVm:
     if not isinstance(vm, int) and hasattr(vm, "set_user_memory_region"):
         return cast("SlotVm", vm)
-    # With the kernel's whole ABI comes numpy, which most VMMs have no need of.
+    # Imported here: a VMM with such an object does not need the rest of KVM's ABI.
     from vgpud.slots.vm import borrowed_vm  # noqa: PLC0415
 
     return borrowed_vm(vm if isinstance(vm, int) else vm.fileno())

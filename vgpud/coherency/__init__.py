@@ -1,1 +1,1 @@
-"""Memory types: what the host and the VM do with them, and the plan of each buffer."""
+"""Memory types: what the host and the VM do with them, and the plan for each blob."""

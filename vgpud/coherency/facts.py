@@ -1,4 +1,4 @@
-"""What the planner knows of a VM, of the memory of its blobs, and of the device that uses them."""
+"""The planner's input: facts about a VM, the memory of its blobs, and the device that uses them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from vgpud.memory.backing import HostBacking
 
 
 class GuestMtrr(StrEnum):
-    """What the guest's own MTRRs say of the BAR.
+    """The memory type of the BAR by the guest's own MTRRs.
 
-    SeaBIOS and OVMF leave the PCI hole UC. A guest's kernel then makes UC- of a cached mapping, and
-    KVMs up to Linux 6.10 make UC of it in the EPT.
+    SeaBIOS and OVMF leave the PCI hole UC. A cached mapping by the guest's kernel is UC- then, and
+    KVM up to Linux 6.10 makes it UC in the EPT.
     """
 
     WB = "wb"
@@ -26,8 +26,8 @@ class GuestMtrr(StrEnum):
 class Facts:
     """What is known of VM, memory and device.
 
-    `device_snoops`: the device's accesses are snooped whatever we do. One that does not snoop can
-    be made to, buffer by buffer.
+    `device_snoops`: the device always snoops. A device that need not can be made to snoop for
+    single buffers.
     """
 
     kvm: KvmMode
@@ -46,9 +46,9 @@ def facts_of(
 ) -> Facts:
     """Return the facts of a device whose configuration says `guest_pat`.
 
-    AUTO stands for what was `seen` of the VM. HONORED and IGNORED are the operator's statement and
-    override that, but they are about a VM's set-up: a flagged slot is another matter, so HONORED
-    leaves `seen` alone where that honours the guest's PAT anyway.
+    AUTO means the mode that was `seen` of the VM. HONORED and IGNORED are the operator's statement
+    about the VM's set-up and override it; but HONORED keeps a mode that honours the guest's PAT
+    already, since a slot's flag may be the reason.
     """
     match guest_pat:
         case GuestPat.AUTO:

@@ -1,8 +1,8 @@
-"""What KVM makes of a guest's page attributes: its `KvmMode`, from what can be seen of it.
+"""Whether KVM honours a guest's PAT: its `KvmMode`, by the facts that `coherency.probes` finds.
 
-Two questions: of a VM that this process, or an agent of ours, sets up and puts slots into; and of a
-VMM that is only our vhost-user front-end. What can't be seen is UNKNOWN, which is planned for as
-ignored. `coherency.probes` finds the facts. Source: Linux, arch/x86/kvm (vmx_get_mt_mask,
+There are two cases: a VM into which this process or an agent puts slots, and a VMM that is only a
+vhost-user front-end. The mode is UNKNOWN if the facts don't tell it, and the planner then assumes
+that the PAT may be ignored. Source: Linux, arch/x86/kvm (vmx_get_mt_mask,
 KVM_X86_QUIRK_IGNORE_GUEST_PAT); QEMU, accel/kvm.
 """
 
@@ -19,11 +19,11 @@ from vgpud.coherency.plan import VmSetup
 class KvmMode(StrEnum):
     """What decides the memory type of a guest's access to a slot of RAM.
 
-    FLAG: the slot's flag KVM_MEM_NON_COHERENT_DMA; the guest's PAT with it. QUIRK_DISABLED: the
-    guest's PAT, as KVM_X86_QUIRK_IGNORE_GUEST_PAT is disabled for the VM, or as the operator says.
-    VFIO: the guest's PAT, as a device with non-coherent DMA is assigned. SVM: the guest's PAT,
-    always. FORCED_WB: nothing, KVM maps RAM as write-back. EMULATED: there is no KVM, an emulator's
-    own loads and stores do what the guest does. UNKNOWN: any of these.
+    FLAG: the guest's PAT in slots with KVM_MEM_NON_COHERENT_DMA. QUIRK_DISABLED: the guest's PAT,
+    as KVM_X86_QUIRK_IGNORE_GUEST_PAT is disabled for the VM, or as the operator says. VFIO: the
+    guest's PAT, as a device with non-coherent DMA is assigned. SVM: the guest's PAT, always.
+    FORCED_WB: KVM maps RAM as write-back. EMULATED: there is no KVM, and the emulator's loads and
+    stores make the accesses. UNKNOWN: any of these.
     """
 
     FLAG = "flag"
@@ -36,12 +36,12 @@ class KvmMode(StrEnum):
 
     @property
     def honours_guest_pat(self) -> bool:
-        """Whether the guest's PAT decides, with FLAG in the slots that have the flag."""
+        """Whether the guest's PAT decides; for FLAG, in the slots that have the flag."""
         return self in {KvmMode.FLAG, KvmMode.QUIRK_DISABLED, KvmMode.VFIO, KvmMode.SVM}
 
 
 class Vendor(StrEnum):
-    """Which of KVM's processor modules is in use: Intel's, AMD's or another."""
+    """The processor module of KVM that is in use: Intel's, AMD's or another."""
 
     VMX = "vmx"
     SVM = "svm"
@@ -49,7 +49,7 @@ class Vendor(StrEnum):
 
 
 class HonorGuestPat(StrEnum):
-    """What a QEMU's command line says of honor-guest-pat, whose default depends on the version."""
+    """The value of honor-guest-pat on QEMU's command line; its default depends on the version."""
 
     ON = "on"
     OFF = "off"
@@ -58,7 +58,7 @@ class HonorGuestPat(StrEnum):
 
 
 class HostKvm(Protocol):
-    """What is known of the host's KVM; None is what could not be tried."""
+    """What is known of the host's KVM; a fact that could not be tried is None."""
 
     @property
     def vendor(self) -> Vendor | None:
@@ -66,7 +66,7 @@ class HostKvm(Protocol):
 
     @property
     def tdp(self) -> bool | None:
-        """Whether the processor walks the guest's page tables itself (EPT, NPT)."""
+        """Whether two-dimensional paging is on (EPT, NPT)."""
 
     @property
     def non_coherent_dma_flag(self) -> bool | None:
@@ -74,7 +74,7 @@ class HostKvm(Protocol):
 
     @property
     def ignore_guest_pat_quirk(self) -> bool | None:
-        """Whether the quirk by which Intel's KVM ignores the guest's PAT can be disabled."""
+        """Whether KVM_X86_QUIRK_IGNORE_GUEST_PAT of Intel's KVM can be disabled."""
 
 
 class FrontEndProcess(Protocol):
@@ -86,31 +86,31 @@ class FrontEndProcess(Protocol):
 
     @property
     def is_qemu(self) -> bool:
-        """Whether that is QEMU's system emulator."""
+        """Whether the program is QEMU's system emulator."""
 
     @property
     def kvm_vms(self) -> int | None:
-        """How many KVM VMs it has open."""
+        """How many KVM VMs the process has open."""
 
     @property
     def honor_guest_pat(self) -> HonorGuestPat:
-        """What its command line says of that option."""
+        """The value of that option on its command line."""
 
     @property
     def problem(self) -> str:
-        """Why something of this is not known; empty if all is."""
+        """Why some of these facts are not known; empty if all are."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A mode, and in a sentence why it is that one."""
+    """A mode, and the reason for it in one sentence."""
 
     mode: KvmMode
     reason: str
 
 
 def of_own_vm(host: HostKvm) -> Finding:
-    """Return the best mode for a VM whose set-up and slots are in our hands, or in an agent's."""
+    """Return the best mode for a VM that this process or an agent sets up and puts slots into."""
     if host.vendor is None:
         return Finding(KvmMode.UNKNOWN, "there is no KVM here")
     if host.vendor is Vendor.OTHER:
@@ -123,7 +123,7 @@ def of_own_vm(host: HostKvm) -> Finding:
         return _svm(host.tdp)
     if host.ignore_guest_pat_quirk:
         return Finding(
-            KvmMode.QUIRK_DISABLED, "Intel's KVM ignores guest PAT, but can be told not to"
+            KvmMode.QUIRK_DISABLED, "Intel's KVM ignores guest PAT, but that quirk can be disabled"
         )
     if host.ignore_guest_pat_quirk is None or host.non_coherent_dma_flag is None:
         return Finding(KvmMode.UNKNOWN, "Intel's KVM, but what it can do could not be tried")
@@ -131,8 +131,8 @@ def of_own_vm(host: HostKvm) -> Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class _AgentsKvm:
-    """The host's KVM, as far as an agent has tried it."""
+class _KvmOfAgent:
+    """The host's KVM, with what an agent has tried."""
 
     vendor: Vendor | None
     tdp: bool | None
@@ -143,15 +143,15 @@ class _AgentsKvm:
 def of_agent(
     host: HostKvm, *, flag_accepted: bool | None = None, vm_setup: Collection[VmSetup] = ()
 ) -> Finding:
-    """Return the mode of a VM whose slots an agent sets for us; its set-up is the VMM's.
+    """Return the mode of a VM that its VMM sets up and in which an agent sets slots.
 
-    `flag_accepted` is what came of a flagged slot in that very VM, None if none was tried;
-    `vm_setup` is what the agent says was done to it.
+    `flag_accepted` is whether that VM has taken a flagged slot, None if none was tried; `vm_setup`
+    is what the agent says was done to the VM.
     """
     flag = host.non_coherent_dma_flag if flag_accepted is None else flag_accepted
-    seen = _AgentsKvm(host.vendor, host.tdp, flag, host.ignore_guest_pat_quirk)
+    seen = _KvmOfAgent(host.vendor, host.tdp, flag, host.ignore_guest_pat_quirk)
     if host.vendor is Vendor.OTHER or host.tdp is False:
-        return of_own_vm(seen)  # whatever the agent says
+        return of_own_vm(seen)  # the agent's set-up makes no difference
     if flag_accepted:
         return Finding(
             KvmMode.FLAG, "the agent's VM has taken a slot with KVM_MEM_NON_COHERENT_DMA"
@@ -162,7 +162,8 @@ def of_agent(
             and host.ignore_guest_pat_quirk is not False
         ):
             return Finding(
-                KvmMode.QUIRK_DISABLED, "the agent says that KVM was told to honour guest PAT"
+                KvmMode.QUIRK_DISABLED,
+                "the agent says that the quirk was disabled, so KVM honours guest PAT",
             )
         if VmSetup.NON_COHERENT_VFIO in vm_setup:
             return Finding(
@@ -172,7 +173,7 @@ def of_agent(
     if found.mode is KvmMode.QUIRK_DISABLED:
         return Finding(
             KvmMode.UNKNOWN,
-            "Intel's KVM can be told to honour guest PAT, but who told it is unseen",
+            "Intel's KVM can honour guest PAT, but nothing shows that the VMM has set it up so",
         )
     return found
 
@@ -180,14 +181,14 @@ def of_agent(
 def of_front_end(host: HostKvm, peer: FrontEndProcess) -> Finding:
     """Return the mode of the VM that a vhost-user front-end runs.
 
-    Only once the guest runs is that known: QEMU connects its sockets before it opens KVM.
+    That is known only when the guest runs: QEMU connects its sockets before it opens KVM.
     """
     if peer.kvm_vms is None:
-        return Finding(KvmMode.UNKNOWN, f"the VMM can't be looked into: {peer.problem}")
+        return Finding(KvmMode.UNKNOWN, f"the VMM's process can't be examined: {peer.problem}")
     if peer.kvm_vms == 0:
         if peer.is_qemu:
             return Finding(KvmMode.EMULATED, "without KVM nothing overrides guest PAT")
-        # Such as libvirt, which connects a socket and hands it to QEMU.
+        # Such as libvirt, which connects a socket and passes it to QEMU.
         return Finding(
             KvmMode.UNKNOWN,
             f"{peer.program} has no KVM VM open, but may have connected for a VMM that has",
@@ -198,7 +199,7 @@ def of_front_end(host: HostKvm, peer: FrontEndProcess) -> Finding:
         return _other()
     if host.tdp is False:
         return _shadow()
-    # First, as a QEMU that was told so and could not would not have started.
+    # Before the host's facts: QEMU does not start with this option where KVM can't do it.
     if peer.is_qemu and peer.honor_guest_pat is HonorGuestPat.ON:
         return Finding(KvmMode.QUIRK_DISABLED, "QEMU was started with honor-guest-pat=on")
     if peer.is_qemu and peer.honor_guest_pat is HonorGuestPat.OFF:
@@ -219,13 +220,14 @@ def of_front_end(host: HostKvm, peer: FrontEndProcess) -> Finding:
 
 def _other() -> Finding:
     return Finding(
-        KvmMode.UNKNOWN, "this KVM is neither Intel's nor AMD's, and nothing tells what it does"
+        KvmMode.UNKNOWN, "this KVM is neither Intel's nor AMD's, and what it does is not known"
     )
 
 
 def _forced() -> Finding:
     return Finding(
-        KvmMode.FORCED_WB, "Intel's KVM forces guest memory to write-back, and can't be told not to"
+        KvmMode.FORCED_WB,
+        "Intel's KVM forces guest memory to write-back, and the quirk can't be disabled",
     )
 
 

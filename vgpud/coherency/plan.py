@@ -1,9 +1,7 @@
-"""What a coherency plan says: the memory type that a guest maps a blob with, how VM and slot are
-set up for it, and what the host does around every access.
+"""A coherency plan: a blob's memory type, the set-up of VM and slot, and the host's cache flushes.
 
-`coherency.planner` decides on plans, `memory` carries them out. Sources: Intel SDM
-vol. 1, 10.4.6.2 (non-temporal stores), vol. 2 (CLFLUSH, CLFLUSHOPT, CLWB), vol. 3, 13.3.1
-(write-combining buffers).
+`coherency.planner` makes plans, `memory` follows them. Sources: Intel SDM vol. 1, 10.4.6.2
+(non-temporal stores), vol. 2 (CLFLUSH, CLFLUSHOPT, CLWB), vol. 3, 13.3.1 (write-combining buffers).
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from vgpud.uapi.memslot import SlotFlag
 
 
 class VmSetup(StrEnum):
-    """What a plan takes for granted of the VM, apart from its slots.
+    """What a plan requires of the VM, apart from its slots.
 
     DISABLE_IGNORE_GUEST_PAT: KVM_X86_QUIRK_IGNORE_GUEST_PAT disabled with KVM_CAP_DISABLE_QUIRKS2,
     before the first KVM_RUN. NON_COHERENT_VFIO: a group or file with non-coherent DMA in a kvm-vfio
@@ -31,8 +29,8 @@ class Duty(StrEnum):
     """What the host does with the cache lines of a range at a certain moment.
 
     FLUSH: write back and invalidate each (CLFLUSH, CLFLUSHOPT between two MFENCEs; not CLWB, which
-    may keep the line). The flush also brings in pages that have not been there, which the kernel
-    zeroes through the cache.
+    may keep the line). The flush also allocates pages that were not there, which the kernel zeroes
+    through the cache.
     """
 
     NOTHING = "nothing"
@@ -42,8 +40,8 @@ class Duty(StrEnum):
 class HostRead(StrEnum):
     """How this process reads through its own mapping.
 
-    FLUSHED: flushes the range, then loads. A load without that may be served from a line that was
-    fetched at any time, also by speculation.
+    FLUSHED: flush the range, then load. A load without the flush may be served from a line that was
+    fetched at any earlier time, also by speculation.
     """
 
     PLAIN = "plain"
@@ -53,10 +51,10 @@ class HostRead(StrEnum):
 class HostWrite(StrEnum):
     """How this process writes through its own mapping.
 
-    NON_TEMPORAL: with non-temporal stores, byte for byte what is to be written, then SFENCE; it is
-    in memory then, and in no cache. (A plain store and a flush is no substitute: it writes back the
-    whole line, old bytes of others in it included.) FLUSHED: flush, non-temporal stores, flush; for
-    a mapping that passes by the caches that the guest's may be in. No other party may write to
+    NON_TEMPORAL: non-temporal stores of exactly the bytes to be written, then SFENCE; they are in
+    memory then, and in no cache. (An ordinary store and a flush is no substitute: it writes back
+    the whole line, with old bytes of others in it.) FLUSHED: flush, non-temporal stores, flush; for
+    an uncached mapping of memory that the guest may have in the caches. No other party may write to
     these lines meanwhile.
     """
 
@@ -67,8 +65,7 @@ class HostWrite(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sync:
-    """What the host does when a range passes to the device, before it works on it, and when it
-    comes back, before any other party reads it."""
+    """What the host does at the sync points before and after the device uses a range."""
 
     to_device: Duty
     from_device: Duty
@@ -76,15 +73,15 @@ class Sync:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a guest is told, and what is set up and done, for one blob.
+    """What is set up and done for one blob.
 
-    `memory_type` is what the guest is told to map it with. `slot_flags` are the memory slot's,
-    besides what its owner sets for its own reasons. `before_hand_over`: what is done with a range
-    that is made part of the blob, before the guest can touch it. `host_read` and `host_write` are
-    for accesses that are not the device's. `device_snoops`: what the device is programmed to do.
-    `pinned`: pages must not be swapped, compacted or migrated while the guest has them, since the
-    kernel copies them through the cache (udmabuf pins a memfd's pages; GEM pins its own, so it is
-    not asked for). `reason` is one sentence, for people.
+    `memory_type` is the type that the guest is told to map the blob with. `slot_flags` are the
+    memory slot's, besides those that its owner sets for its own reasons. `before_hand_over`: what
+    is done with a range that becomes part of the blob, before the guest can access it. `host_read`
+    and `host_write` are for accesses that are not the device's. `device_snoops`: whether the device
+    is programmed to snoop. `pinned`: pages must not be swapped, compacted or migrated while the
+    guest has them, since the kernel copies them through the cache (udmabuf pins a memfd's pages;
+    GEM pins its own, so it is not requested). `reason` is one sentence for people.
     """
 
     memory_type: MemoryType
@@ -103,7 +100,7 @@ class Plan:
         """Whether the engine flushes what it reads.
 
         The engine is a program that acts for the device and for the host: its accesses do what
-        `sync` would have done, for just the bytes that it touches.
+        `sync` requires, for just the bytes that it accesses.
         """
         return self.host_read is HostRead.FLUSHED or self.sync.to_device is Duty.FLUSH
 

@@ -1,19 +1,19 @@
-"""The coherency planner: which memory type a guest is told to map a blob with, and what the host
-does so that guest, host and device see the same bytes.
+"""The coherency planner: it decides on plans by which guest, host and device see the same bytes.
 
-Its truth is checked against a model of caches, write-combining buffers and memory (tests/model),
-row by row of `table()`: a step that it asks for is needed, and no step that is needed is missing.
+Its plans are checked against a model of caches, write-combining buffers and memory (in
+tests/coherency/model), for each row of `table()`: every step of a plan is needed, and no step that
+is needed is missing.
 
 Sources: Intel SDM vol. 3. 13.5.2.2 with table 13-7 (11-7 in old editions): MTRR and PAT. 30.3.7.2:
-EPT, where the EPT entry's type stands for the MTRR's, and PAT counts unless the entry says to
-ignore it. 13.3.1: write-combining buffers. 13.12.4: memory that is mapped cacheable here and
-write-combining there, which Intel does not support "because WC writes may not check the processor
-caches"; hence the flushes, which are that section's own remedy. SDM vol. 1, 10.4.6.2: non-temporal
+EPT, where the EPT entry's type replaces the MTRR's, and the PAT counts unless the entry says to
+ignore it. 13.3.1: write-combining buffers. 13.12.4: memory that has a cacheable and a
+write-combining mapping, which Intel does not support "because WC writes may not check the processor
+caches"; hence the flushes, which that section recommends. SDM vol. 1, 10.4.6.2: non-temporal
 stores. AMD APM vol. 2, 15.25.8: nested paging and PAT. Linux, arch/x86/kvm/vmx/vmx.c,
 vmx_get_mt_mask(): RAM is forced to WB, host MMIO is UC and never ignores the guest's PAT.
 
-A line that is flushed through one mapping is flushed for all of them, as caches know physical
-addresses; that carries every plan below.
+A line that is flushed through one mapping is flushed for all mappings, as caches have physical
+addresses; all plans below rest on that.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from vgpud.uapi.memslot import SlotFlag
 
 @dataclass(frozen=True, slots=True)
 class PlanRow:
-    """One row of `table()`: `plan` is None where the policy is to refuse, `reason` says why."""
+    """One row of `table()`: `plan` is None if the policy is to refuse; `reason` says why."""
 
     facts: Facts
     rule: Rule
@@ -44,7 +44,7 @@ class PlanRow:
 
 
 class _Guest(Enum):
-    """What the guest's accesses do, whatever it believes."""
+    """What the guest's accesses really do, whichever type the guest maps."""
 
     CACHED = auto()
     UNCACHED = auto()
@@ -52,9 +52,9 @@ class _Guest(Enum):
 
 
 _HONOURS: Final = {
-    KvmMode.FLAG: "the slot's KVM_MEM_NON_COHERENT_DMA has KVM honour the guest's memory type",
-    KvmMode.QUIRK_DISABLED: "KVM honours the guest's memory type, as the VM was set up to",
-    KvmMode.VFIO: "KVM honours the guest's memory type, for the sake of an assigned device",
+    KvmMode.FLAG: "KVM honours the guest's memory type in slots with KVM_MEM_NON_COHERENT_DMA",
+    KvmMode.QUIRK_DISABLED: "KVM honours the guest's memory type, as the VM was set up so",
+    KvmMode.VFIO: "KVM honours the guest's memory type because of an assigned device",
     KvmMode.SVM: "AMD's KVM honours the guest's memory type",
 }
 
@@ -67,8 +67,8 @@ _SETUP: Final = {
 def window_slot_flags(facts: Facts, rules: Sequence[Rule]) -> SlotFlag:
     """Return the flags of one slot that holds blobs under all of these rules.
 
-    It is flagged if some rule asks for it: without the flag that rule's type could not be had, with
-    it a rule that wants write-back still gets a type that is true.
+    The slot is flagged if one rule needs the flag: without it that rule's type could not be had;
+    with it a rule that wants write-back still gets a type that is true.
     """
     wanted = any(rule.memory_type is not MemoryType.WB for rule in rules)
     return SlotFlag.NON_COHERENT_DMA if wanted and _takes_flag(facts) else SlotFlag.NONE
@@ -77,9 +77,9 @@ def window_slot_flags(facts: Facts, rules: Sequence[Rule]) -> SlotFlag:
 def plan(facts: Facts, rule: Rule, *, slot_flags: SlotFlag | None = None) -> Plan:
     """Return the plan for a blob under `rule`.
 
-    `slot_flags` are those of the slot that the blob goes into, where it is there already
-    (`window_slot_flags`); None if the plan is to choose. Raises Unsupported if the rule's type
-    can't be had and it says to refuse.
+    `slot_flags` are those of the slot that the blob goes into, if that slot exists already
+    (`window_slot_flags`); None if the plan chooses them. Raises Unsupported if the rule's type
+    can't be had and its fallback is to refuse.
     """
     if facts.backing is HostBacking.MMIO:
         return _plan_mmio(rule)
@@ -102,7 +102,7 @@ def plan(facts: Facts, rule: Rule, *, slot_flags: SlotFlag | None = None) -> Pla
     if honoured is False:
         why = "KVM ignores the guest's memory type"
     elif facts.kvm is KvmMode.FLAG:
-        why = "the slot is without KVM_MEM_NON_COHERENT_DMA"
+        why = "the slot does not have KVM_MEM_NON_COHERENT_DMA"
     else:
         why = "nothing shows that KVM honours the guest's memory type"
     why += f", so {rule.memory_type} can't be promised"
@@ -119,7 +119,7 @@ def plan(facts: Facts, rule: Rule, *, slot_flags: SlotFlag | None = None) -> Pla
 
 
 def table() -> Iterator[PlanRow]:
-    """Yield every combination of facts and policy, with its plan."""
+    """Yield a row for every combination of facts and policy."""
     for kvm, backing, mtrr, snoops in product(KvmMode, HostBacking, GuestMtrr, (False, True)):
         facts = Facts(kvm, backing, mtrr, snoops)
         for memory_type, fallback in product(MemoryType, Fallback):
@@ -133,11 +133,11 @@ def table() -> Iterator[PlanRow]:
 
 
 def _plan_mmio(rule: Rule) -> Plan:
-    """For memory that no CPU caches: KVM maps host MMIO as UC without ignoring the guest's PAT, so
-    that WC is WC; where it does ignore it, the host's own MTRRs make it UC, which is stronger.
+    """Return the plan for memory that no CPU caches.
 
-    The one thing left to do is to empty the host's write-combining buffers, which comes with
-    non-temporal stores.
+    KVM maps host MMIO as UC without ignoring the guest's PAT, so WC is WC; where KVM does ignore
+    it, the host's own MTRRs make it UC, which is stronger. The host must only drain its
+    write-combining buffers, which the SFENCE after non-temporal stores does.
     """
     why = "the memory is the device's own and in no CPU's cache"
     memory_type = rule.memory_type
@@ -161,10 +161,11 @@ def _plan_mmio(rule: Rule) -> Plan:
 
 
 def _plan_emulated(facts: Facts, rule: Rule) -> Plan:
-    """For a guest without a CPU: it is told the type that the policy wants, as nothing overrides
-    that, and what the emulator's accesses do is up to the emulator's own mapping.
+    """Return the plan for a guest in an emulator.
 
-    A cached one of RAM_WB. Of RAM_WC an uncached one, as far as the emulator maps it as we do.
+    The guest is told the type that the policy wants, as nothing overrides it. What the emulator's
+    accesses do depends on the emulator's own mapping: it is cached for RAM_WB; for RAM_WC it is
+    uncached if the emulator maps the memory as this process does.
     """
     return _ram(
         facts,
@@ -176,8 +177,11 @@ def _plan_emulated(facts: Facts, rule: Rule) -> Plan:
 
 
 def _plan_cached(facts: Facts, rule: Rule, slot_flags: SlotFlag, honoured: bool | None) -> Plan:
-    """For a rule that wants write-back: not to be had where PAT is honoured and the guest's MTRRs
-    leave the BAR uncached, since a cached mapping is UC- then. WC is the fastest type there."""
+    """Return the plan for a rule that wants write-back.
+
+    Write-back can't be had where PAT is honoured and the guest's MTRRs leave the BAR uncached,
+    since a cached mapping is UC- then. WC is the fastest type there.
+    """
     if honoured and facts.mtrr is GuestMtrr.UC:
         why = f"{_HONOURS[facts.kvm]}; its MTRRs leave the BAR uncached, so wb would be UC-"
         if rule.fallback is Fallback.REFUSE:
@@ -209,8 +213,11 @@ def _ram(
     vm_setup: tuple[VmSetup, ...] = (),
     snoops: bool = False,
 ) -> Plan:
-    """The steps for RAM: nothing between two parties that both go through the caches, or both past
-    them; a flush wherever one that does meets one that does not, or may not."""
+    """Return the plan for RAM.
+
+    Between two parties that both use the caches, or both bypass them, nothing is needed; between
+    one that uses them and one that does not, or may not, a flush is.
+    """
     snoops = snoops or facts.device_snoops
     device_agrees = guest is (_Guest.CACHED if snoops else _Guest.UNCACHED)
     sync = Duty.NOTHING if device_agrees else Duty.FLUSH
@@ -220,8 +227,8 @@ def _ram(
     else:
         host_agrees = guest is _Guest.UNCACHED
         host_write = HostWrite.NON_TEMPORAL if host_agrees else HostWrite.FLUSHED
-    # The kernel zeroes pages through its cache. For a guest that goes past it, these lines hide
-    # what is in memory, and are written over it when they leave.
+    # The kernel zeroes pages through the cache. A guest that bypasses the caches does not see these
+    # lines, and they overwrite what it has written to memory when they are evicted.
     uncached = guest is not _Guest.CACHED
     if snoops:
         reason += ", the device snoops"
@@ -242,7 +249,7 @@ def _ram(
 
 
 def _honoured(kvm: KvmMode, slot_flags: SlotFlag) -> bool | None:
-    """Whether the guest's PAT decides over RAM in a slot; None if that is not known."""
+    """Return whether the guest's PAT decides for RAM in a slot; None if that is not known."""
     match kvm:
         case KvmMode.QUIRK_DISABLED | KvmMode.VFIO | KvmMode.SVM:
             return True
@@ -258,11 +265,11 @@ def _honoured(kvm: KvmMode, slot_flags: SlotFlag) -> bool | None:
 
 
 def _mapped_cached(facts: Facts, honoured: bool | None) -> _Guest:
-    """What the accesses are of a guest that maps the blob cached."""
+    """Return what the accesses of a guest that maps the blob cached really are."""
     if honoured is False:
         return _Guest.CACHED
     if facts.kvm is KvmMode.UNKNOWN and facts.backing is HostBacking.RAM_WC:
-        return _Guest.EITHER  # it may be an emulator that has the memory mapped as we have
+        return _Guest.EITHER  # it may be an emulator that maps the memory as this process does
     return _Guest.CACHED if facts.mtrr is GuestMtrr.WB else _Guest.EITHER
 
 

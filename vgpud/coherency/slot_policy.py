@@ -1,7 +1,7 @@
 """Slot policies: the memory type that is wanted for a kind of blob, and how the blob is mapped.
 
-Owns the vocabulary of the `[[slot_policy]]` table and the choice of a rule. Whether the host can
-keep what a rule asks for is not decided here. Source: virtio 1.3, 5.7.6.8
+Here are the values of the `[[slot_policy]]` table and the choice of a rule. Whether the host can do
+what a rule says is for `coherency.planner`. Source: virtio 1.3, 5.7.6.8
 "VIRTIO_GPU_CMD_RESOURCE_CREATE_BLOB" (the kinds of blob) and "VIRTIO_GPU_CMD_RESOURCE_MAP_BLOB"
 (the memory types).
 """
@@ -18,14 +18,14 @@ from vgpud.uapi.page import PAGE_SIZE
 
 
 class BlobKind(StrEnum):
-    """The `blob_mem` of a blob with host memory; one of the guest's own pages has no policy."""
+    """The `blob_mem` of a host blob; a blob in the guest's own pages has no policy."""
 
     HOST3D = "host3d"
     HOST3D_GUEST = "host3d_guest"
 
 
 class MemoryType(StrEnum):
-    """The memory type that guest, host and device shall agree on."""
+    """A memory type that guest, host and device agree on."""
 
     WC = "wc"
     UC = "uc"
@@ -41,14 +41,14 @@ class Fallback(StrEnum):
 
 
 class Layout(StrEnum):
-    """How blobs get into the BAR: one mapping for all of them, or one for each."""
+    """How blobs are mapped into the BAR: one mapping for all of them, or one for each."""
 
     WINDOW = "window"
     PER_BLOB = "per-blob"
 
 
 class GuestPat(StrEnum):
-    """Whether KVM lets the guest's page attributes decide a mapping's memory type."""
+    """Whether KVM honours the guest's PAT."""
 
     HONORED = "honored"
     IGNORED = "ignored"
@@ -56,10 +56,10 @@ class GuestPat(StrEnum):
 
 
 class SlotOwner(StrEnum):
-    """Who puts blobs into the guest's address space.
+    """The slot owner: which process maps blobs into the guest's address space.
 
-    FRONTEND: the VMM at the other end of the vhost-user socket (SHMEM_MAP). AGENT: a VMM that sets
-    memory slots as it is asked over the control socket. LOCAL: this process, which owns the VM.
+    FRONTEND: the VMM at the other end of the vhost-user socket (SHMEM_MAP). AGENT: a slot agent in
+    the VMM, by requests over the control socket. LOCAL: this process, which owns the VM.
     """
 
     FRONTEND = "frontend"
@@ -80,7 +80,7 @@ class Buffers(StrEnum):
 
 
 ResolvedBuffers: TypeAlias = Literal[Buffers.MEMFD, Buffers.UDMABUF, Buffers.GEM]
-"""What they are made of once AUTO has been decided."""
+"""`Buffers` after AUTO has been resolved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +97,11 @@ class Match:
     max_size: int | None = None
 
     def covers_device(self, device: str) -> bool:
-        """Whether any blob of the device of this name can match."""
+        """Return whether any blob of the device of this name can match."""
         return fnmatchcase(device, self.device)
 
     def covers(self, device: str, blob: BlobKind, size: int) -> bool:
-        """Whether a blob of `size` bytes on `device` matches."""
+        """Return whether a blob of `size` bytes on `device` matches."""
         return (
             self.covers_device(device)
             and self.blob in (None, blob)
@@ -112,9 +112,9 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One slot policy; the default values are the policy of a device without any.
+    """One slot policy; the default values are the policy of a device that has no rules.
 
-    `allow_guest_ram`: a slot outside of the BAR window may have the flag too.
+    `allow_guest_ram`: a slot outside of the BAR's window may have the flag, too.
     """
 
     match: Match = Match()
@@ -125,11 +125,11 @@ class Rule:
 
 
 DEFAULT_RULE: Final = Rule()
-"""What holds for a blob that no rule matches."""
+"""The rule for a blob that no other rule matches."""
 
 
 def first_match(rules: Sequence[Rule], device: str, blob: BlobKind, size: int) -> Rule:
-    """The first of `rules` that matches a blob of `size` bytes, or `DEFAULT_RULE`."""
+    """Return the first of `rules` that matches a blob of `size` bytes, or `DEFAULT_RULE`."""
     for rule in rules:
         if rule.match.covers(device, blob, size):
             return rule
@@ -137,11 +137,11 @@ def first_match(rules: Sequence[Rule], device: str, blob: BlobKind, size: int) -
 
 
 def layouts(rules: Sequence[Rule], device: str) -> set[Layout]:
-    """Every layout that some blob of `device` would get under `rules`.
+    """Return every layout that some blob of `device` would get under `rules`.
 
     Only `HOST3D` counts, as no other kind is mapped into the BAR. A host blob is a whole number of
-    pages, since pages are what gets mapped. The rule that a blob falls to
-    changes with its size only at a limit that some rule names: trying those tries all sizes.
+    pages. Which rule matches a blob changes with its size only at the limits in the rules, so it is
+    enough to try these.
     """
     sizes = {PAGE_SIZE}
     for rule in rules:

@@ -1,7 +1,7 @@
-"""A device's slots in the VM of a VMM that sets them for us: slot.set and slot.delete.
+"""A device's slots that an agent in the VMM sets: slot.set and slot.delete.
 
-Owns which agent is attached, what it grants, and the files of the slots, which outlive it: what an
-agent leaves behind is set again by the next one. How it is asked is up to its `AgentConnection`.
+The slots and their files outlive the agent: the next agent sets them again. Requests to the agent
+go through its `AgentConnection`.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ _SOCKET: Final = "its socket is closed"
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What an agent offers: slots of these `numbers`, with no flags but these.
+    """What an agent offers: slots of these `numbers`, with these `flags` at most.
 
-    `base` is where the guest has the BAR, None while it is nowhere. `pid` and `uid` are whose it
-    is, None where that is not known.
+    `base` is the guest-physical address of the BAR, None while it is not mapped. `pid` and `uid`
+    are the agent's, None if not known.
     """
 
     numbers: range
@@ -58,7 +58,7 @@ class Grant:
 class AttachedAgent:
     """The agent of a device: what it offers, and what is known of its VM.
 
-    `flag_accepted` is None where no slot with KVM_MEM_NON_COHERENT_DMA was tried.
+    `flag_accepted` is None if no slot with KVM_MEM_NON_COHERENT_DMA was tried.
     """
 
     grant: Grant
@@ -67,10 +67,10 @@ class AttachedAgent:
 
 
 class AgentSlots(TrackedSlots):
-    """Slots that the agent which is attached sets; without one, nothing can be mapped.
+    """Slots that the attached agent sets; without an agent, nothing can be mapped.
 
-    One that answers with an error, or not in time, makes it a HostError. `flag_accepted` is what
-    came of the first slot with KVM_MEM_NON_COHERENT_DMA in the agent's VM.
+    Operations raise HostError if the agent answers with an error, or not in time. `flag_accepted`
+    is whether the agent's VM has taken a slot with KVM_MEM_NON_COHERENT_DMA, None before a try.
     """
 
     def __init__(
@@ -86,41 +86,44 @@ class AgentSlots(TrackedSlots):
         self.flag_accepted: bool | None = None
         self._allow_guest_ram = allow_guest_ram
         self._agent: AgentConnection | None = None
-        self._coming: AgentConnection | None = None
+        self._attaching: AgentConnection | None = None
         self._files: dict[tuple[SlotUse, int], Fd] = {}
-        self._last = ""
+        self._last_end = ""
         self._closed = False
         self._found: tuple[object, Finding] | None = None
         self._limit = RateLimit()
 
-    # Who is attached
+    # Attaching and detaching
 
     @property
     def connection(self) -> AgentConnection | None:
-        """The connection to the agent that is attached, or about to be."""
-        return self._agent if self._agent is not None else self._coming
+        """The connection to the agent that is attached or being attached."""
+        return self._agent if self._agent is not None else self._attaching
 
     def connect(self, agent: AgentConnection, grant: Grant) -> None:
-        """Take an agent of which nothing is asked yet; there must have been none."""
+        """Attach the first agent, without a request to it.
+
+        Raises ValueError if there is or was one.
+        """
         if self.connection is not None or len(self.table):
             raise ValueError("an agent is attached, or was")
         self.table = self._rebuilt(grant)[0]
         self._agent, self.grant = agent, grant
 
     async def attach(self, agent: AgentConnection, grant: Grant) -> None:
-        """Take an agent; there must be none. What the one before it left is set again.
+        """Attach an agent, and have it set the slots that its predecessor had.
 
-        Tries a flagged slot first, if the agent grants the flag and the guest has the BAR. Raises
-        HostError if the agent does not do what it offers: then there is none. A connection that is
-        not taken is closed.
+        A flagged slot is tried first, if the agent grants the flag and the guest has the BAR
+        mapped. Raises HostError if the agent does not do what it offers: then none is attached, and
+        the connection is closed. Raises ValueError if another one is attached.
         """
         if self.connection is not None:
             raise ValueError("an agent is attached")
-        self._coming = agent
+        self._attaching = agent
         try:
             async with self._lock:
-                if self._closed:  # while we waited
-                    advice = f"{self._device} is gone, or its slots are no agent's any more"
+                if self._closed:  # while this waited for the lock
+                    advice = f"{self._device} is gone, or has no slot agent any more"
                     raise HostError("attaching an agent", OSError(errno.ENODEV, ""), advice)
                 table, operations = self._rebuilt(grant)
                 self._agent, self.grant = agent, grant
@@ -133,14 +136,14 @@ class AgentSlots(TrackedSlots):
             agent.close()
             raise
         finally:
-            self._coming = None
+            self._attaching = None
         _log.info("agent attached device=%s pid=%s kept=%d", self._device, grant.pid, len(table))
         self._publish_agent("agent.attached", "a slot agent is attached", grant)
 
     async def change(self, grant: Grant) -> None:
-        """Take what the attached agent offers now, or where the BAR has moved.
+        """Adopt a changed offer of the attached agent, or a new address of the BAR.
 
-        Raises HostError, and everything is where it was then.
+        Raises HostError, and all slots stay where they were.
         """
         async with self._lock:
             former = self._attached("changing what the agent grants")
@@ -156,19 +159,18 @@ class AgentSlots(TrackedSlots):
                 operations = (*(DeleteSlot(entry, at) for entry, at in live), *sets)
                 await self._perform(Change(operations))
                 self._replace(table, operations)
-            self._attached("changing what the agent grants")  # it may be gone, and its slots too
+            self._attached("changing what the agent grants")  # it may be gone by now
             self.grant = grant
         if former.base != grant.base:
-            where = "nowhere" if grant.base is None else f"at {grant.base:#x}"
+            where = "not mapped" if grant.base is None else f"at {grant.base:#x}"
             self._publish_agent("agent.moved", f"the BAR is {where}", grant)
 
     async def move(self, base: Gpa | None) -> None:
-        """Have all slots follow the BAR, which the guest has moved, or with None unmapped."""
+        """Move all slots to a new address of the BAR; None if the guest has unmapped it."""
         await self.change(replace(self._attached("moving the BAR"), base=base))
 
     def detach(self) -> tuple[int, ...]:
-        """Let go of the agent, and return the slots that it had set; what it is being asked at the
-        moment fails."""
+        """Detach the agent and return the slots that it had set; pending requests to it fail."""
         grant = self._attached("detaching the agent")
         slots = tuple(int(entry.slot) for entry, at in self.entries() if at is not None)
         self._drop("the last one has detached")
@@ -179,9 +181,9 @@ class AgentSlots(TrackedSlots):
         return slots
 
     def lost(self, reason: str) -> None:
-        """Let go of the agent, which is gone; what it is being asked at the moment fails.
+        """Detach the agent because it is gone; pending requests to it fail.
 
-        Does nothing if none was attached.
+        Does nothing if none is attached.
         """
         grant = self.grant
         if self._agent is None or grant is None:
@@ -190,8 +192,8 @@ class AgentSlots(TrackedSlots):
         _log.warning("agent lost device=%s pid=%s: %s", self._device, grant.pid, reason)
         self._publish_agent("agent.lost", f"the slot agent is gone: {reason}", grant)
 
-    def notice(self) -> None:
-        """Notice now if the agent's socket is not there any more."""
+    def check_agent(self) -> None:
+        """Detach the agent if its socket is closed."""
         if self._agent is not None:
             try:
                 self._agent.check()
@@ -199,7 +201,7 @@ class AgentSlots(TrackedSlots):
                 self.lost(_SOCKET)
 
     def close(self) -> None:
-        """Let go of the agent and the files; what the VM has then is the VMM's affair."""
+        """Detach the agent and close the files; the VM's slots stay as they are."""
         grant, self._closed = self.grant, True
         if self._agent is not None and grant is not None:
             self._drop("the device is gone")
@@ -211,25 +213,23 @@ class AgentSlots(TrackedSlots):
     def _drop(self, last: str) -> None:
         agent, self._agent = self._agent, None
         self.grant = self.flag_accepted = self._found = None
-        self._last = last
-        self.table.base = None  # the entries wait for the next agent
+        self._last_end = last
+        self.table.base = None  # the entries stay for the next agent
         assert agent is not None
         agent.close()
 
     def _attached(self, operation: str) -> Grant:
         if self._agent is None or self.grant is None:
-            last = f" ({self._last})" if self._last else ""
-            advice = (
-                f"no agent is attached to {self._device}{last}: its VMM is to call agent.attach"
-            )
+            last = f" ({self._last_end})" if self._last_end else ""
+            advice = f"no agent is attached to {self._device}{last}: the VMM must call agent.attach"
             raise HostError(operation, OSError(errno.ENOTCONN, ""), advice)
         return self.grant
 
     def _rebuilt(self, grant: Grant) -> tuple[SlotTable, tuple[Operation, ...]]:
-        """The table as another agent would have it, and what it takes to set all that is in it."""
+        """Return a table of the same slots by another grant, and the operations that set them."""
         base = grant.base
         if base is not None and (base % PAGE_SIZE or not 0 <= base < GPA_LIMIT):
-            advice = "no address that a page can have"
+            advice = "it must be page-aligned and below 2**52"
             raise HostError(f"a BAR at {base:#x}", OSError(errno.EINVAL, ""), advice)
         table = SlotTable(grant.numbers, base=base, allow_guest_ram=self._allow_guest_ram)
         operations: list[Operation] = []
@@ -244,7 +244,7 @@ class AgentSlots(TrackedSlots):
         self._announce(operations)
 
     async def _try_flag(self, grant: Grant) -> None:
-        """Find out whether the agent's VM takes KVM_MEM_NON_COHERENT_DMA, by a page of its own."""
+        """Find out whether the agent's VM takes KVM_MEM_NON_COHERENT_DMA, with a scratch page."""
         flag = SlotFlag.NON_COHERENT_DMA
         if self.flag_accepted is not None or grant.base is None or not grant.flags & flag:
             return
@@ -264,10 +264,10 @@ class AgentSlots(TrackedSlots):
         self.flag_accepted = True
         await self._ask(DeleteSlot(entry, grant.base), None)
 
-    # What is known of its VM
+    # Facts about its VM
 
     def finding(self) -> Finding:
-        """Return what decides the guest's memory types in the agent's VM."""
+        """Return whether the agent's VM honours the guest's PAT, as far as known."""
         if self.grant is None:
             return Finding(KvmMode.UNKNOWN, "no slot agent is attached")
         flag, setup = key = self.flag_accepted, self.grant.vm_setup
@@ -277,12 +277,12 @@ class AgentSlots(TrackedSlots):
         return self._found[1]
 
     def attached(self) -> AttachedAgent | None:
-        """Return the agent that is attached."""
+        """Return the agent that is attached, or None."""
         if self.grant is None:
             return None
         return AttachedAgent(self.grant, self.flag_accepted, self.finding())
 
-    # What a table asks of the VM's owner
+    # Operations of TrackedSlots
 
     def _check(self, operation: str) -> None:
         self._attached(operation)
@@ -292,14 +292,14 @@ class AgentSlots(TrackedSlots):
 
     def _release(self, entry: Entry) -> None:
         fd = self._files.pop((entry.use, entry.offset), None)
-        if fd is not None:  # else `close` was quicker
+        if fd is not None:  # None after `close`
             fd.close()
 
     async def _do(self, operation: Operation) -> None:
         entry = operation.entry
         if isinstance(operation, DeleteSlot):
             if self._agent is not None:
-                with suppress(AgentGoneError):  # then the slot has gone with it
+                with suppress(AgentGoneError):  # the slot is gone with the agent
                     await self._ask(operation, None)
             return
         self._attached(f"slot.set slot={entry.slot}")
@@ -323,24 +323,24 @@ class AgentSlots(TrackedSlots):
                 self.lost(_SOCKET)
             raise
         except AgentRefusedError as error:
-            # A slot that is to be deleted and is not there is as it should be.
+            # Deleting a slot that does not exist is a success.
             if error.errno != errno.ENOENT or not isinstance(operation, DeleteSlot):
                 raise
 
     def _undo(self, operations: Sequence[Operation]) -> None:
         for operation in operations:
             if self._agent is None:
-                return  # there is nothing to undo any more
+                return  # nothing can be undone any more
             entry = operation.entry
             try:
                 self._agent.post(operation, self._files.get((entry.use, entry.offset)))
             except AgentGoneError:
                 self.lost(_SOCKET)
-            except HostError as error:  # and the rest is undone all the same
+            except HostError as error:  # the others are undone all the same
                 text = "slot not restored by the agent device=%s slot=%d: %s"
                 _log.warning(text, self._device, entry.slot, error)
 
-    def _left_behind(self, entry: Entry, error: HostError) -> None:
+    def _delete_failed(self, entry: Entry, error: HostError) -> None:
         _log.warning(
             "slot not yet deleted by the agent device=%s slot=%d: %s",
             self._device,

@@ -1,7 +1,4 @@
-"""What a device's slots need of the connection to an agent.
-
-`control.agent_calls` implements it by JSON-RPC.
-"""
+"""The interface of the connection to a slot agent; `control.agent_calls` implements it."""
 
 from __future__ import annotations
 
@@ -14,21 +11,22 @@ from vgpud.unix.fd import Fd
 class AgentConnection(Protocol):
     """The connection to one agent, which performs operations in the order in which they were sent.
 
-    `file` has the pages of a slot that is to be set; it stays the caller's.
+    `file` is the memory of a slot to be set; the caller still owns it.
     """
 
     async def ask(self, operation: Operation, file: Fd | None) -> None:
-        """Have the agent perform an operation, once it has answered all that was sent before.
+        """Send an operation after the answers to all former ones, and wait until it is done.
 
-        Raises AgentRefusedError if it answers with an error, AgentGoneError, InDoubtError if it was
-        sent and not answered in time, and HostError if it was not sent.
+        Raises AgentRefusedError if the agent answers with an error, AgentGoneError if it is gone,
+        InDoubtError if the operation was sent and not answered in time, and HostError if it could
+        not be sent.
         """
 
     def post(self, operation: Operation, file: Fd | None) -> None:
         """Send an operation without waiting for an answer. Raises AgentGoneError, HostError."""
 
     def check(self) -> None:
-        """Raise AgentGoneError if the agent's socket is gone; asks the agent for nothing."""
+        """Raise AgentGoneError if the agent's socket is closed, without a request to the agent."""
 
     def close(self) -> None:
-        """Forget what was to be sent, and end what waits for an answer."""
+        """Drop what was not sent yet, and end all waits for answers."""

@@ -1,6 +1,6 @@
-"""What a memory slot is: its number, its flags, where it is for the guest and whose pages it has.
+"""A memory slot as a value: its number, its flags, its guest-physical range, and its pages' file.
 
-Values only. Source: Documentation/virt/kvm/api.rst of the kernel, "KVM_SET_USER_MEMORY_REGION".
+Source: Documentation/virt/kvm/api.rst of the kernel, "KVM_SET_USER_MEMORY_REGION".
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Slot = NewType("Slot", int)
 
 
 class SlotUse(StrEnum):
-    """What a slot is to the guest."""
+    """What a slot is for the guest: a part of the BAR or RAM."""
 
     BAR = "bar"
     RAM = "ram"
@@ -24,7 +24,7 @@ class SlotUse(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SlotBacking:
-    """Where in which file a slot's pages are: st_dev, st_ino, and bytes from the file's start."""
+    """The pages of a slot: a file's st_dev and st_ino, and the offset in it in bytes."""
 
     device: int
     inode: int
@@ -32,13 +32,13 @@ class SlotBacking:
 
     @property
     def file(self) -> tuple[int, int]:
-        """What tells files apart."""
+        """The identity of the file."""
         return self.device, self.inode
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A slot; `offset` is in bytes, from the BAR's base for a BAR and from address 0 for RAM."""
+    """A slot; `offset` is in bytes from the start of the BAR, or for RAM from address 0."""
 
     slot: Slot
     use: SlotUse
@@ -49,10 +49,10 @@ class Entry:
 
     @property
     def non_coherent(self) -> bool:
-        """Whether the guest's own page attributes decide the memory type there."""
+        """Whether the slot has KVM_MEM_NON_COHERENT_DMA."""
         return bool(self.flags & SlotFlag.NON_COHERENT_DMA)
 
     @property
     def end(self) -> int:
-        """The first byte behind it."""
+        """The offset of the first byte after the slot."""
         return self.offset + self.size

@@ -1,4 +1,4 @@
-"""Why an operation on a slot was not done, where more is known than the errno."""
+"""Errors of slot operations that say more than an errno."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from vgpud.errors import HostError
 
 
 class InDoubtError(HostError):
-    """It is not known whether an operation was done: it may have been, or will be."""
+    """It is not known whether the operation was done or will be."""
 
 
 class AgentRefusedError(HostError):
-    """The agent has answered that it did not do it."""
+    """The agent has answered that it did not perform the operation."""
 
 
 class AgentGoneError(HostError):
-    """The agent that would have done it, or answered, is there no longer."""
+    """The agent is gone before it performed the operation, or before it answered."""

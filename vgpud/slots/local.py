@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 class LocalSlots(TrackedSlots):
-    """Slots in the VM of `memslots`, which stay the caller's to close."""
+    """Slots in the VM of `memslots`, which the caller closes."""
 
     def __init__(self, memslots: Memslots, table: SlotTable) -> None:
         super().__init__(table)
@@ -36,11 +36,11 @@ class LocalSlots(TrackedSlots):
             try:
                 self._perform_now(operation)
             except HostError as error:
-                # The first error is the one to raise. The slot is set again with the next move.
+                # The caller raises the first error. The slot is set again with the next move.
                 slot = operation.entry.slot
                 _log.error("slot not restored device=%s slot=%d: %s", self._device, slot, error)
 
-    def _left_behind(self, entry: Entry, error: HostError) -> None:
+    def _delete_failed(self, entry: Entry, error: HostError) -> None:
         _log.error("slot not deleted device=%s slot=%d: %s", self._device, entry.slot, error)
 
     def _perform_now(self, operation: Operation) -> None:

@@ -1,8 +1,7 @@
-"""Memory slots of a VM that this process owns: the memory behind them, and the calls to KVM.
+"""Memory slots of a VM that this process owns: their mappings in this process, and KVM's ioctls.
 
-Owns the mappings of live slots. Which slot has which number and address is the caller's to decide
-(`slots.table`, or for an agent the daemon). Source: Documentation/virt/kvm/api.rst of the kernel,
-"KVM_SET_USER_MEMORY_REGION".
+The caller chooses numbers and addresses (`slots.table`, or for an agent the daemon).
+Source: Documentation/virt/kvm/api.rst of the kernel, "KVM_SET_USER_MEMORY_REGION".
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ _log = logging.getLogger(__name__)
 
 
 class SlotVm(Protocol):
-    """What is needed of a VM; a `uapi.kvm.Vm` has it."""
+    """A VM in which slots can be set, such as a `uapi.kvm.Vm`."""
 
     def set_user_memory_region(
         self, slot: int, flags: int, guest_phys_addr: int, memory_size: int, userspace_addr: int
     ) -> None:
-        """Make a slot, or with a size of 0 delete it."""
+        """Create a slot, or with a size of 0 delete it."""
 
 
-class _Live:
-    """A slot's memory, and whether the VM has the slot at the moment."""
+class _MappedSlot:
+    """A slot's memory, and whether the slot is set in the VM."""
 
     __slots__ = ("mapping", "set", "size")
 
@@ -42,13 +41,13 @@ class Memslots:
     """The slots of one device in `vm`. Close it before the VM.
 
     A slot's memory is mapped first (`attach`), and stays mapped while the slot is set, deleted and
-    set elsewhere. Everything raises HostError where the kernel refuses, and has then changed
-    nothing; a slot number that is not attached, or attached twice, is a bug: KeyError, ValueError.
+    set elsewhere. All methods raise HostError if the kernel refuses, and then have changed nothing.
+    A slot number that is not attached, or attached twice, is a bug: KeyError, ValueError.
     """
 
     def __init__(self, vm: SlotVm) -> None:
         self._vm = vm
-        self._slots: dict[int, _Live] = {}
+        self._slots: dict[int, _MappedSlot] = {}
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -68,44 +67,44 @@ class Memslots:
         self.close()
 
     def attach(self, slot: int, fd: Fd, fd_offset: int, size: int) -> None:
-        """Map the memory that a slot will have; the file may be closed afterwards."""
+        """Map the memory of a slot; the file may be closed afterwards."""
         if slot in self._slots:
             raise ValueError(f"slot {slot} has its memory already")
-        self._slots[slot] = _Live(SlotMapping(fd, fd_offset, size), size)
+        self._slots[slot] = _MappedSlot(SlotMapping(fd, fd_offset, size), size)
 
     def set(self, slot: int, flags: int, guest_phys_addr: int) -> None:
-        """Have KVM show the memory to the guest.
+        """Set the slot in the VM, so that the guest can access the memory.
 
-        Flags that this KVM does not have are EINVAL: none is left out silently.
+        Raises HostError (EINVAL) for flags that this KVM does not have: none is left out silently.
         """
-        live = self._slots[slot]
+        mapped = self._slots[slot]
         self._vm.set_user_memory_region(
-            slot, flags, guest_phys_addr, live.size, live.mapping.address
+            slot, flags, guest_phys_addr, mapped.size, mapped.mapping.address
         )
-        live.set = True
+        mapped.set = True
 
     def delete(self, slot: int) -> None:
-        """Have KVM take it away from the guest, if it has it; the memory stays mapped."""
-        live = self._slots[slot]
-        if live.set:
-            # Flags are checked on deletion too, and none is needed.
+        """Delete the slot in the VM, if it is set; its memory stays mapped in this process."""
+        mapped = self._slots[slot]
+        if mapped.set:
+            # KVM checks flags on deletion, too, and none is needed.
             self._vm.set_user_memory_region(slot, 0, 0, 0, 0)
-            live.set = False
+            mapped.set = False
 
     def release(self, slot: int) -> None:
-        """Unmap the memory of a slot that KVM does not have."""
+        """Unmap the memory of a slot that is not set in the VM."""
         if self._slots[slot].set:
-            raise ValueError(f"slot {slot} is live")
+            raise ValueError(f"slot {slot} is still set")
         self._slots.pop(slot).mapping.close()
 
     def close(self) -> None:
         """Delete all slots and unmap their memory; a second call does nothing. Never raises.
 
-        The memory of a slot that can't be deleted stays mapped: KVM knows it by its address, where
-        the guest would get whatever else this process maps there.
+        The memory of a slot that can't be deleted stays mapped: KVM knows it by its address, so the
+        guest would get whatever this process maps there next.
         """
-        # All deletions first: one right after an munmap has to wait for the kernel's own clean-up,
-        # some 0.5 ms each.
+        # All deletions first: a deletion right after an munmap waits some 0.5 ms for the kernel's
+        # clean-up.
         for slot in list(self._slots):
             try:
                 self.delete(slot)

@@ -1,8 +1,8 @@
-"""A device's slots that this process numbers and keeps track of, in a `slots.table.SlotTable`.
+"""A device's slots that this process numbers and tracks in a `slots.table.SlotTable`.
 
-Owns the way from a planned change to the VM and back: what was half done is undone, and the table
-holds what the VM has. The owners differ in how single operations are performed: `slots.local` in a
-VM of this process, `slots.agent` by a VMM.
+A change is planned in the table, performed in the VM, undone if it fails half way, and committed to
+the table when the VM has it. The slot owners differ in how they perform single operations:
+`slots.local` in a VM of this process, `slots.agent` by an agent in the VMM.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from vgpud.unix.fd import Fd
 
 
 class TrackedSlots(ABC):
-    """The slots of one device; one change at a time, others wait.
+    """The slots of one device; changes wait for each other.
 
-    Everything raises HostError, and the guest then sees what it saw before; the device goes on.
+    All changes raise HostError if they fail; the guest's memory is then as it was before.
     """
 
     def __init__(self, table: SlotTable) -> None:
@@ -34,11 +34,11 @@ class TrackedSlots(ABC):
         self._publish: Publish = unheard
 
     def report_to(self, publish: Publish, device: str) -> None:
-        """Have slots that are set, deleted and refused published as events of `device`."""
+        """Publish slots that are set, deleted and refused as events of `device`."""
         self._publish, self._device = publish, device
 
     def entries(self) -> list[tuple[Entry, Gpa | None]]:
-        """Return the slots, and where the guest has each; None for nowhere."""
+        """Return the slots with their guest-physical addresses; None if the BAR is not mapped."""
         return [(entry, self.table.address(entry)) for entry in self.table]
 
     async def map(
@@ -51,12 +51,11 @@ class TrackedSlots(ABC):
         flags: int = 0,
         use: SlotUse = SlotUse.BAR,
     ) -> None:
-        """Show `length` bytes of a file to the guest at `bar_offset`; the file may be closed
-        afterwards.
+        """Map `length` bytes of a file for the guest at `bar_offset`.
 
-        `flags` (KVM_MEM_*) hold for as long as it is mapped; one that the VM's KVM does not have is
-        an error, as the guest was or will be told a memory type that goes with it. With `use` RAM,
-        `bar_offset` is a guest-physical address outside of the BAR.
+        The file may be closed afterwards. `flags` (KVM_MEM_*) hold as long as the range is mapped;
+        one that the VM's KVM does not have is an error, as the guest is told a memory type that
+        depends on it. With `use` RAM, `bar_offset` is a guest-physical address outside of the BAR.
         """
         file = identify(fd, fd_offset, length)
         async with self._lock:
@@ -73,25 +72,25 @@ class TrackedSlots(ABC):
             self._commit(change)
 
     async def unmap(self, bar_offset: int, length: int, *, use: SlotUse = SlotUse.BAR) -> None:
-        """Take back exactly what one `map` put there."""
+        """Unmap exactly the range of one `map`."""
         async with self._lock:
             await self._remove(self.table.find(bar_offset, length, use))
 
     async def move(self, base: Gpa | None) -> None:
-        """Have all slots follow the BAR, which the guest has moved, or with None unmapped."""
+        """Move all slots to a new address of the BAR; None if the guest has unmapped it."""
         async with self._lock:
             change = self.table.move(base)
             await self._perform(change)
             self._commit(change)
 
     async def clear(self) -> None:
-        """Take everything back: the device was reset. Never raises HostError."""
+        """Unmap all slots, on a reset of the device. Never raises HostError."""
         async with self._lock:
             for entry in [*self.table]:
                 try:
                     await self._remove(entry)
                 except HostError as error:
-                    self._left_behind(entry, error)
+                    self._delete_failed(entry, error)
 
     async def _remove(self, entry: Entry) -> None:
         change = self.table.remove(entry.offset, entry.size, entry.use)
@@ -144,28 +143,28 @@ class TrackedSlots(ABC):
             )
 
     def _check(self, operation: str) -> None:
-        """Raise HostError if nothing can be set at the moment; by default, something always can."""
+        """Raise HostError if no slot can be set at the moment."""
         return
 
     @abstractmethod
     def _hold(self, entry: Entry, fd: Fd) -> None:
-        """Keep what is needed of a file to set the slot, also again after a move."""
+        """Keep the file's memory for setting the slot, also again after a move."""
 
     @abstractmethod
     def _release(self, entry: Entry) -> None:
-        """Let go of what `_hold` keeps."""
+        """Release what `_hold` keeps."""
 
     @abstractmethod
     async def _do(self, operation: Operation) -> None:
-        """Have the VM do one thing.
+        """Perform one operation in the VM.
 
-        Raises HostError if it has not been done, InDoubtError if that is not known.
+        Raises HostError if it was not done, InDoubtError if that is not known.
         """
 
     @abstractmethod
     def _undo(self, operations: Sequence[Operation]) -> None:
-        """Have the VM do these, in order, without waiting; never raises."""
+        """Perform these operations in the VM, in order, without waiting; never raises."""
 
     @abstractmethod
-    def _left_behind(self, entry: Entry, error: HostError) -> None:
-        """Deal with a slot that could not be taken back on a reset."""
+    def _delete_failed(self, entry: Entry, error: HostError) -> None:
+        """Handle a slot that could not be deleted on a reset."""

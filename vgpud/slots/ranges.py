@@ -1,7 +1,6 @@
-"""Who has which addresses, and who has which pages of which file.
+"""Look-ups in a table of thousands of slots: by address, and by the pages of files.
 
-Owns the look-ups that a table of thousands of slots needs, and the rule that one page has one
-memory type.
+The latter serve the rule that one page has one memory type.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from vgpud.slots.entries import Entry, Slot
 
 
 class Ranges:
-    """Entries that do not overlap, sorted; O(log n) a look-up."""
+    """Entries that do not overlap, sorted by offset; a look-up takes O(log n)."""
 
     def __init__(self) -> None:
         self._offsets: list[int] = []
@@ -29,7 +28,7 @@ class Ranges:
         return self._entries.get(offset)
 
     def overlapping(self, offset: int, size: int) -> Entry | None:
-        """The last entry that has a byte of the range."""
+        """Return the last entry that has a byte of the range."""
         index = bisect_left(self._offsets, offset + size) - 1
         if index < 0:
             return None
@@ -46,10 +45,10 @@ class Ranges:
 
 
 class Pages:
-    """Which pages of which file are in slots of which memory type.
+    """The files' pages that are in slots, by file and memory type.
 
-    The same pages may be in several slots, if all of them have one type: a processor's behaviour
-    is undefined for memory that it reaches with two (Intel SDM vol. 3, 13.12.4 "Programming the
+    Pages may be in several slots if all of these have one memory type: a processor's behaviour is
+    undefined for memory that it accesses with two (Intel SDM vol. 3, 13.12.4 "Programming the
     PAT").
     """
 
@@ -57,7 +56,7 @@ class Pages:
         self._uses: dict[tuple[tuple[int, int], bool], _FilePages] = {}
 
     def of_other_type(self, entry: Entry) -> Slot | None:
-        """A slot that has some of the entry's pages with another memory type."""
+        """Return a slot that has some of the entry's pages with another memory type, or None."""
         other = self._uses.get((entry.backing.file, not entry.non_coherent))
         return other.overlapping(entry.backing.offset, entry.size) if other is not None else None
 
@@ -84,7 +83,7 @@ class _FilePages:
         return len(self._ranges)
 
     def overlapping(self, start: int, size: int) -> Slot | None:
-        # None that starts further ahead than the longest one is long can reach into the range.
+        # A range that starts earlier than the longest one is long can't reach `start`.
         first = bisect_left(self._ranges, (start - self._longest,))
         for _, end, slot in self._ranges[first : bisect_left(self._ranges, (start + size,))]:
             if end > start:

@@ -1,8 +1,7 @@
-"""The memory behind one slot: a part of a file in our address space.
+"""The memory of one slot: a part of a file, mapped into this process.
 
-Owns the address range, which stays where it is for the life of the slot: KVM finds the pages that
-it gives to the guest by that address. Source:
-Documentation/virt/kvm/api.rst of the kernel, "KVM_SET_USER_MEMORY_REGION".
+The mapping's address must not change during the life of the slot: by it KVM finds the pages.
+Source: Documentation/virt/kvm/api.rst of the kernel, "KVM_SET_USER_MEMORY_REGION".
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class FileId:
-    """What tells files apart: st_dev and st_ino.
+    """The identity of a file: st_dev and st_ino.
 
-    Pages that are in two files, as those of a udmabuf, can't be known for the same by it.
+    It does not show that pages are in two files, as those of a udmabuf are.
     """
 
     device: int
@@ -32,9 +31,9 @@ class FileId:
 
 
 def identify(fd: Fd, offset: int, length: int) -> FileId:
-    """Return which file it is that shall be mapped.
+    """Return the identity of a file of which this part will be mapped.
 
-    Raises HostError, with ENXIO if a regular file has no such part.
+    Raises HostError, with ENXIO if a regular file is too short.
     """
     operation = f"mapping {length:#x} bytes at offset {offset:#x} of a file"
     try:
@@ -69,9 +68,9 @@ class SlotMapping:
         self.address = address_space.map_shared(fd.fileno(), offset, length)
 
     def close(self) -> None:
-        """Unmap everything; the slot must have been deleted. Never raises."""
+        """Unmap the memory; the slot must have been deleted before. Never raises."""
         try:
             address_space.unmap(self.address, self._length)
         except HostError as error:
-            # Nothing that ends here splits a mapping in two, which alone can fail for want of room.
+            # Not expected: only an munmap that splits a mapping in two can fail for lack of memory.
             _log.error("memory of a slot not unmapped address=%#x error=%s", self.address, error)

@@ -1,11 +1,10 @@
-"""Which memory slots a device has, and what must be done to the VM to get from one set to another.
+"""The table of a device's memory slots, and the operations for each change of it.
 
-Owns slot numbers, the rules about what may lie where, and the order of operations with their
-undoing; it does none of them. Source: Documentation/virt/kvm/api.rst of the kernel,
+The table assigns slot numbers, checks where slots may be, and orders operations and their undoing;
+it performs none. Every change is planned first, and committed when the VM has it, so the table
+always says what the VM has. Errors are `HostError`, since the host's resources do not suffice or
+would be misused. Source: Documentation/virt/kvm/api.rst of the kernel,
 "KVM_SET_USER_MEMORY_REGION".
-
-Every change is planned first and committed when the VM has it: a table never says what is not so.
-Errors are `HostError`, since it is the host's resources that do not suffice or would be misused.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from vgpud.uapi.memslot import SlotFlag
 from vgpud.uapi.page import PAGE_SIZE
 
 GPA_LIMIT: Final = 1 << 52
-"""What guest-physical addresses are below, in any x86 processor: MAXPHYADDR is 52 bits at most."""
+"""All guest-physical addresses are below this: MAXPHYADDR is at most 52 bits on x86."""
 
 _FLAGS: Final = sum(SlotFlag)
 
 
 @dataclass(frozen=True, slots=True)
 class SetSlot:
-    """Register a slot that is not there yet."""
+    """Set a slot that does not exist yet."""
 
     entry: Entry
     guest_phys_addr: Gpa
@@ -39,7 +38,7 @@ class SetSlot:
 
 @dataclass(frozen=True, slots=True)
 class DeleteSlot:
-    """Take a slot away."""
+    """Delete a slot."""
 
     entry: Entry
     guest_phys_addr: Gpa
@@ -50,7 +49,7 @@ Operation: TypeAlias = SetSlot | DeleteSlot
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What is to be done, in order, and what the table will then hold."""
+    """The operations of a change, in order, and what it does to the table."""
 
     operations: tuple[Operation, ...]
     added: Entry | None = None
@@ -59,12 +58,12 @@ class Change:
     moves: bool = False
 
     def undo(self, done: int) -> tuple[Operation, ...]:
-        """Return what takes back the first `done` operations, last first."""
+        """Return the operations that undo the first `done` ones, last first."""
         return tuple(inverse(operation) for operation in reversed(self.operations[:done]))
 
 
 def inverse(operation: Operation) -> Operation:
-    """Return the operation that takes another one back."""
+    """Return the operation that undoes another one."""
     match operation:
         case SetSlot(entry, address):
             return DeleteSlot(entry, address)
@@ -73,10 +72,10 @@ def inverse(operation: Operation) -> Operation:
 
 
 class SlotTable:
-    """The slots that one device has in one VM, numbered out of `numbers`.
+    """The slots of one device in one VM, with numbers from `numbers`.
 
-    `base` is where the guest has put the BAR; None while it has not, then BAR slots are kept in the
-    table and none is in the VM.
+    `base` is the guest-physical address of the BAR; None while it is not mapped: then the BAR's
+    slots are in the table, and none is in the VM.
     """
 
     def __init__(
@@ -94,12 +93,12 @@ class SlotTable:
         return sum(len(ranges) for ranges in self._slots.values())
 
     def __iter__(self) -> Iterator[Entry]:
-        """The slots by use and address."""
+        """Iterate over the slots by use and address."""
         for ranges in self._slots.values():
             yield from ranges
 
     def address(self, entry: Entry) -> Gpa | None:
-        """Return where a slot is for the guest; None for a BAR that is nowhere."""
+        """Return a slot's guest-physical address; None if the BAR is not mapped."""
         if entry.use is SlotUse.RAM:
             return Gpa(entry.offset)
         return None if self.base is None else Gpa(self.base + entry.offset)
@@ -107,11 +106,11 @@ class SlotTable:
     def add(
         self, offset: int, size: int, flags: int, backing: SlotBacking, use: SlotUse = SlotUse.BAR
     ) -> Change:
-        """Return the change that puts `size` bytes of a file at `offset`.
+        """Return the change that maps `size` bytes of a file at `offset`.
 
-        Raises HostError: EINVAL for what is no whole pages, is out of reach, or may not have its
-        flags; EEXIST where another slot is; EBUSY for pages that are somewhere else with another
-        memory type; ENOSPC when numbers have run out.
+        Raises HostError: EINVAL for a range that is not whole pages or beyond all addresses, or for
+        flags that the slot may not have; EEXIST if another slot overlaps it; EBUSY for pages that
+        another slot has with another memory type; ENOSPC if no slot number is free.
         """
         operation = f"a {use} slot of {size:#x} bytes at {offset:#x} flags={flags:#x}"
         if (offset | size | backing.offset) % PAGE_SIZE or size <= 0 or offset < 0:
@@ -130,7 +129,7 @@ class SlotTable:
         return Change((SetSlot(entry, address),), added=entry)
 
     def remove(self, offset: int, size: int, use: SlotUse = SlotUse.BAR) -> Change:
-        """Return the change that takes back exactly what one `add` has put at `offset`.
+        """Return the change that removes exactly the range of one `add`.
 
         Raises HostError (ENOENT) if there is no such range.
         """
@@ -149,9 +148,9 @@ class SlotTable:
         return entry
 
     def move(self, base: Gpa | None) -> Change:
-        """Return the change that puts the BAR's slots at another address, or with None nowhere.
+        """Return the change that moves the BAR's slots to another address; None deletes them.
 
-        All are deleted before the first is set: the old and the new range may overlap. Raises
+        All are deleted before the first is set, as the old and the new range may overlap. Raises
         HostError as `add` does.
         """
         if base == self.base:
@@ -172,15 +171,15 @@ class SlotTable:
         return Change(tuple(operations), base=base, moves=True)
 
     def commit(self, change: Change) -> None:
-        """Record that the VM has the change. Only one may be between planning and here."""
+        """Record that the VM has the change; a second one must not be planned before that."""
         if change.moves:
             self.base = change.base
         if change.removed is not None:
-            self._forget(change.removed)
+            self._delete(change.removed)
         if change.added is not None:
-            self._take(change.added)
+            self._insert(change.added)
 
-    def _take(self, entry: Entry) -> None:
+    def _insert(self, entry: Entry) -> None:
         if self._freed and self._freed[0] == entry.slot:
             heapq.heappop(self._freed)
         else:
@@ -188,7 +187,7 @@ class SlotTable:
         self._slots[entry.use].insert(entry)
         self._pages.insert(entry)
 
-    def _forget(self, entry: Entry) -> None:
+    def _delete(self, entry: Entry) -> None:
         self._slots[entry.use].delete(entry)
         heapq.heappush(self._freed, entry.slot)
         self._pages.delete(entry)
@@ -229,7 +228,7 @@ class SlotTable:
     def _check_address(self, operation: str, entry: Entry, address: Gpa) -> None:
         if not 0 <= address <= GPA_LIMIT - entry.size:
             raise _refused(operation, errno.EINVAL, f"{address:#x} is beyond any guest's addresses")
-        # The BAR's slots do not overlap among themselves wherever they are, nor do the RAM's.
+        # Slots of one use do not overlap at any base, as their offsets do not.
         if entry.use is SlotUse.BAR:
             found = self._slots[SlotUse.RAM].overlapping(address, entry.size)
         elif self.base is not None:

@@ -1,4 +1,4 @@
-"""VMs of this process, for code that sets slots; the kernel's ABI is in `uapi.kvm`."""
+"""VMs of this process, for code that sets slots by `slots.memslots`."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class _Borrowed:
 
 @contextmanager
 def scratch_slots() -> Iterator[Memslots]:
-    """Yield the slots of a new VM that has no CPU and goes with them. Raises HostError."""
+    """Yield the slots of a new VM without vCPUs, and close both at the end. Raises HostError."""
     with Kvm.open() as kvm, kvm.create_vm() as vm, Memslots(vm) as slots:
         yield slots
 
 
 def borrowed_vm(fd: int) -> Vm:
-    """Return a VM of this process by its descriptor, which stays its owner's, and open."""
+    """Return a VM of this process for its descriptor, which its owner closes."""
     return Vm.from_fd(_Borrowed(fd))

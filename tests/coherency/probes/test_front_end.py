@@ -16,7 +16,7 @@ from tests.rig.build import Rig
 from tests.rig.chroot import Chroot, cache_directory
 from tests.support.kvm_host import open_kvm
 from vgpud.coherency.kvm_mode import HonorGuestPat
-from vgpud.coherency.probes.front_end import Peer, probe
+from vgpud.coherency.probes.front_end import FrontEndFacts, probe
 from vgpud.unix.credentials import peer_credentials
 
 PATIENCE = 20.0
@@ -67,7 +67,7 @@ def test_ourselves() -> None:
     with ours, theirs:
         assert peer_credentials(ours).pid == os.getpid()
     program = Path("/proc/self/exe").readlink().name
-    assert probe(os.getpid()) == Peer(os.getpid(), program, 0)
+    assert probe(os.getpid()) == FrontEndFacts(os.getpid(), program, 0)
 
 
 @pytest.mark.parametrize("vms", [0, 1, 2])
@@ -89,7 +89,7 @@ def test_one_that_has_gone() -> None:
 
 
 def test_one_of_another_namespace() -> None:
-    assert probe(0) == Peer(0, problem="its process is in another PID namespace")
+    assert probe(0) == FrontEndFacts(0, problem="its process is in another PID namespace")
 
 
 def test_one_of_another_user(other_user: Path) -> None:
@@ -98,7 +98,7 @@ def test_one_of_another_user(other_user: Path) -> None:
     assert found.problem == "/proc/1/exe: Permission denied"
 
 
-def recorded(proc: Path, exe: str, fds: Sequence[str], arguments: Sequence[str]) -> Peer:
+def recorded(proc: Path, exe: str, fds: Sequence[str], arguments: Sequence[str]) -> FrontEndFacts:
     """What is seen of a process that looks so in /proc."""
     entry = proc / "7"
     (entry / "fd").mkdir(parents=True)
@@ -183,6 +183,6 @@ def test_a_real_qemu(rig: Rig, connect: Connect, accel: str, vms: int, told: str
     while (found := probe(pid)).kvm_vms != vms or time.monotonic() < end - PATIENCE + 0.5:
         assert time.monotonic() < end
         time.sleep(0.02)
-    assert found == Peer(pid, "qemu-system-x86_64", vms, HonorGuestPat(told))
+    assert found == FrontEndFacts(pid, "qemu-system-x86_64", vms, HonorGuestPat(told))
     assert found.is_qemu
     assert probe(pid) == found

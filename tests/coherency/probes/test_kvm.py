@@ -184,7 +184,7 @@ def test_the_flag_is_known_by_what_it_does(memory: FakeVm, accepted: bool, words
 def test_a_kernel_that_takes_no_slot_tells_nothing_of_the_flag() -> None:
     assert flag(FakeVm(refusing(errno.EINVAL))) == (
         False,
-        "but a plain slot is refused as well",
+        "but a slot without it is refused as well",
     )
 
 

@@ -205,7 +205,7 @@ def test_a_move_that_the_vm_refuses_changes_nothing(stand: AgentDaemon, blob: Fd
 
 
 def test_without_an_agent_nothing_is_mapped(stand: AgentDaemon, blob: Fd) -> None:
-    with pytest.raises(HostError, match=r"no agent is attached to gpu0: its VMM is to call agent"):
+    with pytest.raises(HostError, match=r"no agent is attached to gpu0: the VMM must call agent"):
         stand.run(stand.slots.map(blob, 0, 0, PAGE))
     assert stand.slots.attached() is None
     stand.run(stand.slots.clear())
@@ -271,8 +271,8 @@ def test_a_slot_outside_of_the_bar_takes_a_grant_of_its_own(stand: AgentDaemon, 
     [
         ({"device": "gpu7"}, "no-device", "gpu7"),
         ({"device": "gpu1"}, "not-possible", 'slots = "agent"'),
-        ({"guest_phys_addr": BAR + 1}, "host", "no address that a page can have"),
-        ({"guest_phys_addr": 1 << 60}, "host", "no address that a page can have"),
+        ({"guest_phys_addr": BAR + 1}, "host", "must be page-aligned and below"),
+        ({"guest_phys_addr": 1 << 60}, "host", "must be page-aligned and below"),
     ],
 )
 def test_what_can_not_be_attached(

@@ -23,7 +23,7 @@ from vgpud.coherency.kvm_mode import Finding, HonorGuestPat, KvmMode, Vendor
 from vgpud.coherency.plan import Plan
 from vgpud.coherency.planner import PlanRow
 from vgpud.coherency.probes.device_access import DeviceAccess
-from vgpud.coherency.probes.front_end import Peer
+from vgpud.coherency.probes.front_end import FrontEndFacts
 from vgpud.coherency.probes.host import HostFacts
 from vgpud.coherency.slot_policy import DEFAULT_RULE
 from vgpud.errors import Unsupported
@@ -139,10 +139,10 @@ def _vms(facts: HostFacts) -> Iterator[tuple[VmKind, Finding]]:
         # Without these, QEMU refuses to start with the option.
         knows = qemu is None or qemu.honor_guest_pat is not False
         if kvm.vendor is Vendor.VMX and kvm.ignore_guest_pat_quirk is not False and knows:
-            honoring = Peer(0, _QEMU, 1, HonorGuestPat.ON)
+            honoring = FrontEndFacts(0, _QEMU, 1, HonorGuestPat.ON)
             yield VmKind.QEMU_HONOR_GUEST_PAT, kvm_mode.of_front_end(kvm, honoring)
-        yield VmKind.QEMU_KVM, kvm_mode.of_front_end(kvm, Peer(0, _QEMU, 1))
-    yield VmKind.QEMU_TCG, kvm_mode.of_front_end(kvm, Peer(0, _QEMU, 0))
+        yield VmKind.QEMU_KVM, kvm_mode.of_front_end(kvm, FrontEndFacts(0, _QEMU, 1))
+    yield VmKind.QEMU_TCG, kvm_mode.of_front_end(kvm, FrontEndFacts(0, _QEMU, 0))
 
 
 def _row(mode: KvmMode, backing: HostBacking) -> PlanRow:

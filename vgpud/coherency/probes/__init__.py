@@ -1,1 +1,1 @@
-"""Facts about this host, each found by reading what the kernel says or by trying."""
+"""Facts about this host, found by reading the kernel's files or by trying."""

@@ -1,4 +1,4 @@
-"""Whether a device file of this host can be used, found by opening it and trying."""
+"""Whether a device file of this host can be used, as found by using it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Self
 
 
 class DeviceAccess(StrEnum):
-    """What came of trying a device file."""
+    """The result of using a device file."""
 
     USABLE = "usable"
     ABSENT = "absent"
@@ -17,7 +17,7 @@ class DeviceAccess(StrEnum):
 
     @classmethod
     def after(cls, number: int | None) -> Self:
-        """Return what an attempt that failed with this errno shows."""
+        """Return the result for an attempt that failed with this errno."""
         match number:
             case errno.EACCES | errno.EPERM:
                 return cls.DENIED

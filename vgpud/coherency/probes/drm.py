@@ -1,4 +1,4 @@
-"""The GPUs of this host as doctor shows them, and how each can be kept from snooping.
+"""The GPUs of this host for doctor, and by which allocation each does not snoop.
 
 Source: the kernel's include/uapi/drm (xe_drm.h, amdgpu_drm.h, i915_drm.h), drivers/gpu/drm/vgem.
 """
@@ -22,7 +22,7 @@ NON_SNOOPING: Final = MappingProxyType(
         "vgem": "dumb buffers, mapped WC",
     }
 )
-"""The allocation by which a driver's buffers are not snooped, or mapped WC in the host."""
+"""By driver, the allocation whose buffers are not snooped, or are mapped WC in the host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,11 @@ class GpuNode:
 
 @dataclass(frozen=True, slots=True)
 class GpuFacts:
-    """One device of subsystem drm: `device` is its bus address or name, `non_snooping` the
-    allocation that its driver offers, None where none is known."""
+    """One device of subsystem drm.
+
+    `device` is its bus address or name, `non_snooping` the allocation that its driver offers; None
+    if none is known.
+    """
 
     device: str
     driver: str | None
@@ -45,7 +48,7 @@ class GpuFacts:
 
 
 def probe(root: Path = files.ROOT) -> tuple[GpuFacts, ...]:
-    """The GPUs of this host, or of the one whose /sys and /dev are recorded below `root`."""
+    """Return the GPUs of this host, or of one whose /sys and /dev are recorded below `root`."""
     found: dict[str, list[Found]] = {}
     for node in sorted(enumerate_nodes(root), key=lambda node: node.path):
         found.setdefault(node.device, []).append(node)

@@ -1,8 +1,7 @@
-"""What the /proc entry of a front-end's process tells of its VM.
+"""Facts about a front-end's VM, from the /proc entry of its process, for `coherency.kvm_mode`.
 
-`coherency.kvm_mode` says what it means. Other users' processes can be examined by root only, and
-none from another PID namespace: what can't be seen is None, with the reason. Source: proc(5);
-QEMU's documentation of -accel.
+Other users' processes can be examined by root only, and those of another PID namespace not at all:
+a fact that can't be seen is None, with the reason. Source: proc(5); QEMU's documentation of -accel.
 """
 
 from __future__ import annotations
@@ -21,11 +20,12 @@ _DELETED: Final = " (deleted)"  # an executable that was replaced, as by an upgr
 
 
 @dataclass(frozen=True, slots=True)
-class Peer:
+class FrontEndFacts:
     """A front-end's process.
 
-    `program` is the file name of its executable, `kvm_vms` the KVM VMs that it has open, and
-    `honor_guest_pat` what its command line says of that option of QEMU's: on, off, auto or unsaid.
+    `program` is the file name of its executable, `kvm_vms` the number of KVM VMs that it has open,
+    and `honor_guest_pat` the value of that option of QEMU on its command line. `problem` says why a
+    fact is not known.
     """
 
     pid: int
@@ -36,18 +36,18 @@ class Peer:
 
     @property
     def is_qemu(self) -> bool:
-        """Whether it is QEMU's system emulator, by its executable's name."""
+        """Whether it is QEMU's system emulator, by the name of its executable."""
         name = self.program or ""
         return name.startswith("qemu-system-") or name == "qemu-kvm"
 
 
-def probe(pid: int, proc: Path = Path("/proc")) -> Peer:
+def probe(pid: int, proc: Path = Path("/proc")) -> FrontEndFacts:
     """Return what can be seen of a process now. Raises nothing.
 
-    QEMU connects its sockets before it opens KVM: the guest has to run.
+    QEMU connects its sockets before it opens KVM, so all facts are there only when the guest runs.
     """
     if pid <= 0:
-        return Peer(pid, problem="its process is in another PID namespace")
+        return FrontEndFacts(pid, problem="its process is in another PID namespace")
     entry = proc / str(pid)
     try:
         program = (entry / "exe").readlink().name.removesuffix(_DELETED)
@@ -57,21 +57,21 @@ def probe(pid: int, proc: Path = Path("/proc")) -> Peer:
         reason = error.strerror
         if error.errno == errno.ENOENT:
             reason = "there is no such process, or it is hidden (ProtectProc=, hidepid=)"
-        return Peer(pid, problem=f"{error.filename}: {reason}")
-    return Peer(pid, program, vms, _honor_guest_pat(arguments))
+        return FrontEndFacts(pid, problem=f"{error.filename}: {reason}")
+    return FrontEndFacts(pid, program, vms, _honor_guest_pat(arguments))
 
 
 def _is_vm(fd: Path) -> bool:
     try:
         return str(fd.readlink()) == _KVM_VM
-    except FileNotFoundError:  # Closed since it was listed.
+    except FileNotFoundError:  # It was closed after it was listed.
         return False
 
 
 def _honor_guest_pat(arguments: Sequence[str]) -> HonorGuestPat:
-    """What every -accel kvm on a command line agrees on.
+    """Return the value that every -accel kvm on a command line has, or else UNSAID.
 
-    QEMU takes the first that works: of two that differ, that may be either.
+    QEMU takes the first -accel that works: if two differ, it may be either.
     """
     values = set()
     for option, value in pairwise(arguments):
@@ -81,7 +81,7 @@ def _honor_guest_pat(arguments: Sequence[str]) -> HonorGuestPat:
                 if properties.get("accel") == "kvm":
                     values.add(properties.get("honor-guest-pat"))
             case "-readconfig" | "--readconfig":
-                return HonorGuestPat.UNSAID  # There may be another in that file.
+                return HonorGuestPat.UNSAID  # That file may have another -accel.
     if len(values) == 1:
         for known in (HonorGuestPat.ON, HonorGuestPat.OFF, HonorGuestPat.AUTO):
             if values == {known}:
@@ -90,9 +90,9 @@ def _honor_guest_pat(arguments: Sequence[str]) -> HonorGuestPat:
 
 
 def _properties(value: str) -> Iterator[tuple[str, str]]:
-    """`kvm,a=b` as pairs, the first one's name being understood; two commas are one in a value."""
+    """Yield the pairs of `kvm,a=b`; the first name may be left out, ",," is a comma in a value."""
     for index, part in enumerate(value.replace(",,", "\0").split(",")):
-        name, separator, said = part.partition("=")
+        name, separator, text = part.partition("=")
         if not separator:
-            name, said = ("accel" if index == 0 else part), ("on" if index else part)
-        yield name, said.replace("\0", ",")
+            name, text = ("accel" if index == 0 else part), ("on" if index else part)
+        yield name, text.replace("\0", ",")

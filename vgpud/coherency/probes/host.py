@@ -1,7 +1,7 @@
-"""What this host can do for us: every fact that the plans and `vgpud doctor` rest on.
+"""All facts about this host on which plans and `vgpud doctor` rest.
 
-Owns putting the facts together; each kind has a module of its own in this package. A fact that
-could not be found is None, and whatever needs it is planned for as if it were not so.
+Each kind of facts has a module of its own in this package. A fact that could not be found is None,
+and counts as false where a plan needs it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vgpud.uapi import kernel_files as probe_files
 
 @dataclass(frozen=True, slots=True)
 class HostFacts:
-    """This host. `qemu` is None where there is none."""
+    """The facts about a host; `qemu` is None if it has no QEMU."""
 
     system: SystemFacts
     cpu: CpuFacts
@@ -34,16 +34,16 @@ class HostFacts:
     qemu: QemuFacts | None
 
     def to_json(self) -> dict[str, Any]:
-        """The facts as objects, arrays, strings, numbers, truth values and nulls."""
+        """Return the facts as JSON values."""
         return asdict(self)
 
 
 def probe(
     root: Path = probe_files.ROOT, qemu_programs: Sequence[str] = probe_qemu.PROGRAMS
 ) -> HostFacts:
-    """Find all of them; files and devices are looked for below `root`. Raises nothing.
+    """Find all facts, with files and devices below `root`. Raises nothing.
 
-    Takes a few milliseconds, and tens of them where there is a QEMU to ask.
+    It takes a few milliseconds, and tens of them if there is a QEMU to run.
     """
     return HostFacts(
         system=probe_system.system(root),

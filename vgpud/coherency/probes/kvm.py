@@ -1,7 +1,7 @@
-"""What KVM can do on this host, each found by trying in a VM made for that and closed at once.
+"""What KVM can do on this host, found by trying it in a scratch VM.
 
-Never asks for a capability number where one kernel means this by it and another that: the memory
-slot flag is tried on a slot. Source: Documentation/virt/kvm/api.rst of the kernel.
+The memory slot flag is tried on a slot: its capability number means different things to different
+kernels. Source: Documentation/virt/kvm/api.rst of the kernel.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from vgpud.uapi.page import PAGE_SIZE
 
 _PATH: Final = "/dev/kvm"
 
-# Where the scratch slot goes: clear of everything that KVM puts somewhere of itself.
+# The address of the scratch slot: away from all that KVM itself puts into a guest's memory.
 _GPA: Final = 1 << 30
 _SLOT: Final = 0
 
-# Which parameter of a processor module tells whether the processor walks the guest's page tables.
+# The parameter of each processor module that says whether two-dimensional paging is on.
 _MODULES: Final[dict[Vendor, tuple[str, str]]] = {
     Vendor.VMX: ("kvm_intel", "ept"),
     Vendor.SVM: ("kvm_amd", "npt"),
@@ -38,12 +38,12 @@ _MODULES: Final[dict[Vendor, tuple[str, str]]] = {
 
 @dataclass(frozen=True, slots=True)
 class KvmFacts:
-    """KVM as found; None is what could not be tried or seen.
+    """KVM as found; a fact that could not be tried or seen is None.
 
-    `problem` and `advice` say why it is not usable. `vendor` is None if no processor module is
-    loaded; `module` is the one that is. `quirks` is the mask of KVM_CAP_DISABLE_QUIRKS2.
-    `flag_trial` is, in words, what became of the flagged slot. `tdp` is two-dimensional paging (EPT
-    or NPT), `tdp_mmu` whether its lock-free page fault handling is on.
+    `problem` and `advice` say why KVM is not usable. `vendor` and `module` are of the processor
+    module that is loaded, None if there is none. `quirks` is the mask of KVM_CAP_DISABLE_QUIRKS2.
+    `flag_trial` is the result of the flagged slot in words. `tdp` is two-dimensional paging (EPT or
+    NPT), `tdp_mmu` whether its lock-free page fault handling is on.
     """
 
     path: str
@@ -65,7 +65,7 @@ class KvmFacts:
 
 
 def probe(root: Path = files.ROOT) -> KvmFacts:
-    """Look at /sys and /dev/kvm below `root`, and try what can be tried. Raises nothing."""
+    """Read /sys, and try what /dev/kvm can do, both below `root`. Raises nothing."""
     seen = _seen(root)
     try:
         return _tried(seen, root / _PATH.lstrip("/"))
@@ -77,10 +77,10 @@ def probe(root: Path = files.ROOT) -> KvmFacts:
 
 
 def _seen(root: Path) -> KvmFacts:
-    """What needs no permission: which processor module serves /dev/kvm, and its parameters.
+    """Return the facts that need no permission: the processor module and its parameters.
 
-    Only one can serve, but both have a directory in /sys where they are built into the kernel: then
-    the processor's own flags decide.
+    Only one module can be in use, but both have a directory in /sys if they are built into the
+    kernel: then the processor's own flags decide.
     """
     seen = KvmFacts(path=_PATH, state=DeviceAccess.USABLE)
     modules = root / "sys/module"
@@ -101,7 +101,7 @@ def _tried(seen: KvmFacts, path: Path) -> KvmFacts:
     with Kvm.open(str(path)) as kvm:
         with kvm.create_vm() as vm:
             accepted, words = _flag(vm)
-        # Another VM, as a quirk that is off stays off.
+        # In another VM, as a quirk that is disabled stays so.
         with kvm.create_vm() as vm:
             return replace(
                 seen,
@@ -128,9 +128,9 @@ def _quirk(vm: Vm) -> bool:
 
 
 def _flag(vm: Vm) -> tuple[bool, str]:
-    """Set a flagged slot, toggle the flag, delete the slot; whether it is the flag that we mean."""
+    """Try a flagged slot; return whether KVM_MEM_NON_COHERENT_DMA works, and why in words."""
     size = PAGE_SIZE
-    # The pages are there until the slot is gone, whatever happens in between.
+    # The pages must stay mapped until the slot is deleted.
     memory = np.frombuffer(mmap.mmap(-1, size), np.uint8)
     address = address_of(memory)
 
@@ -143,12 +143,12 @@ def _flag(vm: Vm) -> tuple[bool, str]:
             raise
         return False
 
-    # A plain slot first: else a refusal of the flagged one would tell nothing about the flag.
+    # A slot without the flag first: else a refusal would not be because of the flag.
     if refused(SlotFlag.NONE) or refused(SlotFlag.NONE, 0):
-        return False, "but a plain slot is refused as well"
+        return False, "but a slot without it is refused as well"
     if refused(SlotFlag.NON_COHERENT_DMA):
         return False, "a slot with it is refused (EINVAL)"
-    # Fixed for the life of a slot: where it can be toggled, the bit means something else.
+    # The flag is fixed for the life of a slot: a bit that can be toggled means something else.
     fixed = refused(SlotFlag.NONE)
     if refused(SlotFlag.NONE, 0):
         return False, "a slot with it was made, but can't be deleted"

@@ -1,8 +1,7 @@
-"""The QEMU of this host: its version, and whether it can tell KVM to honour the guest's PAT.
+"""The QEMU of this host: its version, and whether it has the option honor-guest-pat.
 
-Found by asking the program itself over QMP, with no machine and nothing opened: a version number
-would not tell what a distribution has added. Source: QEMU's docs/interop/qmp-spec.rst and
-qapi/qom.json.
+Found by running the program and asking over QMP, without a machine: a version number would not show
+what a distribution has added. Source: QEMU's docs/interop/qmp-spec.rst and qapi/qom.json.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 PROGRAMS: Final = ("qemu-system-x86_64", "qemu-kvm", "/usr/libexec/qemu-kvm")
-"""Where QEMU may be; the last two are Red Hat's."""
+"""Names and paths of QEMU; the last two are Red Hat's."""
 
 PATIENCE: Final = 5.0
-"""Seconds. It takes 0.03, and seconds on a machine that is busy."""
+"""Seconds to wait. It takes 0.03, and seconds on a busy machine."""
 
 _ARGUMENTS: Final = (
     *("-machine", "none", "-nodefaults", "-no-user-config", "-display", "none"),
@@ -34,8 +33,11 @@ _QUESTIONS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class QemuFacts:
-    """A QEMU that was found. `honor_guest_pat` is whether -accel kvm knows that option, and
-    `default` what it is if not given, as far as QEMU tells; `problem` says why neither is known."""
+    """A QEMU that was found.
+
+    `honor_guest_pat` is whether -accel kvm has that option, `default` its default value if QEMU
+    tells it; `problem` says why neither is known.
+    """
 
     path: str
     version: str | None = None
@@ -45,7 +47,7 @@ class QemuFacts:
 
 
 def probe(programs: Iterable[str] = PROGRAMS, *, patience: float = PATIENCE) -> QemuFacts | None:
-    """Ask the first of `programs` that is there; None if none is. Raises nothing."""
+    """Return facts about the first of `programs` that exists; None if none does. Raises nothing."""
     for program in programs:
         path = shutil.which(program)
         if path is not None:

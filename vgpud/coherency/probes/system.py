@@ -25,7 +25,7 @@ _CAP_IPC_LOCK: Final = 14  # capabilities(7)
 
 @dataclass(frozen=True, slots=True)
 class SystemFacts:
-    """The kernel's release, the distribution's name, and its suite's where it is Debian."""
+    """The kernel's release, the distribution's name, and for Debian the suite's."""
 
     kernel: str
     name: str
@@ -34,8 +34,11 @@ class SystemFacts:
 
 @dataclass(frozen=True, slots=True)
 class CpuFacts:
-    """The first processor. `self_snoop` is after the kernel's own list of errata; `flush` are the
-    instructions beyond clflush that it has for cache lines."""
+    """The first processor.
+
+    `self_snoop` is False also if the kernel has cleared it for an erratum; `flush` are the
+    instructions for cache lines that it has besides clflush.
+    """
 
     vendor: str
     model: str
@@ -55,7 +58,7 @@ class HugePages:
 
 @dataclass(frozen=True, slots=True)
 class UdmabufFacts:
-    """Whether a memfd can be made a dma-buf, by making one; `problem` says why not."""
+    """Whether a udmabuf can be made of a memfd, found by making one; `problem` says why not."""
 
     state: DeviceAccess
     problem: str = ""
@@ -63,8 +66,10 @@ class UdmabufFacts:
 
 @dataclass(frozen=True, slots=True)
 class MemoryFacts:
-    """`locked_limit` is how much this process may lock, in bytes; None if there is no limit, or not
-    for us."""
+    """Memory limits, huge pages and udmabuf.
+
+    `locked_limit` is how many bytes this process may lock; None if there is no limit for it.
+    """
 
     locked_limit: int | None
     huge_pages: tuple[HugePages, ...]
@@ -72,18 +77,18 @@ class MemoryFacts:
 
 
 def system(root: Path = files.ROOT) -> SystemFacts:
-    """What `uname -r` and /etc/os-release say."""
+    """Return the kernel's release, and the distribution by /etc/os-release."""
     lines = (files.text(root / "etc/os-release") or "").splitlines()
-    said = {key: value.strip("\"'") for key, _, value in (line.partition("=") for line in lines)}
+    fields = {key: value.strip("\"'") for key, _, value in (line.partition("=") for line in lines)}
     return SystemFacts(
         kernel=files.text(root / "proc/sys/kernel/osrelease") or os.uname().release,
-        name=said.get("PRETTY_NAME", "Linux"),
-        debian=said.get("VERSION_CODENAME") if said.get("ID") == "debian" else None,
+        name=fields.get("PRETTY_NAME", "Linux"),
+        debian=fields.get("VERSION_CODENAME") if fields.get("ID") == "debian" else None,
     )
 
 
 def cpu(root: Path = files.ROOT) -> CpuFacts:
-    """The processor by /proc/cpuinfo below `root`."""
+    """Return the facts about the first processor in /proc/cpuinfo below `root`."""
     flags = files.cpu_flags(root)
     return CpuFacts(
         vendor=files.cpu(root, "vendor_id"),
@@ -95,7 +100,7 @@ def cpu(root: Path = files.ROOT) -> CpuFacts:
 
 
 def memory(root: Path = files.ROOT) -> MemoryFacts:
-    """Limits, pools, and whether dma-bufs can be made of memory."""
+    """Return memory limits, the pools of huge pages, and whether a udmabuf can be made."""
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     unlimited = soft == resource.RLIM_INFINITY or _may_lock_all(root)
     return MemoryFacts(
@@ -106,7 +111,7 @@ def memory(root: Path = files.ROOT) -> MemoryFacts:
 
 
 def _may_lock_all(root: Path) -> bool:
-    """Whether we have CAP_IPC_LOCK, as root does: mlock(2) then asks for no limit."""
+    """Return whether this process has CAP_IPC_LOCK, with which mlock(2) has no limit."""
     status = files.text(root / "proc/self/status") or ""
     effective = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
     return bool(effective and int(effective[1], 16) & 1 << _CAP_IPC_LOCK)

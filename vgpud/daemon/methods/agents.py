@@ -51,7 +51,7 @@ class AgentMethods:
         else:
             if present is not None and _same_process(present, caller):
                 slots.lost("its VMM has attached another")
-            slots.notice()
+            slots.check_agent()
             if slots.connection is not None:
                 held = slots.grant.pid if slots.grant is not None else None
                 text = f"pid {held} is the slot agent of {params.device}: it has to detach first"
