@@ -18,7 +18,7 @@ from tests.memory.gpu_trees import erase, record
 from vgpud.control.events import Events
 from vgpud.control.models import Event
 from vgpud.daemon.gpu_watch import SETTLE, GpuWatch, Monitor
-from vgpud.memory.render_nodes import Gpu, RenderNodes
+from vgpud.memory.render_nodes import HostGpu, RenderNodes
 
 INTEL = "pci0000:00/0000:00:02.0"
 CARD = "pci0000:00/0000:03:00.0"
@@ -62,7 +62,9 @@ class FakeMonitor:
 class WatchStand:
     """A watch that runs, and the events that it has published."""
 
-    def __init__(self, root: Path, users: Callable[[Gpu], Sequence[str]] = lambda _: ()) -> None:
+    def __init__(
+        self, root: Path, users: Callable[[HostGpu], Sequence[str]] = lambda _: ()
+    ) -> None:
         self.monitor = FakeMonitor()
         self.events: list[Event] = []
         events = Events()
@@ -128,7 +130,7 @@ def test_a_gpu_goes_and_comes_back(tmp_path: Path, caplog: pytest.LogCaptureFixt
     record(tmp_path, INTEL, "i915", "card0", "renderD128")
     record(tmp_path, CARD, "vgem", "card1", "renderD129")
 
-    def users(gpu: Gpu) -> Sequence[str]:
+    def users(gpu: HostGpu) -> Sequence[str]:
         return ["gpu0", "gpu1"] if "/dev/dri/card1" in gpu.nodes else []
 
     async def work(stand: WatchStand) -> None:

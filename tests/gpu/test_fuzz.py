@@ -75,7 +75,7 @@ class Harness:
             if isinstance(resource, Image):
                 held += resource.size
             elif isinstance(resource, HostBlob):
-                place = machine.gpu.layout.map.place(resource.id)
+                place = machine.gpu.layout.map.placement(resource.id)
                 inside = place is not None and machine.spec.layout is Layout.WINDOW
                 held += 0 if inside else resource.size
         assert held <= machine.used <= LIMIT

@@ -26,8 +26,8 @@ from vgpud.errors import HostError
 from vgpud.memory.addresses import Gpa
 from vgpud.memory.buffers import Buffer, BufferSource
 from vgpud.memory.gem import GemSource
-from vgpud.memory.mapping import map_shared, name
-from vgpud.memory.render_nodes import Gpu, RenderNodes
+from vgpud.memory.mapping import canonical_address, map_shared
+from vgpud.memory.render_nodes import HostGpu, RenderNodes
 from vgpud.memory.udmabuf import UdmabufSource
 from vgpud.microvm.boot import WINDOW_GPA
 from vgpud.microvm.service import configuration
@@ -96,7 +96,7 @@ def test_another_mapping_is_the_same_memory_and_is_known_for_it(buffer: Buffer) 
     buffer.view[:] = np.arange(MIB, dtype=np.uint32).astype(np.uint8)
     assert (other == buffer.view).all()
     assert address_of(other) != address_of(buffer.view)
-    assert name(address_of(other)) == name(address_of(buffer.view))
+    assert canonical_address(address_of(other)) == canonical_address(address_of(buffer.view))
 
 
 def test_the_memory_outlives_the_descriptor(source: BufferSource) -> None:
@@ -220,7 +220,7 @@ def test_a_gpu_that_goes_takes_its_buffers_with_it() -> None:
 def test_a_driver_that_is_not_the_one_that_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = RenderNodes()
     [gpu] = nodes.gpus
-    other = Gpu("/sys/devices/pci0000:00/0000:00:02.0", "xe", gpu.nodes, gpu.number)
+    other = HostGpu("/sys/devices/pci0000:00/0000:00:02.0", "xe", gpu.nodes, gpu.number)
     monkeypatch.setattr(nodes, "gpus", (other,))
     with pytest.raises(HostError, match="/dev/dri/card0 is vgem's by now"):
         GemSource(nodes).allocate("test", PAGE)

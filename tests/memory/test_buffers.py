@@ -17,8 +17,8 @@ import pytest
 from tests.memory.gpu_trees import erase, record
 from vgpud.errors import HostError
 from vgpud.memory.buffers import Buffer, BufferSource, MemfdSource
-from vgpud.memory.gem import GemSource, unfit
-from vgpud.memory.render_nodes import Gpu, RenderNodes
+from vgpud.memory.gem import GemSource, unsuitable
+from vgpud.memory.render_nodes import HostGpu, RenderNodes
 from vgpud.memory.udmabuf import UdmabufSource
 from vgpud.unix.fd import RESERVE, Fd
 
@@ -110,7 +110,7 @@ def test_a_failing_udmabuf_leaves_nothing_open() -> None:
     ],
 )
 def test_which_drivers_buffers_will_do(driver: str | None, device: str, why: str | None) -> None:
-    said = unfit(Gpu(f"/sys/devices/{device}", driver, ()))
+    said = unsuitable(HostGpu(f"/sys/devices/{device}", driver, ()))
     if why is None:
         assert said is None
     else:
@@ -137,8 +137,8 @@ def test_without_a_gpu(tmp_path: Path) -> None:
 def test_with_one_that_will_not_do(tmp_path: Path) -> None:
     record(tmp_path, "pci0000:00/0000:00:02.0", "i915", "card0", "renderD128")
     nodes = RenderNodes(tmp_path)
-    assert "0000:00:02.0 is not fit, i915: it maps" in refusal(GemSource(nodes, RENDER))
-    assert "0000:00:02.0 is not fit, i915: it maps" in refusal(GemSource(nodes))
+    assert "0000:00:02.0 is not suitable, i915: it maps" in refusal(GemSource(nodes, RENDER))
+    assert "0000:00:02.0 is not suitable, i915: it maps" in refusal(GemSource(nodes))
 
 
 def test_any_gpu_that_will_do(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_any_gpu_that_will_do(tmp_path: Path) -> None:
     record(tmp_path, "faux/vgem", "faux_driver", "card1", "renderD129")
     nodes = RenderNodes(tmp_path)
     assert GemSource(nodes).gpu() is nodes.find("/dev/dri/card1")
-    with pytest.raises(HostError, match="not fit"):
+    with pytest.raises(HostError, match="not suitable"):
         GemSource(nodes, RENDER).gpu()
 
 

@@ -26,7 +26,7 @@ from vgpud.errors import OutOfMemory, OutOfRange
 from vgpud.memory import engine as dma
 from vgpud.memory import memfd
 from vgpud.memory.engine import Engine
-from vgpud.memory.extents import NON_COHERENT, PLAIN, Access, Extents
+from vgpud.memory.extents import NON_COHERENT, PLAIN, Extents, MemoryAccess
 from vgpud.memory.mapping import map_shared
 from vgpud.native.arrays import address_of
 from vgpud.native.spans import SPAN
@@ -54,7 +54,7 @@ class Memory:
         self.bytes = self.views[0]
         self.bytes[:] = random_bytes(SIZE)
 
-    def extents(self, buffer: Buffer, access: Access, *, second: list[bool]) -> Extents:
+    def extents(self, buffer: Buffer, access: MemoryAccess, *, second: list[bool]) -> Extents:
         spans, others = (buffer.spans(view) for view in self.views)
         for index, move in zip(range(len(spans)), second, strict=False):
             if move:
@@ -69,7 +69,7 @@ mappings = st.lists(st.booleans(), max_size=12)
 @settings(max_examples=200)
 @given(data=st.data(), to=buffers, source=buffers, same=st.booleans())
 def test_any_copy_is_a_memmove(
-    access: Access, data: st.DataObject, to: Buffer, source: Buffer, same: bool
+    access: MemoryAccess, data: st.DataObject, to: Buffer, source: Buffer, same: bool
 ) -> None:
     memory = Memory()
     if same:
@@ -93,7 +93,7 @@ def test_any_copy_is_a_memmove(
 @settings(max_examples=200)
 @given(data=st.data(), to=buffers, source=buffers, same=st.booleans(), stride=st.booleans())
 def test_any_blit_is_a_memmove_of_its_rows(
-    access: Access, data: st.DataObject, to: Buffer, source: Buffer, same: bool, stride: bool
+    access: MemoryAccess, data: st.DataObject, to: Buffer, source: Buffer, same: bool, stride: bool
 ) -> None:
     memory = Memory()
     if same:
@@ -116,7 +116,7 @@ def test_any_blit_is_a_memmove_of_its_rows(
 
 @pytest.mark.parametrize("access", ACCESSES)
 @given(data=st.data(), buffer=buffers)
-def test_checksums(access: Access, data: st.DataObject, buffer: Buffer) -> None:
+def test_checksums(access: MemoryAccess, data: st.DataObject, buffer: Buffer) -> None:
     memory = Memory()
     offset = data.draw(st.integers(0, buffer.size))
     length = data.draw(st.integers(0, buffer.size - offset))
@@ -127,7 +127,7 @@ def test_checksums(access: Access, data: st.DataObject, buffer: Buffer) -> None:
 
 @pytest.mark.parametrize("access", ACCESSES)
 @given(data=st.data(), buffer=disjoint_buffers())
-def test_fills(access: Access, data: st.DataObject, buffer: Buffer) -> None:
+def test_fills(access: MemoryAccess, data: st.DataObject, buffer: Buffer) -> None:
     memory = Memory()
     offset = data.draw(st.integers(0, buffer.size))
     length = data.draw(st.integers(0, buffer.size - offset))

@@ -11,20 +11,25 @@ from hypothesis import strategies as st
 
 from tests.native.arena import SIZE, Buffer, disjoint_buffers, random_bytes, rects, shapes
 from vgpud.errors import OutOfRange
-from vgpud.memory.extents import NON_COHERENT, PLAIN, Access, Extents
+from vgpud.memory.extents import NON_COHERENT, PLAIN, Extents, MemoryAccess
 
-ACCESSES = [PLAIN, NON_COHERENT, Access(flush_before_read=True), Access(non_temporal_write=True)]
+ACCESSES = [
+    PLAIN,
+    NON_COHERENT,
+    MemoryAccess(flush_before_read=True),
+    MemoryAccess(non_temporal_write=True),
+]
 BIG = (1 << 64) - 1
 
 
-def extents_of(buffer: Buffer, arena: np.ndarray, access: Access = PLAIN) -> Extents:
+def extents_of(buffer: Buffer, arena: np.ndarray, access: MemoryAccess = PLAIN) -> Extents:
     return Extents(buffer.spans(arena), (arena,), access=access)
 
 
 @pytest.mark.parametrize("access", ACCESSES)
 @given(data=st.data(), buffer=disjoint_buffers())
 def test_reads_and_writes_of_rectangles(
-    access: Access, data: st.DataObject, buffer: Buffer
+    access: MemoryAccess, data: st.DataObject, buffer: Buffer
 ) -> None:
     arena = random_bytes(SIZE)
     extents = extents_of(buffer, arena, access)
@@ -81,13 +86,10 @@ def test_from_an_array() -> None:
     assert extents.array is not None
     extents.array[3] = 5
     assert array[3] == 5
-    cached = extents.with_access(NON_COHERENT)
-    assert cached.access == NON_COHERENT
-    assert cached.array is not None
-    cached.write(4, b"\x07")
+    extents.write(4, b"\x07")
     assert array[4] == 7
-    del array, extents
-    assert cached.read(3, 2).tolist() == [5, 7]
+    del array
+    assert extents.read(3, 2).tolist() == [5, 7]
     empty = Extents.from_array(np.empty(0, np.uint8))
     assert empty.size == 0
     empty.copy_from(empty)
@@ -118,8 +120,6 @@ def test_ranges_that_leave_the_buffer(offset: int, length: int) -> None:
         lambda: extents.read(offset, length),
         lambda: extents.fill(offset, length, 0),
         lambda: extents.flush(offset, length),
-        lambda: extents.overlaps(offset, extents, 0, length),
-        lambda: extents.overlaps(0, extents, offset, length),
     ]
     if 0 <= length <= SIZE:
         calls.append(lambda: extents.write(offset, bytes(length)))
@@ -169,22 +169,3 @@ def test_rectangles_that_leave_the_buffer(
         with pytest.raises(OutOfRange):
             call()
     assert np.array_equal(arena, random_bytes(SIZE))
-
-
-@given(data=st.data(), ours=disjoint_buffers(), theirs=disjoint_buffers())
-def test_overlaps(data: st.DataObject, ours: Buffer, theirs: Buffer) -> None:
-    arena = random_bytes(SIZE)
-    length = data.draw(st.integers(0, min(ours.size, theirs.size)))
-    offset = data.draw(st.integers(0, ours.size - length))
-    other_offset = data.draw(st.integers(0, theirs.size - length))
-    shared = np.intersect1d(
-        ours.index[offset : offset + length], theirs.index[other_offset : other_offset + length]
-    )
-    extents, other = extents_of(ours, arena), extents_of(theirs, arena)
-    assert extents.overlaps(offset, other, other_offset, length) == bool(shared.size)
-
-
-def test_a_page_that_is_listed_twice_overlaps_where_it_is_longer() -> None:
-    arena = random_bytes(SIZE)
-    twice = extents_of(Buffer(((0, 1000), (10, 5))), arena)
-    assert extents_of(Buffer(((500, 1005),)), arena).overlaps(0, twice, 0, 1005)

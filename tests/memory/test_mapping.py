@@ -53,7 +53,7 @@ def test_views_in_a_cycle_are_unmapped_by_the_collector_at_any_time() -> None:
             cycle: list[object] = [mapping.map_shared(fd, PAGE)]
             cycle.append(cycle)
             del cycle
-            mapping.name(0)
+            mapping.canonical_address(0)
     gc.collect()
     assert _mapped("cycle") == 0
 
@@ -61,10 +61,10 @@ def test_views_in_a_cycle_are_unmapped_by_the_collector_at_any_time() -> None:
 def test_collection_while_the_table_is_locked_does_not_hang() -> None:
     with memfd.create("locked", PAGE) as fd:
         array = mapping.map_shared(fd, PAGE)
-        with mapping._names._lock:
+        with mapping._mappings._lock:
             del array
             assert _mapped("locked") == 1
-        mapping.name(0)
+        mapping.canonical_address(0)
         assert _mapped("locked") == 0
 
 
@@ -125,17 +125,20 @@ def test_huge_pages() -> None:
         assert _mapped("huge") == 0
 
 
-def test_names_say_what_is_the_same_memory() -> None:
+def test_a_canonical_address_says_what_is_the_same_memory() -> None:
     with memfd.create("a", 8 * PAGE) as a, memfd.create("b", 8 * PAGE) as b:
         whole, part = mapping.map_shared(a, 8 * PAGE), mapping.map_shared(a, PAGE, 3 * PAGE + 5)
         other, private = mapping.map_shared(b, 8 * PAGE), np.zeros(PAGE, np.uint8)
         address = address_of
-        assert mapping.name(address(part)) == mapping.name(address(whole)) + 3 * PAGE + 5
-        assert mapping.name(address(private)) == address(private)
+        assert (
+            mapping.canonical_address(address(part))
+            == mapping.canonical_address(address(whole)) + 3 * PAGE + 5
+        )
+        assert mapping.canonical_address(address(private)) == address(private)
         addresses = [address(array) + 9 for array in (whole, part, other, private)]
-        found = mapping.names(np.array(addresses, np.uint64))
+        found = mapping.canonical_addresses(np.array(addresses, np.uint64))
         assert found.dtype == np.int64
-        assert found.tolist() == [mapping.name(one) for one in addresses]
+        assert found.tolist() == [mapping.canonical_address(one) for one in addresses]
         ranges = sorted((int(name), int(name) + 8 * PAGE) for name in found[[0, 2, 3]])
         assert all(end < start for (_, end), (start, _) in pairwise(ranges))
 
@@ -147,7 +150,7 @@ def test_names_while_mappings_come_and_go() -> None:
         def work(first: int) -> None:
             for page in range(first, 64, 4):
                 array = mapping.map_shared(fd, PAGE, page * PAGE)
-                offset = mapping.name(address_of(array)) % (1 << 48)
+                offset = mapping.canonical_address(address_of(array)) % (1 << 48)
                 if offset != page * PAGE:
                     failures.append(f"page {page} has offset {offset}")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.memory.gpu_trees import erase, record
-from vgpud.memory.render_nodes import Changes, RenderNodes, by_links, by_udev
+from vgpud.memory.render_nodes import GpuChanges, RenderNodes, by_links, by_udev
 
 INTEL = "pci0000:00/0000:00:02.0"
 CARD = "pci0000:00/0000:03:00.0"
@@ -22,7 +22,7 @@ def test_no_gpu(tmp_path: Path) -> None:
     nodes = RenderNodes(tmp_path)
     assert nodes.gpus == ()
     assert nodes.find("/dev/dri/renderD128") is None
-    assert nodes.refresh() == Changes((), ())
+    assert nodes.refresh() == GpuChanges((), ())
 
 
 def test_a_gpu_and_its_nodes(tmp_path: Path) -> None:
@@ -67,9 +67,9 @@ def test_one_comes_and_another_goes(tmp_path: Path) -> None:
     assert changes.removed == ()
     [amd] = changes.added
     assert nodes.gpus == (xe, amd)
-    assert nodes.refresh() == Changes((), ())
+    assert nodes.refresh() == GpuChanges((), ())
     erase(tmp_path, INTEL)
-    assert nodes.refresh(["card0", "renderD128"]) == Changes((xe,), ())
+    assert nodes.refresh(["card0", "renderD128"]) == GpuChanges((xe,), ())
     assert xe not in nodes
     assert amd in nodes
 
@@ -116,7 +116,7 @@ def test_nodes_that_come_one_by_one_are_one_gpu(tmp_path: Path) -> None:
     [half] = nodes.gpus
     erase(tmp_path, INTEL)
     record(tmp_path, INTEL, "xe", "card0", "renderD128")
-    assert nodes.refresh() == Changes((), ())
+    assert nodes.refresh() == GpuChanges((), ())
     [whole] = nodes.gpus
     assert whole.primary == "/dev/dri/card0"
     assert half in nodes

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from vgpud.errors import OutOfRange
 from vgpud.gpu.wire.protocol import ResourceId
-from vgpud.memory.window_map import BLOB_ALIGNMENT, Place, WindowMap, check_placement
+from vgpud.memory.window_map import BLOB_ALIGNMENT, Placement, WindowMap, check_placement
 
 PAGES = 16
 WINDOW = PAGES * BLOB_ALIGNMENT
@@ -67,7 +67,7 @@ class Windows(RuleBasedStateMachine):
                 was.page * BLOB_ALIGNMENT,
                 was.pages * BLOB_ALIGNMENT,
             )
-        assert self.map.put(blob, offset, size) == Place(offset, size, mapped=True)
+        assert self.map.put(blob, offset, size) == Placement(offset, size, mapped=True)
         self.model[blob] = Model(page, pages, mapped=True)
 
     @precondition(lambda self: self.model)
@@ -96,11 +96,11 @@ class Windows(RuleBasedStateMachine):
         assert len(self.map) == len(self.model)
         for number in range(1, 7):
             blob = ResourceId(number)
-            place, model = self.map.place(blob), self.model.get(blob)
+            place, model = self.map.placement(blob), self.model.get(blob)
             if model is None:
                 assert place is None
                 continue
-            assert place == Place(
+            assert place == Placement(
                 model.page * BLOB_ALIGNMENT, model.pages * BLOB_ALIGNMENT, model.mapped
             )
             assert place.end == place.offset + place.size
@@ -159,8 +159,8 @@ def test_asking_changes_nothing() -> None:
     for _ in range(2):
         displaced = window.displaced_by(ResourceId(3), 0, 3 * PAGE)
         assert displaced == [ResourceId(1), ResourceId(2)]
-    assert window.place(ResourceId(1)) == Place(PAGE, PAGE, mapped=False)
-    assert window.place(ResourceId(3)) is None
+    assert window.placement(ResourceId(1)) == Placement(PAGE, PAGE, mapped=False)
+    assert window.placement(ResourceId(3)) is None
 
 
 def test_free_places_are_found_from_the_end_down() -> None:

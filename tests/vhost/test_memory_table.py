@@ -162,8 +162,8 @@ def test_pages_that_follow_each_other_become_one_span() -> None:
     with ram(12) as fd:
         memory = table(fd)
         run = [(page * PAGE, PAGE) for page in range(4)]
-        assert len(memory.resolve(entries(*run)).pieces(0, 4 * PAGE).names) == 1
-        assert len(memory.resolve(entries(*reversed(run))).pieces(0, 4 * PAGE).names) == 4
+        assert len(memory.resolve(entries(*run)).ranges(0, 4 * PAGE).addresses) == 1
+        assert len(memory.resolve(entries(*reversed(run))).ranges(0, 4 * PAGE).addresses) == 4
 
 
 def test_extents_keep_memory_mapped_that_the_table_has_left() -> None:
@@ -274,7 +274,8 @@ def test_writes_are_noted_in_the_log_and_reads_are_not() -> None:
     with ram(12) as fd, Fd(os.memfd_create("log")) as log:
         memory = logged(fd, log)
         memory.read(0, 8 * PAGE)
-        extents = memory.resolve(entries((7 * PAGE, PAGE), (0, 2 * PAGE), (5 * PAGE, 10)))
+        pages = entries((7 * PAGE, PAGE), (0, 2 * PAGE), (5 * PAGE, 10))
+        extents = memory.resolve(pages)
         extents.read(0, extents.size)
         assert dirty_pages(log) == []
         memory.write(2 * LOG_PAGE + 5, b"x")
@@ -285,7 +286,7 @@ def test_writes_are_noted_in_the_log_and_reads_are_not() -> None:
         assert dirty_pages(log) == [2, 3, 4]
         extents.write(PAGE - 1, b"x")
         assert dirty_pages(log) == [2, 3, 4, 7]
-        extents.with_access(NON_COHERENT).fill(2 * PAGE, PAGE + 10, 0)
+        memory.resolve(pages, access=NON_COHERENT).fill(2 * PAGE, PAGE + 10, 0)
         assert dirty_pages(log) == [1, 2, 3, 4, 5, 7]
         memory.track(None)
         memory.write(6 * PAGE, b"x")

@@ -43,7 +43,7 @@ from vgpud.errors import ConfigError
 from vgpud.gpu.blobs.buffers import gpu_of
 from vgpud.gpu.spec import DeviceSpec
 from vgpud.memory.addresses import Gpa
-from vgpud.memory.render_nodes import Gpu, RenderNodes
+from vgpud.memory.render_nodes import HostGpu, RenderNodes
 from vgpud.slots.agent import Grant
 from vgpud.slots.owner import TrackedSlots
 from vgpud.unix.activation import CONTROL, Activated
@@ -233,7 +233,7 @@ class Daemon:
         for name, path in self._paths(self.devices).items():
             yield path, name, socket.SOCK_STREAM
 
-    def _users_of(self, gpu: Gpu) -> list[str]:
+    def _users_of(self, gpu: HostGpu) -> list[str]:
         return [
             name for name, device in self.devices.items() if gpu_of(device.spec, self._nodes) == gpu
         ]

@@ -16,7 +16,7 @@ from typing import Protocol
 import pyudev
 
 from vgpud.control.events import Events
-from vgpud.memory.render_nodes import SUBSYSTEM, Gpu, RenderNodes, udev
+from vgpud.memory.render_nodes import SUBSYSTEM, HostGpu, RenderNodes, udev
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class GpuWatch:
         events: Events,
         *,
         nodes: RenderNodes | None = None,
-        users: Callable[[Gpu], Sequence[str]] = lambda _: (),
+        users: Callable[[HostGpu], Sequence[str]] = lambda _: (),
         monitor: Callable[[], Monitor] = kernel_monitor,
     ) -> None:
         self.nodes = nodes if nodes is not None else RenderNodes()
@@ -122,7 +122,7 @@ class GpuWatch:
         for gpu in changes.added:
             self._report("gpu.added", gpu, self._users(gpu), "was added")
 
-    def _report(self, kind: str, gpu: Gpu, users: Sequence[str], what: str) -> None:
+    def _report(self, kind: str, gpu: HostGpu, users: Sequence[str], what: str) -> None:
         level = logging.WARNING if users and kind == "gpu.removed" else logging.INFO
         for device in users or (None,):
             if device is None:

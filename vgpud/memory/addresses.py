@@ -1,4 +1,4 @@
-"""Addresses in somebody else's address space, which are not to be mixed up with each other."""
+"""Types of addresses in other address spaces than this process's."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ Gpa = NewType("Gpa", int)
 """A guest-physical address."""
 
 Uva = NewType("Uva", int)
-"""An address in the front-end's address space, which only the memory table gives a meaning."""
+"""A front-end virtual address, which the memory table translates."""

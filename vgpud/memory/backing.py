@@ -1,4 +1,4 @@
-"""What memory a buffer is in, and how this process has it mapped: what memory types depend on."""
+"""The kind of memory that a buffer is in, on which memory types depend."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from enum import StrEnum
 
 
 class HostBacking(StrEnum):
-    """What memory a blob is in, and how this process has it mapped.
+    """The kind of memory that a blob is in, and how this process maps it.
 
-    RAM_WB: RAM, mapped write-back (memfd, udmabuf). RAM_WC: RAM, mapped write-combining (what GEM
-    drivers give). MMIO: memory of the device behind a host BAR, mapped write-combining or uncached.
+    RAM_WB: RAM, mapped write-back (memfd, udmabuf). RAM_WC: RAM, mapped write-combining (GEM
+    buffers). MMIO: memory of the device behind a host BAR, mapped write-combining or uncached.
     """
 
     RAM_WB = "ram-wb"

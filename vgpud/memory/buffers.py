@@ -1,6 +1,7 @@
-"""What the memory of blobs is made of: files that can be mapped here and in a VMM.
+"""Buffers for blobs: files that can be mapped into this process and into a VMM.
 
-Owns the interface of the sources, and the plain one. Those of dma-bufs are `udmabuf` and `gem`.
+Here are the interface of buffer sources and the source of memory files; those of dma-bufs are in
+`memory.udmabuf` and `memory.gem`.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ _ADVICE = 'raise LimitNOFILE, or use layout = "window"'
 
 
 class Buffer:
-    """`size` bytes, zeros at first: from the start of the file `fd`, which is whole pages, and in
-    `view`, which is (size,) of uint8.
+    """The first `size` bytes of the file `fd`, mapped as `view`, which is (size,) of uint8.
 
-    `backing` is what memory they are in. Owns the file; the mapping lasts as long as any view of
-    it. `lost` says why the bytes can't be relied on any more. Raises HostError if the file can't be
-    mapped; the descriptor is closed then.
+    The bytes are zeros at first, and the file is whole pages. `backing` is the kind of memory. The
+    buffer owns the file; the mapping lasts as long as any view of it. `lost` returns why the bytes
+    can't be relied on any more. Raises HostError if the file can't be mapped; the descriptor is
+    closed then.
     """
 
     __slots__ = ("_lost", "_mapping", "backing", "fd", "view")
@@ -52,33 +53,35 @@ class Buffer:
             stack.pop_all()
 
     def lost(self) -> str | None:
-        """Why the bytes are lost, as the device that had them has gone; None while all is well."""
+        """Return why the contents are lost; None while they are not.
+
+        They are lost when the device that had them is gone.
+        """
         if self._mapping.faulted:
             return "its memory is gone"
         return self._lost()
 
     def close(self) -> None:
-        """Close the file; its memory goes when all mappings of it have gone."""
+        """Close the file; its memory is freed when all mappings of it are gone."""
         self.fd.close()
 
 
 class BufferSource(Protocol):
-    """Where buffers come from."""
+    """A source of buffers."""
 
     @property
     def backing(self) -> HostBacking:
-        """What memory all of its buffers are in."""
+        """The kind of memory of all its buffers."""
 
     @property
     def slow(self) -> bool:
-        """Whether making a buffer takes time in proportion to its size, so that a thread of its own
-        should do it."""
+        """Whether making a buffer takes time in proportion to its size, and so needs a thread."""
 
     def allocate(self, name: str, size: int) -> Buffer:
-        """Make a buffer of whole pages, on any thread; raises HostError. `name` is for people."""
+        """Make a buffer of whole pages, on any thread. Raises HostError. `name` is for people."""
 
     def problem(self) -> str | None:
-        """Why no buffer can be had at the moment; None if one can, as far as is known."""
+        """Return why no buffer can be made at the moment; None if one can, as far as known."""
 
 
 class MemfdSource:

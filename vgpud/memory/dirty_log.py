@@ -1,4 +1,4 @@
-"""The dirty log: which pages of the guest's memory we wrote, for a front-end that migrates it.
+"""The dirty log: which pages of the guest's memory the daemon has written, for live migration.
 
 Source: the vhost-user specification, "Migration" and VHOST_USER_SET_LOG_BASE; VHOST_F_LOG_ALL.
 """
@@ -18,9 +18,9 @@ side."""
 
 
 class DirtyLog:
-    """A front-end's bitmap, `size` bytes from `offset` in its file, which we or bits into.
+    """A front-end's bitmap, `size` bytes from `offset` in its file.
 
-    Takes the fd and closes it. Raises PeerError if the file can't be mapped so.
+    The descriptor is taken and closed. Raises PeerError if the file can't be mapped.
     """
 
     def __init__(self, fd: Fd, size: int, offset: int = 0) -> None:
@@ -33,16 +33,19 @@ class DirtyLog:
 
     @property
     def limit(self) -> int:
-        """The first guest-physical address that the log can't tell of."""
+        """The first guest-physical address after those that the log covers."""
         return self._bitmap.nbytes * 8 * LOG_PAGE
 
     @property
     def faulted(self) -> bool:
-        """Whether the front-end truncated the log under us."""
+        """Whether the front-end has truncated the log's file."""
         return self._mapping.faulted
 
     def set(self, guest_phys_addr: int, length: int) -> None:
-        """Mark the pages of a range as written, after they were; what is beyond the log is not."""
+        """Mark the pages of a range as written; pages beyond the log are left out.
+
+        To be called after the write.
+        """
         if length > 0 and guest_phys_addr < self.limit:
             first = guest_phys_addr // LOG_PAGE
             end = min(guest_phys_addr + length, self.limit)

@@ -1,8 +1,8 @@
-"""Buffers as lists of spans, and how they may be touched.
+"""Buffers as lists of extents, with checked accesses to their bytes.
 
-Owns bounds checks (a guest picks offsets, strides and sizes), the choice of plain, flushing and
-non-temporal access, and the dirty log of what is written. Knows nothing of resources or commands.
-Why accesses differ is told in native/cache_lines.c.
+Every access checks its bounds, since a guest chooses offsets, strides and sizes; flushes and writes
+past the caches where the memory needs it; and marks guest pages that it writes in the dirty log.
+native/cache_lines.c says why accesses differ.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from vgpud.native.tiles import TileShadow
 
 
 @dataclass(frozen=True, slots=True)
-class Access:
+class MemoryAccess:
     """How a buffer is read and written.
 
-    `flush_before_read`: its cache lines are written back and dropped first, so that the bytes come
-    from memory. `non_temporal_write`: the bytes are in memory, and in no cache, when a write
-    returns. `flush_around_write`: also in nobody else's, where ours is a mapping past the caches:
-    the lines are flushed before the write, and again after it.
+    `flush_before_read`: its cache lines are written back and invalidated before a read, so that the
+    bytes come from memory. `non_temporal_write`: the bytes are in memory, and not in a cache of
+    this mapping, when a write returns. `flush_around_write`: the lines are flushed before a write
+    and again after it; for an uncached mapping of memory that others have in the caches.
     """
 
     flush_before_read: bool = False
@@ -39,56 +39,64 @@ class Access:
 
 _SPAN = Struct("<QQ")
 
-#: For memory that all sides reach through their caches.
-PLAIN: Final = Access()
-#: For memory that somebody reaches past the caches.
-NON_COHERENT: Final = Access(flush_before_read=True, non_temporal_write=True)
+#: For memory that all parties access through the caches.
+PLAIN: Final = MemoryAccess()
+#: For memory that some party accesses past the caches.
+NON_COHERENT: Final = MemoryAccess(flush_before_read=True, non_temporal_write=True)
 
 
 class DirtySink(Protocol):
-    """Who wants to know of writes to guest-physical addresses."""
+    """A receiver of writes to guest-physical addresses, for the dirty log."""
 
     @property
     def log(self) -> object | None:
-        """Where it is noted; None while nobody wants to know."""
+        """The dirty log; None while there is none."""
 
     def mark_dirty(self, guest_phys_addr: int, length: int) -> None:
-        """Note that a range was written."""
+        """Mark a range as written."""
 
 
 @dataclass(frozen=True, slots=True)
 class GuestPages:
-    """Where in the guest's memory the spans are: one guest-physical address a span."""
+    """The guest-physical addresses of a buffer's extents, one for each."""
 
     sink: DirtySink
     addresses: NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Pieces:
-    """A range of a buffer, as pieces of memory.
+class MemoryRanges:
+    """The memory of a range of a buffer, as arrays of int64, one element for each extent.
 
-    `names` are what `mapping.names` says of each piece's first byte, `positions` the pieces'
-    distances from the start of the range, `lengths` their lengths; all int64.
+    `addresses` are the canonical addresses (see `mapping`) of the extents' first bytes, `positions`
+    their distances from the start of the range, `lengths` their lengths.
     """
 
-    names: NDArray[np.int64]
+    addresses: NDArray[np.int64]
     positions: NDArray[np.int64]
     lengths: NDArray[np.int64]
 
 
 class Extents:
-    """A buffer: `size` bytes in one or more spans, in order, read and written as `access` says.
+    """A buffer: `size` bytes in one or more extents, in order, read and written as `access` says.
 
-    Every method checks its arguments before it touches anything, and raises `OutOfRange`
-    for a range that leaves the buffer or rows that overlap; arguments are
-    Python integers, so nothing wraps. A size of zero is no error and does nothing. Rows are
-    `stride` bytes apart, the first at `offset`.
+    Every method checks its arguments before it accesses memory, and raises `OutOfRange` for a range
+    that leaves the buffer or rows that overlap. Arguments are Python integers, so no sum wraps. A
+    size of zero is no error and does nothing. Rows are `stride` bytes apart, the first at `offset`.
     """
 
-    __slots__ = ("_array", "_guest", "_names", "_owners", "_place", "_spans", "access", "size")
+    __slots__ = (
+        "_addresses",
+        "_array",
+        "_first_address",
+        "_guest",
+        "_owners",
+        "_spans",
+        "access",
+        "size",
+    )
 
-    access: Access
+    access: MemoryAccess
     size: int
 
     def __init__(
@@ -96,45 +104,40 @@ class Extents:
         spans: NDArray[np.void],
         owners: tuple[object, ...],
         *,
-        access: Access = PLAIN,
+        access: MemoryAccess = PLAIN,
         guest: GuestPages | None = None,
     ) -> None:
-        """Make a buffer of spans (dtype SPAN, none of them empty) in memory that `owners` keep."""
+        """Make a buffer of a SPAN array without empty spans; `owners` keep the memory mapped."""
         self._spans = SpanList(spans)
         self._owners = owners
         self._guest = guest
         self._array: NDArray[np.uint8] | None = None
-        self._names: NDArray[np.int64] | None = None
-        self._place: int | None = None
+        self._addresses: NDArray[np.int64] | None = None
+        self._first_address: int | None = None
         self.access = access
         self.size = self._spans.size
 
     @classmethod
-    def from_array(cls, array: NDArray[np.uint8], *, access: Access = PLAIN) -> Extents:
-        """Make a buffer of a contiguous array's bytes, which it keeps alive and does not copy."""
+    def from_array(cls, array: NDArray[np.uint8], *, access: MemoryAccess = PLAIN) -> Extents:
+        """Make a buffer of a contiguous array, which it keeps alive and does not copy."""
         if not array.flags.c_contiguous:
             raise ValueError("a buffer must be contiguous")
         extents = cls(_span_of(array), (array,), access=access)
         extents._array = array.reshape(-1).view(np.uint8)
         return extents
 
-    def with_access(self, access: Access) -> Extents:
-        """Return the same memory under another access."""
-        other = Extents(self._spans.array, self._owners, access=access, guest=self._guest)
-        other._array = self._array
-        return other
-
     @property
     def array(self) -> NDArray[np.uint8] | None:
-        """The bytes as an array, without a copy, if this was made from one.
+        """The bytes as an array, without a copy, if the buffer was made from one.
 
-        Reading it goes by no `access`: for memory that everybody reaches through the caches.
+        Accesses to the array ignore `access`: it is for memory that all parties access through the
+        caches.
         """
         return self._array
 
     @property
     def spans(self) -> SpanList:
-        """The pieces, for native code; to be kept no longer than this."""
+        """The extents, for native code; the list is valid as long as this buffer exists."""
         return self._spans
 
     def check(self, offset: int, length: int) -> None:
@@ -143,9 +146,9 @@ class Extents:
             raise _invalid(f"{length} bytes at 0x{offset:x} of a buffer of {self.size}")
 
     def check_rect(self, offset: int, stride: int, row_bytes: int, rows: int) -> int:
-        """Raise `OutOfRange` unless a rectangle lies in the buffer, its rows apart.
+        """Raise `OutOfRange` unless a rectangle lies in the buffer and its rows do not overlap.
 
-        Return the bytes from its first to its last, 0 if it has none.
+        Return the length from its first byte to its last, 0 if it is empty.
         """
         if row_bytes < 0 or rows < 0:
             raise _invalid(f"a rectangle of {rows} rows of {row_bytes} bytes")
@@ -168,7 +171,7 @@ class Extents:
     def read_rect_into(self, offset: int, stride: int, out: NDArray[Any]) -> None:
         """Fill an array of two or more dimensions, the first of them rows, from a rectangle.
 
-        Rows of `out` must be contiguous, but may be part of longer ones: a piece of a frame.
+        Rows of `out` must be contiguous, but may be part of longer ones, as in a part of a frame.
         """
         self.check_rect(offset, stride, out.nbytes // len(out) if len(out) else 0, len(out))
         self._spans.gather(offset, stride, out, self._read_flags)
@@ -184,9 +187,9 @@ class Extents:
         height: int,
         order: tuple[int, int, int, int],
     ) -> NDArray[np.uint8]:
-        """Bring a shadow's rectangle up to date with one of pixels here, of four bytes each.
+        """Update a rectangle of a shadow from pixels of four bytes in this buffer.
 
-        Return its changed tiles, as `TileShadow.update` does.
+        Return the changed tiles, as `TileShadow.update` does.
         """
         self.check_rect(offset, stride, width * 4, height)
         return shadow.update(
@@ -233,12 +236,12 @@ class Extents:
         scratch: NDArray[np.uint8] | None = None,
         backward: bool = False,
     ) -> None:
-        """Copy a rectangle of another buffer, each side by its own access.
+        """Copy a rectangle of another buffer to this one, each by its own access.
 
-        Without `scratch` the two must not share memory; what `dma.Engine` does if they may is to
-        give some, and say in which order its chunks are safe.
+        Without `scratch` the two must not share memory. If they may, `engine.Engine` passes some,
+        and the order in which chunks are safe.
         """
-        # What holds is seen here at once; check_rect() finds out what does not, and says it.
+        # One quick check of all conditions; check_rect() finds which one does not hold.
         if not (
             rows > 0 < row_bytes
             and 0 <= offset <= self.size - row_bytes - (rows - 1) * stride
@@ -265,53 +268,41 @@ class Extents:
             self._mark_dirty_rect(offset, stride, row_bytes, rows)
 
     def copy_from(self, source: Extents) -> None:
-        """Copy the whole of a buffer that shares no memory with this one to its beginning."""
+        """Copy all of another buffer, which shares no memory with this one, to offset 0."""
         size = source.size
         self.copy_rect(0, size, source, 0, size, row_bytes=size, rows=1)
 
     def flush(self, offset: int, length: int) -> None:
-        """Write back and drop a range's cache lines, whatever the access: a sync point."""
+        """Write back and invalidate a range's cache lines at a sync point, whatever the access."""
         self.check(offset, length)
         self._spans.flush(offset, length)
 
-    def place(self, offset: int) -> int | None:
-        """Return the name (see `mapping.names`) of one byte if all bytes are in one piece.
+    def canonical_address(self, offset: int) -> int | None:
+        """Return the canonical address (see `mapping`) of a byte, if the buffer is contiguous.
 
-        Names of other bytes then follow by distance. None for a buffer of several pieces.
+        Those of other bytes then follow by distance. None for a buffer of several extents.
         """
-        if self._place is None and len(self._spans.array) == 1:
-            self._place = mapping.name(int(self._spans.array[0]["address"]))
-        return None if self._place is None else self._place + offset
+        if self._first_address is None and len(self._spans.array) == 1:
+            address = int(self._spans.array[0]["address"])
+            self._first_address = mapping.canonical_address(address)
+        return None if self._first_address is None else self._first_address + offset
 
-    def pieces(self, offset: int, length: int) -> Pieces:
-        """Return what memory a range of one byte or more is made of."""
+    def ranges(self, offset: int, length: int) -> MemoryRanges:
+        """Return the memory of a range of one byte or more."""
         spans = self._spans.array
-        if self._names is None:
-            self._names = mapping.names(spans["address"])
+        if self._addresses is None:
+            self._addresses = mapping.canonical_addresses(spans["address"])
         first, last = self._range(offset, length)
         ends = self._spans.ends[first : last + 1]
         starts = ends - spans["length"][first : last + 1].astype(np.int64)
         begin: NDArray[np.int64] = np.maximum(starts, offset)
         lengths: NDArray[np.int64] = np.minimum(ends, offset + length) - begin
-        return Pieces(self._names[first : last + 1] + (begin - starts), begin - offset, lengths)
-
-    def overlaps(self, offset: int, other: Extents, other_offset: int, length: int) -> bool:
-        """Whether two ranges share memory, under whatever addresses it is mapped."""
-        self.check(offset, length)
-        other.check(other_offset, length)
-        if not length:
-            return False
-        ours, theirs = self.pieces(offset, length), other.pieces(other_offset, length)
-        order = np.argsort(theirs.names)
-        # Theirs may overlap among themselves: for each start, the furthest end up to there.
-        names = theirs.names[order]
-        reach = np.maximum.accumulate(names + theirs.lengths[order])
-        before = names.searchsorted(ours.names + ours.lengths, "left")
-        return bool(np.any((before > 0) & (reach[before - 1] > ours.names)))
+        addresses = self._addresses[first : last + 1] + (begin - starts)
+        return MemoryRanges(addresses, begin - offset, lengths)
 
     @property
     def fragments(self) -> int:
-        """In how many pieces of memory the buffer lies."""
+        """How many extents the buffer consists of."""
         return len(self._spans.array)
 
     @property
@@ -323,12 +314,12 @@ class Extents:
         return NON_TEMPORAL_WRITE if self.access.non_temporal_write else 0
 
     def _flush_around(self, offset: int, length: int) -> None:
-        """Comes before and after each write. Between rows it flushes more than it must."""
+        """Flush before or after a write, if `access` says so; also the bytes between rows."""
         if self.access.flush_around_write:
             self._spans.flush(offset, length)
 
     def _range(self, offset: int, length: int) -> tuple[int, int]:
-        """Return the indices of the first and the last span of a range of one byte or more."""
+        """Return the indices of the first and the last extent of a range of one byte or more."""
         ends = self._spans.ends
         first, last = ends.searchsorted([offset, offset + length - 1], "right")
         return int(first), int(last)
@@ -356,7 +347,7 @@ class Extents:
 
 
 def _span_of(array: NDArray[np.uint8]) -> NDArray[np.void]:
-    """Make the span of an array: from bytes, which is a quarter of what numpy takes for a tuple."""
+    """Return the span of an array, made from bytes in a quarter of numpy's time for a tuple."""
     if not array.nbytes:
         return np.empty(0, SPAN)
     return np.frombuffer(_SPAN.pack(address_of(array), array.nbytes), SPAN)

@@ -1,10 +1,10 @@
-"""Buffers of a GPU's driver: plain ("dumb") ones, which it maps write-combining, as dma-bufs.
+"""Dumb buffers of a GPU's driver, mapped write-combining, as dma-bufs.
 
-Owns the choice of the GPU, and which drivers' buffers are known for what they are: what a planner
-is told of them (RAM, mapped write-combining) must be true of the dma-buf, since that is what is
-mapped here and in the VMM. Each is mapped from its start: at another offset, drivers on the shmem
-helpers show the first page all the same (drm_gem_shmem_any_fault). Source: the kernel's
-drivers/gpu/drm, see `unfit`.
+Here are the choice of the GPU, and the list of drivers whose dumb buffers are suitable: RAM, mapped
+write-combining, as the planner assumes, also through the dma-buf, which is what this process and
+the VMM map. Each buffer is mapped from its start: at another offset, drivers on the shmem helpers
+map the first page all the same (drm_gem_shmem_any_fault). Source: the kernel's drivers/gpu/drm, see
+`unsuitable`.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from typing import Final
 from vgpud.errors import HostError
 from vgpud.memory.backing import HostBacking
 from vgpud.memory.buffers import Buffer
-from vgpud.memory.render_nodes import Gpu, RenderNodes
+from vgpud.memory.render_nodes import HostGpu, RenderNodes
 from vgpud.uapi import drm
 from vgpud.uapi.page import PAGE_SIZE
 from vgpud.unix.fd import Fd
 
 _BITS: Final = 32
 _WIDTH: Final = PAGE_SIZE * 8 // _BITS
-"""Pixels in a row of one page: rows that no driver need pad."""
+"""Pixels in a row of one page: no driver needs to pad such rows."""
 
 _MAX_BYTES: Final = (1 << 32) - PAGE_SIZE
-"""The kernel counts a plain buffer's bytes in 32 bits (drm_mode_create_dumb)."""
+"""The kernel counts a dumb buffer's bytes in 32 bits (drm_mode_create_dumb)."""
 
 _INTEGRATED: Final = "0000:00:02.0"
-"""Where Intel's processors have their own GPU; one on a card is behind a bridge."""
+"""The address of an integrated Intel GPU; a discrete one is behind a bridge."""
 
-_UNFIT: Final = MappingProxyType(
+_UNSUITABLE: Final = MappingProxyType(
     {
-        "amdgpu": "its plain buffers may be in video memory or in RAM, as it likes",
-        "i915": "it maps dma-bufs of its plain buffers write-back",
-        "virtio_gpu": "its plain buffers are mapped write-back",
-        "vkms": "its plain buffers are mapped write-back",
+        "amdgpu": "its dumb buffers may be in video memory or in RAM, as the driver chooses",
+        "i915": "it maps dma-bufs of its dumb buffers write-back",
+        "virtio_gpu": "its dumb buffers are mapped write-back",
+        "vkms": "its dumb buffers are mapped write-back",
     }
 )
 
 
-def unfit(gpu: Gpu) -> str | None:
-    """Why a GPU's plain buffers are not RAM that is mapped write-combining; None if they are.
+def unsuitable(gpu: HostGpu) -> str | None:
+    """Return why a GPU's dumb buffers are not RAM mapped write-combining; None if they are.
 
     Sources: vgem_gem_create_object() (map_wc), drm_gem_shmem_mmap(); xe_bo_dumb_create() (FORCE_WC,
     VRAM_IF_DGFX); amdgpu_mode_dumb_create(); i915_gem_dmabuf_mmap(), which maps the shmem file.
@@ -54,46 +54,45 @@ def unfit(gpu: Gpu) -> str | None:
         case "xe" if gpu.name == _INTEGRATED:
             return None
         case "xe":
-            return "xe has the plain buffers of a card in video memory"
+            return "xe has the dumb buffers of a discrete GPU in video memory"
         case driver:
-            why = "nothing is known of how it maps its plain buffers"
-            return f"{driver}: {_UNFIT.get(driver or '', why)}"
+            why = "nothing is known of how it maps its dumb buffers"
+            return f"{driver}: {_UNSUITABLE.get(driver or '', why)}"
 
 
 class GemSource:
-    """A `memory.buffers.BufferSource`: of the GPU with this render node, or of any that is fit.
+    """A `memory.buffers.BufferSource` of the GPU with this render node, or of a suitable one.
 
-    The GPU is looked up for each buffer, so that one that has come back will do.
+    The GPU is looked up for each buffer, so that a GPU that was removed and added again is used.
     """
 
-    slow = True  # the driver makes all pages write-combining when the buffer is mapped
+    slow = True  # the driver changes all pages to write-combining when the buffer is mapped
     backing = HostBacking.RAM_WC
 
     def __init__(self, nodes: RenderNodes, render_node: str | None = None) -> None:
         self._nodes = nodes
         self._render_node = render_node
 
-    def gpu(self) -> Gpu:
-        """The GPU that buffers come from; raises HostError (ENODEV) if there is none that is
-        fit."""
+    def gpu(self) -> HostGpu:
+        """Return the GPU that buffers come from. Raises HostError (ENODEV) if none is suitable."""
         if self._render_node is not None:
             gpu = self._nodes.find(self._render_node)
             if gpu is None:
                 raise _no_gpu(f"no GPU has {self._render_node}")
-            why = unfit(gpu)
+            why = unsuitable(gpu)
             if why is not None:
-                raise _no_gpu(f"{gpu.name} is not fit, {why}")
+                raise _no_gpu(f"{gpu.name} is not suitable, {why}")
             return gpu
         reasons = []
         for gpu in self._nodes.gpus:
-            why = unfit(gpu)
+            why = unsuitable(gpu)
             if why is None:
                 return gpu
-            reasons.append(f"{gpu.name} is not fit, {why}")
+            reasons.append(f"{gpu.name} is not suitable, {why}")
         raise _no_gpu("; ".join(reasons) or "this host has no GPU")
 
-    def any(self) -> Gpu | None:
-        """The same, or None."""
+    def any(self) -> HostGpu | None:
+        """Return the GPU that buffers come from; None if none is suitable."""
         try:
             return self.gpu()
         except HostError:
@@ -116,9 +115,9 @@ class GemSource:
             return str(error)
         return None
 
-    def _open(self, gpu: Gpu) -> Fd:
+    def _open(self, gpu: HostGpu) -> Fd:
         if gpu.primary is None:
-            raise _no_gpu(f"{gpu} has no primary node, which makes plain buffers")
+            raise _no_gpu(f"{gpu} has no primary node, which makes dumb buffers")
         try:
             node = Fd(os.open(self._nodes.path(gpu.primary), os.O_RDWR | os.O_CLOEXEC))
         except OSError as error:
@@ -132,7 +131,7 @@ class GemSource:
             drm.drop_master(node.fileno())
             driver = drm.driver_name(node.fileno())
             if driver != gpu.driver:
-                raise _no_gpu(f"{gpu.primary} is {driver}'s by now")
+                raise _no_gpu(f"{gpu.primary} belongs to {driver} now")
         except BaseException:
             node.close()
             raise
@@ -140,14 +139,14 @@ class GemSource:
 
 
 def _export(node: Fd, size: int) -> Fd:
-    """A plain buffer of at least `size` bytes as a dma-buf, which keeps it."""
+    """Return a new dumb buffer of at least `size` bytes as a dma-buf."""
     if size > _MAX_BYTES:
-        reason = f"plain buffers are smaller than 4 GiB, and this one is of {size} bytes"
+        reason = f"dumb buffers are smaller than 4 GiB, and this one has {size} bytes"
         raise HostError("a GPU's buffer", OSError(errno.EFBIG, ""), reason)
     buffer = drm.create_dumb(node.fileno(), _WIDTH, -(-size // PAGE_SIZE), _BITS)
     try:
         if buffer.size < size:
-            reason = f"the driver gave {buffer.size} bytes for {size}"
+            reason = f"the driver allocated {buffer.size} bytes instead of {size}"
             raise HostError("a GPU's buffer", OSError(errno.ENOMEM, ""), reason)
         return Fd(drm.prime_handle_to_fd(node.fileno(), buffer.handle))
     finally:

@@ -1,8 +1,9 @@
 """Shared mappings of files as numpy arrays.
 
-Owns the life of a mapping (it lasts as long as any view of it), its SIGBUS guard, and the answer to
-"are these two addresses the same memory?": the same page of a file may be mapped more than once, by
-a front-end that sends one file in several regions, or that sends us our own window back.
+A mapping lasts as long as any view of it, and has a guard against SIGBUS. An address also has a
+**canonical address**, which is equal for two addresses of the same memory: the same page of a file
+may be mapped more than once, by a front-end that sends one file in several regions, or that sends
+the daemon's own window back.
 """
 
 from __future__ import annotations
@@ -24,21 +25,20 @@ from vgpud.native.mapping import GuardedMapping
 from vgpud.uapi.page import PAGE_SIZE
 from vgpud.unix.fd import Fd
 
-# Memory has a name besides its addresses: the number of a file here times 2**48, plus the offset in
-# the file. Number 0 is all that is no file; there the address itself (below 2**47 on x86-64, as
-# nobody here asks mmap for more) is the name. The result stays below 2**63, so that differences
-# of names fit in an int64.
+# A canonical address is the number of a file times 2**48, plus the offset in the file. Number 0 is
+# memory of no file, whose canonical address is the address itself (below 2**47 on x86-64, as this
+# process asks mmap for no higher one). All are below 2**63, so that differences fit in an int64.
 _FILE_SHIFT = 48
 _MAX_FILES = 1 << 15
 _NO_END = 1 << 64  # sorts after every mapping of the same address
 
 
-class _Names:
+class _Mappings:
     """The live mappings by address, and the numbers of the files that they map.
 
-    A mapping may end in the middle of anything, when the garbage collector finds the last view of
-    it, also in this thread and while it holds the lock. So the end of one only goes on a list;
-    whoever has the lock works the list off.
+    A mapping may end at any time, when the garbage collector finds the last view of it, also in a
+    thread that holds the lock. So its end is only put on a list, which the thread that holds or
+    next takes the lock works off.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class _Names:
         self._ended: deque[tuple[GuardedMapping, tuple[int, int]]] = deque()
         self._files: dict[tuple[int, int], tuple[int, int]] = {}  # number, mappings
         self._free = list(range(_MAX_FILES - 1, 0, -1))
-        self._mappings: list[tuple[int, int, int]] = []  # address, end, name of the first byte
+        self._mappings: list[tuple[int, int, int]] = []  # start, end, canonical start
 
     def add(self, address: int, end: int, file: tuple[int, int], offset: int) -> None:
         with self._lock:
@@ -74,7 +74,7 @@ class _Names:
                 self._lock.release()
 
     def _remove(self, guarded: GuardedMapping, file: tuple[int, int]) -> None:
-        # The name goes first: the kernel may give the address to the next mapping at once.
+        # The entry first: the kernel may use the address for the next mapping at once.
         del self._mappings[bisect_left(self._mappings, (guarded.address,))]
         number, users = self._files.pop(file)
         if users > 1:
@@ -83,30 +83,30 @@ class _Names:
             self._free.append(number)
         guarded.unmap()
 
-    def of_one(self, address: int) -> int:
+    def canonical_address(self, address: int) -> int:
         with self._lock:
             index = bisect_right(self._mappings, (address, _NO_END)) - 1
-            start, end, name = self._mappings[index] if index >= 0 else (0, 0, 0)
+            start, end, canonical = self._mappings[index] if index >= 0 else (0, 0, 0)
         self._work_off()
-        return address - start + name if address < end else address
+        return address - start + canonical if address < end else address
 
-    def of(self, addresses: NDArray[np.uint64]) -> NDArray[np.int64]:
+    def canonical_addresses(self, addresses: NDArray[np.uint64]) -> NDArray[np.int64]:
         with self._lock:
             mappings = np.array([(0, 0, 0), *self._mappings], np.uint64)
         self._work_off()
         index = mappings[:, 0].searchsorted(addresses, "right") - 1
-        start, end, name = mappings[index].T
+        start, end, canonical = mappings[index].T
         known = addresses < end
-        return np.where(known, addresses - start + name, addresses).astype(np.int64)
+        return np.where(known, addresses - start + canonical, addresses).astype(np.int64)
 
 
-_names = _Names()
+_mappings = _Mappings()
 
 
 class Mapping:
-    """A shared mapping of part of a file, unmapped when its last array dies.
+    """A shared mapping of a part of a file, unmapped when its last array is garbage-collected.
 
-    `array` is its bytes. Made by `map_file`; who needs the bytes only calls `map_shared`.
+    Made by `map_file`; `map_shared` returns just its bytes.
     """
 
     __slots__ = ("__weakref__", "_guarded", "_length", "_skip", "_writable")
@@ -119,7 +119,7 @@ class Mapping:
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
-        """Numpy's array protocol: an array made of this keeps it alive as its base."""
+        """Numpy's array interface: an array of the mapping keeps it alive as its base."""
         return {
             "version": 3,
             "shape": (self._length,),
@@ -134,9 +134,9 @@ class Mapping:
 
     @property
     def faulted(self) -> bool:
-        """Whether an access found its page gone: the file was truncated after it was mapped.
+        """Whether an access found its page lost: the file was truncated after it was mapped.
 
-        From there on the array holds private zeros instead of what others see.
+        Since then the array has private zeros instead of what others see.
         """
         return self._guarded.faulted
 
@@ -144,8 +144,8 @@ class Mapping:
 def map_file(fd: Fd, length: int, offset: int = 0, *, writable: bool = True) -> Mapping:
     """Map `length` bytes of a file from any `offset`, shared; the fd can be closed afterwards.
 
-    Raises HostError, also (with ENXIO) if a regular file is too short: a mapping beyond the end
-    would work until someone touches it.
+    Raises HostError, also (with ENXIO) if a regular file is too short: mmap would succeed, and an
+    access beyond the end fail.
     """
     operation = f"mmap of {length} bytes at offset 0x{offset:x}"
     try:
@@ -169,13 +169,13 @@ def map_file(fd: Fd, length: int, offset: int = 0, *, writable: bool = True) -> 
         raise HostError(operation, error, advice) from error
     file = status.st_dev, status.st_ino
     try:
-        _names.add(guarded.address, guarded.address + total, file, offset - skip)
+        _mappings.add(guarded.address, guarded.address + total, file, offset - skip)
     except OSError as error:
         guarded.unmap()
         raise HostError(operation, error, "too many files are mapped") from error
     mapping = Mapping(guarded, skip, length, writable)
-    # At exit the process takes its mappings with it, while other threads may still use them.
-    weakref.finalize(mapping, _names.end, guarded, file).atexit = False
+    # Not at exit: the process's end unmaps all, and other threads may still use the memory.
+    weakref.finalize(mapping, _mappings.end, guarded, file).atexit = False
     return mapping
 
 
@@ -184,23 +184,24 @@ def map_shared(fd: Fd, length: int, offset: int = 0, *, writable: bool = True) -
     return map_file(fd, length, offset, writable=writable).array
 
 
-def name(address: int) -> int:
-    """Return a number that is equal for two addresses if they are the same memory."""
-    return _names.of_one(address)
+def canonical_address(address: int) -> int:
+    """Return a number that is equal for two addresses of the same memory."""
+    return _mappings.canonical_address(address)
 
 
-def names(addresses: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Return `name` of each address.
+def canonical_addresses(addresses: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return the canonical address of each address.
 
-    Names of neighbouring bytes of a mapping differ by one. They hold while the mapping lives.
+    Those of neighbouring bytes of a mapping differ by one. They are valid while the mapping exists.
     """
-    return _names.of(addresses)
+    return _mappings.canonical_addresses(addresses)
 
 
 def _page_size(status: os.stat_result) -> int:
-    """Return what a file's mappings must be aligned to: more than a page on hugetlbfs.
+    """Return the alignment of a file's mappings: more than a page on hugetlbfs.
 
-    Other filesystems have preferences in st_blksize too; following them maps a bit more than asked.
+    Other filesystems report a preferred size in st_blksize, too; it only makes mappings a bit
+    larger.
     """
     size = status.st_blksize
     return size if size > PAGE_SIZE and size & (size - 1) == 0 else PAGE_SIZE

@@ -1,4 +1,4 @@
-"""Anonymous files that back blobs and windows: sealed in size, sparse, hole-punched.
+"""Memory files that back blobs and windows: sealed in size, sparse, with holes where unused.
 
 Source: memfd_create(2), fcntl(2) "File Sealing", fallocate(2) "Deallocating file space".
 """
@@ -13,20 +13,20 @@ from vgpud.errors import HostError
 from vgpud.native import mapping as native
 from vgpud.unix.fd import Fd
 
-# linux/memfd.h, Linux 6.3; the os module does not know it in every Python we run on.
+# linux/memfd.h, Linux 6.3; not every supported Python has it in the os module.
 _MFD_NOEXEC_SEAL = 0x0008
 
-# The size is a promise to whoever maps the file: no SIGBUS for them, no growth at our expense.
-# F_SEAL_SEAL keeps a peer that gets the fd from adding seals of its own, F_SEAL_WRITE above all,
-# after which we could neither write nor punch holes.
+# The size is sealed so that processes that map the file get no SIGBUS and can't make it grow.
+# F_SEAL_SEAL keeps a peer that gets the descriptor from adding seals, above all F_SEAL_WRITE, after
+# which the daemon could neither write nor punch holes.
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 def create(name: str, size: int) -> Fd:
     """Return a new memory file of `size` bytes, sparse and sealed against changes of its size.
 
-    `name` shows in /proc/PID/maps, up to 249 bytes. It can't be executed where the kernel knows how
-    to say so. Raises HostError.
+    `name` is shown in /proc/PID/maps, up to 249 bytes. The file can't be executed if the kernel has
+    MFD_NOEXEC_SEAL. Raises HostError.
     """
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     operation = f"memfd_create {name} of {size} bytes"
@@ -54,7 +54,7 @@ def create(name: str, size: int) -> Fd:
 
 
 def filled(name: str, data: bytes) -> Fd:
-    """Return a new memory file of these bytes, which nobody can change. Raises HostError."""
+    """Return a new memory file of these bytes, sealed against changes. Raises HostError."""
     try:
         fd = Fd(os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
         try:
@@ -72,9 +72,9 @@ def filled(name: str, data: bytes) -> Fd:
 
 
 def punch_hole(fd: Fd, offset: int, length: int) -> None:
-    """Give the pages of a range back to the system: it then reads as zeros, in every mapping.
+    """Free the pages of a range, which then reads as zeros in every mapping.
 
-    Only whole pages inside the range are given back, the rest of it is zeroed. Raises HostError.
+    Only whole pages inside the range are freed, the rest of it is zeroed. Raises HostError.
     """
     try:
         native.punch_hole(fd.fileno(), offset, length)
@@ -83,7 +83,7 @@ def punch_hole(fd: Fd, offset: int, length: int) -> None:
 
 
 def allocated_bytes(fd: Fd) -> int:
-    """Return how much memory a file really takes. Raises HostError."""
+    """Return how many bytes of memory a file has allocated. Raises HostError."""
     try:
         return os.fstat(fd.fileno()).st_blocks * 512
     except OSError as error:

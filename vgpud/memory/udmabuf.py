@@ -1,4 +1,4 @@
-"""Buffers of a memory file's pages as dma-bufs: pinned, and fit for other devices' drivers.
+"""Buffers of a memory file's pages as dma-bufs: pinned, and importable by other drivers.
 
 They are mapped write-back, as the memory file is. Source: drivers/dma-buf/udmabuf.c of the kernel.
 """
@@ -28,9 +28,9 @@ _ADVICE: Final = {
 
 
 class UdmabufSource:
-    """A `memory.buffers.BufferSource`."""
+    """A `memory.buffers.BufferSource` of udmabufs."""
 
-    slow = True  # all pages are there, and zeroed, from the start
+    slow = True  # all pages are allocated and zeroed at once
     backing = HostBacking.RAM_WB
 
     def __init__(self, path: Path = PATH) -> None:
@@ -42,14 +42,14 @@ class UdmabufSource:
         except OSError as error:
             advice = _ADVICE.get(error.errno or 0, "")
             raise HostError(f"open {self._path}", error, advice) from error
-        # The dma-buf holds the pages by itself. What is mapped here is it and not the memory file,
-        # so that a front-end that sends it back is found to send the same memory (host.mapping).
+        # The dma-buf keeps the pages by itself. It is mapped instead of the memory file, so that
+        # the memory is recognized if a front-end sends the dma-buf back (`memory.mapping`).
         with device, memfd.create(name, size) as pages:
             made = Fd(udmabuf.create(device.fileno(), pages.fileno(), 0, size))
         return Buffer(made, size, self.backing)
 
     def problem(self) -> str | None:
-        """Tells by trying."""
+        """Return why no buffer can be made, by making one; None if one can."""
         try:
             self.allocate("vgpud-trial", PAGE_SIZE).close()
         except HostError as error:

@@ -1,7 +1,7 @@
 """The memory behind a host-visible window: one sparse, sealed memfd the size of the BAR region.
 
-It is mapped into the VMM once; a blob is the range of it that the guest asked for. Owns the file
-and our own mapping of it, not who lies where (`memory.window_map`).
+It is mapped into the VMM once; a blob is the range of it that the guest chose. `memory.window_map`
+has the blobs' ranges.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from vgpud.memory.mapping import map_shared
 
 
 class HostWindow:
-    """`size` bytes of zeros that cost memory only where they were written."""
+    """The memory file of a window and its mapping in this process.
+
+    It reads as zeros at first, and takes memory only where it was written.
+    """
 
     def __init__(self, name: str, size: int) -> None:
         self.size = size
@@ -26,19 +29,20 @@ class HostWindow:
             stack.pop_all()
 
     def view(self, offset: int, size: int) -> NDArray[np.uint8]:
-        """The bytes of a range, (size,) of uint8, shared with the guest."""
+        """Return the bytes of a range, (size,) of uint8, shared with the guest."""
         return self._view[offset : offset + size]
 
     def clear(self, offset: int, size: int) -> None:
-        """Gives a range's pages back to the host; it reads as zeros from then on, for the guest as
-        well."""
+        """Free the pages of a range, which then reads as zeros, also for the guest."""
         memfd.punch_hole(self.fd, offset, size)
 
     def allocated(self) -> int:
-        """Bytes of the host's memory that the window holds at the moment."""
+        """Return how many bytes of the host's memory the window takes at the moment."""
         return memfd.allocated_bytes(self.fd)
 
     def close(self) -> None:
-        """Closes the file; its memory goes when the VMM's mapping and the last view of ours have
-        gone."""
+        """Close the file.
+
+        Its memory is freed when the VMM's mapping and the last view in this process are gone.
+        """
         self.fd.close()

@@ -1,9 +1,9 @@
-"""Which blob lies where in a host-visible window.
+"""The placements of blobs in a host-visible window.
 
-The guest picks the offsets (virtio 1.3, 5.7.6.10 RESOURCE_MAP_BLOB); this decides whether they may
-be had. A blob that is unmapped keeps its place, *parked*, for as long as nobody else asks for it:
-most blobs are destroyed right after, and then their contents never move. Pure: it moves no memory
-and imports no module that could.
+The guest chooses the offsets (virtio 1.3, 5.7.6.10 RESOURCE_MAP_BLOB), and the map decides whether
+a placement is allowed. A blob that is unmapped is *parked*: it keeps its placement until another
+blob needs the range. Most blobs are destroyed right after they are unmapped, so their contents need
+not be moved.
 """
 
 from __future__ import annotations
@@ -16,17 +16,15 @@ from vgpud.errors import OutOfRange
 from vgpud.uapi.page import PAGE_SIZE
 
 Key = TypeVar("Key")
-"""What a blob is known by."""
+"""The key of a blob."""
 
 BLOB_ALIGNMENT: Final = PAGE_SIZE
-"""Bytes. What offsets and sizes of mapped blobs are multiples of, as virtio has it: KVM and the
-guest map by pages."""
+"""Bytes. Offsets and sizes of mapped blobs are multiples of it: KVM and the guest map pages."""
 
 
 @dataclass(slots=True)
-class Place:
-    """Where a blob lies, in bytes from the window's start; `mapped` is False for one that is
-    parked."""
+class Placement:
+    """A blob's range, in bytes from the window's start; `mapped` is False for a parked blob."""
 
     offset: int
     size: int
@@ -38,7 +36,7 @@ class Place:
 
 
 def check_placement(offset: int, size: int, window: int) -> None:
-    """Raises `OutOfRange` unless a blob of `size` bytes may lie at `offset` of the window."""
+    """Raise `OutOfRange` unless a blob of `size` bytes can be at `offset` of the window."""
     if offset % BLOB_ALIGNMENT or size % BLOB_ALIGNMENT:
         reason = f"is not aligned to {BLOB_ALIGNMENT:#x}"
     elif size == 0 or offset + size > window:
@@ -49,30 +47,29 @@ def check_placement(offset: int, size: int, window: int) -> None:
 
 
 class WindowMap(Generic[Key]):
-    """The places of one window; no two of them overlap. Costs O(log n) a look-up with n blobs in
-    it."""
+    """The placements of one window, which do not overlap; a look-up takes O(log n)."""
 
     def __init__(self, size: int) -> None:
         self.size = size
         self._offsets: list[int] = []  # sorted
         self._owner: dict[int, Key] = {}  # by offset
-        self._places: dict[Key, Place] = {}
+        self._placements: dict[Key, Placement] = {}
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._placements)
 
-    def place(self, blob: Key) -> Place | None:
-        """Where the blob lies, mapped or parked; None if it has no place."""
-        return self._places.get(blob)
+    def placement(self, blob: Key) -> Placement | None:
+        """Return the blob's placement, mapped or parked; None if it has none."""
+        return self._placements.get(blob)
 
     def displaced_by(self, blob: Key, offset: int, size: int) -> list[Key]:
-        """The parked blobs that must leave before `blob` can be put at `offset`, itself among them
-        if it moves.
+        """Return the parked blobs that must be removed before `blob` can be put at `offset`.
 
-        Raises `OutOfRange` if the range is bad, or holds a blob that is mapped.
+        `blob` itself is among them if it moves. Raises `OutOfRange` if the range is not allowed, if
+        it overlaps a mapped blob, or if `blob` is mapped already.
         """
         check_placement(offset, size, self.size)
-        own = self._places.get(blob)
+        own = self._placements.get(blob)
         displaced = []
         if own is not None:
             if own.mapped:
@@ -81,12 +78,12 @@ class WindowMap(Generic[Key]):
                 )
             if own.offset != offset:
                 displaced.append(blob)
-        # Places do not overlap, so only the last one that starts before `offset` can reach into the
-        # range.
+        # Placements do not overlap, so of those that start before `offset` only the last can reach
+        # into the range.
         first = max(bisect_left(self._offsets, offset) - 1, 0)
         for start in self._offsets[first : bisect_left(self._offsets, offset + size)]:
             other = self._owner[start]
-            there = self._places[other]
+            there = self._placements[other]
             if other == blob or there.end <= offset:
                 continue
             if there.mapped:
@@ -97,42 +94,44 @@ class WindowMap(Generic[Key]):
         return displaced
 
     def free_from_end(self, size: int) -> int | None:
-        """The last offset where `size` bytes can be put and nothing mapped is in the way.
+        """Return the last offset at which `size` bytes overlap no mapped blob.
 
-        A range where nothing is parked either comes first; None if there is none at all.
+        A range without parked blobs is preferred. None if there is no such range.
         """
-        for counted in (True, False):
+        for count_parked in (True, False):
             end = self.size - self.size % BLOB_ALIGNMENT
             for offset in reversed(self._offsets):
-                place = self._places[self._owner[offset]]
-                if not (counted or place.mapped):
+                placement = self._placements[self._owner[offset]]
+                if not (count_parked or placement.mapped):
                     continue
-                if end - place.end >= size:
+                if end - placement.end >= size:
                     return end - size
                 end = offset
             if end >= size:
                 return end - size
         return None
 
-    def put(self, blob: Key, offset: int, size: int) -> Place:
-        """Maps the blob at `offset`, which `displaced_by` has found fit and everyone displaced has
-        left."""
-        place = self._places.get(blob)
-        if place is None:
-            place = self._places[blob] = Place(offset, size)
+    def put(self, blob: Key, offset: int, size: int) -> Placement:
+        """Map the blob at `offset`, and return its placement.
+
+        `displaced_by` must have allowed that, and all displaced blobs must have been removed.
+        """
+        placement = self._placements.get(blob)
+        if placement is None:
+            placement = self._placements[blob] = Placement(offset, size)
             insort(self._offsets, offset)
             self._owner[offset] = blob
-        assert place.offset == offset
-        place.mapped = True
-        return place
+        assert placement.offset == offset
+        placement.mapped = True
+        return placement
 
     def park(self, blob: Key) -> None:
-        """Unmaps the blob; it keeps its place until somebody else wants it."""
-        self._places[blob].mapped = False
+        """Unmap the blob, which keeps its placement until another blob needs the range."""
+        self._placements[blob].mapped = False
 
-    def remove(self, blob: Key) -> Place:
-        """Takes the blob out; returns where it was, so that its pages can be given back."""
-        place = self._places.pop(blob)
-        del self._owner[place.offset]
-        del self._offsets[bisect_left(self._offsets, place.offset)]
-        return place
+    def remove(self, blob: Key) -> Placement:
+        """Remove the blob and return its former placement, whose pages can be freed."""
+        placement = self._placements.pop(blob)
+        del self._owner[placement.offset]
+        del self._offsets[bisect_left(self._offsets, placement.offset)]
+        return placement

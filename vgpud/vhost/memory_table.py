@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from vgpud.errors import GuestAddressError, HostError, PeerError
 from vgpud.memory.dirty_log import DirtyLog
-from vgpud.memory.extents import PLAIN, Access, Extents, GuestPages
+from vgpud.memory.extents import PLAIN, Extents, GuestPages, MemoryAccess
 from vgpud.memory.mapping import Mapping, map_file
 from vgpud.native.arrays import address_of
 from vgpud.native.ring import REGION
@@ -224,7 +224,7 @@ class MemoryTable:
                 rest = rest[part.size :]
         self.tracking.mark_dirty(guest_phys_addr, length)
 
-    def resolve(self, entries: NDArray[np.void], *, access: Access = PLAIN) -> Extents:
+    def resolve(self, entries: NDArray[np.void], *, access: MemoryAccess = PLAIN) -> Extents:
         """Return the buffer that a guest's list of pages makes.
 
         `entries` has the fields `addr` and `length`, in bytes; an entry may go on from one region

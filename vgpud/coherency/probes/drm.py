@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from vgpud.memory.render_nodes import Found, enumerate_nodes
+from vgpud.memory.render_nodes import DrmNode, enumerate_nodes
 from vgpud.uapi import kernel_files as files
 
 NON_SNOOPING: Final = MappingProxyType(
@@ -49,13 +49,13 @@ class GpuFacts:
 
 def probe(root: Path = files.ROOT) -> tuple[GpuFacts, ...]:
     """Return the GPUs of this host, or of one whose /sys and /dev are recorded below `root`."""
-    found: dict[str, list[Found]] = {}
+    found: dict[str, list[DrmNode]] = {}
     for node in sorted(enumerate_nodes(root), key=lambda node: node.path):
         found.setdefault(node.device, []).append(node)
     return tuple(_gpu(root, device, nodes) for device, nodes in found.items())
 
 
-def _gpu(root: Path, device: str, nodes: list[Found]) -> GpuFacts:
+def _gpu(root: Path, device: str, nodes: list[DrmNode]) -> GpuFacts:
     driver = nodes[0].driver
     return GpuFacts(
         device=Path(device).name,

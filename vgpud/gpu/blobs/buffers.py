@@ -11,7 +11,7 @@ from vgpud.coherency.slot_policy import Buffers, Layout, ResolvedBuffers, SlotOw
 from vgpud.gpu.spec import DeviceSpec
 from vgpud.memory.buffers import BufferSource, MemfdSource
 from vgpud.memory.gem import GemSource
-from vgpud.memory.render_nodes import Gpu, RenderNodes
+from vgpud.memory.render_nodes import HostGpu, RenderNodes
 from vgpud.memory.udmabuf import UdmabufSource
 
 
@@ -51,7 +51,7 @@ def resolve(spec: DeviceSpec, nodes: RenderNodes | None = None) -> BlobBuffers:
             return _auto(spec, nodes)
 
 
-def gpu_of(spec: DeviceSpec, nodes: RenderNodes) -> Gpu | None:
+def gpu_of(spec: DeviceSpec, nodes: RenderNodes) -> HostGpu | None:
     """Return the GPU that a device's configuration is about, if that is here now."""
     if spec.layout is Layout.WINDOW:
         return None

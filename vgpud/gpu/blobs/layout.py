@@ -15,8 +15,8 @@ from vgpud.gpu.state import HostBlobState
 from vgpud.gpu.wire.protocol import ResourceId
 from vgpud.memory.backing import HostBacking
 from vgpud.memory.buffers import Buffer
-from vgpud.memory.extents import Access, Extents
-from vgpud.memory.window_map import Place, WindowMap
+from vgpud.memory.extents import Extents, MemoryAccess
+from vgpud.memory.window_map import Placement, WindowMap
 from vgpud.unix.fd import Fd
 
 
@@ -42,7 +42,7 @@ class HostMemory(Protocol):
         """Whether the guest has it, in the window or elsewhere."""
 
     @property
-    def place(self) -> Place | None:
+    def place(self) -> Placement | None:
         """Where in the window it lies, mapped or parked; None if it has no place there."""
 
     def export(self) -> tuple[Fd, int] | None:
@@ -111,9 +111,9 @@ async def restore_memory(layout: BlobLayout, state: HostBlobState, plan: Plan) -
     return memory
 
 
-def access_of(plan: Plan) -> Access:
+def access_of(plan: Plan) -> MemoryAccess:
     """How the engine, and whoever else in this process, touches a blob under this plan."""
-    return Access(plan.flush_before_read, plan.non_temporal_write, plan.flush_around_write)
+    return MemoryAccess(plan.flush_before_read, plan.non_temporal_write, plan.flush_around_write)
 
 
 def flushed_at_hand_over(plan: Plan) -> bool:

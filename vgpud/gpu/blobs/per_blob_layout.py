@@ -15,7 +15,7 @@ from vgpud.gpu.wire.protocol import ResourceId
 from vgpud.memory.backing import HostBacking
 from vgpud.memory.buffers import Buffer, BufferSource
 from vgpud.memory.extents import Extents
-from vgpud.memory.window_map import Place, WindowMap
+from vgpud.memory.window_map import Placement, WindowMap
 from vgpud.slots.entries import SlotUse
 from vgpud.unix.fd import Fd
 
@@ -143,8 +143,8 @@ class PerBlobMemory:
         return self._ram is not None or self.place is not None
 
     @property
-    def place(self) -> Place | None:
-        return self._layout.map.place(self._blob)
+    def place(self) -> Placement | None:
+        return self._layout.map.placement(self._blob)
 
     @property
     def guest_phys_addr(self) -> int | None:

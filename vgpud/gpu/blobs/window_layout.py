@@ -25,7 +25,7 @@ from vgpud.memory.backing import HostBacking
 from vgpud.memory.buffers import Buffer
 from vgpud.memory.extents import Extents
 from vgpud.memory.window import HostWindow
-from vgpud.memory.window_map import Place, WindowMap
+from vgpud.memory.window_map import Placement, WindowMap
 from vgpud.uapi.memslot import SlotFlag
 from vgpud.unix.fd import Fd
 
@@ -138,8 +138,8 @@ class WindowBlob:
         return place is not None and place.mapped
 
     @property
-    def place(self) -> Place | None:
-        return self._layout.map.place(self._blob)
+    def place(self) -> Placement | None:
+        return self._layout.map.placement(self._blob)
 
     def export(self) -> tuple[Fd, int] | None:
         place = self.place
@@ -153,7 +153,7 @@ class WindowBlob:
         pass
 
     def contents(self) -> Extents:
-        place = self._layout.map.place(self._blob)
+        place = self._layout.map.placement(self._blob)
         at = None if place is None else place.offset
         if self._contents is None or self._contents_at != at:
             self._contents = Extents.from_array(self._bytes_at(at), access=self._access)
@@ -173,18 +173,18 @@ class WindowBlob:
         await layout.map_window()
         for other in displaced:
             await layout.blobs[other].move_out()
-        if layout.map.place(self._blob) is None:
+        if layout.map.placement(self._blob) is None:
             await self._move_in(offset)
         layout.map.put(self._blob, offset, self._size)
 
     async def unmap(self) -> None:
-        place = self._layout.map.place(self._blob)
+        place = self._layout.map.placement(self._blob)
         if place is None or not place.mapped:
             raise InvalidParameter(f"blob {self._blob} is not mapped")
         self._layout.map.park(self._blob)
 
     async def destroy(self) -> None:
-        if self._layout.map.place(self._blob) is not None:
+        if self._layout.map.placement(self._blob) is not None:
             place = self._layout.map.remove(self._blob)
             self._layout.window.clear(place.offset, place.size)
         self.forget()
