@@ -1,9 +1,9 @@
-"""Builds the compiled modules with cffi in API mode: the compiler checks every declaration.
+"""The build of the compiled modules, with cffi in API mode: the compiler checks every declaration.
 
-`native._native` is our own C, declared in native.h; `uapi._linux` is the kernel's ABI, declared in
-linux_abi.cdef and checked against the kernel's headers; `microvm._guest` is the micro-VM's guest,
-its code as bytes and its structs, declared in guest.h. The C files include the project's own
-headers and cffi reads them, so each declaration exists once.
+`native._native` is the project's own C, declared in native.h; `uapi._linux` is the kernel's ABI,
+declared in linux_abi.cdef and checked against the kernel's headers; `microvm._guest` is the
+micro-VM's guest, its code as bytes and its structs, declared in guest.h. The C files include the
+project's own headers and cffi reads them, so each declaration exists once.
 
 The package's build runs this file through setup.py. Run directly, it builds all modules in place,
 each in its own package.
