@@ -44,6 +44,6 @@ def test_every_key_of_the_configuration_is_described() -> None:
 
 
 def test_generic_and_inherited_models_have_theirs() -> None:
-    assert "total" not in field_docs(models.Page[models.Device])
+    assert "total" not in field_docs(models.Page[models.DeviceDetails])
     assert field_docs(models.Agent)["flags"] == "The flags that the agent grants."
     assert field_docs(params.AttachAgent).keys() == {"guest_phys_addr", "vm_setup"}

@@ -14,7 +14,7 @@ from tests.gpu import driver as d
 from tests.gpu.machine import KIB, Machine, cancel, finish, random_bytes, stop_at
 from vgpud.coherency.slot_policy import Layout
 from vgpud.gpu.wire.command_codec import Command
-from vgpud.gpu.wire.responses import MapInfo, OkNoData, Response
+from vgpud.gpu.wire.responses import MappedBlob, OkNoData, Response
 
 SIZE = 256 * KIB
 
@@ -31,17 +31,17 @@ class Case:
 
 
 CASES = {
-    "map": Case(d.map_blob(1, SIZE), {1: None}, expected=MapInfo, then_at={1: SIZE}),
+    "map": Case(d.map_blob(1, SIZE), {1: None}, expected=MappedBlob, then_at={1: SIZE}),
     "map beside": Case(
-        d.map_blob(1, SIZE), {1: None, 2: 0}, expected=MapInfo, then_at={1: SIZE, 2: 0}
+        d.map_blob(1, SIZE), {1: None, 2: 0}, expected=MappedBlob, then_at={1: SIZE, 2: 0}
     ),
-    "map again": Case(d.map_blob(1, 0), {1: 0}, (1,), MapInfo, {1: 0}),
-    "map elsewhere": Case(d.map_blob(1, SIZE // 2), {1: 0}, (1,), MapInfo, {1: SIZE // 2}),
+    "map again": Case(d.map_blob(1, 0), {1: 0}, (1,), MappedBlob, {1: 0}),
+    "map elsewhere": Case(d.map_blob(1, SIZE // 2), {1: 0}, (1,), MappedBlob, {1: SIZE // 2}),
     "map over two": Case(
-        d.map_blob(1, SIZE // 2), {1: None, 2: 0, 3: SIZE}, (2, 3), MapInfo, {1: SIZE // 2}
+        d.map_blob(1, SIZE // 2), {1: None, 2: 0, 3: SIZE}, (2, 3), MappedBlob, {1: SIZE // 2}
     ),
     "map over itself and another": Case(
-        d.map_blob(1, SIZE // 2), {1: 0, 2: SIZE}, (1, 2), MapInfo, {1: SIZE // 2}
+        d.map_blob(1, SIZE // 2), {1: 0, 2: SIZE}, (1, 2), MappedBlob, {1: SIZE // 2}
     ),
     "unmap": Case(d.unmap_blob(1), {1: SIZE, 2: 0}, then_at={2: 0}),
     "destroy": Case(d.unref(1), {1: None, 2: 0}, then_at={2: 0}),

@@ -12,7 +12,7 @@ from tests.gpu.machine import HIGH, LOW, PAGE, WINDOW, Machine, refused
 from vgpud.errors import VgpudError
 from vgpud.gpu.wire import dma
 from vgpud.gpu.wire.protocol import CapsetId, ResponseType
-from vgpud.gpu.wire.responses import Capset, CapsetInfo
+from vgpud.gpu.wire.responses import CapsetData, CapsetInfo
 
 INVALID = ResponseType.ERR_INVALID_PARAMETER
 NO_CONTEXT = ResponseType.ERR_INVALID_CONTEXT_ID
@@ -30,8 +30,8 @@ def test_the_capability_set_is_what_the_design_says(machine: Machine) -> None:
     assert count == 1
     assert machine.do(d.capset_info(0)) == CapsetInfo(30, 1, 16)
     answer = machine.do(d.get_capset(30, 1))
-    assert isinstance(answer, Capset)
-    assert dma.Capset.unpack(answer.data) == dma.Capset(1, dma.MAX_PACKETS, WINDOW)
+    assert isinstance(answer, CapsetData)
+    assert dma.DmaCapset.unpack(answer.data) == dma.DmaCapset(1, dma.MAX_PACKETS, WINDOW)
     assert len(answer.data) == 16
     for index in (1, 30, 0xFFFFFFFF):
         assert machine.do(d.capset_info(index)) == CapsetInfo(0, 0, 0)

@@ -33,8 +33,7 @@ from vgpud.gpu.wire.protocol import (
     ResourceId,
     ResponseType,
 )
-from vgpud.gpu.wire.responses import Capset, CapsetInfo
-from vgpud.gpu.wire.responses import MapInfo as Mapped
+from vgpud.gpu.wire.responses import CapsetData, CapsetInfo, MappedBlob
 from vgpud.memory.backing import HostBacking
 
 OK = ResponseType.OK_NODATA
@@ -63,7 +62,7 @@ def test_capsets_are_those_of_all_renderers(machine: Machine) -> None:
     assert machine.do(d.capset_info(0)) == CapsetInfo(CapsetId.DMA, 1, 16)
     assert machine.do(d.capset_info(1)) == CapsetInfo(CAPSET, 3, len(DATA))
     assert machine.do(d.capset_info(2)) == CapsetInfo(0, 0, 0)
-    assert machine.do(d.get_capset(CAPSET, 2)) == Capset(DATA)
+    assert machine.do(d.get_capset(CAPSET, 2)) == CapsetData(DATA)
     with refused(ResponseType.ERR_INVALID_PARAMETER):
         machine.do(d.get_capset(CAPSET, 4))
 
@@ -125,9 +124,9 @@ def test_a_blob_is_planned_by_the_memory_that_its_renderer_made(second: SecondRe
         machine.do(d.create_blob(3, PAGE, ctx=DMA_CTX))
         assert second.asked == [(CTX, 0, PAGE)] * 2  # with (context, blob_id), and never for DMA's
         # KVM makes RAM write-back whatever is said; not so the memory of a device.
-        assert machine.do(d.map_blob(1, 0)) == Mapped(MapInfo.CACHED)
-        assert machine.do(d.map_blob(2, PAGE)) == Mapped(MapInfo.WC)
-        assert machine.do(d.map_blob(3, 2 * PAGE)) == Mapped(MapInfo.CACHED)
+        assert machine.do(d.map_blob(1, 0)) == MappedBlob(MapInfo.CACHED)
+        assert machine.do(d.map_blob(2, PAGE)) == MappedBlob(MapInfo.WC)
+        assert machine.do(d.map_blob(3, 2 * PAGE)) == MappedBlob(MapInfo.CACHED)
         machine.bar.write(PAGE, b"guest")
         assert second.made[1].view[:5].tobytes() == b"guest"
         with refused(UNSPEC):  # the renderer's own are transferred by it

@@ -41,8 +41,8 @@ _METHODS: Final[tuple[Method, ...]] = (
     Method("daemon.info", "Return the daemon's state.", params.Nothing, models.DaemonInfo),
     Method("config.reload", "Read the configuration again.", params.Nothing, models.Reloaded),
     Method("metrics.get", "Return metrics as OpenMetrics.", params.PagedText, models.Metrics),
-    Method("device.list", "List all devices.", params.Paged, models.Page[models.Device]),
-    Method("device.get", "Return one device.", params.OfDevice, models.Device),
+    Method("device.list", "List all devices.", params.Paged, models.Page[models.DeviceDetails]),
+    Method("device.get", "Return one device.", params.OfDevice, models.DeviceDetails),
     Method("device.resize", "Offer the guest another mode.", params.Resize, models.Resized),
     Method(
         "device.screenshot",

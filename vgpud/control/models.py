@@ -105,7 +105,7 @@ class Agent(Model):
     reason: str
 
 
-class Device(Model):
+class DeviceDetails(Model):
     """A device and its state."""
 
     name: str

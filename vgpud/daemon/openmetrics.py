@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from vgpud.coherency.slot_policy import SlotOwner
-from vgpud.control.models import Device
+from vgpud.control.models import DeviceDetails
 from vgpud.daemon.process_figures import ProcessFigures
 from vgpud.gpu.counters import Counters
 from vgpud.gpu.wire.command_codec import Command
@@ -29,7 +29,7 @@ class DeviceFigures:
     """A device's counters, its state, and its number of slots by owner."""
 
     counters: Counters
-    device: Device
+    device: DeviceDetails
     slots: Mapping[SlotOwner, int]
 
 
@@ -73,7 +73,7 @@ _COUNTERS: Final[tuple[tuple[str, str, str, Callable[[Counters], int]], ...]] = 
     ("vgpud_sessions", "Front-ends that have connected", "", lambda c: c.sessions),
     ("vgpud_resets", "Resets by guests", "", lambda c: c.resets),
 )
-_GAUGES: Final[tuple[tuple[str, str, str, Callable[[Device], int]], ...]] = (
+_GAUGES: Final[tuple[tuple[str, str, str, Callable[[DeviceDetails], int]], ...]] = (
     ("vgpud_device_connected", "Whether a front-end is connected", "", lambda d: d.connected),
     (
         "vgpud_device_display",

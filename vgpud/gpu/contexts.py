@@ -176,7 +176,7 @@ class Contexts:
         """GET_CAPSET."""
         for capset, _ in self._capsets:
             if capset.id == command.capset_id and command.capset_version <= capset.version:
-                return responses.Capset(capset.data)
+                return responses.CapsetData(capset.data)
         raise InvalidParameter(f"no capset {command.capset_id} of version {command.capset_version}")
 
     def _create(self, context_id: ContextId, capset_id: int, name: bytes) -> Context:

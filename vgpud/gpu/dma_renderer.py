@@ -66,7 +66,7 @@ class DmaRenderer:
         self._quota = quota
         self._counters = counters
         self._engine = Engine(SCRATCH)
-        self._capset = dma.Capset(dma.CAPSET_VERSION, dma.MAX_PACKETS, max_blob_size)
+        self._capset = dma.DmaCapset(dma.CAPSET_VERSION, dma.MAX_PACKETS, max_blob_size)
         self._contexts: dict[ContextId, Attached] = {}
         self.capsets = (Capset(CapsetId.DMA, dma.CAPSET_VERSION, self._capset.pack()),)
 
@@ -149,7 +149,7 @@ class _Stream:
         self.traffic = Traffic()
 
     def add(
-        self, packet: dma.Packet, context: ContextId, attached: Attached, capset: dma.Capset
+        self, packet: dma.Packet, context: ContextId, attached: Attached, capset: dma.DmaCapset
     ) -> int:
         """Take a packet, and return about how many bytes it moves; raise `VgpudError` if it is a
         bad one."""

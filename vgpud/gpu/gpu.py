@@ -39,7 +39,7 @@ from vgpud.gpu.spec import DeviceSpec, Output
 from vgpud.gpu.state import GpuState, GuestBlobState, HostBlobState, ImageState
 from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.command_codec import Command
-from vgpud.gpu.wire.protocol import Event, Feature, ResourceId
+from vgpud.gpu.wire.protocol import ConfigEvent, Feature, ResourceId
 from vgpud.gpu.work import Answer
 from vgpud.memory.window_map import BLOB_ALIGNMENT
 
@@ -108,7 +108,7 @@ class Gpu:
         self.cursors = Cursors(self.resources, self.scanouts.check)
         self._works = works
         self._display: Display | None = None
-        self._events = Event(0)
+        self._events = ConfigEvent(0)
         self.plans = Plans(spec.name, self._vm, self._publish)
         self._window_lock = Lock()
         self._blobs = blobs = Blobs(
@@ -210,7 +210,7 @@ class Gpu:
         Raises `InvalidScanoutId`.
         """
         self.scanouts.resize(scanout_id, width, height)
-        self._events |= Event.DISPLAY
+        self._events |= ConfigEvent.DISPLAY
 
     def tell_resized(self, scanout_id: int) -> None:
         """Tell of what `resize` has done."""
@@ -271,7 +271,7 @@ class Gpu:
         space = bytearray(len(self.config()))
         space[offset : offset + len(data)] = data[: max(len(space) - offset, 0)]
         clear = int.from_bytes(space[EVENTS_CLEAR_OFFSET : EVENTS_CLEAR_OFFSET + 4], "little")
-        self._events &= ~Event(clear & Event.DISPLAY)
+        self._events &= ~ConfigEvent(clear & ConfigEvent.DISPLAY)
 
     async def quiesce(self) -> None:
         """Stop all renderers: none touches memory or completes anything until `resume`."""
@@ -305,7 +305,7 @@ class Gpu:
         """
         for number, mode in enumerate(state.outputs):
             self.scanouts.resize(number, mode.width, mode.height)
-        self._events = Event(state.events)
+        self._events = ConfigEvent(state.events)
         for resource in state.resources:
             match resource:
                 case ImageState():
@@ -350,7 +350,7 @@ class Gpu:
         self.layout.reset()
         self.plans.forget()
         self._vm.forget()
-        self._events = Event(0)
+        self._events = ConfigEvent(0)
 
     async def _execute_after_work(
         self, command: Command, resource_id: ResourceId

@@ -20,7 +20,7 @@ def info(**changes: Any) -> models.DaemonInfo:
     return models.DaemonInfo(**(values | changes))
 
 
-def device(name: str = "gpu0", **changes: Any) -> models.Device:
+def device(name: str = "gpu0", **changes: Any) -> models.DeviceDetails:
     """A device with a guest at work."""
     values: dict[str, Any] = {
         "name": name,
@@ -46,7 +46,7 @@ def device(name: str = "gpu0", **changes: Any) -> models.Device:
         "agent": None,
         "problems": (),
     }
-    return models.Device(**(values | changes))
+    return models.DeviceDetails(**(values | changes))
 
 
 def agent(**changes: Any) -> models.Agent:

@@ -13,8 +13,7 @@ from tests.gpu.machine import HIGH, LIMIT, LOW, PAGE, REGION, WINDOW, Machine, r
 from vgpud.coherency.slot_policy import Fallback, GuestPat, Layout, MemoryType, Rule
 from vgpud.gpu.wire.command_codec import Command
 from vgpud.gpu.wire.protocol import BlobMem, MapInfo, ResourceId, ResponseType
-from vgpud.gpu.wire.responses import MapInfo as Mapped
-from vgpud.gpu.wire.responses import OkNoData, ResourceUuid
+from vgpud.gpu.wire.responses import MappedBlob, OkNoData, ResourceUuid
 from vgpud.memory.extents import NON_COHERENT, PLAIN
 
 INVALID = ResponseType.ERR_INVALID_PARAMETER
@@ -148,9 +147,9 @@ PLANS = [
 def test_the_guest_is_told_what_holds(pat: GuestPat, policy: Rule, expected: MapInfo) -> None:
     with Machine(guest_pat=pat, rule=policy) as machine:
         machine.all(d.ctx_create(), d.create_blob(1, PAGE))
-        assert machine.do(d.map_blob(1, PAGE)) == Mapped(expected)
+        assert machine.do(d.map_blob(1, PAGE)) == MappedBlob(expected)
         machine.do(d.unmap_blob(1))
-        assert machine.do(d.map_blob(1, 2 * PAGE)) == Mapped(expected)
+        assert machine.do(d.map_blob(1, 2 * PAGE)) == MappedBlob(expected)
 
 
 @pytest.mark.parametrize("fallback", [Fallback.FLUSH, Fallback.SNOOP])

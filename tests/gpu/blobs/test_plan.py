@@ -14,7 +14,7 @@ from vgpud.coherency.slot_policy import Fallback, GuestPat, Layout, MemoryType, 
 from vgpud.errors import VgpudError
 from vgpud.gpu.spec import Output
 from vgpud.gpu.wire.protocol import MapInfo, ResponseType
-from vgpud.gpu.wire.responses import MapInfo as Mapped
+from vgpud.gpu.wire.responses import MappedBlob
 
 FLAG = 8  # KVM_MEM_NON_COHERENT_DMA
 
@@ -37,7 +37,7 @@ def test_what_the_vm_is_decides_what_is_told_and_set(
 ) -> None:
     with Machine(layout, guest_pat=guest_pat, kvm=kvm) as machine:
         machine.all(d.ctx_create(), d.create_blob(1, PAGE))
-        assert machine.do(d.map_blob(1, 0)) == Mapped(told)
+        assert machine.do(d.map_blob(1, 0)) == MappedBlob(told)
         assert machine.bar.flags == flags
 
 
@@ -137,8 +137,8 @@ def test_rules_and_limit_hold_at_once_for_what_is_made_after() -> None:
             replace(machine.spec, rules=(cached,), memory_limit=machine.used + 3 * PAGE)
         )
         machine.do(d.create_blob(2, PAGE))
-        assert machine.do(d.map_blob(1, 0)) == Mapped(MapInfo.WC)
-        assert machine.do(d.map_blob(2, PAGE)) == Mapped(MapInfo.UNCACHED)
+        assert machine.do(d.map_blob(1, 0)) == MappedBlob(MapInfo.WC)
+        assert machine.do(d.map_blob(2, PAGE)) == MappedBlob(MapInfo.UNCACHED)
         with refused(ResponseType.ERR_OUT_OF_MEMORY):
             machine.do(d.create_blob(3, PAGE))
 
@@ -158,12 +158,12 @@ def test_a_windows_flags_stay_for_as_long_as_plans_rely_on_them() -> None:
     with Machine(guest_pat=GuestPat.AUTO, kvm=KvmMode.FLAG) as machine:
         machine.all(d.ctx_create(), d.create_blob(1, PAGE))  # planned with the flag, unmapped yet
         machine.gpu.reconfigure(replace(machine.spec, rules=(wb,)))
-        assert machine.do(d.map_blob(1, 0)) == Mapped(MapInfo.WC)
+        assert machine.do(d.map_blob(1, 0)) == MappedBlob(MapInfo.WC)
         assert machine.bar.flags == FLAG
         machine.gpu.reset()
         machine.bar.clear()
         machine.all(d.ctx_create(), d.create_blob(1, PAGE))
-        assert machine.do(d.map_blob(1, 0)) == Mapped(MapInfo.CACHED)
+        assert machine.do(d.map_blob(1, 0)) == MappedBlob(MapInfo.CACHED)
         assert machine.bar.flags == 0
 
 
@@ -173,20 +173,20 @@ def test_in_a_flagged_window_the_guests_pat_counts_whatever_is_said_later() -> N
         machine.all(d.ctx_create(), d.create_blob(1, PAGE), d.map_blob(1, 0))
         machine.gpu.reconfigure(replace(machine.spec, guest_pat=GuestPat.IGNORED))
         machine.do(d.create_blob(2, PAGE))
-        assert machine.do(d.map_blob(2, PAGE)) == Mapped(MapInfo.WC)
+        assert machine.do(d.map_blob(2, PAGE)) == MappedBlob(MapInfo.WC)
         machine.gpu.reset()
         machine.bar.clear()
         machine.all(d.ctx_create(), d.create_blob(1, PAGE))
-        assert machine.do(d.map_blob(1, 0)) == Mapped(MapInfo.CACHED)
+        assert machine.do(d.map_blob(1, 0)) == MappedBlob(MapInfo.CACHED)
 
 
 def test_guest_pat_holds_at_once_where_no_flag_is_set() -> None:
     with Machine(guest_pat=GuestPat.IGNORED, kvm=KvmMode.UNKNOWN) as machine:
         machine.all(d.ctx_create(), d.create_blob(1, PAGE))
-        assert machine.do(d.map_blob(1, 0)) == Mapped(MapInfo.CACHED)
+        assert machine.do(d.map_blob(1, 0)) == MappedBlob(MapInfo.CACHED)
         machine.gpu.reconfigure(replace(machine.spec, guest_pat=GuestPat.HONORED))
         machine.do(d.create_blob(2, PAGE))
-        assert machine.do(d.map_blob(2, PAGE)) == Mapped(MapInfo.WC)
+        assert machine.do(d.map_blob(2, PAGE)) == MappedBlob(MapInfo.WC)
 
 
 @pytest.mark.parametrize("mapped", [False, True])
@@ -199,7 +199,7 @@ def test_an_agent_that_comes_later_is_looked_at(mapped: bool) -> None:
         machine.gpu.find_kvm_mode_again()
         machine.do(d.create_blob(2, PAGE))
         # A live slot keeps the flags that it has; without it, WC can't be promised.
-        expected = Mapped(MapInfo.CACHED if mapped else MapInfo.WC)
+        expected = MappedBlob(MapInfo.CACHED if mapped else MapInfo.WC)
         assert machine.do(d.map_blob(2, PAGE)) == expected
         assert machine.bar.flags == (0 if mapped else FLAG)
         machine.kvm = KvmMode.FORCED_WB  # what was seen stays

@@ -13,9 +13,9 @@ from vgpud.gpu.errors import response_code
 from vgpud.gpu.wire.dma import (
     CAPSET_SIZE,
     Blit,
-    Capset,
     Copy,
     Crc32,
+    DmaCapset,
     Fill,
     Nop,
     Packet,
@@ -156,9 +156,9 @@ def test_a_packet_is_handed_out_before_the_next_is_looked_at() -> None:
 
 
 def test_capset_both_ways() -> None:
-    capset = Capset(1, 4096, 1 << 33)
+    capset = DmaCapset(1, 4096, 1 << 33)
     assert capset.pack() == struct.pack("<IIQ", 1, 4096, 1 << 33)
-    assert Capset.unpack(capset.pack() + b"more") == capset
+    assert DmaCapset.unpack(capset.pack() + b"more") == capset
     assert len(capset.pack()) == CAPSET_SIZE
 
 

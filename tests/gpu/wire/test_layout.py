@@ -32,7 +32,7 @@ PREFIXES = {
     protocol.CommandType: "VIRTIO_GPU_CMD_",
     protocol.ResponseType: "VIRTIO_GPU_RESP_",
     protocol.Flag: "VIRTIO_GPU_FLAG_",
-    protocol.Event: "VIRTIO_GPU_EVENT_",
+    protocol.ConfigEvent: "VIRTIO_GPU_EVENT_",
     protocol.Format: "VIRTIO_GPU_FORMAT_",
     protocol.BlobMem: "VIRTIO_GPU_BLOB_MEM_",
     protocol.BlobFlag: "VIRTIO_GPU_BLOB_FLAG_",

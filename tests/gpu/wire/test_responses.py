@@ -12,7 +12,7 @@ from vgpud.gpu.wire import responses
 from vgpud.gpu.wire.header import HEADER_SIZE, Header, Rect
 from vgpud.gpu.wire.protocol import ContextId, Flag, MapInfo, ResponseType
 from vgpud.gpu.wire.responses import (
-    Capset,
+    CapsetData,
     CapsetInfo,
     DisplayInfo,
     DisplayMode,
@@ -35,10 +35,10 @@ RESPONSES: list[tuple[Response, ResponseType, int]] = [
     (OkNoData(), ResponseType.OK_NODATA, 24),
     (DisplayInfo(MODES), ResponseType.OK_DISPLAY_INFO, 408),
     (CapsetInfo(30, 0x01020304, 0x11121314), ResponseType.OK_CAPSET_INFO, 40),
-    (Capset(bytes(range(16))), ResponseType.OK_CAPSET, 40),
+    (CapsetData(bytes(range(16))), ResponseType.OK_CAPSET, 40),
     (Edid(bytes(range(128))), ResponseType.OK_EDID, 1056),
     (ResourceUuid(bytes(range(16))), ResponseType.OK_RESOURCE_UUID, 40),
-    (responses.MapInfo(MapInfo.WC), ResponseType.OK_MAP_INFO, 32),
+    (responses.MappedBlob(MapInfo.WC), ResponseType.OK_MAP_INFO, 32),
     *((Error(code), code, 24) for code in ResponseType if code >= ResponseType.ERR_UNSPEC),
 ]
 by_name = pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_truncated_at_each_byte(response: Response, response_type: ResponseType,
 
 
 def test_as_the_specification_spells_it() -> None:
-    assert encode(responses.MapInfo(3), Header(0x208, 1, 0x1122334455667788)) == bytes.fromhex(
+    assert encode(responses.MappedBlob(3), Header(0x208, 1, 0x1122334455667788)) == bytes.fromhex(
         "06110000 01000000 8877665544332211 00000000 00000000 03000000 00000000"
     )
 

@@ -11,7 +11,7 @@ from vgpud.control.models import (
     Agent,
     Blob,
     DaemonInfo,
-    Device,
+    DeviceDetails,
     Event,
     Output,
     Reloaded,
@@ -25,7 +25,7 @@ _ADDRESSES: Final = {"flags", "fd_offset", "guest_phys_addr", "offset"}
 """The keys of events' data whose numbers are shown in hexadecimal."""
 
 
-def status(info: DaemonInfo, found: Sequence[Device]) -> Iterator[str]:
+def status(info: DaemonInfo, found: Sequence[DeviceDetails]) -> Iterator[str]:
     """Return lines about the daemon, its devices, and notes about them."""
     yield (
         f"vgpud {plain(info.version)}, pid {info.pid}, up {span(info.uptime_s)},"
@@ -40,7 +40,7 @@ def status(info: DaemonInfo, found: Sequence[Device]) -> Iterator[str]:
         yield from map(plain, notes)
 
 
-def devices(found: Sequence[Device]) -> Iterator[str]:
+def devices(found: Sequence[DeviceDetails]) -> Iterator[str]:
     """Return a table with a line for each device."""
     return table(
         (
@@ -65,7 +65,7 @@ def devices(found: Sequence[Device]) -> Iterator[str]:
     )
 
 
-def device(found: Device) -> Iterator[str]:
+def device(found: DeviceDetails) -> Iterator[str]:
     """Return all facts about one device, a line for each."""
     rows = [
         ("device", found.name),
@@ -177,7 +177,7 @@ def _fact(key: str, value: Json) -> str:
     return address(value) if key in _ADDRESSES and isinstance(value, int) else str(value)
 
 
-def _notes(found: Device) -> Iterator[str]:
+def _notes(found: DeviceDetails) -> Iterator[str]:
     if found.kvm_reason:
         yield f"guest PAT: {_guest_pat(found)}"
     if found.agent:
@@ -185,13 +185,13 @@ def _notes(found: Device) -> Iterator[str]:
     yield from found.problems
 
 
-def _vmm(found: Device) -> str:
+def _vmm(found: DeviceDetails) -> str:
     if not found.connected:
         return NOTHING
     return f"pid {found.front_end_pid}" if found.front_end_pid else "connected"
 
 
-def _guest_pat(found: Device) -> str:
+def _guest_pat(found: DeviceDetails) -> str:
     if found.kvm_mode is None:
         return found.guest_pat
     reason = f": {found.kvm_reason}" if found.kvm_reason else ""

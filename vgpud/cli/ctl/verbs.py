@@ -56,7 +56,7 @@ def _socket(args: argparse.Namespace) -> Path:
 def status(client: Client, args: argparse.Namespace) -> None:
     """Print the daemon and its devices."""
     info = answers.ask(client, "daemon.info", models.DaemonInfo)
-    devices = answers.listing(client, "device.list", models.Device)
+    devices = answers.listing(client, "device.list", models.DeviceDetails)
     if args.json:
         _print_json({"daemon": _value(info), "devices": [_value(device) for device in devices]})
     else:
@@ -66,10 +66,10 @@ def status(client: Client, args: argparse.Namespace) -> None:
 def devices(client: Client, args: argparse.Namespace) -> None:
     """Print all devices, or all facts about one."""
     if args.device is not None:
-        device = answers.ask(client, "device.get", models.Device, {"device": args.device})
+        device = answers.ask(client, "device.get", models.DeviceDetails, {"device": args.device})
         _show(device, screens.device(device), args)
         return
-    found = answers.listing(client, "device.list", models.Device)
+    found = answers.listing(client, "device.list", models.DeviceDetails)
     _show(found, screens.devices(found), args)
 
 

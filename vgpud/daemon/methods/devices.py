@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vgpud.control import params
 from vgpud.control.call import Caller, Handler, Reply, refused
-from vgpud.control.models import Device, ErrorKind, Output, Page, Resized, Screenshot
+from vgpud.control.models import DeviceDetails, ErrorKind, Output, Page, Resized, Screenshot
 from vgpud.daemon.device_server import DeviceServer
 from vgpud.daemon.methods import agents
 from vgpud.daemon.methods.lookup import as_guest_error, device_named, live_device, page
@@ -39,10 +39,10 @@ class DeviceMethods:
             "device.screenshot": self._screenshot,
         }
 
-    def _list(self, asked: params.Paged, caller: Caller) -> Page[Device]:
-        return page(Page[Device], [*self._devices.values()], asked, describe)
+    def _list(self, asked: params.Paged, caller: Caller) -> Page[DeviceDetails]:
+        return page(Page[DeviceDetails], [*self._devices.values()], asked, describe)
 
-    def _get(self, asked: params.OfDevice, caller: Caller) -> Device:
+    def _get(self, asked: params.OfDevice, caller: Caller) -> DeviceDetails:
         return describe(device_named(self._devices, asked.device))
 
     async def _resize(self, asked: params.Resize, caller: Caller) -> Resized:
@@ -85,7 +85,7 @@ class DeviceMethods:
         return Reply(value, fd)
 
 
-def describe(device: DeviceServer) -> Device:
+def describe(device: DeviceServer) -> DeviceDetails:
     """Return a device and its state."""
     spec, live, buffers = device.spec, device.live, device.buffers
     gpu = live.gpu if live is not None else None
@@ -98,7 +98,7 @@ def describe(device: DeviceServer) -> Device:
         showing = [None] * len(modes)
     finding = device.finding
     agent = device.agent.attached() if device.agent is not None else None
-    return Device(
+    return DeviceDetails(
         name=device.name,
         socket=device.socket,
         connected=device.connected,

@@ -92,7 +92,7 @@ class Blobs:
         async with self._window_lock:
             await blob.memory.map(command.offset)
         self._counters.maps += 1
-        return responses.MapInfo(MAP_INFO[blob.plan.memory_type])
+        return responses.MappedBlob(MAP_INFO[blob.plan.memory_type])
 
     async def unmap(self, command: commands.ResourceUnmapBlob) -> responses.Response:
         """RESOURCE_UNMAP_BLOB."""

@@ -59,7 +59,7 @@ class Opcode(IntEnum):
 
 
 @value
-class Capset:
+class DmaCapset:
     """The capability set: what a guest may ask of this context; `max_blob_size` in bytes."""
 
     version: int
@@ -71,7 +71,7 @@ class Capset:
         return _CAPSET.pack(self.version, self.max_packets, self.max_blob_size)
 
     @classmethod
-    def unpack(cls, data: Bytes) -> Capset:
+    def unpack(cls, data: Bytes) -> DmaCapset:
         """Read a set, as a driver would; a later version may be longer."""
         return cls(*_CAPSET.unpack_from(data))
 

@@ -94,7 +94,7 @@ class Flag(IntFlag):
     INFO_RING_IDX = 1 << 1
 
 
-class Event(IntFlag):
+class ConfigEvent(IntFlag):
     """Bits of the config space's `events_read` and `events_clear`. Source: 5.7.4."""
 
     DISPLAY = 1 << 0

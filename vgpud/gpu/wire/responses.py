@@ -70,7 +70,7 @@ class CapsetInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class Capset:
+class CapsetData:
     """A capability set; its layout is a matter of its id."""
 
     data: bytes
@@ -91,7 +91,7 @@ class ResourceUuid:
 
 
 @dataclass(frozen=True, slots=True)
-class MapInfo:
+class MappedBlob:
     """How the guest is to map a blob that has just been mapped: a `protocol.MapInfo`."""
 
     map_info: int
@@ -105,7 +105,7 @@ class Error:
 
 
 Response: TypeAlias = (
-    OkNoData | DisplayInfo | CapsetInfo | Capset | Edid | ResourceUuid | MapInfo | Error
+    OkNoData | DisplayInfo | CapsetInfo | CapsetData | Edid | ResourceUuid | MappedBlob | Error
 )
 
 _OK_NODATA: Final = int(ResponseType.OK_NODATA)
@@ -122,14 +122,14 @@ def encode(response: Response, header: Header) -> bytes:
             return echo(header, _OK_NODATA)
         case Error(code):
             return _message(header, code, b"")
-        case MapInfo(map_info):
+        case MappedBlob(map_info):
             return _message(header, ResponseType.OK_MAP_INFO, _MAP_INFO.pack(map_info))
         case DisplayInfo(modes):
             return _message(header, ResponseType.OK_DISPLAY_INFO, _pack_modes(modes))
         case CapsetInfo(capset_id, version, size):
             body = _CAPSET_INFO.pack(capset_id, version, size)
             return _message(header, ResponseType.OK_CAPSET_INFO, body)
-        case Capset(data):
+        case CapsetData(data):
             return _message(header, ResponseType.OK_CAPSET, data)
         case Edid(data):
             if len(data) > EDID_SIZE:
@@ -220,13 +220,13 @@ _DECODERS: Final[dict[int, tuple[int, Callable[[bytes], Response]]]] = {
             _CAPSET_INFO.size,
             lambda body: CapsetInfo(*_CAPSET_INFO.unpack_from(body)),
         ),
-        (ResponseType.OK_CAPSET, 0, Capset),
+        (ResponseType.OK_CAPSET, 0, CapsetData),
         (ResponseType.OK_EDID, _EDID.size, unpack_edid),
         (ResponseType.OK_RESOURCE_UUID, UUID_SIZE, lambda body: ResourceUuid(body[:UUID_SIZE])),
         (
             ResponseType.OK_MAP_INFO,
             _MAP_INFO.size,
-            lambda body: MapInfo(*_MAP_INFO.unpack_from(body)),
+            lambda body: MappedBlob(*_MAP_INFO.unpack_from(body)),
         ),
     )
 }
