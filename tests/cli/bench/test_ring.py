@@ -19,7 +19,7 @@ from vgpud.unix import eventfd
 @pytest.fixture(scope="module")
 def costs() -> RingCosts:
     """Two short turns, and fences for as long as some copies take."""
-    return measure(turns=2, turn_s=0.005, fences=600)
+    return measure(turns=2, turn_s=0.005, fences=3000)
 
 
 def test_each_kind_is_measured_in_each_batch(costs: RingCosts) -> None:
