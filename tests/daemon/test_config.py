@@ -21,7 +21,7 @@ from vgpud.coherency.slot_policy import (
 from vgpud.daemon.config import Config
 from vgpud.daemon.config_tables import DeviceTable, default_runtime_dir, size_text
 from vgpud.errors import ConfigError
-from vgpud.gpu.spec import DeviceSpec, Output, RendererName
+from vgpud.gpu.spec import DeviceSpec, PreferredMode, RendererName
 
 MIB = 1 << 20
 
@@ -94,7 +94,7 @@ def test_every_key_reaches_its_device() -> None:
             name="gpu0",
             window=65536,
             memory_limit=65536,
-            outputs=(Output(640, 480), Output(32, 8192)),
+            outputs=(PreferredMode(640, 480), PreferredMode(32, 8192)),
             guest_pat=GuestPat.HONORED,
             rules=(shadowed, rest),
             layout=Layout.WINDOW,
@@ -107,7 +107,7 @@ def test_every_key_reaches_its_device() -> None:
             name="big.one",
             window=2048 * MIB,
             memory_limit=1024 * MIB,
-            outputs=(Output(1280, 800),),
+            outputs=(PreferredMode(1280, 800),),
             guest_pat=GuestPat.IGNORED,
             rules=(big, shadowed, rest),
             layout=Layout.PER_BLOB,
@@ -134,7 +134,7 @@ def test_the_built_in_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
             name="gpu0",
             window=256 * MIB,
             memory_limit=1024 * MIB,
-            outputs=(Output(1280, 800),),
+            outputs=(PreferredMode(1280, 800),),
             guest_pat=GuestPat.AUTO,
             rules=(),
             layout=Layout.WINDOW,

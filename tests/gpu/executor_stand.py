@@ -9,9 +9,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from vgpud.errors import VgpudError
 from vgpud.gpu.executor import INLINE_COST, Executor
 from vgpud.gpu.quota import Charge
-from vgpud.gpu.timelines import Timeline
 from vgpud.gpu.wire.protocol import ContextId, ResourceId
-from vgpud.gpu.work import Work
+from vgpud.gpu.work import Timeline, Work
 
 LONG = INLINE_COST + 1
 A: Timeline = (ContextId(1), 0)

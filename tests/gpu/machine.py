@@ -29,13 +29,12 @@ from vgpud.gpu.errors import Unspecified, response_code
 from vgpud.gpu.gpu import Gpu
 from vgpud.gpu.guest_memory import GuestMemory
 from vgpud.gpu.renderers import MakeRenderers, make_renderers
-from vgpud.gpu.spec import DeviceSpec, Output, RendererName
-from vgpud.gpu.timelines import Timeline
+from vgpud.gpu.spec import DeviceSpec, PreferredMode, RendererName
 from vgpud.gpu.wire.command_codec import Command
 from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import ResourceId, ResponseType
 from vgpud.gpu.wire.responses import DisplayMode, OkNoData, Response
-from vgpud.gpu.work import Done, Work
+from vgpud.gpu.work import Done, Timeline, Work
 from vgpud.memory import memfd
 from vgpud.publish import Json
 from vgpud.unix.fd import Fd
@@ -139,8 +138,8 @@ class Bar:
         raise AssertionError(f"nothing is mapped at {offset:#x}")
 
 
-class Bench:
-    """A `Works` whose work is done at once, or when the test says so."""
+class FakeExecutor:
+    """A `gpu.work.WorkExecutor` whose work is done at once, or when the test says so."""
 
     def __init__(self, patience: Patience) -> None:
         self._patience = patience
@@ -316,13 +315,13 @@ class Machine:
         render_node: str | None = None,
         renderers: tuple[RendererName, ...] = (RendererName.DMA,),
         make_renderers: MakeRenderers = make_renderers,
-        works: type[Bench] = Bench,
+        executor: type[FakeExecutor] = FakeExecutor,
     ) -> None:
         self.spec = DeviceSpec(
             name="gpu0",
             window=window,
             memory_limit=limit,
-            outputs=tuple(Output(*size) for size in outputs),
+            outputs=tuple(PreferredMode(*size) for size in outputs),
             guest_pat=guest_pat,
             rules=(rule or Rule(layout=layout),),
             layout=layout,
@@ -333,7 +332,7 @@ class Machine:
         self.patience = Patience()
         self.ram = Ram()
         self.bar = Bar(self.patience, window)
-        self.works = works(self.patience)
+        self.executor = executor(self.patience)
         self.kvm = kvm
         self.events: list[tuple[str, int | None, dict[str, Json]]] = []
         self.gpu = Gpu(
@@ -345,7 +344,7 @@ class Machine:
             ),
             self.ram.memory,
             self.bar,
-            self.works,
+            self.executor,
         )
         self.empty = self.used
 
@@ -389,7 +388,7 @@ class Machine:
         """Executes a command that submits work, and leaves that undone; returns what does it."""
         outcome = self.gpu.execute(command)
         assert isinstance(outcome, Submission)
-        return self.works.hold(outcome)
+        return self.executor.hold(outcome)
 
     def start(self, command: Command) -> Coroutine[Any, Any, Response]:
         """Executes a command whose answer has to be waited for."""

@@ -228,7 +228,7 @@ def test_a_bug_in_a_step_surfaces_through_failed() -> None:
             raise ZeroDivisionError("a bug")
 
         answers = Answers()
-        failed = asyncio.create_task(executor.failed())
+        failed = asyncio.create_task(executor.wait_for_failure())
         executor.submit(A, work(bug), answers.named("never"))
         with pytest.raises(ZeroDivisionError, match="a bug"):
             await failed
@@ -247,7 +247,7 @@ def test_failed_does_not_end_for_a_refusal() -> None:
             raise InvalidParameter("no")
 
         answers = Answers()
-        failed = asyncio.create_task(executor.failed())
+        failed = asyncio.create_task(executor.wait_for_failure())
         executor.submit(A, work(refuse), answers.named("refused"))
         await answers.number(1)
         await asyncio.sleep(0)
@@ -263,14 +263,14 @@ def test_both_threads_answer_also_behind_many_busy_timelines() -> None:
     """A guest can have thousands; what is asked of the threads must not wait for all of them."""
 
     async def main(executor: Executor) -> None:
-        await executor.answered()
+        await executor.check_threads()
         stop = threading.Event()
         answers = Answers()
         for number in range(1000):
             steps = [lambda: ignoring(stop.wait(QUANTUM))] * 10
             executor.submit((ContextId(9), number), work(*steps), answers.named("long"))
         before = perf_counter()
-        await executor.answered()
+        await executor.check_threads()
         assert perf_counter() - before < 0.5  # in the queue of all of them it takes a second
         stop.set()
         await answers.number(1000)
@@ -287,12 +287,12 @@ def test_a_thread_that_hangs_does_not_answer() -> None:
         for _ in range(3):
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.05):
-                    await executor.answered()
+                    await executor.check_threads()
         # The other one goes on with its work meanwhile.
         executor.submit(B, work(lambda: None), answers.named("well"))
         assert await answers.number(1) == ["well"]
         gate.open.set()
-        await executor.answered()
+        await executor.check_threads()
 
     run(main)
 
@@ -302,12 +302,12 @@ def test_after_the_end_there_is_nothing_to_answer() -> None:
         gate = Gate()
         executor.submit(A, work(gate), Answers().named("hung"))
         await gate.reached()
-        asked = asyncio.create_task(executor.answered())
+        asked = asyncio.create_task(executor.check_threads())
         await asyncio.sleep(0.02)
         executor.close()
         gate.open.set()
         await asked
-        await executor.answered()
+        await executor.check_threads()
 
     run(main)
 

@@ -136,7 +136,7 @@ def test_a_bug_in_a_cancelled_copy_surfaces_through_failed() -> None:
             gate()
             raise ZeroDivisionError("a bug")
 
-        failed = asyncio.create_task(executor.failed())
+        failed = asyncio.create_task(executor.wait_for_failure())
         copying = asyncio.create_task(executor.run_in_thread(copy))
         await gate.reached()
         copying.cancel()

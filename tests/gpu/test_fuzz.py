@@ -92,7 +92,7 @@ class Harness:
                 self.finish_one()
         if isinstance(outcome, Submission):
             if self.random.random() < 0.5:
-                self.held.append(self.machine.works.hold(outcome))
+                self.held.append(self.machine.executor.hold(outcome))
                 return None
             return run_submission(outcome)
         return outcome  # type: ignore[return-value]

@@ -139,7 +139,7 @@ def test_a_limit_below_the_window_is_no_device() -> None:
             layout=Layout.WINDOW,
         )
         with refused(ResponseType.ERR_OUT_OF_MEMORY):
-            Gpu(small, Environment(), machine.ram.memory, machine.bar, machine.works)
+            Gpu(small, Environment(), machine.ram.memory, machine.bar, machine.executor)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from vgpud.coherency.slot_policy import Fallback, GuestPat, Layout, MemoryType, 
 from vgpud.gpu.compose import compose
 from vgpud.gpu.device import GpuDevice
 from vgpud.gpu.environment import Environment
-from vgpud.gpu.spec import DeviceSpec, Output
+from vgpud.gpu.spec import DeviceSpec, PreferredMode
 from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.command_codec import Command, encode
 from vgpud.gpu.wire.header import Box, Header, Rect
@@ -226,7 +226,7 @@ SPEC = DeviceSpec(
     name="gpu0",
     window=1 << 20,
     memory_limit=1 << 26,
-    outputs=(Output(640, 480),),
+    outputs=(PreferredMode(640, 480),),
     guest_pat=GuestPat.AUTO,
     rules=(),
     layout=Layout.WINDOW,

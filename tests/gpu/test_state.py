@@ -276,7 +276,15 @@ FIELDS = {
         "_vm": "rebuilt: found out about the VM that is there then",
         "_display": "not needed: the front-end gives it again",
         **dict.fromkeys(
-            ("_publish", "_renderers", "_works", "_window_lock", "_images", "_blobs", "_execute"),
+            (
+                "_publish",
+                "_renderers",
+                "_executor",
+                "_window_lock",
+                "_images",
+                "_blobs",
+                "_execute",
+            ),
             "the device's own",
         ),
     },

@@ -233,9 +233,9 @@ def test_nothing_is_touched_before_the_work_is_done(machine: Machine) -> None:
     model = populate(machine)
     done = machine.hold(d.submit(d.copy(GUEST, MAPPED, 0, 0, SIZE)))
     assert same(machine, model)
-    assert machine.works.busy(ResourceId(MAPPED))
-    assert machine.works.busy(ResourceId(GUEST))
-    assert not machine.works.busy(ResourceId(PRIVATE))
+    assert machine.executor.busy(ResourceId(MAPPED))
+    assert machine.executor.busy(ResourceId(GUEST))
+    assert not machine.executor.busy(ResourceId(PRIVATE))
     done()
     model[MAPPED] = model[GUEST][:SIZE]
     assert same(machine, model)

@@ -13,8 +13,8 @@ import pytest
 
 from tests.gpu.executor_stand import PATIENCE, A, Answers, B
 from vgpud.gpu.errors import Unspecified
-from vgpud.gpu.timelines import Timeline, Timelines
-from vgpud.gpu.work import Done
+from vgpud.gpu.timelines import Timelines
+from vgpud.gpu.work import Done, Timeline
 
 
 def run(main: Callable[[Timelines, Answers], Awaitable[None]]) -> None:

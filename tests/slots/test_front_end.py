@@ -206,11 +206,11 @@ def test_an_unmap_that_was_refused_can_be_asked_for_again() -> None:
 
 def test_a_front_end_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A map is undone, behind it; an unmap goes on, and its late answer is the answer."""
-    patience = back_end_channel.PATIENCE
+    patience = back_end_channel.REPLY_TIMEOUT
 
     async def test(fd: Fd) -> None:
         async with connected() as (slots, vmm):
-            monkeypatch.setattr(back_end_channel, "PATIENCE", 0.05)
+            monkeypatch.setattr(back_end_channel, "REPLY_TIMEOUT", 0.05)
             task = await start_map(slots, vmm, fd, 0x8000)
             with pytest.raises(HostError, match=r"did not answer.*: is the VMM stopped") as late:
                 await task
@@ -221,7 +221,7 @@ def test_a_front_end_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> No
             with pytest.raises(HostError, match="did not answer"):
                 await unmap
 
-            monkeypatch.setattr(back_end_channel, "PATIENCE", patience)
+            monkeypatch.setattr(back_end_channel, "REPLY_TIMEOUT", patience)
             again = asyncio.create_task(slots.unmap(0x4000, 0x2000))
             await vmm.nothing()
             for _ in range(3):

@@ -188,7 +188,7 @@ class CountingVm:
 
 
 class NoWork:
-    """Works that are always done."""
+    """Background work that is always done."""
 
     submitted = 0
 

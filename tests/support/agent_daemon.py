@@ -21,7 +21,7 @@ from vgpud.control.params import Nothing
 from vgpud.control.server import ControlServer
 from vgpud.daemon.device_server import DeviceServer
 from vgpud.daemon.methods.agents import AgentMethods
-from vgpud.gpu.spec import DeviceSpec, Output
+from vgpud.gpu.spec import DeviceSpec, PreferredMode
 from vgpud.slots.agent import AgentSlots
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ def spec(name: str, slots: SlotOwner) -> DeviceSpec:
         name=name,
         window=1 << 20,
         memory_limit=16 << 20,
-        outputs=(Output(640, 480),),
+        outputs=(PreferredMode(640, 480),),
         guest_pat=GuestPat.AUTO,
         rules=(),
         layout=Layout.WINDOW,

@@ -18,7 +18,7 @@ from vgpud.gpu.wire.mem_entries import mem_entries
 from vgpud.gpu.wire.protocol import CommandType, ResourceId
 from vgpud.memory.extents import Extents
 from vgpud.vhost import coalescing
-from vgpud.vhost.coalescing import IN_VAIN, LONGEST, POLL, STREAM, Coalescing
+from vgpud.vhost.coalescing import MAX_EMPTY_POLLS, MAX_THRESHOLD, POLL, THRESHOLD, Coalescing
 from vgpud.vhost.split_ring import Chain
 
 SIDE = 16
@@ -42,7 +42,7 @@ def with_image(stand: QueueStand) -> np.ndarray:
     return pixels
 
 
-@pytest.mark.parametrize("number", [1, STREAM, 200])
+@pytest.mark.parametrize("number", [1, THRESHOLD, 200])
 def test_transfers_are_done_without_the_handler(number: int) -> None:
     async def test() -> None:
         async with standing(size=256) as stand:
@@ -105,7 +105,7 @@ def test_what_is_held_back_is_published_when_the_ring_stops() -> None:
     async def test() -> None:
         async with standing(size=256) as stand:
             with_image(stand)
-            for _ in range(2 * STREAM):
+            for _ in range(2 * THRESHOLD):
                 stand.driver.submit(request(), 24, kick=False)
             stand.start()
             await asyncio.sleep(0)  # one turn
@@ -121,7 +121,7 @@ def test_a_stream_is_expected_to_go_on_after_a_while(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(coalescing, "perf_counter", lambda: now)
     stream = Coalescing()
     stream.published()
-    stream.add(STREAM - 1)
+    stream.add(THRESHOLD - 1)
     assert not stream.active
     assert not stream.may_hold(1, 256)
     stream.add(1)
@@ -145,9 +145,18 @@ def test_polls_in_vain_make_it_wait_longer() -> None:
             count += 1
         needed.append(count)
         stream.polled(more=False)
-    assert needed == [STREAM, *[0] * IN_VAIN, 32, 64, 128, 256, 512, *[LONGEST] * 4]
+    assert needed == [
+        THRESHOLD,
+        *[0] * MAX_EMPTY_POLLS,
+        32,
+        64,
+        128,
+        256,
+        512,
+        *[MAX_THRESHOLD] * 4,
+    ]
     stream.polled(more=True)
     stream.end()
-    stream.add(STREAM)
+    stream.add(THRESHOLD)
     assert stream.active
     assert 0 < POLL < coalescing.HOLD

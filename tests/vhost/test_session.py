@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.gpu import driver as gpu_driver
+from tests.gpu.display.front_end_messages import DisplayRequestReader
 from tests.hostile.siege import NO_ENTRIES, command, entries
 from tests.support.daemon_thread import DaemonThread
 from tests.support.front_end import LOG_PAGE, FrontEnd
@@ -287,15 +288,15 @@ class Screen:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        self._reader = d.RequestReader()
+        self._reader = DisplayRequestReader()
 
-    def until_update(self) -> tuple[list[d.Request], bytes]:
+    def until_update(self) -> tuple[list[d.DisplayRequest], bytes]:
         """All that comes up to the next update, and that one's pixels."""
         seen = []
         while True:
             while (request := self._reader.next_request()) is not None:
                 seen.append(request[0])
-                if isinstance(request[0], d.Update):
+                if isinstance(request[0], d.DisplayUpdate):
                     return seen, request[1]
             data = self.sock.recv(1 << 16)
             assert data, "the display was hung up on"
@@ -311,14 +312,14 @@ def test_a_second_display_takes_the_place_of_the_first(path: Path) -> None:
                 pass
             screen = Screen(second)
             seen, pixels = screen.until_update()
-            assert d.Scanout(ScanoutId(0), 64, 64) in seen
-            assert seen[-1] == d.Update(ScanoutId(0), 0, 0, 64, 64)
+            assert d.DisplayScanout(ScanoutId(0), 64, 64) in seen
+            assert seen[-1] == d.DisplayUpdate(ScanoutId(0), 0, 0, 64, 64)
             assert pixels == b"\xff\x00\x00\x00" * 64 * 64
             fe.ram.write(BACKING, b"\x00\xff\x00\x00" * 64 * 64)
             assert run(fe, c.TransferToHost2D, Rect(0, 0, 64, 64), 0, 9) == OK
             assert run(fe, c.ResourceFlush, Rect(8, 8, 4, 4), 9) == OK
             seen, pixels = screen.until_update()
-            assert seen[-1] == d.Update(ScanoutId(0), 8, 8, 4, 4)
+            assert seen[-1] == d.DisplayUpdate(ScanoutId(0), 8, 8, 4, 4)
             assert pixels == b"\x00\xff\x00\x00" * 16
 
 

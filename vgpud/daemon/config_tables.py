@@ -37,7 +37,7 @@ from vgpud.coherency.slot_policy import (
     Rule,
     SlotOwner,
 )
-from vgpud.gpu.spec import Output, RendererName
+from vgpud.gpu.spec import PreferredMode, RendererName
 
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 
@@ -94,11 +94,11 @@ def _limit(size: int) -> int:
     return size
 
 
-def _output(value: object) -> Output:
+def _output(value: object) -> PreferredMode:
     match = re.fullmatch(r"([0-9]{1,9})x([0-9]{1,9})", value) if isinstance(value, str) else None
     if match is None:
         raise ValueError('an output is its preferred mode in pixels, as in "1280x800"')
-    output = Output(int(match[1]), int(match[2]))
+    output = PreferredMode(int(match[1]), int(match[2]))
     if output.width not in OUTPUT_SIDE or output.height not in OUTPUT_SIDE:
         raise ValueError("width and height must be 32 to 8192 pixels, as guests take no other")
     return output
@@ -131,7 +131,7 @@ def _name(value: str) -> str:
     return value
 
 
-def _count(outputs: tuple[Output, ...]) -> tuple[Output, ...]:
+def _count(outputs: tuple[PreferredMode, ...]) -> tuple[PreferredMode, ...]:
     if not 1 <= len(outputs) <= MAX_OUTPUTS:
         raise ValueError(f"must be 1 to {MAX_OUTPUTS} outputs")
     return outputs
@@ -157,7 +157,7 @@ Size = Annotated[
     WithJsonSchema({"type": "string", "pattern": "^[0-9]+(KiB|MiB|GiB)$"}),
 ]
 OutputMode = Annotated[
-    Output,
+    PreferredMode,
     BeforeValidator(_output),
     WithJsonSchema({"type": "string", "pattern": "^[0-9]+x[0-9]+$"}),
 ]

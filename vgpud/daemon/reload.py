@@ -12,7 +12,7 @@ from typing import TypeVar
 from vgpud.coherency.slot_policy import Match, Rule
 from vgpud.daemon.config import Config
 from vgpud.daemon.config_tables import DaemonTable, Effect, Table, on_reload, size_text
-from vgpud.gpu.spec import DeviceSpec, Output
+from vgpud.gpu.spec import DeviceSpec, PreferredMode
 
 _T = TypeVar("_T", bound=Table)
 
@@ -153,8 +153,10 @@ def _rule(rule: Rule) -> str:
 
 def _text(value: object) -> str:
     match value:
-        case (Output(), *_):
-            modes = [f"{mode.width}x{mode.height}" for mode in value if isinstance(mode, Output)]
+        case (PreferredMode(), *_):
+            modes = [
+                f"{mode.width}x{mode.height}" for mode in value if isinstance(mode, PreferredMode)
+            ]
             return f"[{', '.join(modes)}]"
         case tuple():
             return _cut(f"[{', '.join(value)}]")

@@ -117,7 +117,7 @@ class Contexts:
         context = self.get(header.ctx_id)
         ring = header.ring
         index = None if ring is None else ring[1]
-        return Submission(live(context.renderer), context.id, index, command.data)
+        return Submission(require_live(context.renderer), context.id, index, command.data)
 
     def create_resource(self, command: commands.ResourceCreate3D) -> responses.Response:
         """RESOURCE_CREATE_3D, which names no context: by the first renderer."""
@@ -132,7 +132,7 @@ class Contexts:
         """TRANSFER_FROM_HOST_3D, by the renderer that made the resource."""
         return self._maker(command.resource_id).transfer_from_host(command)
 
-    def made(self, resource_id: ResourceId, renderer: Renderer) -> None:
+    def set_maker(self, resource_id: ResourceId, renderer: Renderer) -> None:
         """Remember that a renderer has made a resource in memory of its own."""
         self._makers[resource_id] = renderer
 
@@ -198,7 +198,7 @@ class Contexts:
             return
         context.charge.grow(ATTACHMENT)
         try:
-            live(context.renderer).attach(context.id, resource)
+            require_live(context.renderer).attach(context.id, resource)
         except VgpudError:
             context.charge.shrink(ATTACHMENT)
             raise
@@ -214,22 +214,22 @@ class Contexts:
     def _first(self) -> Renderer:
         if not self._renderers:
             raise Unsupported("this device has no renderer")
-        return live(self._renderers[0])
+        return require_live(self._renderers[0])
 
     def _renderer_of(self, capset_id: int) -> Renderer:
         if capset_id == 0:
             return self._first()
         for capset, renderer in self._capsets:
             if capset.id == capset_id:
-                return live(renderer)
+                return require_live(renderer)
         raise InvalidParameter(f"no contexts of capset {capset_id}")
 
     def _maker(self, resource_id: ResourceId) -> Renderer:
         renderer = self._makers.get(resource_id)
-        return self._first() if renderer is None else live(renderer)
+        return self._first() if renderer is None else require_live(renderer)
 
 
-def live(renderer: Renderer) -> Renderer:
+def require_live(renderer: Renderer) -> Renderer:
     """Return the renderer; raises `Unsupported` if it is lost."""
     if renderer.lost is not None:
         raise Unsupported(f"the renderer is lost: {renderer.lost}")

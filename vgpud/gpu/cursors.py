@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from vgpud.gpu.ports import Display
+from vgpud.gpu.display.display import Display
 from vgpud.gpu.resources import BYTES_PER_PIXEL, Image, Resource, ResourceTable
 from vgpud.gpu.state import CursorState
 from vgpud.gpu.wire import commands, responses

@@ -13,7 +13,7 @@ from collections.abc import Coroutine, Mapping
 from typing import Any, Final, TypeVar
 
 from vgpud.errors import HostError, PeerError
-from vgpud.gpu.display.channel import DisplayLink
+from vgpud.gpu.display.channel import DisplayChannel
 from vgpud.gpu.executor import Executor
 from vgpud.gpu.gpu import Gpu
 from vgpud.gpu.guest_memory import GuestMemory
@@ -80,7 +80,7 @@ class GpuDevice(Device):
 
     def open(self, tasks: asyncio.TaskGroup) -> None:
         self._tasks = tasks
-        self._failure = tasks.create_task(self._executor.failed())
+        self._failure = tasks.create_task(self._executor.wait_for_failure())
 
     def set_memory(self, memory: MemoryTable) -> None:
         self._memory.table = memory
@@ -93,7 +93,7 @@ class GpuDevice(Device):
         if self._display is not None:
             self._display.cancel()
         gpu = self.gpu
-        link = DisplayLink(
+        link = DisplayChannel(
             self.name, StreamSocket.of(socket), gpu.scanouts, gpu.quota, gpu.counters
         )
         gpu.attach_display(link)
@@ -106,7 +106,7 @@ class GpuDevice(Device):
         await self._operations.close()
 
     async def alive(self) -> None:
-        await self._executor.answered()
+        await self._executor.check_threads()
 
     def close(self) -> None:
         self._executor.close()
@@ -158,7 +158,7 @@ class GpuDevice(Device):
             await self.slots.clear()
         if self._driven:
             self._driven = False
-            self.gpu.driver_gone()
+            self.gpu.count_reset()
 
     async def quiesce(self) -> None:
         await self.gpu.quiesce()
@@ -214,7 +214,7 @@ class GpuDevice(Device):
                 before = outputs[scanout_id]
                 self.gpu.resize(scanout_id, before.width, before.height)
                 raise
-            self.gpu.tell_resized(scanout_id)
+            self.gpu.announce_resize(scanout_id)
 
     async def perform(self, operation: Coroutine[Any, Any, T]) -> T:
         """Perform an operation that the guest has not asked for; raise what it raises, and
@@ -226,7 +226,7 @@ class GpuDevice(Device):
         bytes."""
         return self._front_end_slots.mapped
 
-    async def _show(self, link: DisplayLink) -> None:
+    async def _show(self, link: DisplayChannel) -> None:
         try:
             await link.run()
         except* PeerError as errors:

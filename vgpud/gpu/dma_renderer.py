@@ -15,13 +15,12 @@ from vgpud.errors import VgpudError
 from vgpud.gpu.counters import Counters
 from vgpud.gpu.errors import InvalidParameter, InvalidResourceId
 from vgpud.gpu.images import Images
-from vgpud.gpu.ports import StepRunner
 from vgpud.gpu.quota import Quota
 from vgpud.gpu.renderer import Capset
 from vgpud.gpu.resources import Resource
 from vgpud.gpu.wire import commands, dma
 from vgpud.gpu.wire.protocol import CapsetId, ContextId, ResourceId
-from vgpud.gpu.work import Answer, Done, Traffic, Work
+from vgpud.gpu.work import Answer, Done, Traffic, Work, WorkExecutor
 from vgpud.memory.engine import Engine
 from vgpud.memory.extents import Extents
 
@@ -55,13 +54,13 @@ class DmaRenderer:
 
     def __init__(
         self,
-        works: StepRunner,
+        executor: WorkExecutor,
         images: Images,
         quota: Quota,
         counters: Counters,
         max_blob_size: int,
     ) -> None:
-        self._works = works
+        self._executor = executor
         self._images = images
         self._quota = quota
         self._counters = counters
@@ -106,7 +105,7 @@ class DmaRenderer:
         how the submission ends."""
         attached = self._contexts[context]
         charge = self._quota.charge(MEMORY_PER_BYTE * len(data))
-        stream = _Stream(self._engine)
+        stream = _PacketStream(self._engine)
         refusal = None
         cost = 0
         try:
@@ -119,17 +118,17 @@ class DmaRenderer:
             raise
         work = Work(stream.run(), frozenset(stream.buffers), cost, refusal, charge)
         timeline = None if ring is None else (context, ring)
-        self._works.submit(timeline, work, partial(self._done, stream.traffic, done))
+        self._executor.submit(timeline, work, partial(self._done, stream.traffic, done))
 
     async def quiesce(self) -> None:
-        await self._works.pause()
+        await self._executor.pause()
 
     def resume(self) -> None:
-        self._works.resume()
+        self._executor.resume()
 
     def reset(self) -> None:
         self._contexts.clear()
-        self._works.drop()
+        self._executor.drop()
 
     def close(self) -> None:
         self._contexts.clear()
@@ -139,7 +138,7 @@ class DmaRenderer:
         done(error)
 
 
-class _Stream:
+class _PacketStream:
     """The checked packets of one SUBMIT_3D and the buffers that they are about."""
 
     def __init__(self, engine: Engine) -> None:

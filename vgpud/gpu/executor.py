@@ -18,9 +18,8 @@ from functools import partial
 from time import perf_counter
 
 from vgpud.errors import VgpudError
-from vgpud.gpu.timelines import Timeline
 from vgpud.gpu.wire.protocol import ResourceId
-from vgpud.gpu.work import Done, Work
+from vgpud.gpu.work import Done, Timeline, Work
 from vgpud.unix.thread_priority import lower_thread_priority
 
 THREADS = 2
@@ -31,7 +30,7 @@ INLINE_COST = 64 << 10
 """Bytes up to which work is done at once where its timeline is idle: moving them takes less than
 handing them over."""
 
-TURNS = 2 * THREADS
+MAX_RUNNING = 2 * THREADS
 """Turns that are the threads' at a time: each has its next one at hand, and what is new comes soon,
 however many timelines a guest has."""
 
@@ -76,7 +75,7 @@ class _Line:
 
 
 class Executor:
-    """The threads of one device (a `gpu.ports.StepRunner`). Every method is for the event loop's
+    """The threads of one device (a `gpu.work.WorkExecutor`). Every method is for the event loop's
     thread only."""
 
     def __init__(self, name: str) -> None:
@@ -86,7 +85,7 @@ class Executor:
         )
         self._lines: dict[Timeline, _Line] = {}
         self._ready: deque[tuple[Timeline, _Line]] = deque()
-        self._meetings: set[threading.Barrier] = set()
+        self._barriers: set[threading.Barrier] = set()
         self._touched: Counter[ResourceId] = Counter()
         self._halted = False
         self._closed = False
@@ -170,32 +169,32 @@ class Executor:
         self._halted = False
         self._changed.set()
 
-    async def failed(self) -> None:
+    async def wait_for_failure(self) -> None:
         """Wait forever; raise what a step raised that is no `VgpudError`, which is a bug."""
         await self._failure
 
-    async def answered(self) -> None:
+    async def check_threads(self) -> None:
         """Return once each of the threads has taken up something new; at once after `close`."""
         if self._closed:
             return
-        meeting = threading.Barrier(THREADS)  # so that no thread can answer for another
-        self._meetings.add(meeting)
-        calls = [self._threads.submit(_meet, meeting) for _ in range(THREADS)]
+        barrier = threading.Barrier(THREADS)  # so that no thread can answer for another
+        self._barriers.add(barrier)
+        calls = [self._threads.submit(_wait_at, barrier) for _ in range(THREADS)]
         try:
             await asyncio.wait([asyncio.wrap_future(call) for call in calls])
         finally:
-            self._meetings.discard(meeting)
+            self._barriers.discard(barrier)
             for call in calls:
                 call.cancel()
-            meeting.abort()  # a thread that is there already goes on with its work
+            barrier.abort()  # a thread that is there already goes on with its work
 
     def close(self) -> None:
         """End the threads; a step that is running goes on to its end, on memory that it
         keeps alive."""
         self._halted = self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
-        for meeting in self._meetings:
-            meeting.abort()
+        for barrier in self._barriers:
+            barrier.abort()
         self._ready.clear()
         self._lines.clear()  # and with them the buffers, which can be large
         self._failure.cancel()
@@ -229,7 +228,7 @@ class Executor:
         self._hand_over()
 
     def _hand_over(self) -> None:
-        while self._ready and self._running < TURNS and not self._halted:
+        while self._ready and self._running < MAX_RUNNING and not self._halted:
             key, line = self._ready.popleft()
             self._running += 1
             future = self._threads.submit(line.jobs[0].run, lambda: self._halted)
@@ -265,6 +264,6 @@ class Executor:
         job.finish(error)
 
 
-def _meet(meeting: threading.Barrier) -> None:
+def _wait_at(barrier: threading.Barrier) -> None:
     with suppress(threading.BrokenBarrierError):
-        meeting.wait()
+        barrier.wait()

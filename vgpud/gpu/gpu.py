@@ -22,25 +22,26 @@ from vgpud.gpu.blobs.commands import Blobs
 from vgpud.gpu.blobs.layout import BlobLayout
 from vgpud.gpu.blobs.per_blob_layout import PerBlobLayout
 from vgpud.gpu.blobs.plans import Plans
+from vgpud.gpu.blobs.slot_owner import BarSlots
 from vgpud.gpu.blobs.vm_facts import VmFacts
 from vgpud.gpu.blobs.vmm_blobs import FIRST_ID, VmmBlobs
 from vgpud.gpu.blobs.window_layout import WindowLayout
 from vgpud.gpu.contexts import Contexts, Submission
 from vgpud.gpu.cursors import Cursors
+from vgpud.gpu.display.display import Display
 from vgpud.gpu.environment import Environment
 from vgpud.gpu.guest_memory import GuestMemory
 from vgpud.gpu.images import Images
-from vgpud.gpu.ports import BarSlots, Display, StepRunner
 from vgpud.gpu.quota import Quota
 from vgpud.gpu.renderers import RendererParts
 from vgpud.gpu.resources import GuestBlob, HostBlob, Image, Resource, ResourceTable
 from vgpud.gpu.scanouts import Scanouts
-from vgpud.gpu.spec import DeviceSpec, Output
+from vgpud.gpu.spec import DeviceSpec, PreferredMode
 from vgpud.gpu.state import GpuState, GuestBlobState, HostBlobState, ImageState
 from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.command_codec import Command
 from vgpud.gpu.wire.protocol import ConfigEvent, Feature, ResourceId
-from vgpud.gpu.work import Answer
+from vgpud.gpu.work import Answer, WorkExecutor
 from vgpud.memory.window_map import BLOB_ALIGNMENT
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class Gpu:
         environment: Environment,
         memory: GuestMemory,
         slots: BarSlots,
-        works: StepRunner,
+        executor: WorkExecutor,
     ) -> None:
         self.spec = spec
         self.counters = environment.counters
@@ -91,22 +92,22 @@ class Gpu:
                 "buffers device=%s kind=%s: %s", spec.name, self.buffers.kind, self.buffers.fallback
             )
         self._vm = VmFacts(spec.guest_pat, spec.rules, spec.layout, environment.find_kvm_mode)
-        common = (spec.name, spec.window, self.quota, slots, works)
+        common = (spec.name, spec.window, self.quota, slots, executor)
         self.layout: BlobLayout = (
             WindowLayout(*common, self._vm.window_flags)
             if spec.layout is Layout.WINDOW
             else PerBlobLayout(*common, self.buffers.source)
         )
-        self._images = images = Images(self.resources, self.quota, memory, works)
+        self._images = images = Images(self.resources, self.quota, memory, executor)
         self.transfers = images.transfers
         self._renderers = environment.make_renderers(
             spec.renderers,
-            RendererParts(works, images, self.quota, self.counters, max_blob_size=spec.window),
+            RendererParts(executor, images, self.quota, self.counters, max_blob_size=spec.window),
         )
         self.contexts = Contexts(self.resources, self.quota, self._renderers)
         self.scanouts = Scanouts(spec.name, spec.outputs, self.resources)
         self.cursors = Cursors(self.resources, self.scanouts.check)
-        self._works = works
+        self._executor = executor
         self._display: Display | None = None
         self._events = ConfigEvent(0)
         self.plans = Plans(spec.name, self._vm, self._publish)
@@ -164,7 +165,7 @@ class Gpu:
         """Execute a command, or return how it is to be executed; raise `VgpudError` where it can't
         be."""
         resource_id = getattr(command, "resource_id", None)
-        if resource_id and self._works.busy(resource_id):
+        if resource_id and self._executor.busy(resource_id):
             return self._execute_after_work(command, resource_id)
         return self._execute[type(command)](command)
 
@@ -212,7 +213,7 @@ class Gpu:
         self.scanouts.resize(scanout_id, width, height)
         self._events |= ConfigEvent.DISPLAY
 
-    def tell_resized(self, scanout_id: int) -> None:
+    def announce_resize(self, scanout_id: int) -> None:
         """Tell of what `resize` has done."""
         output = self.scanouts.outputs[scanout_id]
         self._publish(
@@ -223,7 +224,7 @@ class Gpu:
             height=output.height,
         )
 
-    def driver_gone(self) -> None:
+    def count_reset(self) -> None:
         """Count and announce that a driver is gone."""
         self.counters.resets += 1
         self._publish("device.reset", "the guest's driver is gone, or starts afresh")
@@ -357,17 +358,17 @@ class Gpu:
     ) -> responses.Response:
         """For a command that must not overtake work on its resource: it would move or free memory
         in use."""
-        await self._works.drained(resource_id)
+        await self._executor.drained(resource_id)
         outcome = self._execute[type(command)](command)
         assert not isinstance(outcome, Submission)  # a SUBMIT_3D names no resource
         return await outcome if isinstance(outcome, Coroutine) else outcome
 
-    def _take_mode(self, scanout_id: int, mode: Output) -> None:
+    def _take_mode(self, scanout_id: int, mode: PreferredMode) -> None:
         if self.has_display:  # which has its own; this one holds once it has gone
             self.scanouts.resize(scanout_id, mode.width, mode.height)
         else:
             self.resize(scanout_id, mode.width, mode.height)
-            self.tell_resized(scanout_id)
+            self.announce_resize(scanout_id)
 
     def _unref(self, command: commands.ResourceUnref) -> Outcome:
         """RESOURCE_UNREF: a blob that is still mapped is unmapped first."""

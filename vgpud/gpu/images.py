@@ -15,7 +15,6 @@ from vgpud.gpu.errors import InvalidParameter, Unspecified
 from vgpud.gpu.fast_path import TransferFastPath
 from vgpud.gpu.guest_memory import GuestMemory
 from vgpud.gpu.memory import zeroed
-from vgpud.gpu.ports import Works
 from vgpud.gpu.quota import Quota
 from vgpud.gpu.rects import check_rect, is_empty
 from vgpud.gpu.resources import (
@@ -34,7 +33,7 @@ from vgpud.gpu.state import ImageState
 from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import BlobMem, Format, ResourceId
-from vgpud.gpu.work import Answer
+from vgpud.gpu.work import Answer, BackgroundWork
 from vgpud.memory.extents import Extents
 
 INLINE_TRANSFER = 8 << 20
@@ -48,12 +47,12 @@ class Images:
     """The commands on images and on backing pages."""
 
     def __init__(
-        self, resources: ResourceTable, quota: Quota, memory: GuestMemory, works: Works
+        self, resources: ResourceTable, quota: Quota, memory: GuestMemory, executor: BackgroundWork
     ) -> None:
         self._resources = resources
         self._quota = quota
         self._memory = memory
-        self._works = works
+        self._executor = executor
         self.transfers = TransferFastPath(memory)
 
     def create_2d(self, command: commands.ResourceCreate2D) -> responses.Response:
@@ -185,7 +184,7 @@ class Images:
         to.check_rect(*to_at, *shape)
         source.check_rect(*source_at, *shape)
         copy = partial(to.copy_rect, *to_at, source, *source_at, row_bytes=row_bytes, rows=rows)
-        return _in_thread(self._works, copy)
+        return _in_thread(self._executor, copy)
 
 
 def check_format(value: int) -> Format:
@@ -203,8 +202,8 @@ def _backing(resource: Resource) -> Backing:
     return resource.backing
 
 
-async def _in_thread(works: Works, copy: Callable[[], None]) -> responses.Response:
-    await works.run_in_thread(copy)
+async def _in_thread(executor: BackgroundWork, copy: Callable[[], None]) -> responses.Response:
+    await executor.run_in_thread(copy)
     return OK
 
 

@@ -9,17 +9,17 @@ from typing import TypeAlias, assert_never
 from vgpud.gpu.counters import Counters
 from vgpud.gpu.dma_renderer import DmaRenderer
 from vgpud.gpu.images import Images
-from vgpud.gpu.ports import StepRunner
 from vgpud.gpu.quota import Quota
 from vgpud.gpu.renderer import Renderer
 from vgpud.gpu.spec import RendererName
+from vgpud.gpu.work import WorkExecutor
 
 
 @dataclass(frozen=True, slots=True)
 class RendererParts:
     """What of a device its renderers use; `max_blob_size` is in bytes."""
 
-    works: StepRunner
+    executor: WorkExecutor
     images: Images
     quota: Quota
     counters: Counters
@@ -39,7 +39,7 @@ def _make(name: RendererName, parts: RendererParts) -> Renderer:
     match name:
         case RendererName.DMA:
             return DmaRenderer(
-                parts.works, parts.images, parts.quota, parts.counters, parts.max_blob_size
+                parts.executor, parts.images, parts.quota, parts.counters, parts.max_blob_size
             )
         case _ as unreachable:
             assert_never(unreachable)

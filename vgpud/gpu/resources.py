@@ -177,14 +177,14 @@ class HostBlob:
 
     def save(self) -> HostBlobState:
         """Return the blob as a value; raise `VgpudError` if its bytes are lost."""
-        place = self.memory.place
+        placement = self.memory.placement
         return HostBlobState(
             self.id,
             self.blob_mem,
             self.size,
             self.mappable,
             self.contents().read(0, self.size).tobytes(),
-            None if place is None else PlacementState(place.offset, place.mapped),
+            None if placement is None else PlacementState(placement.offset, placement.mapped),
             _saved(self.backing),
             self.uuid,
         )

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgpud.errors import VgpudError
+from vgpud.gpu.display.display import Display
 from vgpud.gpu.display.shadow import Shadow
 from vgpud.gpu.errors import InvalidParameter, InvalidScanoutId
 from vgpud.gpu.images import check_format
-from vgpud.gpu.ports import Display
 from vgpud.gpu.rects import check_rect, intersect, is_empty
 from vgpud.gpu.resources import BYTES_PER_PIXEL, Image, Resource, ResourceTable
-from vgpud.gpu.spec import Output
+from vgpud.gpu.spec import PreferredMode
 from vgpud.gpu.state import ScanoutState
 from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.edid import edid
@@ -73,7 +73,9 @@ class Scanout:
 class Scanouts:
     """The outputs of one device and the commands on them."""
 
-    def __init__(self, name: str, outputs: tuple[Output, ...], resources: ResourceTable) -> None:
+    def __init__(
+        self, name: str, outputs: tuple[PreferredMode, ...], resources: ResourceTable
+    ) -> None:
         self._name = name
         self._outputs = list(outputs)
         self._resources = resources
@@ -83,7 +85,7 @@ class Scanouts:
     # What others look at
 
     @property
-    def outputs(self) -> tuple[Output, ...]:
+    def outputs(self) -> tuple[PreferredMode, ...]:
         """The modes that the guest is offered, where no display has its own."""
         return tuple(self._outputs)
 
@@ -91,7 +93,7 @@ class Scanouts:
         """Offer another mode; raise `InvalidScanoutId`."""
         if scanout_id >= len(self._outputs):
             raise _no_scanout(scanout_id, len(self._outputs))
-        self._outputs[scanout_id] = Output(width, height)
+        self._outputs[scanout_id] = PreferredMode(width, height)
 
     def showing(self, scanout_id: int) -> tuple[int, int] | None:
         """Width and height of what a scanout shows; None if it is off."""

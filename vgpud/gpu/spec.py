@@ -12,7 +12,7 @@ from vgpud.coherency.slot_policy import Buffers, GuestPat, Layout, Rule, SlotOwn
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
+class PreferredMode:
     """One scanout's preferred mode, in pixels."""
 
     width: int
@@ -39,7 +39,7 @@ class DeviceSpec:
     name: str
     window: int
     memory_limit: int
-    outputs: tuple[Output, ...]
+    outputs: tuple[PreferredMode, ...]
     guest_pat: GuestPat
     rules: tuple[Rule, ...]
     layout: Layout

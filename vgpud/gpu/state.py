@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 from uuid import UUID
 
-from vgpud.gpu.spec import Output
+from vgpud.gpu.spec import PreferredMode
 from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import BlobMem, ContextId, Format, ResourceId, ScanoutId
 from vgpud.gpu.wire.value import value
@@ -114,7 +114,7 @@ class GpuState:
     """All that the driver and the VMM have made of a GPU. `events` are the pending bits of
     events_read in the configuration space."""
 
-    outputs: tuple[Output, ...]
+    outputs: tuple[PreferredMode, ...]
     events: int
     resources: tuple[ResourceState, ...] = ()
     vmm_blobs: tuple[HostBlobState, ...] = ()

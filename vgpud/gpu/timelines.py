@@ -15,11 +15,7 @@ from contextlib import suppress
 from threading import get_ident
 
 from vgpud.errors import VgpudError
-from vgpud.gpu.wire.protocol import ContextId
-from vgpud.gpu.work import Done
-
-Timeline = tuple[ContextId, int] | None
-"""A (context, ring index), or None for the device's own timeline."""
+from vgpud.gpu.work import Done, Timeline
 
 
 class _Entry:

@@ -1,25 +1,28 @@
-"""What takes its time: an answer to be waited for, and work for the executor in steps.
+"""Long work: an answer that has to be waited for, work in steps, and what executes it.
 
-Owns no thread and no order; `gpu.executor` runs the steps.
+The threads and their order are `gpu.executor`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from vgpud.errors import VgpudError
 from vgpud.gpu.quota import Charge
-from vgpud.gpu.wire.protocol import ResourceId
+from vgpud.gpu.wire.protocol import ContextId, ResourceId
 from vgpud.gpu.wire.responses import Response
 
 Answer: TypeAlias = Response | Coroutine[Any, Any, Response]
-"""A response, or a coroutine that has it in the end. No other command of its queue is executed
-meanwhile, and cancelled in the middle it can be executed again."""
+"""A response, or a coroutine that returns it. No other command of its queue is executed until the
+coroutine has ended, and the command can be executed again if the coroutine is cancelled."""
 
 Done: TypeAlias = Callable[[VgpudError | None], None]
-"""What is called when something is done, with the error that it has ended with, or None."""
+"""Called when something is done, with the error that ended it, or None."""
+
+Timeline: TypeAlias = tuple[ContextId, int] | None
+"""A (context, ring index), or None for the device's own timeline."""
 
 
 @dataclass(slots=True)
@@ -35,11 +38,11 @@ class Traffic:
 class Work:
     """`steps`, to be run one after the other on any thread, but not at the same time.
 
-    Each takes a fraction of a millisecond: between two of them work can be halted and gone on with.
+    Each takes a fraction of a millisecond: between two of them work can be paused and resumed.
     Every range was checked when the work was made, and the buffers in it stay mapped for as long as
-    it lives. `resources` are those that the steps touch; `cost` is about how many bytes they move.
-    `refusal` is what the command is answered with after all steps have run, where the packet behind
-    them was bad. `charge` is to be released when the work is done or dropped.
+    it exists. `resources` are those that the steps touch; `cost` is about how many bytes they move.
+    `refusal` is the error that the command is answered with after all steps have run, where the
+    packet after them was bad. `charge` is to be released when the work is done or dropped.
     """
 
     steps: Iterator[None]
@@ -47,3 +50,37 @@ class Work:
     cost: int
     refusal: VgpudError | None = None
     charge: Charge | None = None
+
+
+class BackgroundWork(Protocol):
+    """The executor for the parts of a device that wait for its work, or copy in a thread."""
+
+    @property
+    def submitted(self) -> int:
+        """How much work has been submitted so far."""
+
+    def busy(self, resource: ResourceId) -> bool:
+        """Return whether submitted work that touches the resource is not done yet."""
+
+    async def drained(self, resource: ResourceId) -> None:
+        """Wait until all work submitted so far that touches the resource is done."""
+
+    async def run_in_thread(self, copy: Callable[[], None]) -> None:
+        """Run a long copy in a thread and wait for it, however often the caller is cancelled."""
+
+
+class WorkExecutor(BackgroundWork, Protocol):
+    """The executor for a renderer, which submits work to it."""
+
+    def submit(self, key: Timeline, work: Work, done: Done) -> None:
+        """Queue work; `done` is called on the event loop when it and all work before it on its
+        timeline are done."""
+
+    async def pause(self) -> None:
+        """Stop between two steps: no work touches any buffer after this, until `resume`."""
+
+    def resume(self) -> None:
+        """Continue where `pause` stopped."""
+
+    def drop(self) -> None:
+        """Drop all work that is not done; `pause` comes first. Its `done` is never called."""

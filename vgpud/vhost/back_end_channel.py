@@ -16,7 +16,7 @@ from vgpud.unix.fd import Fd
 from vgpud.unix.stream_socket import StreamSocket
 from vgpud.vhost.wire.back_end_channel import BackEndMessage, BackEndRequester, ConfigChange
 
-PATIENCE = 30.0
+REPLY_TIMEOUT = 30.0
 """Seconds that a front-end may take for a mapping: it does so in its main loop, which may be busy
 with much else."""
 
@@ -54,19 +54,18 @@ class BackEndChannel:
         self._outbox.append(request)
         self._queued.set()
         if not self.open:
-            self._forsake()
+            self._abandon()
         return request
 
     async def answer(self, operation: str, request: BackEndRequest) -> None:
         """Wait until a request has been done; raise HostError if it has not been. `operation` is
         for people."""
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(REPLY_TIMEOUT):
                 status = await asyncio.shield(request.answered)
         except TimeoutError:
-            advice = (
-                f"the front-end did not answer in {PATIENCE:.0f} s: is the VMM stopped, or stuck?"
-            )
+            waited = f"{REPLY_TIMEOUT:.0f} s"
+            advice = f"the front-end did not answer in {waited}: is the VMM stopped, or stuck?"
             raise HostError(operation, OSError(errno.ETIMEDOUT, ""), advice) from None
         if status is None:
             raise HostError(operation, OSError(errno.EPIPE, ""), "the front-end closed the channel")
@@ -99,7 +98,7 @@ class BackEndChannel:
         """Closes the socket; whoever waits for an answer gets None."""
         self.open = False
         self._socket.close()
-        self._forsake()
+        self._abandon()
 
     async def _send(self) -> None:
         while True:
@@ -130,7 +129,7 @@ class BackEndChannel:
             while (reply := self._channel.next_reply()) is not None:
                 self._sent.popleft().answered.set_result(reply.status)
 
-    def _forsake(self) -> None:
+    def _abandon(self) -> None:
         for request in (*self._sent, *self._outbox):
             _close(request)
             if not request.answered.done():

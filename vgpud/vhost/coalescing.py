@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from time import perf_counter
 
-STREAM = 16
+THRESHOLD = 16
 """Requests of the fast path after each other, and nothing else, from which on more are expected."""
 
-IN_VAIN = 4
+MAX_EMPTY_POLLS = 4
 """Polls in vain, one after the other, that do not yet tell of a driver that waits for each answer:
 a guest's processor is also taken from it for a while."""
 
-LONGEST = 1024
+MAX_THRESHOLD = 1024
 """Requests after which more are expected in any case. Before that, each further poll in vain
 doubles their number."""
 
@@ -39,8 +39,8 @@ class Coalescing:
 
     def __init__(self) -> None:
         self._length = 0
-        self._needed = STREAM
-        self._in_vain = 0
+        self._needed = THRESHOLD
+        self._empty_polls = 0
         self._hold_until = 0.0
 
     def add(self, count: int) -> None:
@@ -68,8 +68,8 @@ class Coalescing:
     def polled(self, *, more: bool) -> None:
         """Note that a poll is over, and whether more had come by then."""
         if more:
-            self._needed, self._in_vain = STREAM, 0
+            self._needed, self._empty_polls = THRESHOLD, 0
             return
-        self._in_vain += 1
-        if self._in_vain > IN_VAIN:
-            self._length, self._needed = 0, min(2 * self._needed, LONGEST)
+        self._empty_polls += 1
+        if self._empty_polls > MAX_EMPTY_POLLS:
+            self._length, self._needed = 0, min(2 * self._needed, MAX_THRESHOLD)

@@ -55,19 +55,19 @@ class Virtqueue:
     def set_num(self, num: int) -> None:
         """Take the number of descriptors; a ring that runs goes on with its own."""
         self.setup.num = num
-        self._said()
+        self._setup_changed()
 
     def set_base(self, base: int) -> None:
         """Take the available index to start from. A driver that starts at 0 starts afresh; one that
         starts elsewhere goes on after a pause of the VM."""
         self.setup.base, self.setup.fresh = base, base == 0
-        self._said()
+        self._setup_changed()
 
     def set_address(self, address: RingAddress) -> None:
         """Take the addresses of the ring; one that runs goes on there, which is how logging is
         turned on and off."""
         self.setup.address = address
-        self._said()
+        self._setup_changed()
         self._relocate()
 
     def set_memory(self, memory: MemoryTable) -> None:
@@ -79,7 +79,7 @@ class Virtqueue:
     def set_enabled(self, enabled: bool) -> None:
         """Take whether the ring may run; one that does is to be stopped by `stop`."""
         self.setup.enabled = enabled
-        self._said()
+        self._setup_changed()
 
     def set_kick(self, kick: Fd | None) -> None:
         """Take the descriptor that the driver's kicks come through; None means that the ring is to
@@ -89,7 +89,7 @@ class Virtqueue:
         if self.setup.kick is not None:
             self.setup.kick.close()
         self.setup.kick, self.setup.polled = kick, kick is None
-        self._said()
+        self._setup_changed()
         if self._pump is not None:
             self._pump.begin()
 
@@ -97,7 +97,7 @@ class Virtqueue:
         """Forget how the driver kicks: the ring can't be started before that is said again."""
         self.set_kick(None)
         self.setup.polled = False
-        self._said()
+        self._setup_changed()
 
     def set_call(self, call: Fd | None) -> None:
         """Take the descriptor that interrupts the driver; None for a driver that polls."""
@@ -172,7 +172,7 @@ class Virtqueue:
             await self._pump.cancel()
         self._end()  # unless it broke meanwhile
         self.life = step(self.life, RingEvent.STOP)
-        self._said()
+        self._setup_changed()
         return self.setup.base
 
     def save(self) -> RingState:
@@ -190,14 +190,14 @@ class Virtqueue:
         setup.base, setup.fresh = state.base, state.fresh
         self.features = state.features
         self._finished = list(state.finished)
-        self._said()
+        self._setup_changed()
 
     def close(self) -> None:
         """Close everything; what the queue waits for has ended, or is cancelled with its group."""
         self._end()
         self.setup.close()
 
-    def _said(self) -> None:
+    def _setup_changed(self) -> None:
         self.life = step(self.life, RingEvent.SET if self.setup.complete else RingEvent.UNSET)
 
     def _relocate(self) -> None:

@@ -278,7 +278,7 @@ def reconfigure(methods: Methods, server: DeviceServer, **changes: Any) -> None:
 
 def test_modes_and_limit_hold_at_once(methods: Methods, fe: FrontEnd, daemon: DaemonThread) -> None:
     server = daemon.daemon.devices["gpu0"]
-    modes = (spec.Output(640, 480), spec.Output(1920, 1080))
+    modes = (spec.PreferredMode(640, 480), spec.PreferredMode(1920, 1080))
     methods.events.clear()
     reconfigure(methods, server, outputs=modes, memory_limit=32 << 20)
     assert mode(fe, 1) == (1920, 1080)
@@ -302,7 +302,7 @@ def test_what_a_session_is_built_on_holds_for_the_next(
             server,
             window=32 << 20,
             slots=SlotOwner.AGENT,
-            outputs=(spec.Output(1024, 768),),
+            outputs=(spec.PreferredMode(1024, 768),),
         )
         assert mode(fe, 1) == (800, 600)
         device = methods.call("device.get", device="gpu0")

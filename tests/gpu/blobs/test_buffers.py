@@ -16,7 +16,7 @@ from tests.gpu.machine import (
     LIMIT,
     WINDOW,
     Bar,
-    Bench,
+    FakeExecutor,
     Machine,
     Patience,
     cancel,
@@ -34,7 +34,7 @@ from vgpud.gpu.blobs.buffers import gpu_of, resolve
 from vgpud.gpu.blobs.per_blob_layout import MAKE_IN_THREAD, PerBlobLayout
 from vgpud.gpu.blobs.vm_facts import VmFacts
 from vgpud.gpu.quota import Quota
-from vgpud.gpu.spec import DeviceSpec, Output
+from vgpud.gpu.spec import DeviceSpec, PreferredMode
 from vgpud.gpu.wire.protocol import ResourceId, ResponseType
 from vgpud.memory import memfd
 from vgpud.memory.backing import HostBacking
@@ -54,7 +54,7 @@ SPEC = DeviceSpec(
     name="gpu0",
     window=WINDOW,
     memory_limit=LIMIT,
-    outputs=(Output(640, 480),),
+    outputs=(PreferredMode(640, 480),),
     guest_pat=GuestPat.AUTO,
     rules=(),
     layout=Layout.PER_BLOB,
@@ -164,7 +164,7 @@ class Stand:
         self.source = Source()
         self.quota = Quota(LIMIT)
         self.layout = PerBlobLayout(
-            "gpu0", WINDOW, self.quota, self.bar, Bench(self.patience), self.source
+            "gpu0", WINDOW, self.quota, self.bar, FakeExecutor(self.patience), self.source
         )
         facts = facts_of(GuestPat.AUTO, seen=KvmMode.SVM, backing=HostBacking.RAM_WC)
         self.plan = plan(facts, DEFAULT_RULE)

@@ -188,7 +188,7 @@ def test_a_displaced_blob_waits_for_its_work(windowed: Machine) -> None:
     finish = windowed.hold(d.submit(d.fill(1, 0, PAGE, 0x77777777)))
     mapping = windowed.start(d.map_blob(2, 0))
     mapping.send(None)  # stands still until the work is done
-    assert windowed.works.waited_for == [1]
+    assert windowed.executor.waited_for == [1]
     finish()
     with pytest.raises(StopIteration):
         mapping.send(None)

@@ -12,7 +12,7 @@ from tests.gpu.machine import PAGE, Machine, Screen, refused
 from vgpud.coherency.kvm_mode import KvmMode
 from vgpud.coherency.slot_policy import Fallback, GuestPat, Layout, MemoryType, Rule
 from vgpud.errors import VgpudError
-from vgpud.gpu.spec import Output
+from vgpud.gpu.spec import PreferredMode
 from vgpud.gpu.wire.protocol import MapInfo, ResponseType
 from vgpud.gpu.wire.responses import MappedBlob
 
@@ -212,7 +212,7 @@ def test_the_guest_is_told_no_other_modes_while_a_display_has_its_own() -> None:
     with Machine() as machine:
         screen = Screen()
         machine.gpu.attach_display(screen)
-        outputs = (Output(1280, 720),)
+        outputs = (PreferredMode(1280, 720),)
         machine.gpu.reconfigure(replace(machine.spec, outputs=outputs))
         assert machine.events == []
         assert machine.gpu.config()[:4] == bytes(4)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.gpu import driver as d
-from tests.gpu.machine import KIB, PAGE, Bench, Machine, finish, refused, stop_at
+from tests.gpu.machine import KIB, PAGE, FakeExecutor, Machine, finish, refused, stop_at
 from vgpud.coherency.slot_policy import Layout
 from vgpud.gpu.blobs.window_layout import MOVES_IN_THREAD
 from vgpud.gpu.resources import HostBlob
@@ -58,7 +58,7 @@ def test_a_stale_one_is_nobodys(layout: Layout) -> None:
         assert finish(blobs.create(PAGE)).id != stale.id
 
 
-class Late(Bench):
+class Late(FakeExecutor):
     """Tells of a copy that is done some time after."""
 
     async def drained(self, resource: ResourceId) -> None:
@@ -72,10 +72,10 @@ class Late(Bench):
 @pytest.mark.parametrize("writes", [1, 2, 9])
 def test_what_a_guest_writes_while_its_blob_makes_room_is_not_lost(writes: int) -> None:
     size = 256 * KIB
-    with Machine(works=Late) as machine:
+    with Machine(executor=Late) as machine:
         machine.all(d.ctx_create(), d.create_blob(1, size), d.ctx_attach(1))
         machine.all(d.map_blob(1, 0), d.unmap_blob(1))
-        works = machine.works
+        executor = machine.executor
         blobs = machine.gpu.vmm_blobs
         blob = finish(blobs.create(size))
         machine.patience.pausing = True
@@ -87,6 +87,6 @@ def test_what_a_guest_writes_while_its_blob_makes_room_is_not_lost(writes: int) 
             going_on = stop_at(mapping)
         if going_on:
             finish(mapping)
-        assert works.waited_for == [1] * (min(writes, MOVES_IN_THREAD) + 1)
+        assert executor.waited_for == [1] * (min(writes, MOVES_IN_THREAD) + 1)
         assert machine.bytes_of(1) == written.to_bytes(4, "little") * (size // 4)
         assert not any(machine.bar.read(0, size))

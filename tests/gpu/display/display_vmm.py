@@ -10,8 +10,9 @@ from contextlib import asynccontextmanager, suppress
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.gpu.display.front_end_messages import DisplayRequestReader, encode_reply
 from vgpud.gpu.display import messages as display
-from vgpud.gpu.display.channel import DisplayLink
+from vgpud.gpu.display.channel import DisplayChannel
 from vgpud.gpu.display.shadow import Shadow
 from vgpud.gpu.quota import Quota
 from vgpud.gpu.wire.header import Rect
@@ -20,7 +21,7 @@ from vgpud.memory.extents import Extents
 from vgpud.unix.stream_socket import StreamSocket
 
 PATIENCE = 5.0
-EDID = display.ProtocolFeature.EDID
+EDID = display.DisplayFeature.EDID
 S0, S1 = ScanoutId(0), ScanoutId(1)
 
 
@@ -60,9 +61,9 @@ class Vmm:
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = StreamSocket(sock)
-        self.reader = display.RequestReader()
+        self.reader = DisplayRequestReader()
 
-    async def next(self, patience: float | None = None) -> tuple[display.Request, bytes]:
+    async def next(self, patience: float | None = None) -> tuple[display.DisplayRequest, bytes]:
         """The next request; TimeoutError if for `patience` seconds not even a part of it comes."""
         while (found := self.reader.next_request()) is None:
             async with asyncio.timeout(patience):
@@ -73,14 +74,14 @@ class Vmm:
         return found
 
     async def greet(self, features: int = EDID) -> None:
-        assert await self.next() == (display.GetProtocolFeatures(), b"")
-        await self.answer(display.ProtocolFeatures(features))
-        assert await self.next() == (display.SetProtocolFeatures(features & EDID), b"")
+        assert await self.next() == (display.DisplayGetProtocolFeatures(), b"")
+        await self.answer(display.DisplayFeatures(features))
+        assert await self.next() == (display.DisplaySetProtocolFeatures(features & EDID), b"")
 
-    async def answer(self, reply: display.Reply) -> None:
-        await self.socket.send(display.encode_reply(reply))
+    async def answer(self, reply: display.DisplayReply) -> None:
+        await self.socket.send(encode_reply(reply))
 
-    async def all(self) -> list[tuple[display.Request, bytes]]:
+    async def all(self) -> list[tuple[display.DisplayRequest, bytes]]:
         """Everything that comes until nothing does any more."""
         found = []
         with suppress(TimeoutError):
@@ -97,12 +98,12 @@ class Vmm:
 @asynccontextmanager
 async def linked(
     *, greet: bool = True, quota: Quota | None = None
-) -> AsyncIterator[tuple[DisplayLink, Vmm, Screen]]:
+) -> AsyncIterator[tuple[DisplayChannel, Vmm, Screen]]:
     """A link that runs until its VMM closes the socket."""
     ours, theirs = socket.socketpair()
     screen = Screen()
     vmm = Vmm(theirs)
-    link = DisplayLink("gpu0", StreamSocket(ours), screen, quota or Quota(1 << 30))
+    link = DisplayChannel("gpu0", StreamSocket(ours), screen, quota or Quota(1 << 30))
     running = asyncio.create_task(link.run())
     try:
         async with asyncio.timeout(PATIENCE):

@@ -9,15 +9,21 @@ import pytest
 
 from tests.gpu.display.display_vmm import S0, S1, linked, run
 from vgpud.gpu.display import messages as display
-from vgpud.gpu.display.messages import CursorPos, CursorPosHide, CursorUpdate, Scanout, Update
+from vgpud.gpu.display.messages import (
+    DisplayCursorHide,
+    DisplayCursorMove,
+    DisplayCursorUpdate,
+    DisplayScanout,
+    DisplayUpdate,
+)
 from vgpud.gpu.wire.header import Rect
 
 
-def painted(messages: list[tuple[display.Request, bytes]], width: int, height: int) -> bytes:
+def painted(messages: list[tuple[display.DisplayRequest, bytes]], width: int, height: int) -> bytes:
     """What a VMM shows after the updates among the messages."""
     picture = np.zeros((height, width, 4), np.uint8)
     for message, data in messages:
-        if isinstance(message, Update):
+        if isinstance(message, DisplayUpdate):
             part = np.frombuffer(data, np.uint8).reshape(message.height, message.width, 4)
             x, y = message.x, message.y
             picture[y : y + message.height, x : x + message.width] = part
@@ -32,10 +38,10 @@ def test_a_size_then_the_pixels() -> None:
             link.damage(0, Rect(0, 0, 4, 2))  # a device says both in one go, in any order
             link.scanout(0, 4, 2)
             link.damage(0, Rect(1, 0, 2, 2))
-            assert await vmm.next() == (Scanout(S0, 4, 2), b"")
+            assert await vmm.next() == (DisplayScanout(S0, 4, 2), b"")
             pixels = bytes([*range(4, 12), *range(20, 28)])
             # A new size makes all of the old damage void.
-            assert await vmm.next() == (Update(S0, 1, 0, 2, 2), pixels)
+            assert await vmm.next() == (DisplayUpdate(S0, 1, 0, 2, 2), pixels)
             assert await vmm.all() == []
 
     run(test)
@@ -53,7 +59,7 @@ def test_only_what_is_damaged_is_sent() -> None:
                 link.damage(0, rect)
             messages = await vmm.all()
             assert [message for message, _ in messages] == [
-                Update(S0, rect.x, rect.y, rect.width, rect.height) for rect in rects
+                DisplayUpdate(S0, rect.x, rect.y, rect.width, rect.height) for rect in rects
             ]
             assert [data for _, data in messages] == [b"\x07" * 4800, b"\x07" * 400]
             assert await vmm.all() == []
@@ -73,7 +79,7 @@ def test_the_newest_frame_wins_and_nothing_waits_for_a_vmm_that_does_not_read() 
             # The first, which the socket is stuck with, and at most one that was read behind it.
             assert len(screen.reads) <= 2
             messages = await vmm.all()
-            updates = [data for message, data in messages if isinstance(message, Update)]
+            updates = [data for message, data in messages if isinstance(message, DisplayUpdate)]
             assert len(updates) <= 3
             assert updates[-1] == bytes([199]) * (4 << 20)
 
@@ -116,10 +122,10 @@ def test_a_new_size_comes_before_updates_of_it() -> None:
             link.damage(0, Rect(0, 0, 64, 48))
             requests = [message for message, _ in await vmm.all()]
             assert requests == [
-                Scanout(S0, 1024, 1024),
-                Update(S0, 0, 0, 1024, 1024),
-                Scanout(S0, 64, 48),
-                Update(S0, 0, 0, 64, 48),
+                DisplayScanout(S0, 1024, 1024),
+                DisplayUpdate(S0, 0, 0, 1024, 1024),
+                DisplayScanout(S0, 64, 48),
+                DisplayUpdate(S0, 0, 0, 64, 48),
             ]
 
     run(test)
@@ -132,7 +138,7 @@ def test_an_output_that_is_turned_off_gets_no_updates() -> None:
             link.scanout(0, 8, 8)
             link.damage(0, Rect(0, 0, 8, 8))
             link.scanout(0, 0, 0)
-            assert await vmm.all() == [(Scanout(S0, 0, 0), b"")]
+            assert await vmm.all() == [(DisplayScanout(S0, 0, 0), b"")]
             # Nor is anything sent of one whose pages have gone.
             link.damage(1, Rect(0, 0, 8, 8))
             assert await vmm.all() == []
@@ -140,7 +146,10 @@ def test_an_output_that_is_turned_off_gets_no_updates() -> None:
             screen.show(1, 1, 1)
             link.scanout(1, 1, 1)
             link.damage(1, Rect(0, 0, 1, 1))
-            assert await vmm.all() == [(Scanout(S1, 1, 1), b""), (Update(S1, 0, 0, 1, 1), bytes(4))]
+            assert await vmm.all() == [
+                (DisplayScanout(S1, 1, 1), b""),
+                (DisplayUpdate(S1, 0, 0, 1, 1), bytes(4)),
+            ]
 
     run(test)
 
@@ -162,8 +171,8 @@ def test_nothing_starves_while_an_output_changes_all_the_time() -> None:
                     link.damage(1, rects[0])
                     link.cursor_move(0, 5, 6, visible=True)
                 seen.append((await vmm.next())[0])
-            assert any(isinstance(one, Update) and one.scanout_id == S1 for one in seen)
-            assert CursorPos(S0, 5, 6) in seen
+            assert any(isinstance(one, DisplayUpdate) and one.scanout_id == S1 for one in seen)
+            assert DisplayCursorMove(S0, 5, 6) in seen
             await vmm.all()
 
     run(test)
@@ -176,11 +185,11 @@ def test_cursors() -> None:
     async def test() -> None:
         async with linked() as (link, vmm, _):
             link.cursor_update(1, 10, 20, 3, 4, IMAGE)
-            assert await vmm.next() == (CursorUpdate(S1, 10, 20, 3, 4, IMAGE.tobytes()), b"")
+            assert await vmm.next() == (DisplayCursorUpdate(S1, 10, 20, 3, 4, IMAGE.tobytes()), b"")
             link.cursor_move(1, 11, 21, visible=True)
-            assert await vmm.next() == (CursorPos(S1, 11, 21), b"")
+            assert await vmm.next() == (DisplayCursorMove(S1, 11, 21), b"")
             link.cursor_move(1, 12, 22, visible=False)
-            assert await vmm.next() == (CursorPosHide(S1, 12, 22), b"")
+            assert await vmm.next() == (DisplayCursorHide(S1, 12, 22), b"")
 
     run(test)
 
@@ -188,16 +197,16 @@ def test_cursors() -> None:
 @pytest.mark.parametrize(
     ("moves", "expected"),
     [
-        ([(1, 1, True), (2, 2, True), (3, 3, True)], CursorPos(S0, 3, 3)),
-        ([(1, 1, True), (2, 2, False)], CursorPosHide(S0, 2, 2)),
-        ([(1, 1, False), (2, 2, True)], CursorPos(S0, 2, 2)),
-        (["image", (7, 8, True)], CursorUpdate(S0, 7, 8, 3, 4, IMAGE.tobytes())),
-        ([(7, 8, True), "image"], CursorUpdate(S0, 0, 0, 3, 4, IMAGE.tobytes())),
-        (["image", (7, 8, False)], CursorPosHide(S0, 7, 8)),
+        ([(1, 1, True), (2, 2, True), (3, 3, True)], DisplayCursorMove(S0, 3, 3)),
+        ([(1, 1, True), (2, 2, False)], DisplayCursorHide(S0, 2, 2)),
+        ([(1, 1, False), (2, 2, True)], DisplayCursorMove(S0, 2, 2)),
+        (["image", (7, 8, True)], DisplayCursorUpdate(S0, 7, 8, 3, 4, IMAGE.tobytes())),
+        ([(7, 8, True), "image"], DisplayCursorUpdate(S0, 0, 0, 3, 4, IMAGE.tobytes())),
+        (["image", (7, 8, False)], DisplayCursorHide(S0, 7, 8)),
     ],
 )
 def test_the_newest_of_a_cursor_is_sent(
-    moves: list[str | tuple[int, int, bool]], expected: display.Request
+    moves: list[str | tuple[int, int, bool]], expected: display.DisplayRequest
 ) -> None:
     async def test() -> None:
         async with linked() as (link, vmm, _):
@@ -217,6 +226,6 @@ def test_an_image_is_copied_when_it_is_given() -> None:
             image = IMAGE.copy()
             link.cursor_update(0, 0, 0, 0, 0, image)
             image[:] = 0
-            assert await vmm.next() == (CursorUpdate(S0, 0, 0, 0, 0, IMAGE.tobytes()), b"")
+            assert await vmm.next() == (DisplayCursorUpdate(S0, 0, 0, 0, 0, IMAGE.tobytes()), b"")
 
     run(test)

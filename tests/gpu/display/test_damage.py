@@ -126,11 +126,3 @@ def test_up_to_the_limit_they_are_kept_apart_and_in_order() -> None:
     for spot in spots:
         damage.add(spot)
     assert pop_all(damage) == spots
-
-
-def test_clear() -> None:
-    damage = Damage()
-    assert not damage
-    damage.add(Rect(0, 0, 1, 1))
-    damage.clear()
-    assert not damage

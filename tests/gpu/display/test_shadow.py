@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from tests.gpu.display.display_vmm import S0, Screen, Vmm, linked, run
 from vgpud.gpu.display import channel as serve_display
-from vgpud.gpu.display.channel import DisplayLink
-from vgpud.gpu.display.messages import Scanout, Update
+from vgpud.gpu.display.channel import DisplayChannel
+from vgpud.gpu.display.messages import DisplayScanout, DisplayUpdate
 from vgpud.gpu.display.shadow import TILE, Shadow
 from vgpud.gpu.quota import Quota
 from vgpud.gpu.wire.header import Rect
@@ -23,7 +23,7 @@ WHOLE = Rect(0, 0, WIDTH, HEIGHT)
 
 
 def show(
-    link: DisplayLink, screen: Screen, scanout_id: int = 0, size: tuple[int, int] = (0, 0)
+    link: DisplayChannel, screen: Screen, scanout_id: int = 0, size: tuple[int, int] = (0, 0)
 ) -> None:
     """Turns a scanout on, as a device does: its size, and that all of it is new."""
     width, height = size
@@ -40,7 +40,10 @@ def test_a_frame_that_is_the_same_is_not_sent() -> None:
     async def test() -> None:
         async with linked() as (link, vmm, screen):
             show(link, screen, size=(WIDTH, HEIGHT))
-            assert [type(message) for message, _ in await vmm.all()] == [Scanout, Update]
+            assert [type(message) for message, _ in await vmm.all()] == [
+                DisplayScanout,
+                DisplayUpdate,
+            ]
             for _ in range(3):
                 screen.pictures[0] = screen.pictures[0].copy()  # a page flip
                 link.damage(0, WHOLE)
@@ -60,7 +63,7 @@ def test_of_two_nearly_equal_frames_the_difference_is_sent() -> None:
                 screen.pictures[0] = frames[turn]
                 link.damage(0, WHOLE)
                 [(update, data)] = await vmm.all()
-                assert isinstance(update, Update)
+                assert isinstance(update, DisplayUpdate)
                 assert update.x <= 300
                 assert update.x + update.width >= 500
                 assert update.y <= 200
@@ -83,8 +86,8 @@ def test_a_new_size_is_sent_whole_even_if_it_is_the_old_one() -> None:
                 show(link, screen, size=(0, 0))
                 show(link, screen, size=size)
                 assert [message for message, _ in await vmm.all()] == [
-                    Scanout(S0, *size),
-                    Update(S0, 0, 0, *size),
+                    DisplayScanout(S0, *size),
+                    DisplayUpdate(S0, 0, 0, *size),
                 ]
 
     run(test)
@@ -102,7 +105,7 @@ def test_pages_that_are_gone_for_a_while_do_not_count_as_sent() -> None:
             screen.pictures[0] = picture
             link.damage(0, Rect(0, 0, 640, 480))
             [(update, data)] = await vmm.all()
-            assert update == Update(S0, 0, 0, 640, 480)
+            assert update == DisplayUpdate(S0, 0, 0, 640, 480)
             assert data == picture.tobytes()
 
     run(test)
@@ -122,7 +125,7 @@ def test_the_copy_is_the_guests_to_pay(room: int) -> None:
             screen.pictures[0][100:110, 100:110] = 5
             link.damage(0, Rect(0, 0, 640, 480))
             [(update, data)] = await vmm.all()
-            assert isinstance(update, Update)
+            assert isinstance(update, DisplayUpdate)
             assert (update.width == 640) == (not enough)
             assert b"\5" * 40 in data
             show(link, screen, size=(0, 0))
@@ -142,10 +145,10 @@ class Viewer:
 
     def take(self, message: object, data: bytes) -> None:
         match message:
-            case Scanout(scanout_id, width, height):
+            case DisplayScanout(scanout_id, width, height):
                 # Whatever was in that memory: nobody may count on it.
                 self.surfaces[scanout_id] = np.full((height, width, 4), 0xDB, np.uint8)
-            case Update(scanout_id, x, y, width, height):
+            case DisplayUpdate(scanout_id, x, y, width, height):
                 surface = self.surfaces[scanout_id]
                 assert x + width <= surface.shape[1]
                 assert y + height <= surface.shape[0]

@@ -146,8 +146,8 @@ def describe(device: DeviceServer, blob: AnyBlob) -> Blob:
             flags=0,
             reason=None,
         )
-    place = blob.memory.place
-    offset = place.offset if place is not None and place.mapped else None
+    placement = blob.memory.placement
+    offset = placement.offset if placement is not None and placement.mapped else None
     address = blob.memory.guest_phys_addr if isinstance(blob.memory, PerBlobMemory) else None
     base = device.slots.table.base if device.slots is not None else None
     if offset is not None and base is not None:

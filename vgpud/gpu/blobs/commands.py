@@ -14,7 +14,7 @@ from vgpud.coherency.slot_policy import BlobKind
 from vgpud.errors import VgpudError
 from vgpud.gpu.blobs.layout import BlobLayout, HostMemory, restore_memory
 from vgpud.gpu.blobs.plans import Plans
-from vgpud.gpu.contexts import Context, Contexts, live
+from vgpud.gpu.contexts import Context, Contexts, require_live
 from vgpud.gpu.counters import Counters
 from vgpud.gpu.errors import InvalidContextId, InvalidParameter, Unspecified
 from vgpud.gpu.guest_memory import GuestMemory
@@ -158,7 +158,7 @@ class Blobs:
             raise _invalid(
                 f"a host blob of {command.size:#x} bytes, not aligned to {BLOB_ALIGNMENT:#x}"
             )
-        live(context.renderer)
+        require_live(context.renderer)
         return context
 
     def _create_host(self, command: commands.ResourceCreateBlob, kind: BlobMem) -> HostBlob:
@@ -202,7 +202,7 @@ class Blobs:
             memory = self._layout.adopt(command.resource_id, size, plan, made.buffer, contents)
             undo.pop_all()
         blob = self._add(command, kind, plan, charge, memory, backing)
-        self._contexts.made(blob.id, renderer)
+        self._contexts.set_maker(blob.id, renderer)
         log.debug(
             "blob of a renderer resource=%d blob_id=%d size=%#x backing=%s hint=%s memory_type=%s",
             *(blob.id, command.blob_id, size, made.buffer.backing, made.hint, plan.memory_type),

@@ -42,7 +42,7 @@ class HostMemory(Protocol):
         """Whether the guest has it, in the window or elsewhere."""
 
     @property
-    def place(self) -> Placement | None:
+    def placement(self) -> Placement | None:
         """Where in the window it lies, mapped or parked; None if it has no place there."""
 
     def export(self) -> tuple[Fd, int] | None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from vgpud.coherency.plan import Plan
 from vgpud.errors import AllocationError, HostError, OutOfMemory, VgpudError
 from vgpud.gpu.blobs.layout import access_of, flushed_at_hand_over
+from vgpud.gpu.blobs.slot_owner import BarSlots, RamSlots
 from vgpud.gpu.errors import InvalidParameter, Unspecified
-from vgpud.gpu.ports import BarSlots, RamSlots, Works
 from vgpud.gpu.quota import Charge, Quota
 from vgpud.gpu.wire.protocol import ResourceId
+from vgpud.gpu.work import BackgroundWork
 from vgpud.memory.backing import HostBacking
 from vgpud.memory.buffers import Buffer, BufferSource
 from vgpud.memory.extents import Extents
@@ -37,12 +38,12 @@ class PerBlobLayout:
         size: int,
         quota: Quota,
         slots: BarSlots,
-        works: Works,
+        executor: BackgroundWork,
         source: BufferSource,
     ) -> None:
         self.map = WindowMap[ResourceId](size)
         self.slots = slots
-        self.works = works
+        self.executor = executor
         self.blobs: dict[ResourceId, PerBlobMemory] = {}
         self._name = name
         self._size = size
@@ -127,7 +128,7 @@ class PerBlobMemory:
         if self._buffer is not None:
             return
         try:
-            await self._layout.works.run_in_thread(make)
+            await self._layout.executor.run_in_thread(make)
             self.take(made.pop())
         finally:
             for buffer in made:  # given up meanwhile
@@ -140,10 +141,10 @@ class PerBlobMemory:
 
     @property
     def mapped(self) -> bool:
-        return self._ram is not None or self.place is not None
+        return self._ram is not None or self.placement is not None
 
     @property
-    def place(self) -> Placement | None:
+    def placement(self) -> Placement | None:
         return self._layout.map.placement(self._blob)
 
     @property
@@ -177,14 +178,14 @@ class PerBlobMemory:
         self._ram = slots, address
 
     async def unmap(self) -> None:
-        place = self.place
+        placement = self.placement
         # Where the VMM refuses to unmap it, the guest still sees it there.
         if self._ram is not None:
             slots, address = self._ram
             await slots.unmap(address, self._size, use=SlotUse.RAM)
             self._ram = None
-        elif place is not None:
-            await self._layout.slots.unmap(place.offset, place.size)
+        elif placement is not None:
+            await self._layout.slots.unmap(placement.offset, placement.size)
             self._layout.map.remove(self._blob)
         else:
             raise _invalid(f"blob {self._blob} is not mapped")
@@ -208,7 +209,7 @@ class PerBlobMemory:
         fd, contents = self._file()
         if flushed_at_hand_over(self._plan):
             # Also of fresh pages: the kernel zeroes them through the cache.
-            await self._layout.works.run_in_thread(lambda: contents.flush(0, self._size))
+            await self._layout.executor.run_in_thread(lambda: contents.flush(0, self._size))
         return fd
 
     def take(self, buffer: Buffer) -> None:

@@ -27,7 +27,7 @@ class Plans:
         self._device = device
         self._vm = vm
         self._publish = publish
-        self._told: set[tuple[Rule, BlobKind, str]] = set()
+        self._announced: set[tuple[Rule, BlobKind, str]] = set()
         self._problems: dict[tuple[Rule, BlobKind], str] = {}
 
     @property
@@ -65,7 +65,7 @@ class Plans:
         else:
             problem = f"{kind} blobs are {told} instead of {wanted}: {reason}"
             self._problems[rule, kind] = problem
-        if not self._is_news(rule, kind, reason):
+        if not self._is_new(rule, kind, reason):
             return
         name = MAP_INFO[result.memory_type].name
         log.info("plan device=%s blob=%s map_info=%s: %s", self._device, kind, name, reason)
@@ -82,7 +82,7 @@ class Plans:
     def _refused(self, rule: Rule, kind: BlobKind, reason: str) -> None:
         problem = f"{kind} blobs are refused: {reason}"
         self._problems[rule, kind] = problem
-        if not self._is_news(rule, kind, reason):
+        if not self._is_new(rule, kind, reason):
             return
         wanted = rule.memory_type
         log.warning(
@@ -92,7 +92,7 @@ class Plans:
             "plan.refused", problem, blob=str(kind), wanted=str(wanted), told=None, reason=reason
         )
 
-    def _is_news(self, rule: Rule, kind: BlobKind, reason: str) -> bool:
-        news = (rule, kind, reason) not in self._told
-        self._told.add((rule, kind, reason))
+    def _is_new(self, rule: Rule, kind: BlobKind, reason: str) -> bool:
+        news = (rule, kind, reason) not in self._announced
+        self._announced.add((rule, kind, reason))
         return news

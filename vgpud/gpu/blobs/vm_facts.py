@@ -62,8 +62,11 @@ class VmFacts:
             self._facts.clear()
 
     def find_kvm_mode_again(self, *, window_mapped: bool) -> None:
-        """Find out again if nothing was seen before. As plans for the unknown hold whatever the
-        answer is, the window may even get other flags, if it has no slot yet."""
+        """Find the KVM mode again if it is still unknown.
+
+        Plans for an unknown mode are correct with every mode, so the window may even get other
+        flags, if it has no slot yet.
+        """
         if self._seen is not KvmMode.UNKNOWN:
             return
         self._seen = None

@@ -18,9 +18,9 @@ from vgpud.errors import OutOfMemory, VgpudError
 from vgpud.gpu.blobs.layout import BlobLayout, restore_memory
 from vgpud.gpu.blobs.per_blob_layout import PerBlobMemory
 from vgpud.gpu.blobs.plans import Plans
+from vgpud.gpu.blobs.slot_owner import RamSlots
 from vgpud.gpu.counters import Counters
 from vgpud.gpu.errors import InvalidParameter, InvalidResourceId
-from vgpud.gpu.ports import RamSlots
 from vgpud.gpu.quota import Quota
 from vgpud.gpu.resources import OVERHEAD, HostBlob
 from vgpud.gpu.state import HostBlobState
@@ -93,7 +93,7 @@ class VmmBlobs:
         blob = HostBlob(blob_id, BlobMem.HOST3D, size, True, plan, charge, memory)
         self._by_id[blob_id] = blob
         log.debug("blob created device=%s resource=%d size=%#x", self._device, blob_id, size)
-        self._tell("created", blob)
+        self._announce("created", blob)
         return blob
 
     def save(self) -> tuple[HostBlobState, ...]:
@@ -101,7 +101,7 @@ class VmmBlobs:
 
         Those that are mapped outside of the window are not among them: their VMM maps them again.
         """
-        return tuple(blob.save() for blob in self if blob.memory.place or not blob.mapped)
+        return tuple(blob.save() for blob in self if blob.memory.placement or not blob.mapped)
 
     async def restore(self, state: HostBlobState) -> None:
         """Make a blob from its value, with the id that the VMM knows."""
@@ -123,11 +123,11 @@ class VmmBlobs:
         async with self._window_lock:
             self._check(blob)
             if offset is None:
-                offset = self._place_for(blob)
+                offset = self._offset_for(blob)
             check_placement(offset, blob.size, self._layout.map.size)
             await blob.memory.map(offset)
         self._counters.maps += 1
-        self._tell("mapped", blob, offset=offset)
+        self._announce("mapped", blob, offset=offset)
 
     async def map_ram(self, blob: HostBlob, slots: RamSlots, address: int) -> None:
         """Put a blob at a guest-physical address outside of the window, for a device with a
@@ -137,7 +137,7 @@ class VmmBlobs:
             assert isinstance(blob.memory, PerBlobMemory)
             await blob.memory.map_ram(slots, address)
         self._counters.maps += 1
-        self._tell("mapped", blob, guest_phys_addr=address)
+        self._announce("mapped", blob, guest_phys_addr=address)
 
     async def unmap(self, blob: HostBlob) -> None:
         """Take a blob from the guest."""
@@ -145,7 +145,7 @@ class VmmBlobs:
             self._check(blob)
             await blob.memory.unmap()
         self._counters.unmaps += 1
-        self._tell("unmapped", blob)
+        self._announce("unmapped", blob)
 
     async def destroy(self, blob: HostBlob) -> None:
         """Give a blob back, unmapped first if need be."""
@@ -161,10 +161,10 @@ class VmmBlobs:
         for blob in list(self._by_id.values()):
             self._forget(blob)
 
-    def _place_for(self, blob: HostBlob) -> int:
-        place = blob.memory.place
-        if place is not None:
-            return place.offset
+    def _offset_for(self, blob: HostBlob) -> int:
+        placement = blob.memory.placement
+        if placement is not None:
+            return placement.offset
         offset = self._layout.map.free_from_end(blob.size)
         if offset is None:
             raise OutOfMemory(
@@ -181,9 +181,9 @@ class VmmBlobs:
         del self._by_id[blob.id]
         blob.charge.release()
         log.debug("blob destroyed device=%s resource=%d", self._device, blob.id)
-        self._tell("destroyed", blob)
+        self._announce("destroyed", blob)
 
-    def _tell(self, what: str, blob: HostBlob, **where: int) -> None:
+    def _announce(self, what: str, blob: HostBlob, **where: int) -> None:
         message = f"a blob of the VMM's, {blob.size:#x} bytes, was {what}"
         self._publish(f"blob.{what}", message, resource=blob.id, size=blob.size, **where)
 

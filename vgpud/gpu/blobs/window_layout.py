@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from vgpud.coherency.plan import Plan
 from vgpud.errors import AllocationError, HostError, Unsupported
 from vgpud.gpu.blobs.layout import access_of, flushed_at_hand_over
+from vgpud.gpu.blobs.slot_owner import BarSlots
 from vgpud.gpu.errors import InvalidParameter
 from vgpud.gpu.memory import zeroed
-from vgpud.gpu.ports import BarSlots, Works
 from vgpud.gpu.quota import Charge, Quota
 from vgpud.gpu.wire.protocol import ResourceId
+from vgpud.gpu.work import BackgroundWork
 from vgpud.memory.backing import HostBacking
 from vgpud.memory.buffers import Buffer
 from vgpud.memory.extents import Extents
@@ -47,11 +48,11 @@ class WindowLayout:
         size: int,
         quota: Quota,
         slots: BarSlots,
-        works: Works,
+        executor: BackgroundWork,
         slot_flags: Callable[[], SlotFlag],
     ) -> None:
         self.map = WindowMap[ResourceId](size)
-        self.works = works
+        self.executor = executor
         self.quota = quota
         self._name = name
         self._size = size
@@ -134,16 +135,16 @@ class WindowBlob:
 
     @property
     def mapped(self) -> bool:
-        place = self.place
-        return place is not None and place.mapped
+        placement = self.placement
+        return placement is not None and placement.mapped
 
     @property
-    def place(self) -> Placement | None:
+    def placement(self) -> Placement | None:
         return self._layout.map.placement(self._blob)
 
     def export(self) -> tuple[Fd, int] | None:
-        place = self.place
-        return None if place is None else (self._layout.window.fd.dup(), place.offset)
+        placement = self.placement
+        return None if placement is None else (self._layout.window.fd.dup(), placement.offset)
 
     @property
     def made(self) -> bool:
@@ -153,8 +154,8 @@ class WindowBlob:
         pass
 
     def contents(self) -> Extents:
-        place = self._layout.map.placement(self._blob)
-        at = None if place is None else place.offset
+        placement = self._layout.map.placement(self._blob)
+        at = None if placement is None else placement.offset
         if self._contents is None or self._contents_at != at:
             self._contents = Extents.from_array(self._bytes_at(at), access=self._access)
             self._contents_at = at
@@ -178,15 +179,15 @@ class WindowBlob:
         layout.map.put(self._blob, offset, self._size)
 
     async def unmap(self) -> None:
-        place = self._layout.map.placement(self._blob)
-        if place is None or not place.mapped:
+        placement = self._layout.map.placement(self._blob)
+        if placement is None or not placement.mapped:
             raise InvalidParameter(f"blob {self._blob} is not mapped")
         self._layout.map.park(self._blob)
 
     async def destroy(self) -> None:
         if self._layout.map.placement(self._blob) is not None:
-            place = self._layout.map.remove(self._blob)
-            self._layout.window.clear(place.offset, place.size)
+            placement = self._layout.map.remove(self._blob)
+            self._layout.window.clear(placement.offset, placement.size)
         self.forget()
 
     def forget(self) -> None:
@@ -204,22 +205,22 @@ class WindowBlob:
         except BaseException:
             charge.release()
             raise
-        place = self._layout.map.remove(self._blob)
-        self._layout.window.clear(place.offset, place.size)
+        placement = self._layout.map.remove(self._blob)
+        self._layout.window.clear(placement.offset, placement.size)
         self._private, self._charge = private, charge
         self._contents = None
 
     async def _copy_out(self, out: Extents) -> None:
         """Copy the bytes as they are in the end: the guest goes on
         meanwhile, unless it is the cause of the move."""
-        works, here = self._layout.works, self.contents()
+        executor, here = self._layout.executor, self.contents()
         for _ in range(MOVES_IN_THREAD):
-            await works.drained(self._blob)
-            submitted = works.submitted
+            await executor.drained(self._blob)
+            submitted = executor.submitted
             await self._do(lambda: out.copy_from(here))
-            if works.submitted == submitted:
+            if executor.submitted == submitted:
                 return
-        await works.drained(self._blob)
+        await executor.drained(self._blob)
         out.copy_from(here)
 
     async def _move_in(self, offset: int) -> None:
@@ -241,4 +242,4 @@ class WindowBlob:
         if self._size < COPY_IN_THREAD:
             work()
         else:
-            await self._layout.works.run_in_thread(work)
+            await self._layout.executor.run_in_thread(work)

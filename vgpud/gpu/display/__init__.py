@@ -1,1 +1,1 @@
-"""The display of the VMM: what it is sent of each scanout, and when."""
+"""The VMM's display: which parts of each scanout it is sent, and when."""

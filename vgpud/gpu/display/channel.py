@@ -1,10 +1,9 @@
-"""The VMM's display, over the socket of GPU_SET_SOCKET: scanouts, updates and cursors go out, two
-questions come back.
+"""The display channel: a VMM's display over the socket of VHOST_USER_GPU_SET_SOCKET.
 
-Implements `gpu.ports.Display`. Nothing that the device calls here waits: it leaves word of what has
-changed, and a task sends it when the socket takes it: the newest contents of each place, only once,
-and only where they differ from what was sent last. So a slow VMM costs frames, never the guest's
-time, and never more memory than a copy of what it shows. Source: QEMU,
+Implements `gpu.display.display.Display`. No call of the device waits here: it notes what has
+changed, and a task sends that when the socket accepts it: the newest contents of each area, only
+once, and only where they differ from what was sent last. So a slow VMM costs frames, never the
+guest's time, and never more memory than a copy of what it shows. Source: QEMU,
 docs/interop/vhost-user-gpu.rst.
 """
 
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 from vgpud.errors import PeerError
 from vgpud.gpu.counters import Counters
-from vgpud.gpu.display import messages as display
+from vgpud.gpu.display import messages
 from vgpud.gpu.display.damage import Damage
 from vgpud.gpu.display.shadow import TILE, Shadow
 from vgpud.gpu.display.shadows import Shadows
@@ -37,28 +36,30 @@ from vgpud.unix.stream_socket import StreamSocket
 log = logging.getLogger(__name__)
 
 
-class Source(Protocol):
-    """Where the pixels are: `gpu.scanouts`. Both return None of what shows nothing any more."""
+class ScanoutReader(Protocol):
+    """What the channel reads pixels from: `gpu.scanouts`."""
 
     def update(self, scanout_id: int, rect: Rect, shadow: Shadow) -> NDArray[np.uint8] | None:
-        """Brings a part of a shadow up to date; returns its changed tiles."""
+        """Bring a rectangle of a shadow up to date; return its changed tiles, or None if there is
+        nothing to read or the scanout has another size now."""
 
     def xrgb(self, scanout_id: int, rect: Rect) -> NDArray[np.uint8] | None:
-        """Reads a part as (height, width, 4) of B, G, R, X."""
+        """Return a rectangle as (height, width, 4) of B, G, R, X, or None if there is nothing to
+        read."""
 
 
-PATIENCE = 4.0
-"""Seconds for an answer: Linux waits 5 for what it asks us, and should get an error of ours before
-it gives up."""
+REPLY_TIMEOUT = 4.0
+"""Seconds to wait for a reply. A Linux guest waits 5 seconds for the command that needs it, and
+should get an error before that."""
 
 MAX_UPDATE = 4 << 20
-"""Bytes of pixels compared or read, and sent, at a time: a fraction of a millisecond of the loop's
-time, however large the display is."""
+"""Bytes of pixels that are compared or read, and sent, at a time: a fraction of a millisecond on
+the event loop, however large the display is."""
 
 SEND_BUFFER = 9 << 18
-"""Bytes, which the kernel doubles for what it needs itself: one update fits. QEMU reads an update
-with its lock held, so one that comes in small pieces stops the guest's CPUs; and more than one in
-there would be old pictures."""
+"""The socket's send buffer in bytes, which the kernel doubles for its own bookkeeping: one update
+fits. QEMU reads an update with its lock held, so one that comes in small pieces stops the guest's
+CPUs; more than one update in the buffer would be old pictures."""
 
 BYTES_PER_PIXEL = 4
 
@@ -66,19 +67,21 @@ _CHUNK = 4096
 
 
 @dataclass(slots=True, eq=False)
-class _Question:
-    request: display.Request
-    answer: asyncio.Future[display.Reply]
+class _PendingRequest:
+    """A request of the back-end that has not been answered."""
+
+    request: messages.DisplayRequest
+    reply: asyncio.Future[messages.DisplayReply]
 
 
-class DisplayLink:
-    """One display socket, from GPU_SET_SOCKET until it closes or is replaced."""
+class DisplayChannel:
+    """One display socket, from VHOST_USER_GPU_SET_SOCKET until it is closed or replaced."""
 
     def __init__(
         self,
         device: str,
         socket: StreamSocket,
-        source: Source,
+        scanouts: ScanoutReader,
         quota: Quota,
         counters: Counters | None = None,
     ) -> None:
@@ -86,28 +89,29 @@ class DisplayLink:
         self._socket = socket
         socket.buffer(SEND_BUFFER)
         self._counters = counters if counters is not None else Counters()
-        self._source = source
+        self._scanouts = scanouts
         self._shadows = Shadows(quota)
-        self._reader = display.ReplyReader()
-        self._features = display.ProtocolFeature(0)
-        self._questions: deque[_Question] = deque()  # to be sent
-        self._asked: deque[_Question] = deque()  # to be answered, in this order
-        self._sizes: dict[int, display.Scanout] = {}
+        self._reader = messages.DisplayReplyReader()
+        self._features = messages.DisplayFeature(0)
+        self._unsent: deque[_PendingRequest] = deque()  # in the order to send
+        self._unanswered: deque[_PendingRequest] = deque()  # sent, in the order of their replies
+        self._sizes: dict[int, messages.DisplayScanout] = {}
         self._damage: dict[int, Damage] = {}
         self._cursors: dict[
-            int, display.CursorUpdate | display.CursorPos | display.CursorPosHide
+            int,
+            messages.DisplayCursorUpdate | messages.DisplayCursorMove | messages.DisplayCursorHide,
         ] = {}
         self._changed = asyncio.Event()
-        self._features_unsaid = False
+        self._features_unsent = False
         self._closed = False
-        self._greeted = asyncio.Event()
+        self._negotiated = asyncio.Event()
 
     # What the device calls
 
     def scanout(self, scanout_id: int, width: int, height: int) -> None:
         self._damage.pop(scanout_id, None)
-        self._shadows.begin(scanout_id, width, height)  # the display forgets what it showed
-        self._sizes[scanout_id] = display.Scanout(ScanoutId(scanout_id), width, height)
+        self._shadows.begin(scanout_id, width, height)  # the display discards its old contents
+        self._sizes[scanout_id] = messages.DisplayScanout(ScanoutId(scanout_id), width, height)
         self._changed.set()
 
     def damage(self, scanout_id: int, rect: Rect) -> None:
@@ -117,102 +121,104 @@ class DisplayLink:
     def cursor_update(
         self, scanout_id: int, x: int, y: int, hot_x: int, hot_y: int, image: NDArray[np.uint8]
     ) -> None:
-        self._cursors[scanout_id] = display.CursorUpdate(
+        self._cursors[scanout_id] = messages.DisplayCursorUpdate(
             ScanoutId(scanout_id), x, y, hot_x, hot_y, image.tobytes()
         )
         self._changed.set()
 
     def cursor_move(self, scanout_id: int, x: int, y: int, *, visible: bool) -> None:
-        unsent = self._cursors.get(scanout_id)
+        queued = self._cursors.get(scanout_id)
         if not visible:
-            self._cursors[scanout_id] = display.CursorPosHide(ScanoutId(scanout_id), x, y)
-        elif isinstance(unsent, display.CursorUpdate):
-            self._cursors[scanout_id] = replace(unsent, x=x, y=y)
+            self._cursors[scanout_id] = messages.DisplayCursorHide(ScanoutId(scanout_id), x, y)
+        elif isinstance(queued, messages.DisplayCursorUpdate):
+            self._cursors[scanout_id] = replace(queued, x=x, y=y)
         else:
-            self._cursors[scanout_id] = display.CursorPos(ScanoutId(scanout_id), x, y)
+            self._cursors[scanout_id] = messages.DisplayCursorMove(ScanoutId(scanout_id), x, y)
         self._changed.set()
 
     async def modes(self) -> Sequence[responses.DisplayMode]:
-        reply = await self._ask(display.GetDisplayInfo())
+        reply = await self._request(messages.DisplayGetInfo())
         assert isinstance(reply, responses.DisplayInfo)
         return reply.modes
 
     async def edid(self, scanout_id: int) -> bytes:
-        await self._greeted.wait()
-        if not self._features & display.ProtocolFeature.EDID:
+        await self._negotiated.wait()
+        if not self._features & messages.DisplayFeature.EDID:
             raise Unspecified("the display has no EDID")
-        reply = await self._ask(display.GetEdid(ScanoutId(scanout_id)))
+        reply = await self._request(messages.DisplayGetEdid(ScanoutId(scanout_id)))
         assert isinstance(reply, responses.Edid)
         return reply.data
 
     # What the session runs
 
     async def run(self) -> None:
-        """Sends and receives until the VMM closes the socket; raises `PeerError` if it talks
-        nonsense."""
+        """Send and receive until the VMM closes the socket.
+
+        Raises `PeerError` for a malformed or unexpected message.
+        """
         try:
             async with asyncio.TaskGroup() as tasks:
                 sender = tasks.create_task(self._send())
-                greeting = tasks.create_task(self._greet())
+                negotiation = tasks.create_task(self._negotiate_features())
                 await self._receive()
                 sender.cancel()
-                greeting.cancel()
+                negotiation.cancel()
         finally:
             self.close()
 
     def close(self) -> None:
-        """Closes the socket; who waits for an answer gets `Unspecified`."""
+        """Close the socket; what waits for a reply gets `Unspecified`."""
         self._closed = True
         self._socket.close()
         self._shadows.clear()
-        for question in (*self._questions, *self._asked):
-            if not question.answer.done():
-                question.answer.set_exception(_unanswered(question.request))
-                question.answer.exception()  # there may be nobody left whom it concerns
-        self._questions.clear()
-        self._asked.clear()
+        for pending in (*self._unsent, *self._unanswered):
+            if not pending.reply.done():
+                pending.reply.set_exception(_no_reply(pending.request))
+                pending.reply.exception()  # retrieved: the caller may have been cancelled
+        self._unsent.clear()
+        self._unanswered.clear()
 
-    async def _greet(self) -> None:
+    async def _negotiate_features(self) -> None:
         try:
-            reply = await self._ask(display.GetProtocolFeatures())
+            reply = await self._request(messages.DisplayGetProtocolFeatures())
         except Unspecified as error:
             log.warning("display without features device=%s: %s", self._device, error)
             return
         finally:
-            self._greeted.set()  # this waits no longer than any question
-        assert isinstance(reply, display.ProtocolFeatures)
-        self._features = display.ProtocolFeature.EDID & reply.features
-        self._features_unsaid = True
+            self._negotiated.set()  # in any case: `_request` has a time limit
+        assert isinstance(reply, messages.DisplayFeatures)
+        self._features = messages.DisplayFeature.EDID & reply.features
+        self._features_unsent = True
         self._changed.set()
 
-    async def _ask(self, request: display.Request) -> display.Reply:
+    async def _request(self, request: messages.DisplayRequest) -> messages.DisplayReply:
         if self._closed:
-            raise _unanswered(request)
-        question = _Question(request, asyncio.get_running_loop().create_future())
-        self._questions.append(question)
+            raise _no_reply(request)
+        pending = _PendingRequest(request, asyncio.get_running_loop().create_future())
+        self._unsent.append(pending)
         self._changed.set()
         try:
-            async with asyncio.timeout(PATIENCE):
-                return await asyncio.shield(question.answer)
+            async with asyncio.timeout(REPLY_TIMEOUT):
+                return await asyncio.shield(pending.reply)
         except TimeoutError:
-            raise _unanswered(request) from None
+            raise _no_reply(request) from None
 
     async def _receive(self) -> None:
         while True:
             data, fds = await self._socket.recv(_CHUNK)
-            for fd in fds:  # no answer has any
+            for fd in fds:  # no reply has any
                 fd.close()
             if not data:
                 return
             self._reader.receive_data(data)
             while (reply := self._reader.next_reply()) is not None:
-                if not self._asked or not _answers(self._asked[0].request, reply):
+                if not self._unanswered or not _answers(self._unanswered[0].request, reply):
                     raise PeerError(
                         f"display: {type(reply).__name__} came, which was not asked for"
                     )
-                question = self._asked.popleft()
-                if not question.answer.done():
-                    question.answer.set_result(reply)
+                pending = self._unanswered.popleft()
+                if not pending.reply.done():
+                    pending.reply.set_result(reply)
 
     async def _send(self) -> None:
         while True:
@@ -220,29 +226,31 @@ class DisplayLink:
             self._changed.clear()
             if await self._send_some():
                 self._changed.set()
-                # Others' turn: what has not changed is not sent, and so has waited for nobody.
+                # Let other tasks run: `_send_some` may not have waited, where nothing was sent.
                 await asyncio.sleep(0)
 
     async def _send_some(self) -> bool:
-        """Sends what there is to say but for damage, of which there may be no end: one rectangle.
+        """Send everything but damage, and one rectangle of damage; return whether there is more.
 
-        True if there is more.
+        One, because a guest may cause damage without end.
         """
-        if self._features_unsaid:
-            self._features_unsaid = False
-            await self._socket.send(display.encode(display.SetProtocolFeatures(self._features)))
-        while self._questions:
-            question = self._questions.popleft()
-            self._asked.append(question)
-            await self._socket.send(display.encode(question.request))
+        if self._features_unsent:
+            self._features_unsent = False
+            await self._socket.send(
+                messages.encode(messages.DisplaySetProtocolFeatures(self._features))
+            )
+        while self._unsent:
+            pending = self._unsent.popleft()
+            self._unanswered.append(pending)
+            await self._socket.send(messages.encode(pending.request))
         while self._sizes:
             _, scanout = self._sizes.popitem()
-            await self._socket.send(display.encode(scanout))
+            await self._socket.send(messages.encode(scanout))
         if self._damage:
             await self._send_damage()
         while self._cursors:
             _, cursor = self._cursors.popitem()
-            await self._socket.send(display.encode(cursor))
+            await self._socket.send(messages.encode(cursor))
         return bool(self._damage)
 
     async def _send_damage(self) -> None:
@@ -255,45 +263,46 @@ class DisplayLink:
             damage.put_back(below)
             rect = Rect(rect.x, rect.y, rect.width, rows)
         if damage:
-            self._damage[scanout_id] = damage  # behind the other outputs
+            self._damage[scanout_id] = damage  # after the other outputs
         shadow = self._shadows.of(scanout_id)
         if shadow is None:
-            pixels = self._source.xrgb(scanout_id, rect)
+            pixels = self._scanouts.xrgb(scanout_id, rect)
             if pixels is not None:
                 await self._send_update(scanout_id, rect, pixels)
             return
-        changed = self._source.update(scanout_id, rect, shadow)
+        changed = self._scanouts.update(scanout_id, rect, shadow)
         for part in rectangles(changed, rect, TILE) if changed is not None else ():
             await self._send_update(scanout_id, part, shadow.pixels(part))
-            if self._shadows.of(scanout_id) is not shadow:  # of another size meanwhile
+            if self._shadows.of(scanout_id) is not shadow:  # the size has changed
                 return
 
     async def _send_update(self, scanout_id: int, rect: Rect, pixels: NDArray[np.uint8]) -> None:
-        update = display.Update(ScanoutId(scanout_id), rect.x, rect.y, rect.width, rect.height)
-        # In one go, as far as the socket takes it: who has the beginning waits for the rest.
+        update = messages.DisplayUpdate(
+            ScanoutId(scanout_id), rect.x, rect.y, rect.width, rect.height
+        )
+        # In one call, as far as the socket accepts it: a VMM that has the start waits for the end.
         await self._socket.send(
-            display.encode(update), behind=np.ascontiguousarray(pixels).reshape(-1).data
+            messages.encode(update), behind=np.ascontiguousarray(pixels).reshape(-1).data
         )
         self._counters.display_updates += 1
         self._counters.display_bytes += pixels.nbytes
 
 
 def _rows_at_a_time(rect: Rect) -> int:
-    """How many rows of a rectangle are one update: down to the end of a row of tiles, if it can."""
+    """Return how many rows of a rectangle to send at once, if possible whole rows of tiles."""
     rows = max(MAX_UPDATE // (rect.width * BYTES_PER_PIXEL), 1)
     return max(rows - (rect.y + rows) % TILE[1], 1) if rows >= TILE[1] else rows
 
 
-def _unanswered(request: display.Request) -> Unspecified:
-    name = type(request).__name__
-    return Unspecified(f"the display did not answer {name}")
+def _no_reply(request: messages.DisplayRequest) -> Unspecified:
+    return Unspecified(f"the display did not answer {messages.request_name(request)}")
 
 
-def _answers(request: display.Request, reply: display.Reply) -> bool:
+def _answers(request: messages.DisplayRequest, reply: messages.DisplayReply) -> bool:
     match request:
-        case display.GetProtocolFeatures():
-            return isinstance(reply, display.ProtocolFeatures)
-        case display.GetDisplayInfo():
+        case messages.DisplayGetProtocolFeatures():
+            return isinstance(reply, messages.DisplayFeatures)
+        case messages.DisplayGetInfo():
             return isinstance(reply, responses.DisplayInfo)
         case _:
             return isinstance(reply, responses.Edid)

@@ -1,15 +1,11 @@
-"""Damage: the parts of a scanout that somebody has yet to be shown, as few rectangles that cover
-little more.
-
-Pure.
-"""
+"""Damage: the parts of a scanout that have to be sent to a display, as a few rectangles."""
 
 from __future__ import annotations
 
 from vgpud.gpu.wire.header import Rect
 
 MAX_RECTS = 16
-"""Rectangles kept apart. Beyond this, one message each costs more than the pixels between them."""
+"""Rectangles kept apart: with more, a message for each costs more than the pixels between them."""
 
 
 class Damage:
@@ -22,7 +18,7 @@ class Damage:
         return bool(self._rects)
 
     def add(self, rect: Rect) -> None:
-        """Adds a rectangle, joined with those beside which it wastes nothing."""
+        """Add a rectangle, merged with others where the union is no larger than both."""
         merged = True
         while merged:
             merged = False
@@ -40,20 +36,16 @@ class Damage:
             self._rects = [first]
 
     def pop(self) -> Rect:
-        """Takes out the rectangle added first."""
+        """Remove and return the rectangle that was added first."""
         return self._rects.pop(0)
 
     def put_back(self, rect: Rect) -> None:
-        """Puts a rectangle where `pop` takes it next."""
+        """Add a rectangle that the next `pop` returns."""
         self._rects.insert(0, rect)
-
-    def clear(self) -> None:
-        """Forgets all of them."""
-        self._rects.clear()
 
 
 def union(a: Rect, b: Rect) -> Rect:
-    """The smallest rectangle that holds both."""
+    """Return the smallest rectangle that contains both."""
     x, y = min(a.x, b.x), min(a.y, b.y)
     right = max(a.x + a.width, b.x + b.width)
     bottom = max(a.y + a.height, b.y + b.height)

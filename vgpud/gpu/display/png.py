@@ -1,6 +1,6 @@
-"""Pictures as PNG files: 8 bits of R, G and B a pixel, no filter, no interlace.
+"""PNG files: 8 bits of R, G and B a pixel, no filter, no interlace.
 
-Pure: an array in, bytes out. Source: the PNG specification (ISO/IEC 15948), 5 "Datastream
+Source: the PNG specification (ISO/IEC 15948), 5 "Datastream
 structure" and 11.2 "Critical chunks".
 """
 
@@ -18,7 +18,7 @@ _BITS, _COLOUR_RGB = 8, 2
 
 
 def encode(picture: NDArray[np.uint8]) -> bytes:
-    """A file of `picture`, (height, width, 3) of R, G, B."""
+    """Return `picture`, (height, width, 3) of R, G, B, as a file's contents."""
     height, width, _ = picture.shape
     header = struct.pack(">IIBBBBB", width, height, _BITS, _COLOUR_RGB, 0, 0, 0)
     # Each row begins with the number of its filter.

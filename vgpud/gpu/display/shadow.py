@@ -1,6 +1,6 @@
-"""What a display has been sent of one scanout, to find out what it need not be sent again.
+"""The shadow of one scanout: a copy of the pixels that a display has been sent.
 
-Owns the copy; how the tiles are compared is told in uapi/tiles.c.
+The comparison of tiles is native/tiles.c.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from vgpud.memory.extents import Extents
 from vgpud.native import tiles as native
 
 TILE: Final = native.TILE
-"""Width and height in pixels of what is compared as one."""
+"""A tile's width and height in pixels; tiles are compared as a whole."""
 
 
 class Shadow:
-    """`width` x `height` pixels of B, G, R, X; nothing is known of them at first."""
+    """`width` x `height` pixels of B, G, R, X, all of them unknown at first."""
 
     __slots__ = ("_tiles", "height", "width")
 
@@ -29,7 +29,7 @@ class Shadow:
 
     @staticmethod
     def size(width: int, height: int) -> int:
-        """Bytes that one takes, about."""
+        """Return how many bytes a shadow takes, about."""
         return native.TileShadow.size(width, height)
 
     def take(
@@ -40,10 +40,10 @@ class Shadow:
         stride: int,
         order: tuple[int, int, int, int],
     ) -> NDArray[np.uint8]:
-        """Brings a rectangle up to date with pixels whose first is at `offset` of a buffer.
+        """Bring a rectangle up to date with pixels that begin at `offset` of a buffer.
 
-        `order` is where B, G, R and X are in them. Returns the tiles that the rectangle touches,
-        (rows, columns), 1 where something has changed or was not known and 0 elsewhere. Raises
+        `order` is the position of B, G, R and X in a pixel. Returns the tiles that the rectangle
+        touches, (rows, columns): 1 where a pixel has changed or was unknown, 0 elsewhere. Raises
         `OutOfRange` for pixels that are not in the buffer.
         """
         return contents.update_tiles(
@@ -51,5 +51,5 @@ class Shadow:
         )
 
     def pixels(self, rect: Rect) -> NDArray[np.uint8]:
-        """A part of it, (height, width, 4), without a copy: to be read before the next `take`."""
+        """Return a rectangle, (height, width, 4), as a view that is valid until the next `take`."""
         return self._tiles.pixels[rect.y : rect.y + rect.height, rect.x : rect.x + rect.width]

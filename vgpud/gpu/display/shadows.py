@@ -1,7 +1,7 @@
-"""The shadows of one display: what it has been sent of each scanout, charged to the guest.
+"""The shadows of one display: a copy of what it was sent of each scanout, charged to the guest.
 
-Owns their sizes and lifetime. A shadow must never claim what the display does not show: it lives
-from one word about the scanout's size to the next.
+A shadow must never have pixels that the display does not show. So each is dropped when its
+scanout's size is sent, because the display discards its contents then.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from vgpud.gpu.quota import Charge, Quota
 
 
 class Shadows:
-    """At most one for each scanout, made when it is first asked for."""
+    """The shadows, at most one for each scanout, made when it is first needed."""
 
     def __init__(self, quota: Quota) -> None:
         self._quota = quota
@@ -20,17 +20,17 @@ class Shadows:
         self._held: dict[int, tuple[Shadow | None, Charge]] = {}
 
     def begin(self, scanout_id: int, width: int, height: int) -> None:
-        """A scanout has a new size, 0 x 0 if it is off, and nothing was sent of it."""
+        """Drop a scanout's shadow: it has a new size, 0 x 0 if off, and nothing of it was sent."""
         held = self._held.pop(scanout_id, None)
         if held is not None:
             held[1].release()
         self._sizes[scanout_id] = width, height
 
     def of(self, scanout_id: int) -> Shadow | None:
-        """A scanout's shadow.
+        """Return a scanout's shadow.
 
-        None if it is off, or if there was no memory for a shadow of this size when it was first
-        asked for: all of the damage is to be sent then.
+        None if the scanout is off, or if there was no memory for a shadow of this size when it was
+        first needed: then all of the damage has to be sent.
         """
         held = self._held.get(scanout_id)
         if held is None:
@@ -38,7 +38,7 @@ class Shadows:
         return held[0]
 
     def clear(self) -> None:
-        """Forgets all, for good."""
+        """Drop all shadows, and make no new ones."""
         for scanout_id in list(self._sizes):
             self.begin(scanout_id, 0, 0)
 

@@ -1,7 +1,4 @@
-"""Tiles that have changed, as the rectangles that cost a display least.
-
-Pure.
-"""
+"""Changed tiles of a scanout, as the rectangles that are the cheapest to send to a display."""
 
 from __future__ import annotations
 
@@ -13,22 +10,22 @@ from numpy.typing import NDArray
 from vgpud.gpu.wire.header import Rect
 
 RECT_COST = 16384
-"""What a message costs those who send, receive and draw it, in pixels that they could move
-meanwhile: about 50 microseconds."""
+"""The cost of sending, receiving and drawing a message, in pixels that could be moved in that time:
+about 50 microseconds."""
 
 MAX_RECTS = 32
-"""Messages for one look at the tiles: a slow display should not be behind by more of them."""
+"""Messages for one comparison of tiles: a slow display should not lag behind by more."""
 
 Block = tuple[int, int, int, int]
-"""Left, top, right and bottom in tiles, right and bottom behind the last."""
+"""Left, top, right and bottom in tiles; right and bottom are exclusive."""
 
 
 def rectangles(changed: NDArray[np.uint8], area: Rect, tile: tuple[int, int]) -> list[Rect]:
-    """Rectangles that cover all tiles that are not 0, and lie in the area; the cheapest of some.
+    """Return rectangles in the area that cover all tiles that are not 0.
 
-    `changed` are the tiles that the area touches, (rows, columns), of a grid from 0, 0 on; `tile`
-    is their width and height in pixels. Candidates are the tiles themselves, ever larger tiles
-    instead, and one rectangle for all.
+    `changed` are the tiles that the area touches, (rows, columns), of a grid whose origin is 0, 0;
+    `tile` is their width and height in pixels. The cheapest of these sets is returned: the tiles
+    themselves, tiles of 2, 4, 8 and more times their size, and one rectangle for all.
     """
     touched = np.flatnonzero(changed.any(axis=1))
     if not touched.size:
@@ -43,7 +40,7 @@ def rectangles(changed: NDArray[np.uint8], area: Rect, tile: tuple[int, int]) ->
             found = [_on_screen(_clip(block, scale, bounds), area, tile) for block in blocks]
             best = min(best, found, key=_cost)
             if len(found) == 1:
-                break  # larger tiles can only waste more
+                break  # larger tiles only cover more
         scale, grid = 2 * scale, _coarser(grid)
     return best
 
@@ -53,9 +50,9 @@ def _cost(rects: Sequence[Rect]) -> int:
 
 
 def _blocks(grid: NDArray[np.uint8]) -> list[Block] | None:
-    """The tiles of a grid as runs, those of the same extent in one row after the other as one.
+    """Return the runs of tiles in each row, equal ones of successive rows merged into a block.
 
-    None if these are too many.
+    None if there are too many.
     """
     found: list[Block] = []
     begun: dict[tuple[int, int], int] = {}  # (left, right) to top
@@ -92,7 +89,7 @@ def _runs(row: bytes) -> list[tuple[int, int]]:
 
 
 def _coarser(grid: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The same in tiles of twice the width and height."""
+    """Return the grid in tiles of twice the width and height."""
     rows, columns = grid.shape
     even = np.pad(grid, ((0, rows % 2), (0, columns % 2)))
     pairs = even[0::2] | even[1::2]
@@ -101,7 +98,7 @@ def _coarser(grid: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _clip(block: Block, scale: int, bounds: Block) -> Block:
-    """A block of larger tiles in the smallest, without what is beyond the outermost of them."""
+    """Return a block of larger tiles in units of the smallest, clipped to the bounds."""
     left, top, right, bottom = (scale * edge for edge in block)
     return (
         max(left, bounds[0]),
@@ -112,7 +109,7 @@ def _clip(block: Block, scale: int, bounds: Block) -> Block:
 
 
 def _on_screen(block: Block, area: Rect, tile: tuple[int, int]) -> Rect:
-    """A block in pixels, as far as it is in the area."""
+    """Return a block in pixels, clipped to the area."""
     width, height = tile
     column, row = area.x // width, area.y // height
     left, top = max((column + block[0]) * width, area.x), max((row + block[1]) * height, area.y)

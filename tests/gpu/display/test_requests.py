@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 
 import pytest
 
 from tests.gpu.display.display_vmm import EDID, PATIENCE, S1, Screen, Vmm, linked, run
+from tests.gpu.display.front_end_messages import encode_reply
 from vgpud.errors import PeerError, VgpudError
 from vgpud.gpu.display import channel as serve_display
 from vgpud.gpu.display import messages as display
-from vgpud.gpu.display.channel import DisplayLink
+from vgpud.gpu.display.channel import DisplayChannel
 from vgpud.gpu.errors import response_code
 from vgpud.gpu.quota import Quota
 from vgpud.gpu.wire.header import Rect
@@ -26,7 +28,7 @@ MODES = tuple(DisplayMode(Rect(at, 0, 640 + at, 480), enabled=at < 2) for at in 
 def test_of_the_features_only_edid_is_taken() -> None:
     async def test() -> None:
         async with linked(greet=False) as (_, vmm, __):
-            await vmm.greet(int(EDID | display.ProtocolFeature.DMABUF2 | 1 << 63))
+            await vmm.greet(int(EDID | 1 << 1 | 1 << 63))
             assert await vmm.all() == []
 
     run(test)
@@ -36,7 +38,7 @@ def test_modes_come_from_the_vmm() -> None:
     async def test() -> None:
         async with linked() as (link, vmm, _):
             asking = asyncio.create_task(link.modes())
-            assert await vmm.next() == (display.GetDisplayInfo(), b"")
+            assert await vmm.next() == (display.DisplayGetInfo(), b"")
             assert not asking.done()
             await vmm.answer(DisplayInfo(MODES))
             assert await asking == MODES
@@ -48,7 +50,7 @@ def test_edid_comes_from_the_vmm() -> None:
     async def test() -> None:
         async with linked() as (link, vmm, _):
             asking = asyncio.create_task(link.edid(1))
-            assert await vmm.next() == (display.GetEdid(S1), b"")
+            assert await vmm.next() == (display.DisplayGetEdid(S1), b"")
             await vmm.answer(Edid(bytes(range(256))))
             assert await asking == bytes(range(256))
 
@@ -62,7 +64,7 @@ def test_a_guest_that_asks_before_the_vmm_has_said_whether_it_has_edid() -> None
             await asyncio.sleep(0.01)
             assert not asking.done()
             await vmm.greet()
-            assert await vmm.next() == (display.GetEdid(S1), b"")
+            assert await vmm.next() == (display.DisplayGetEdid(S1), b"")
             await vmm.answer(Edid(b"\1" * 128))
             assert await asking == b"\1" * 128
 
@@ -93,22 +95,22 @@ def test_questions_are_answered_in_order_behind_a_full_socket() -> None:
             asking = [asyncio.create_task(link.modes()), asyncio.create_task(link.edid(1))]
             await asyncio.sleep(0)
             kinds = [type((await vmm.next())[0])]
-            while kinds[-1] is not display.GetEdid:
+            while kinds[-1] is not display.DisplayGetEdid:
                 kinds.append(type((await vmm.next())[0]))
             # No more than what the socket holds and the frame that is on its way comes before them.
-            frames = kinds.count(display.Update)
+            frames = kinds.count(display.DisplayUpdate)
             assert frames in (1, 2)
             assert kinds == [
-                display.Scanout,
-                *[display.Update] * frames,
-                display.GetDisplayInfo,
-                display.GetEdid,
+                display.DisplayScanout,
+                *[display.DisplayUpdate] * frames,
+                display.DisplayGetInfo,
+                display.DisplayGetEdid,
             ]
             await vmm.answer(DisplayInfo(MODES))
             await vmm.answer(Edid(b"\2" * 128))
             assert await asking[0] == MODES
             assert await asking[1] == b"\2" * 128
-            assert [type(message) for message, _ in await vmm.all()] == [display.Update]
+            assert [type(message) for message, _ in await vmm.all()] == [display.DisplayUpdate]
 
     run(test)
 
@@ -136,7 +138,7 @@ def test_the_end_of_the_socket_answers_who_waits() -> None:
             asking = asyncio.create_task(link.modes())
             await vmm.next()
             vmm.socket.close()
-            with pytest.raises(VgpudError, match="did not answer GetDisplayInfo") as caught:
+            with pytest.raises(VgpudError, match="did not answer GET_DISPLAY_INFO") as caught:
                 await asking
             assert response_code(caught.value) == ResponseType.ERR_UNSPEC
 
@@ -166,19 +168,19 @@ def test_after_the_end_nobody_waits() -> None:
 
 
 def test_patience_is_shorter_than_the_guests() -> None:
-    assert serve_display.PATIENCE < 5  # Linux, virtio_gpu_get_edids and virtio_gpu_probe
+    assert serve_display.REPLY_TIMEOUT < 5  # Linux, virtio_gpu_get_edids and virtio_gpu_probe
 
 
-def late(reply: display.Reply) -> bytes:
-    return display.encode_reply(reply)
+def late(reply: display.DisplayReply) -> bytes:
+    return encode_reply(reply)
 
 
 NONSENSE = {
     "not asked for": late(DisplayInfo(MODES)),
-    "asked for before": late(display.ProtocolFeatures(1)),
+    "asked for before": late(display.DisplayFeatures(1)),
     "another's answer": late(Edid(b"\0" * 128)),
-    "a dma-buf's": late(display.DmabufUpdated()),
-    "a request": display.encode(display.GetDisplayInfo()),
+    "a dma-buf's": struct.pack("=III", 10, 4, 0),
+    "a request": display.encode(display.DisplayGetInfo()),
     "too short": b"\3\0\0\0\4\0\0\0\1\0\0\0\0",
     "too long": b"\3\0\0\0\4\0\0\0\xff\xff\xff\xff",
     "noise": b"\xff" * 40,
@@ -190,7 +192,7 @@ def test_nonsense_closes_it(nonsense: bytes) -> None:
     async def test() -> None:
         ours, theirs = socket.socketpair()
         vmm = Vmm(theirs)
-        link = DisplayLink("gpu0", StreamSocket(ours), Screen(), Quota(1 << 30))
+        link = DisplayChannel("gpu0", StreamSocket(ours), Screen(), Quota(1 << 30))
         running = asyncio.create_task(link.run())
         async with asyncio.timeout(PATIENCE):
             await vmm.greet()
@@ -216,7 +218,7 @@ def test_answers_bytewise_and_with_descriptors_that_nobody_wants() -> None:
         async with linked() as (link, vmm, _):
             asking = asyncio.create_task(link.modes())
             await vmm.next()
-            reply = display.encode_reply(DisplayInfo(MODES))
+            reply = encode_reply(DisplayInfo(MODES))
             with eventfd.create() as fd:
                 for at in range(len(reply)):
                     await vmm.socket.send(reply[at : at + 1], [fd] if at % 100 == 0 else [])
@@ -230,7 +232,7 @@ def test_close_in_mid_frame() -> None:
         ours, theirs = socket.socketpair()
         screen = Screen()
         vmm = Vmm(theirs)
-        link = DisplayLink("gpu0", StreamSocket(ours), screen, Quota(1 << 30))
+        link = DisplayChannel("gpu0", StreamSocket(ours), screen, Quota(1 << 30))
         running = asyncio.create_task(link.run())
         async with asyncio.timeout(PATIENCE):
             await vmm.greet()
