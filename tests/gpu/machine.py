@@ -256,6 +256,12 @@ class Region:
     mmap_offset: int
 
 
+def screenshot(gpu: Gpu, scanout_id: int) -> NDArray[np.uint8] | None:
+    """What a scanout shows: RGB, shape (height, width, 3); None if it is off or can't be read."""
+    read = gpu.scanouts.capture(scanout_id)
+    return None if read is None else read()
+
+
 REGION = 256 * KIB
 LOW, NEXT, HIGH = 0x10000, 0x10000 + REGION, 1 << 32
 """Guest-physical starts of the three regions; the second follows the first, in another file."""

@@ -74,10 +74,8 @@ def test_a_cursor_outlives_its_image_and_its_display(machine: Machine) -> None:
     machine.gpu.attach_display(screen)
     assert screen.take() == [("cursor", 0, 10, 20, 5, 6)]
     assert np.array_equal(screen.images[0], pixels)
-    cursor = machine.gpu.cursors.get(0)
-    assert cursor is not None
-    assert (cursor.x, cursor.y) == (10, 20)
-    assert machine.gpu.cursors.get(1) is None
+    [cursor] = machine.gpu.cursors.save()
+    assert (cursor.scanout, cursor.x, cursor.y) == (0, 10, 20)
 
 
 @pytest.mark.parametrize("scanout", [2, 15, 16, (1 << 32) - 1])
@@ -122,15 +120,13 @@ def test_a_reset_takes_the_cursor_off_the_display(machine: Machine) -> None:
     told = screen.take()
     assert ("scanout", 0, 0, 0) in told
     assert any(what == "move" and not rest[-1] for what, *rest in told)
-    assert machine.gpu.cursors.get(0) is None
+    assert machine.gpu.cursors.save() == ()
 
 
 def test_a_blob_may_be_the_cursor(machine: Machine) -> None:
     machine.all(d.guest_blob(1, (LOW, 4 * PAGE)), d.update_cursor(0, 1))
-    cursor = machine.gpu.cursors.get(0)
-    assert cursor is not None
-    assert cursor.image is not None
-    assert cursor.image.tobytes() == machine.ram.read((LOW, 4 * PAGE)).tobytes()
+    [cursor] = machine.gpu.cursors.save()
+    assert cursor.image == machine.ram.read((LOW, 4 * PAGE)).tobytes()
     machine.do(d.guest_blob(2, (LOW, 3 * PAGE)))
     with refused(ResponseType.ERR_INVALID_PARAMETER):
         machine.do(d.update_cursor(0, 2))

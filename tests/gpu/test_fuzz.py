@@ -22,6 +22,7 @@ from tests.gpu.machine import (
     Machine,
     Screen,
     run_submission,
+    screenshot,
 )
 from tests.gpu.wire.command_cases import COMMANDS
 from vgpud.coherency.slot_policy import Layout
@@ -114,7 +115,7 @@ def test_no_sequence_of_commands_does_harm(layout: Layout) -> None:
                     machine.gpu.attach_display(random.choice([Screen(), None]))
                 harness.step()
                 harness.check_memory()
-                machine.gpu.scanouts.screenshot(random.randint(0, 2))
+                screenshot(machine.gpu, random.randint(0, 2))
             while harness.held:
                 harness.finish_one()
             for resource in [resource.id for resource in machine.gpu.resources]:

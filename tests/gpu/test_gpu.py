@@ -21,6 +21,7 @@ from tests.gpu.machine import (
     finish,
     random_bytes,
     refused,
+    screenshot,
     stop_at,
 )
 from tests.gpu.wire.command_cases import COMMANDS
@@ -97,7 +98,7 @@ def test_a_reset_drops_everything(machine: Machine) -> None:
         machine.reset()
         assert machine.used == machine.empty
         assert len(machine.gpu.resources) == 0
-        assert machine.gpu.scanouts.screenshot(0) is None
+        assert screenshot(machine.gpu, 0) is None
         assert ("scanout", 0, 0, 0) in screen.take()
         for resource in range(1, 7):
             with refused(ResponseType.ERR_INVALID_RESOURCE_ID):

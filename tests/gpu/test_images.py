@@ -22,6 +22,7 @@ from tests.gpu.machine import (
     cancel,
     finish,
     refused,
+    screenshot,
     stop_at,
 )
 from vgpud.gpu.wire.command_codec import Command
@@ -362,7 +363,7 @@ def test_every_format_shows_its_colours(machine: Machine, pixel_format: Format) 
     machine.all(d.transfer(1, whole(7, 5)), d.set_scanout(0, 1, whole(7, 5)))
     pixels = machine.ram.read(*pieces)[: 7 * 5 * 4].reshape(5, 7, 4)
     expected = np.stack([pixels[..., order.index(channel)] for channel in "RGB"], axis=-1)
-    picture = machine.gpu.scanouts.screenshot(0)
+    picture = screenshot(machine.gpu, 0)
     assert picture is not None
     assert np.array_equal(picture, expected)
     bgr = machine.gpu.scanouts.xrgb(0, Rect(2, 1, 3, 4))

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from tests.gpu import driver as d
-from tests.gpu.machine import LOW, PAGE, REGION, Machine, refused
+from tests.gpu.machine import LOW, PAGE, REGION, Machine, refused, screenshot
 from tests.gpu.second_renderer import BAD, CAPSET, DATA, SecondRenderer
 from tests.support.until import until_async
 from tests.vhost.queue_stand import PATIENCE, QueueStand, standing
@@ -212,7 +212,7 @@ def test_without_a_renderer_it_is_a_display_device() -> None:
         )
         machine.all(d.create_2d(2, 8, 8), d.attach_backing(2, (LOW, PAGE)))
         machine.all(d.transfer(2, Rect(0, 0, 8, 8)), d.set_scanout(0, 2, Rect(0, 0, 8, 8)))
-        assert machine.gpu.scanouts.screenshot(0) is not None
+        assert screenshot(machine.gpu, 0) is not None
         with refused(UNSPEC):
             machine.do(d.transfer_3d(2, Box(0, 0, 0, 8, 8, 1)))
         machine.reset()

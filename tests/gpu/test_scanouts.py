@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.gpu import driver as d
-from tests.gpu.machine import HIGH, LOW, PAGE, REGION, Machine, Screen, refused
+from tests.gpu.machine import HIGH, LOW, PAGE, REGION, Machine, Screen, refused, screenshot
 from vgpud.gpu.display.shadow import Shadow
 from vgpud.gpu.wire import edid
 from vgpud.gpu.wire.header import Rect
@@ -48,7 +48,7 @@ def test_each_output_has_its_place_and_size(count: int) -> None:
             assert (parsed.preferred.h_active, parsed.preferred.v_active) == (width, height)
             assert "gpu0" in parsed.name
             machine.do(d.set_scanout(index, 1, Rect(0, 0, 4, 4)))
-            assert machine.gpu.scanouts.screenshot(index) is not None
+            assert screenshot(machine.gpu, index) is not None
         for command in (
             d.get_edid(count),
             d.set_scanout(count, 1, Rect(0, 0, 4, 4)),
@@ -80,12 +80,12 @@ def test_a_scanout_is_a_part_of_an_image(machine: Machine) -> None:
     machine.do(d.transfer(1, Rect(0, 0, 10, 8)))
     pixels = machine.ram.read((LOW, 320)).reshape(8, 10, 4)[..., :3]
     machine.do(d.set_scanout(1, 1, Rect(3, 2, 6, 5)))
-    picture = machine.gpu.scanouts.screenshot(1)
+    picture = screenshot(machine.gpu, 1)
     assert picture is not None
     assert np.array_equal(picture, pixels[2:7, 3:9])
-    assert machine.gpu.scanouts.screenshot(0) is None
+    assert screenshot(machine.gpu, 0) is None
     machine.do(d.set_scanout(1, 0, Rect(0, 0, 0, 0)))
-    assert machine.gpu.scanouts.screenshot(1) is None
+    assert screenshot(machine.gpu, 1) is None
 
 
 def test_one_image_on_two_outputs(machine: Machine) -> None:
@@ -103,7 +103,7 @@ def test_one_image_on_two_outputs(machine: Machine) -> None:
     assert screen.take() == [("damage", 0, Rect(3, 2, 1, 3)), ("damage", 1, Rect(0, 2, 1, 3))]
     machine.do(d.unref(1))
     assert screen.take() == [("scanout", 0, 0, 0), ("scanout", 1, 0, 0)]
-    assert machine.gpu.scanouts.screenshot(0) is None
+    assert screenshot(machine.gpu, 0) is None
 
 
 rects = st.builds(Rect, st.integers(0, 7), st.integers(0, 7), st.integers(1, 8), st.integers(1, 8))
@@ -208,7 +208,7 @@ def test_a_blob_is_shown_by_stride_and_offset(
     rows = [data[offset + y * stride :][: 12 * 4].reshape(12, 4) for y in range(3, 13)]
     pixels = np.stack(rows)[:, 2:9]
     order = [2, 1, 0] if pixel_format is Format.B8G8R8X8_UNORM else [3, 2, 1]
-    picture = machine.gpu.scanouts.screenshot(0)
+    picture = screenshot(machine.gpu, 0)
     assert picture is not None
     assert np.array_equal(picture, pixels[..., order])
 
@@ -239,14 +239,14 @@ def test_a_frame_that_is_not_in_the_blob_is_refused(
     make_blob(machine, mem)
     good = d.set_scanout_blob(0, 1, Rect(0, 0, 16, 20), (16, 20), stride=64, offset=LAST)
     machine.do(good)
-    before = machine.gpu.scanouts.screenshot(0)
+    before = screenshot(machine.gpu, 0)
     with refused(INVALID):
         machine.do(
             d.set_scanout_blob(
                 0, 1, rect, size, stride=stride, offset=offset, pixel_format=pixel_format
             )
         )
-    after = machine.gpu.scanouts.screenshot(0)
+    after = screenshot(machine.gpu, 0)
     assert before is not None
     assert after is not None
     assert np.array_equal(before, after)
@@ -258,7 +258,7 @@ def test_a_blob_needs_the_command_that_says_its_layout(machine: Machine) -> None
         machine.do(d.set_scanout(0, 1, Rect(0, 0, 4, 4)))
     machine.do(d.set_scanout_blob(0, 1, Rect(0, 0, 4, 4), (4, 4), stride=16))
     machine.do(d.set_scanout_blob(0, 0, Rect(0, 0, 0, 0), (0, 0), stride=0))
-    assert machine.gpu.scanouts.screenshot(0) is None
+    assert screenshot(machine.gpu, 0) is None
 
 
 def test_a_blob_whose_pages_have_gone_is_not_shown(machine: Machine) -> None:
@@ -266,12 +266,12 @@ def test_a_blob_whose_pages_have_gone_is_not_shown(machine: Machine) -> None:
     machine.do(d.set_scanout_blob(0, 1, Rect(0, 0, 4, 4), (4, 4), stride=16))
     machine.ram.share((LOW,))
     assert machine.gpu.scanouts.xrgb(0, Rect(0, 0, 4, 4)) is None
-    assert machine.gpu.scanouts.screenshot(0) is None
+    assert screenshot(machine.gpu, 0) is None
     machine.ram.share()
-    assert machine.gpu.scanouts.screenshot(0) is not None
+    assert screenshot(machine.gpu, 0) is not None
     machine.do(d.detach_backing(1))
     assert machine.gpu.scanouts.xrgb(0, Rect(0, 0, 4, 4)) is None
-    assert machine.gpu.scanouts.screenshot(0) is None
+    assert screenshot(machine.gpu, 0) is None
 
 
 def test_only_what_is_shown_can_be_read(machine: Machine) -> None:
@@ -332,4 +332,4 @@ def test_an_image_is_not_shown_as_a_blob(machine: Machine) -> None:
     machine.do(d.create_2d(1, 64, 64))
     with refused(ResponseType.ERR_INVALID_PARAMETER):
         machine.do(d.set_scanout_blob(0, 1, Rect(0, 0, 64, 64), (64, 64), stride=256))
-    assert machine.gpu.scanouts.screenshot(0) is None
+    assert screenshot(machine.gpu, 0) is None

@@ -11,7 +11,19 @@ from random import Random
 import pytest
 
 from tests.gpu import driver as d
-from tests.gpu.machine import HIGH, KIB, LOW, MIB, NEXT, PAGE, REGION, Machine, Screen, finish
+from tests.gpu.machine import (
+    HIGH,
+    KIB,
+    LOW,
+    MIB,
+    NEXT,
+    PAGE,
+    REGION,
+    Machine,
+    Screen,
+    finish,
+    screenshot,
+)
 from tests.gpu.test_fuzz import Harness
 from vgpud.coherency.slot_policy import Layout
 from vgpud.errors import VgpudError
@@ -85,7 +97,7 @@ def test_what_is_restored_is_what_was_saved(machine: Machine, layout: Layout) ->
             if resource != 2:  # which has no backing
                 assert other.bytes_of(resource) == machine.bytes_of(resource)
         assert other.bar.read(16 * PAGE, 4 * PAGE) == machine.bar.read(16 * PAGE, 4 * PAGE)
-        before, after = machine.gpu.scanouts.screenshot(0), other.gpu.scanouts.screenshot(0)
+        before, after = screenshot(machine.gpu, 0), screenshot(other.gpu, 0)
         assert before is not None
         assert after is not None
         assert before.any()
@@ -343,7 +355,7 @@ def test_every_field_is_saved_or_rebuilt_or_not_needed(machine: Machine, layout:
     image, guest, host = (gpu.resources.get(ResourceId(number)) for number in (1, 3, 5))
     things = [
         *(image, guest, host, image.backing, gpu, gpu.scanouts, gpu.cursors, gpu.contexts),
-        *(gpu.vmm_blobs, gpu.contexts.get(ContextId(1)), gpu.cursors.get(1)),
+        *(gpu.vmm_blobs, gpu.contexts.get(ContextId(1)), gpu.cursors._cursors[1]),
         *(gpu.scanouts._active[ScanoutId(0)], *asyncio.run(device_and_queue())),
     ]
     seen = {type(thing).__name__: fields_of(thing) for thing in things}

@@ -60,11 +60,12 @@ class DaemonThread:
     def screenshot(self, scanout_id: int = 0, device: str = "gpu0") -> NDArray[np.uint8] | None:
         """What a scanout shows now: RGB, shape (height, width, 3); None if it is off."""
 
-        async def look() -> NDArray[np.uint8] | None:
+        async def read() -> NDArray[np.uint8] | None:
             live = self._daemon.devices[device].live
-            return None if live is None else live.gpu.scanouts.screenshot(scanout_id)
+            capture = None if live is None else live.gpu.scanouts.capture(scanout_id)
+            return None if capture is None else capture()
 
-        picture = asyncio.run_coroutine_threadsafe(look(), self._loop).result(STOP_S)
+        picture = asyncio.run_coroutine_threadsafe(read(), self._loop).result(STOP_S)
         return None if picture is None else np.array(picture)
 
     def _stop(self) -> None:

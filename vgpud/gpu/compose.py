@@ -1,4 +1,4 @@
-"""A device made of its parts: the one place where they meet."""
+"""The composition of a device from its parts."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from vgpud.slots.front_end import FrontEndSlots
 
 
 def compose(spec: DeviceSpec, environment: Environment) -> GpuDevice:
-    """Make a device for one front-end's session.
+    """Return a device for one front-end's session.
 
-    Raises `OutOfMemory` if the limit of the specification does not even hold its window.
+    Raises `OutOfMemory` if the memory limit is smaller than the window.
     """
     memory = GuestMemory()
     executor = Executor(spec.name)

@@ -1,9 +1,8 @@
-"""Contexts: what a guest submits work in, which resources it may use there, and which renderer
-executes it.
+"""Contexts: their renderers, the resources attached to them, and the commands submitted to them.
 
-The first renderer that has a context's capset gets it; a context of no named capset is of the first
-renderer's default kind. Source: virtio 1.3, 5.7.6.9 CTX_CREATE, CTX_ATTACH_RESOURCE, SUBMIT_3D;
-GET_CAPSET_INFO, GET_CAPSET.
+A context belongs to the first renderer that has its capset; a context without a capset belongs to
+the first renderer, and is of its default kind. Source: virtio 1.3, 5.7.6.9 CTX_CREATE,
+CTX_ATTACH_RESOURCE, SUBMIT_3D; GET_CAPSET_INFO, GET_CAPSET.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class Context:
 
 @dataclass(slots=True)
 class Submission:
-    """A SUBMIT_3D that is fit to be handed to its context's renderer."""
+    """A SUBMIT_3D that has been checked and can be started."""
 
     renderer: Renderer
     context: ContextId
@@ -49,15 +48,15 @@ class Submission:
     data: bytes
 
     def start(self, done: Done) -> None:
-        """Hand it over; `done` is called when it is complete, on any thread.
+        """Submit it to the renderer; `done` is called on any thread when it is complete.
 
-        Raises `VgpudError` where it can't be begun; `done` is not called then.
+        Raises `VgpudError` where it can't be started; `done` is not called then.
         """
         self.renderer.submit(self.context, self.ring, self.data, done)
 
 
 class Contexts:
-    """The contexts of one device, and the renderers that it has, the most wanted first."""
+    """The contexts of one device, and its renderers in order of preference."""
 
     def __init__(
         self, resources: ResourceTable, quota: Quota, renderers: Sequence[Renderer]
@@ -76,7 +75,7 @@ class Contexts:
 
     @property
     def num_capsets(self) -> int:
-        """How many capability sets there are."""
+        """The number of capsets of all renderers."""
         return len(self._capsets)
 
     def get(self, context_id: ContextId) -> Context:
@@ -87,12 +86,12 @@ class Contexts:
         return context
 
     def create(self, command: commands.CtxCreate) -> responses.Response:
-        """CTX_CREATE."""
+        """Execute CTX_CREATE."""
         self._create(command.header.ctx_id, command.capset_id, command.debug_name)
         return OK
 
     def destroy(self, command: commands.CtxDestroy) -> responses.Response:
-        """CTX_DESTROY; the resources live on."""
+        """Execute CTX_DESTROY; the resources stay."""
         context = self.get(command.header.ctx_id)
         if context.renderer.lost is None:
             context.renderer.destroy_context(context.id)
@@ -101,18 +100,18 @@ class Contexts:
         return OK
 
     def attach(self, command: commands.CtxAttachResource) -> responses.Response:
-        """CTX_ATTACH_RESOURCE; a second time changes nothing."""
+        """Execute CTX_ATTACH_RESOURCE; a second time changes nothing."""
         self._attach(self.get(command.header.ctx_id), self._resources.get(command.resource_id))
         return OK
 
     def detach(self, command: commands.CtxDetachResource) -> responses.Response:
-        """CTX_DETACH_RESOURCE; harmless where it is not attached."""
+        """Execute CTX_DETACH_RESOURCE; no error if the resource is not attached."""
         context = self.get(command.header.ctx_id)
         self._detach(context, self._resources.get(command.resource_id).id)
         return OK
 
     def submit(self, command: commands.Submit3D) -> Submission:
-        """SUBMIT_3D: what is left to do is to start it."""
+        """Check SUBMIT_3D, and return the submission to start."""
         header = command.header
         context = self.get(header.ctx_id)
         ring = header.ring
@@ -120,20 +119,20 @@ class Contexts:
         return Submission(require_live(context.renderer), context.id, index, command.data)
 
     def create_resource(self, command: commands.ResourceCreate3D) -> responses.Response:
-        """RESOURCE_CREATE_3D, which names no context: by the first renderer."""
+        """Execute RESOURCE_CREATE_3D, which names no context, by the first renderer."""
         self._resources.add(self._first().create_resource(command))
         return OK
 
     def transfer_to_host(self, command: commands.TransferToHost3D) -> Answer:
-        """TRANSFER_TO_HOST_3D, by the renderer that made the resource."""
+        """Execute TRANSFER_TO_HOST_3D by the renderer that made the resource."""
         return self._maker(command.resource_id).transfer_to_host(command)
 
     def transfer_from_host(self, command: commands.TransferFromHost3D) -> Answer:
-        """TRANSFER_FROM_HOST_3D, by the renderer that made the resource."""
+        """Execute TRANSFER_FROM_HOST_3D by the renderer that made the resource."""
         return self._maker(command.resource_id).transfer_from_host(command)
 
     def set_maker(self, resource_id: ResourceId, renderer: Renderer) -> None:
-        """Remember that a renderer has made a resource in memory of its own."""
+        """Record that a renderer has made a resource in its own memory."""
         self._makers[resource_id] = renderer
 
     def forget(self, resource_id: ResourceId) -> None:
@@ -143,7 +142,7 @@ class Contexts:
         self._makers.pop(resource_id, None)
 
     def save(self) -> tuple[ContextState, ...]:
-        """Return the contexts as values."""
+        """Return the contexts' states."""
         return tuple(
             ContextState(
                 context.id, context.capset_id, context.name, tuple(sorted(context.attached))
@@ -152,28 +151,27 @@ class Contexts:
         )
 
     def restore(self, state: ContextState) -> None:
-        """Make a context from its value; the resources attached to it must be there."""
+        """Make a context from its saved state; the resources attached to it must exist."""
         context = self._create(state.id, state.capset_id, state.name)
         for resource_id in state.attached:
             self._attach(context, self._resources.get(resource_id))
 
     def clear(self) -> None:
-        """Forget all contexts; the renderers are reset or closed as well."""
+        """Drop all contexts; the renderers are reset or closed as well."""
         for context in self._by_id.values():
             context.charge.release()
         self._by_id.clear()
         self._makers.clear()
 
     def capset_info(self, command: commands.GetCapsetInfo) -> responses.Response:
-        """GET_CAPSET_INFO; an index that is not there is answered with capset 0, as drivers
-        expect."""
+        """Execute GET_CAPSET_INFO; the answer to a bad index is capset 0, as drivers expect."""
         if command.capset_index >= len(self._capsets):
             return responses.CapsetInfo(0, 0, 0)
         capset, _ = self._capsets[command.capset_index]
         return responses.CapsetInfo(capset.id, capset.version, len(capset.data))
 
     def get_capset(self, command: commands.GetCapset) -> responses.Response:
-        """GET_CAPSET."""
+        """Execute GET_CAPSET."""
         for capset, _ in self._capsets:
             if capset.id == command.capset_id and command.capset_version <= capset.version:
                 return responses.CapsetData(capset.data)

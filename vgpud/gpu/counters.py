@@ -1,6 +1,6 @@
-"""What a device has done since the daemon started, for metrics: plain numbers, cheap to count.
+"""The counters of a device for metrics, from the start of the daemon over all sessions.
 
-Outlives sessions. Everything is counted on the event loop, so that no increment gets lost.
+Everything is counted on the event loop, so that no increment is lost.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from vgpud.gpu.work import Traffic
 
 @dataclass(slots=True, eq=False)
 class Counters:
-    """Totals. Bytes `read` and `written` are the DMA engine's, without snooping; those that a plan
-    has it move through the caches are `snooped`."""
+    """Totals. `bytes_read` and `bytes_written` are what the DMA engine moved past the caches,
+    `bytes_snooped` what it moved through them."""
 
     commands: dict[type[Command], int] = field(default_factory=lambda: defaultdict(int))
     """By the kind of command."""
@@ -32,7 +32,7 @@ class Counters:
     resets: int = 0
 
     def moved(self, traffic: Traffic) -> None:
-        """Add what work has moved."""
+        """Add the bytes that work has moved."""
         self.bytes_read += traffic.read
         self.bytes_written += traffic.written
         self.bytes_snooped += traffic.snooped

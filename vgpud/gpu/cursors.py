@@ -1,5 +1,6 @@
-"""The cursor queue's two commands. Source: virtio 1.3, 5.7.6.10 "controlq: cursorq" UPDATE_CURSOR
-and MOVE_CURSOR."""
+"""Cursors: the two commands of the cursor queue. Source: virtio 1.3, 5.7.6.10 "controlq: cursorq"
+UPDATE_CURSOR and MOVE_CURSOR.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ CURSOR_SIZE = 64
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cursor:
-    """A scanout's cursor: its place, and its image as (64, 64, 4) of B, G, R, A if it has one."""
+    """A scanout's cursor: its position, and its image as (64, 64, 4) of B, G, R, A if it has
+    one."""
 
     x: int
     y: int
@@ -32,7 +34,7 @@ class Cursor:
 
 
 class Cursors:
-    """The cursors of one device; `check` raises `InvalidScanoutId` for one that is not there."""
+    """The cursors of one device; `check` raises `InvalidScanoutId` for a bad scanout."""
 
     def __init__(self, resources: ResourceTable, check: Callable[[int], None]) -> None:
         self._resources = resources
@@ -46,12 +48,8 @@ class Cursors:
         for scanout_id, cursor in self._cursors.items():
             self._show(scanout_id, cursor)
 
-    def get(self, scanout_id: int) -> Cursor | None:
-        """Return the cursor of a scanout, None if the guest never set one."""
-        return self._cursors.get(scanout_id)
-
     def update(self, command: commands.UpdateCursor) -> responses.Response:
-        """UPDATE_CURSOR; resource 0 hides it."""
+        """Execute UPDATE_CURSOR; resource 0 hides the cursor."""
         self._check(command.scanout_id)
         image = None
         if command.resource_id != 0:
@@ -63,7 +61,7 @@ class Cursors:
         return responses.OkNoData()
 
     def move(self, command: commands.MoveCursor) -> responses.Response:
-        """MOVE_CURSOR."""
+        """Execute MOVE_CURSOR."""
         self._check(command.scanout_id)
         before = self._cursors.get(command.scanout_id, Cursor(0, 0, 0, 0, None))
         cursor = replace(before, x=command.x, y=command.y)
@@ -74,7 +72,7 @@ class Cursors:
         return responses.OkNoData()
 
     def save(self) -> tuple[CursorState, ...]:
-        """Return the cursors as values."""
+        """Return the cursors' states."""
         return tuple(
             CursorState(
                 scanout_id,
@@ -88,7 +86,7 @@ class Cursors:
         )
 
     def restore(self, state: CursorState) -> None:
-        """Show the cursor of a value."""
+        """Show a saved cursor."""
         image = None
         if state.image is not None:
             flat = np.frombuffer(state.image, np.uint8)
@@ -98,7 +96,7 @@ class Cursors:
         self._show(state.scanout, cursor)
 
     def clear(self) -> None:
-        """Hide and forget all cursors."""
+        """Hide and drop all cursors."""
         if self._display is not None:
             for scanout_id, cursor in self._cursors.items():
                 self._display.cursor_move(scanout_id, cursor.x, cursor.y, visible=False)

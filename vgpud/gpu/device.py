@@ -1,7 +1,7 @@
-"""The virtio-GPU as a vhost-user session has it: its two queues, its memory and sockets, its reset.
+"""The virtio-GPU as a device of a vhost-user session: its two queues, memory, sockets and reset.
 
-What commands do is `gpu.gpu`; what the control API does with a device that a front-end has goes
-through here, too. Source: virtio 1.3, 5.7.2 "Virtqueues"; QEMU, docs/interop/vhost-user-gpu.rst.
+Commands are executed in `gpu.gpu`. The control API's operations on a device in use are here, too.
+Source: virtio 1.3, 5.7.2 "Virtqueues"; QEMU, docs/interop/vhost-user-gpu.rst.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ T = TypeVar("T")
 
 
 class GpuDevice(Device):
-    """One virtio-GPU, for one front-end's session; `gpu.compose` makes it of its parts.
+    """The virtio-GPU of one session; `gpu.compose` makes it of its parts.
 
-    `slots` sets memory slots, if that is not the front-end.
+    `slots` is the slot owner, if that is not the front-end.
     """
 
     queues = QUEUES
@@ -70,13 +70,13 @@ class GpuDevice(Device):
             for index in (CONTROL_QUEUE, CURSOR_QUEUE)
         }
         self._operations = Operations()
-        self._resizing = asyncio.Lock()  # one at a time, so that each can be undone
-        self._driven = False  # by a guest's driver, which a reset takes away
+        self._resizing = asyncio.Lock()  # one resize at a time, so that it can be undone
+        self._driven = False  # whether a driver has started it since the last reset
         self._channel: BackEndChannel | None = None
         self._display: asyncio.Task[None] | None = None
         self._failure: asyncio.Task[None] | None = None
 
-    # What lasts as long as the session
+    # The session
 
     def open(self, tasks: asyncio.TaskGroup) -> None:
         self._tasks = tasks
@@ -93,11 +93,11 @@ class GpuDevice(Device):
         if self._display is not None:
             self._display.cancel()
         gpu = self.gpu
-        link = DisplayChannel(
+        channel = DisplayChannel(
             self.name, StreamSocket.of(socket), gpu.scanouts, gpu.quota, gpu.counters
         )
-        gpu.attach_display(link)
-        self._display = self._tasks.create_task(self._show(link))
+        gpu.attach_display(channel)
+        self._display = self._tasks.create_task(self._show(channel))
 
     async def end(self) -> None:
         for task in (self._failure, self._display):
@@ -127,8 +127,9 @@ class GpuDevice(Device):
     async def start_queue(self, index: int, queue: Virtqueue) -> None:
         """Start a queue.
 
-        A control queue that starts at 0 belongs to a driver that starts afresh. One that starts
-        elsewhere goes on after a pause of the VM, with everything that its driver has made.
+        A control queue that starts at index 0 belongs to a new driver, for which the device is
+        reset. At another index, the driver continues after a pause of the VM, and everything that
+        it has made is kept.
         """
         handler = self._queues[index]
         handler.queue = queue
@@ -153,7 +154,7 @@ class GpuDevice(Device):
         for handler in self._queues.values():
             handler.forget()
         self.gpu.reset()
-        self._front_end_slots.forget()  # a front-end takes back its own mappings itself
+        self._front_end_slots.forget()  # a front-end removes its own mappings itself
         if self.slots is not None:
             await self.slots.clear()
         if self._driven:
@@ -165,7 +166,7 @@ class GpuDevice(Device):
         self._timelines.hold()
 
     async def save(self) -> DeviceState:
-        """Return the device as a value, once every command that was taken has been answered.
+        """Return the device's state, once every command that was taken has been answered.
 
         Raises `VgpudError` where a blob's bytes are lost.
         """
@@ -178,18 +179,18 @@ class GpuDevice(Device):
         return DeviceState(self._driven, self.gpu.save(), rings)
 
     async def restore(self, state: object) -> None:
-        """Become the device of a value; the session restores the rings.
+        """Take over a saved state; the session restores the rings.
 
-        Raises `VgpudError` where something of it can't be had here.
+        Raises `VgpudError` where something of it can't be made on this host.
         """
         assert isinstance(state, DeviceState)
         self._driven = state.driven
         await self.gpu.restore(state.gpu)
 
-    # What the control API does with it
+    # The control API
 
     def reconfigure(self, spec: DeviceSpec) -> None:
-        """Take from another specification what can change while a front-end is connected."""
+        """Apply what can change of the specification while a front-end is connected."""
         outputs = self.gpu.scanouts.outputs
         self.gpu.reconfigure(spec)
         changed = self.gpu.scanouts.outputs != outputs and not self.gpu.has_display
@@ -199,15 +200,15 @@ class GpuDevice(Device):
     async def resize(self, scanout_id: int, width: int, height: int) -> None:
         """Offer the guest another mode, in pixels.
 
-        Raises `InvalidScanoutId` for an output that is not there, HostError where the front-end
-        does not pass it on.
+        Raises `InvalidScanoutId` for an output that does not exist, `HostError` where the front-end
+        does not notify the guest.
         """
         async with self._resizing:
             outputs = self.gpu.scanouts.outputs
             self.gpu.resize(scanout_id, width, height)
             try:
                 if self._channel is None or not self._channel.open:
-                    advice = "the front-end has given us no back-end channel"
+                    advice = "the front-end has set no back-end channel"
                     raise HostError("CONFIG_CHANGE_MSG", OSError(errno.ENOTCONN, ""), advice)
                 await self._channel.confirm_config_change()
             except BaseException:
@@ -217,20 +218,22 @@ class GpuDevice(Device):
             self.gpu.announce_resize(scanout_id)
 
     async def perform(self, operation: Coroutine[Any, Any, T]) -> T:
-        """Perform an operation that the guest has not asked for; raise what it raises, and
-        `Interrupted` if a reset or the end of the session came first."""
+        """Run an operation that the guest has not requested, and return its result.
+
+        Raises what it raises, and `Interrupted` if a reset or the end of the session cancels it.
+        """
         return await self._operations.run(operation, self._tasks)
 
     def mappings(self) -> Mapping[int, int]:
-        """Return what the front-end has mapped itself: lengths by offset in the window, in
+        """Return the mappings that the front-end has made: lengths by offset in the window, in
         bytes."""
         return self._front_end_slots.mapped
 
-    async def _show(self, link: DisplayChannel) -> None:
+    async def _show(self, channel: DisplayChannel) -> None:
         try:
-            await link.run()
+            await channel.run()
         except* PeerError as errors:
-            # The guest goes on without: its scanouts can still be read, and a new socket may come.
+            # The guest continues: its scanouts can still be read, and a new socket may be set.
             log.warning("display closed device=%s: %s", self.name, errors.exceptions[0])
         finally:
-            self.gpu.detach_display(link)
+            self.gpu.detach_display(channel)

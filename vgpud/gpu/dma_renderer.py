@@ -1,8 +1,7 @@
 """The DMA renderer: contexts of capset 30, whose packets vgpud's own DMA engine executes.
 
-Everything in a packet stream is looked up and checked here, before any of it runs; a packet that
-does not hold ends the stream where it stands. The packets themselves are `gpu.wire.dma`, the engine
-is `memory.engine`.
+A stream of packets is checked here before any of it runs; the first bad packet ends it. The
+packets' format is `gpu.wire.dma`, the engine is `memory.engine`.
 """
 
 from __future__ import annotations
@@ -25,29 +24,31 @@ from vgpud.memory.engine import Engine
 from vgpud.memory.extents import Extents
 
 SCRATCH = 4 << 20
-"""Bytes that the engine may take on top of the quota, to copy between buffers that overlap."""
+"""Bytes that the engine may allocate in addition to the quota, to copy between overlapping
+buffers."""
 
 PLAIN_TARGETS = (2, 5)
 """RESOURCE_CREATE_3D targets that are plain images: PIPE_TEXTURE_2D and PIPE_TEXTURE_RECT, whose
-numbers virgl took over from Gallium."""
+numbers virgl has from Gallium."""
 
 CRC_SIZE = 4
 
 PACKET_COST = 256
-"""Bytes that a packet is reckoned to move beside its own, so that many empty ones are long work
+"""Bytes that a packet counts for in addition to its own, so that many empty ones are long work,
 too."""
 
 ROW_COST = 64
-"""Bytes that a row is reckoned to move beside its own."""
+"""Bytes that a row counts for in addition to its own."""
 
 MEMORY_PER_BYTE = 16
-"""Bytes that a stream takes while it waits, for each of its own: packets as objects, buffers."""
+"""Bytes that a waiting stream takes for each byte of its own: packets as objects, buffers."""
 
 Attached: TypeAlias = dict[ResourceId, Resource]
 
 
 class DmaRenderer:
-    """A `gpu.renderer.Renderer` of DMA contexts, whose blobs are in memory of the device's own."""
+    """A `gpu.renderer.Renderer` of DMA contexts, whose blobs are allocated by the device's
+    layout."""
 
     lost = None
     allocates = False
@@ -82,7 +83,7 @@ class DmaRenderer:
         del self._contexts[context][resource]
 
     def create_resource(self, command: commands.ResourceCreate3D) -> Resource:
-        """Make what is a 2D image really: one layer, one level, one sample."""
+        """Make a resource that is a 2D image: one layer, one level, one sample."""
         layers = (command.depth, command.array_size, command.last_level, max(command.nr_samples, 1))
         if command.target not in PLAIN_TARGETS or layers != (1, 1, 0, 1):
             raise InvalidParameter(
@@ -101,8 +102,10 @@ class DmaRenderer:
         return self._images.transfer_3d(command, to_host=False)
 
     def submit(self, context: ContextId, ring: int | None, data: bytes, done: Done) -> None:
-        """Check a stream, and run the packets before the first bad one; what is wrong with that is
-        how the submission ends."""
+        """Check a stream, and run the packets before the first bad one.
+
+        The submission ends with the error of the bad packet, if there is one.
+        """
         attached = self._contexts[context]
         charge = self._quota.charge(MEMORY_PER_BYTE * len(data))
         stream = _PacketStream(self._engine)
@@ -139,7 +142,7 @@ class DmaRenderer:
 
 
 class _PacketStream:
-    """The checked packets of one SUBMIT_3D and the buffers that they are about."""
+    """The checked packets of one SUBMIT_3D and the buffers that they use."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -161,7 +164,7 @@ class _PacketStream:
                     )
                 self.buffers[resource_id] = resource.contents()
         moved = self._check(packet)
-        if moved > capset.max_blob_size:  # a guest blob can list its pages over and over
+        if moved > capset.max_blob_size:  # a guest blob can list the same pages many times
             raise InvalidParameter(
                 f"a packet moves {moved:#x} bytes, max_blob_size is {capset.max_blob_size:#x}",
             )

@@ -1,4 +1,4 @@
-"""What a device finds around it, as one value: nothing of it is handed on piece by piece."""
+"""What the daemon provides to a device, as one value."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from vgpud.slots.owner import TrackedSlots
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What a device finds around it, and what outlasts its front-ends.
+    """What the daemon provides to a device, and what lasts longer than a session.
 
-    `find_kvm_mode` finds out what decides the guest's memory types. `slots` sets memory slots where
-    the front-end is not to be asked for mappings. `nodes` are the host's GPUs, `blob_ids` the ids
+    `find_kvm_mode` finds out what decides the guest's memory types. `slots` is the slot owner, if
+    that is not the front-end. `nodes` are the host's GPUs, `blob_ids` the ids
     of the VMM's own blobs, which are never used twice.
     """
 

@@ -1,7 +1,7 @@
-"""Why a guest's command can't be done, and the response code that each reason is answered with.
+"""The errors of a guest's commands, and the response code of each.
 
-Parts of the device raise these or the neutral errors of `vgpud.errors`; none of them knows a code.
-Source: virtio 1.3, 5.7.6.7 "Device Operation: Command lifecycle", the VIRTIO_GPU_RESP_ERR_* codes.
+The parts of the device raise these or the errors of `vgpud.errors`, without codes. Source: virtio
+1.3, 5.7.6.7 "Device Operation: Command lifecycle", the VIRTIO_GPU_RESP_ERR_* codes.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from vgpud.gpu.wire.protocol import ResponseType
 
 
 class Unspecified(VgpudError):  # noqa: N818
-    """A command can't be done, for a reason that has no code of its own."""
+    """A command failed for a reason that has no code of its own."""
 
 
 class InvalidParameter(VgpudError):  # noqa: N818
-    """A field of a command has a value that it must not have."""
+    """A field of a command has an invalid value."""
 
 
 class InvalidResourceId(VgpudError):  # noqa: N818
-    """There is no resource of this id, or there must be none yet."""
+    """There is no resource of this id, or a new one can't have it."""
 
 
 class InvalidContextId(VgpudError):  # noqa: N818
-    """There is no context of this id, or there must be none yet."""
+    """There is no context of this id, or a new one can't have it."""
 
 
 class InvalidScanoutId(VgpudError):  # noqa: N818
@@ -46,7 +46,7 @@ _CODES: Final[dict[type[VgpudError], ResponseType]] = {
     HostError: ResponseType.ERR_UNSPEC,
     Interrupted: ResponseType.ERR_UNSPEC,
     OutOfMemory: ResponseType.ERR_OUT_OF_MEMORY,
-    AllocationError: ResponseType.ERR_OUT_OF_MEMORY,  # a HostError too, and that comes first
+    AllocationError: ResponseType.ERR_OUT_OF_MEMORY,  # also a HostError, but nearer in the MRO
     InvalidParameter: ResponseType.ERR_INVALID_PARAMETER,
     OutOfRange: ResponseType.ERR_INVALID_PARAMETER,
     InvalidResourceId: ResponseType.ERR_INVALID_RESOURCE_ID,
@@ -56,9 +56,9 @@ _CODES: Final[dict[type[VgpudError], ResponseType]] = {
 
 
 def response_code(error: VgpudError) -> ResponseType:
-    """Return the code that a command is answered with which `error` has ended.
+    """Return the response code for an error of a command.
 
-    Raises `KeyError` for an error that is no answer to a command, such as a `ConfigError`.
+    Raises `KeyError` for an error that has no code, such as a `ConfigError`.
     """
     for kind in type(error).__mro__:
         if kind in _CODES:

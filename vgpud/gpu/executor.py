@@ -1,8 +1,7 @@
-"""The executor: work that runs in order on each timeline, side by side with the other timelines,
-off the event loop.
+"""The executor: the threads that run a device's work off the event loop.
 
-Owns the threads of one device, and how they are shared: turn by turn between timelines, halted
-between two steps.
+Work runs in order on each timeline, and in parallel with other timelines. Timelines share the
+threads in time slices; work can be paused between two steps.
 """
 
 from __future__ import annotations
@@ -23,19 +22,19 @@ from vgpud.gpu.work import Done, Timeline, Work
 from vgpud.unix.thread_priority import lower_thread_priority
 
 THREADS = 2
-"""Per device, so that no guest can take another's. Two: a ring with short work need not wait for
-one with long."""
+"""Threads of one device, so that no guest can use another's. Two, so that a ring with short work
+does not wait for one with long work."""
 
 INLINE_COST = 64 << 10
-"""Bytes up to which work is done at once where its timeline is idle: moving them takes less than
-handing them over."""
+"""Bytes up to which work is done on the event loop if its timeline is idle: that takes less time
+than the switch to a thread."""
 
 MAX_RUNNING = 2 * THREADS
-"""Turns that are the threads' at a time: each has its next one at hand, and what is new comes soon,
-however many timelines a guest has."""
+"""Time slices that are submitted to the threads at once: each thread has its next one queued, and
+new work starts soon, however many timelines a guest has."""
 
 QUANTUM = 0.002
-"""Seconds after which a timeline that goes on lets the others have its thread."""
+"""Seconds after which a timeline with more work releases its thread to others."""
 
 
 @dataclass(slots=True, eq=False)
@@ -46,9 +45,9 @@ class _Job:
     done: Done
 
     def run(self, halted: Callable[[], bool]) -> bool:
-        """Run steps until none is left, time is up or a halt is asked for; True if none is left.
+        """Run steps until none is left, time is up or a halt is requested, on any thread.
 
-        On any thread.
+        Returns whether none is left.
         """
         steps = self.work.steps
         until = perf_counter() + QUANTUM
@@ -58,25 +57,27 @@ class _Job:
         return False
 
     def finish(self, error: VgpudError | None) -> None:
-        """Say that all is done, or what went wrong."""
+        """Complete the work, with an error or None."""
         self.release()
         self.done(self.work.refusal if error is None else error)
 
     def release(self) -> None:
-        """Give back what the work was charged for."""
+        """Release the work's charge."""
         if self.work.charge is not None:
             self.work.charge.release()
 
 
 @dataclass(slots=True, eq=False)
 class _Line:
+    """The work of one timeline, in order; `running` if the first is on a thread."""
+
     jobs: deque[_Job] = field(default_factory=deque)
     running: bool = False
 
 
 class Executor:
-    """The threads of one device (a `gpu.work.WorkExecutor`). Every method is for the event loop's
-    thread only."""
+    """The threads of one device, a `gpu.work.WorkExecutor`. All methods are called on the event
+    loop's thread."""
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.get_running_loop()
@@ -108,7 +109,7 @@ class Executor:
 
     def busy(self, resource: ResourceId) -> bool:
         """Tell whether work that touches the resource waits or runs."""
-        return self._touched.get(resource, 0) > 0  # not [], which calls for what is missing
+        return self._touched.get(resource, 0) > 0  # not [], which calls __missing__
 
     async def drained(self, resource: ResourceId) -> None:
         """Wait until no work that touches the resource is left."""
@@ -170,14 +171,15 @@ class Executor:
         self._changed.set()
 
     async def wait_for_failure(self) -> None:
-        """Wait forever; raise what a step raised that is no `VgpudError`, which is a bug."""
+        """Wait until a step raises something other than a `VgpudError`, which is a bug; raise
+        that."""
         await self._failure
 
     async def check_threads(self) -> None:
-        """Return once each of the threads has taken up something new; at once after `close`."""
+        """Wait until each thread has run something new; return at once after `close`."""
         if self._closed:
             return
-        barrier = threading.Barrier(THREADS)  # so that no thread can answer for another
+        barrier = threading.Barrier(THREADS)  # so that one thread can't run both calls
         self._barriers.add(barrier)
         calls = [self._threads.submit(_wait_at, barrier) for _ in range(THREADS)]
         try:
@@ -186,7 +188,7 @@ class Executor:
             self._barriers.discard(barrier)
             for call in calls:
                 call.cancel()
-            barrier.abort()  # a thread that is there already goes on with its work
+            barrier.abort()  # releases a thread that waits there
 
     def close(self) -> None:
         """End the threads; a step that is running goes on to its end, on memory that it
@@ -196,7 +198,7 @@ class Executor:
         for barrier in self._barriers:
             barrier.abort()
         self._ready.clear()
-        self._lines.clear()  # and with them the buffers, which can be large
+        self._lines.clear()  # and with them their buffers, which can be large
         self._failure.cancel()
 
     def _fail(self, bug: BaseException) -> None:
@@ -235,7 +237,7 @@ class Executor:
             future.add_done_callback(partial(self._report, key, line))
 
     def _report(self, key: Timeline, line: _Line, ran: Future[bool]) -> None:
-        # On the thread. The loop may have ended while the step was running.
+        # Called on the thread. The loop may have ended while the step was running.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._ran, key, line, ran)
 
@@ -248,7 +250,7 @@ class Executor:
         self._hand_over()
         error = ran.exception()
         if error is not None and not isinstance(error, VgpudError):
-            line.jobs.popleft()  # its steps are of no use any more
+            line.jobs.popleft()  # its steps can't go on
             self._fail(error)
             return
         if error is None and not ran.result():
@@ -256,7 +258,7 @@ class Executor:
             return
         job = line.jobs.popleft()
         self._touched.subtract(job.work.resources)
-        self._touched += Counter()  # drops the zeros
+        self._touched += Counter()  # removes zeros
         if line.jobs:
             self._start(key, line)
         else:

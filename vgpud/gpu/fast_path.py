@@ -1,8 +1,8 @@
-"""The fast path of the control queue: small TRANSFER_TO_HOST commands to images that are known to
-the C code, executed as their chains are taken.
+"""The fast path of the control queue: C code that executes small TRANSFER_TO_HOST commands as it
+takes their chains.
 
-The part that executes commands enters an image when it has moved a rectangle to it by itself, and
-takes it out before anything about it changes.
+It knows some images: `gpu.images` enters an image after a transfer to it, and it is removed before
+anything of it changes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from vgpud.native.transfers import TransferTable
 
 
 class TransferFastPath:
-    """The images of one device, in host memory, with their backing in the guest's `memory`."""
+    """The images of one device that the fast path knows, and their backing in the guest's
+    `memory`."""
 
     __slots__ = ("_images", "_memory", "_table")
 
@@ -30,7 +31,7 @@ class TransferFastPath:
     def enter(
         self, resource_id: ResourceId, width: int, height: int, pixels: Extents, backing: Extents
     ) -> None:
-        """Enter an image, its size in pixels; nothing is done if it is there."""
+        """Enter an image, its size in pixels, unless it is entered already."""
         if resource_id in self._images or pixels.access != PLAIN or backing.access != PLAIN:
             return
         if self.ready() is None:
@@ -38,25 +39,25 @@ class TransferFastPath:
         self._images.add(resource_id, width, height, pixels.spans, backing.spans, (pixels, backing))
 
     def remove(self, resource_id: ResourceId) -> None:
-        """Take an image out, if it is there."""
+        """Remove an image, if it is entered."""
         self._images.remove(resource_id)
 
     def clear(self) -> None:
-        """Take all images out."""
+        """Remove all images."""
         self._images.clear()
 
     def ready(self) -> FastPath | None:
-        """Return the fast path, unless there is no image; a new memory table takes all out."""
+        """Return the fast path, or None if it has no images; a new memory table removes all."""
         if self._table is not self._memory.table:
             self._images.clear()
         return self._images.fast_path if len(self._images) else None
 
     @property
     def served(self) -> int:
-        """How many commands the last batch had executed."""
+        """The number of commands that the last batch has executed."""
         return self._images.fast_path.served
 
     def collect(self) -> tuple[int, int, int]:
-        """Return how many TRANSFER_TO_HOST_2D and _3D have been executed since the last call, and
-        how many of them were fenced."""
+        """Return how many TRANSFER_TO_HOST_2D and _3D were executed since the last call, and how
+        many of them were fenced."""
         return self._images.collect()

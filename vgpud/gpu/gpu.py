@@ -1,10 +1,9 @@
-"""The virtio-GPU device: one guest's resources, scanouts and contexts, and which part executes
-which command.
+"""The virtio-GPU: one guest's resources, scanouts and contexts, and the part that executes each
+command.
 
-The composition root of this package: it owns the parts and their common lifetime, and no command of
-its own but those that concern all of them. Commands come decoded; results are responses,
-submissions to a renderer, or a coroutine where the answer has to be waited for. Source: virtio 1.3,
-5.7 "GPU Device".
+Makes the parts, and executes the commands that concern several of them. Commands are decoded
+before; results are responses, submissions to a renderer, or coroutines that return a response.
+Source: virtio 1.3, 5.7 "GPU Device".
 """
 
 from __future__ import annotations
@@ -63,14 +62,13 @@ CONTEXT_FEATURES = (
 EVENTS_CLEAR_OFFSET = 4  # in the configuration space, 5.7.4
 
 Outcome: TypeAlias = Answer | Submission
-"""What a command comes to: its response, an answer to be waited for, or a submission to be
-started."""
+"""The result of a command: its response, a coroutine that returns it, or a submission to start."""
 
 
 class Gpu:
-    """One device, for as long as one front-end is connected.
+    """The GPU of one session.
 
-    Raises `OutOfMemory` if the specification's limit does not even hold its window.
+    Raises `OutOfMemory` if the memory limit is smaller than the window.
     """
 
     def __init__(
@@ -162,31 +160,30 @@ class Gpu:
         }
 
     def execute(self, command: Command) -> Outcome:
-        """Execute a command, or return how it is to be executed; raise `VgpudError` where it can't
-        be."""
+        """Execute a command, or return what is left to do for it; raise `VgpudError` on failure."""
         resource_id = getattr(command, "resource_id", None)
         if resource_id and self._executor.busy(resource_id):
             return self._execute_after_work(command, resource_id)
         return self._execute[type(command)](command)
 
     def attach_display(self, display: Display | None) -> None:
-        """Connect the scanouts and cursors to a VMM's display, or to none."""
+        """Show the scanouts and cursors on a VMM's display; None for no display."""
         self._display = display
         self.scanouts.attach(display)
         self.cursors.attach(display)
 
     @property
     def has_display(self) -> bool:
-        """Whether a VMM's display decides about the outputs."""
+        """Whether there is a VMM's display, which then decides the outputs' modes."""
         return self._display is not None
 
     def detach_display(self, display: Display) -> None:
-        """Disconnect a display, if it has not been replaced already."""
+        """Detach a display, unless it has been replaced already."""
         if self._display is display:
             self.attach_display(None)
 
     def reconfigure(self, spec: DeviceSpec) -> None:
-        """Take from another specification what can change while a guest has the device: limit,
+        """Apply what can change of the specification while a guest uses the device: memory limit,
         rules, `guest_pat`, and the outputs' modes if there are as many outputs as before."""
         if len(spec.outputs) == len(self.spec.outputs):
             for scanout_id, (old, new) in enumerate(
@@ -207,14 +204,14 @@ class Gpu:
     def resize(self, scanout_id: int, width: int, height: int) -> None:
         """Offer the guest another mode, in pixels, for as long as this front-end is connected.
 
-        The driver sees it once the front-end has told it that the configuration space has changed.
+        The driver reads it after the front-end has notified it that the configuration changed.
         Raises `InvalidScanoutId`.
         """
         self.scanouts.resize(scanout_id, width, height)
         self._events |= ConfigEvent.DISPLAY
 
     def announce_resize(self, scanout_id: int) -> None:
-        """Tell of what `resize` has done."""
+        """Publish the event of a `resize`."""
         output = self.scanouts.outputs[scanout_id]
         self._publish(
             "device.resized",
@@ -225,16 +222,16 @@ class Gpu:
         )
 
     def count_reset(self) -> None:
-        """Count and announce that a driver is gone."""
+        """Count a reset of the driver, and publish its event."""
         self.counters.resets += 1
         self._publish("device.reset", "the guest's driver is gone, or starts afresh")
 
     def find_kvm_mode_again(self) -> None:
-        """There may be more to see of the VM now: an agent has come."""
+        """Find the KVM mode again if it is unknown, for instance because an agent has attached."""
         self._vm.find_kvm_mode_again(window_mapped=self.layout.window_mapped)
 
     def blobs(self) -> Iterator[GuestBlob | HostBlob]:
-        """All blobs, the guest's first."""
+        """Yield all blobs, the guest's first."""
         for resource in self.resources:
             if not isinstance(resource, Image):
                 yield resource
@@ -242,7 +239,7 @@ class Gpu:
 
     @property
     def blob_count(self) -> int:
-        """How many those are."""
+        """The number of all blobs."""
         return sum(1 for _ in self.blobs())
 
     def find_blob(self, blob_id: int) -> GuestBlob | HostBlob | None:
@@ -258,7 +255,7 @@ class Gpu:
         return FEATURES | (CONTEXT_FEATURES if self._renderers else 0)
 
     def config(self) -> bytes:
-        """Return the configuration space, 20 bytes."""
+        """Return the configuration space: 20 bytes."""
         return responses.config_space(
             events_read=self._events,
             num_scanouts=len(self.spec.outputs),
@@ -267,25 +264,25 @@ class Gpu:
         )
 
     def write_config(self, offset: int, data: bytes) -> None:
-        """Take a write to the configuration space: only events_clear, the second word, does
-        anything."""
+        """Handle a write to the configuration space: only events_clear, the second word, has an
+        effect."""
         space = bytearray(len(self.config()))
         space[offset : offset + len(data)] = data[: max(len(space) - offset, 0)]
         clear = int.from_bytes(space[EVENTS_CLEAR_OFFSET : EVENTS_CLEAR_OFFSET + 4], "little")
         self._events &= ~ConfigEvent(clear & ConfigEvent.DISPLAY)
 
     async def quiesce(self) -> None:
-        """Stop all renderers: none touches memory or completes anything until `resume`."""
+        """Stop all renderers: none accesses memory or completes anything until `resume`."""
         for renderer in self._renderers:
             await renderer.quiesce()
 
     def resume(self) -> None:
-        """Let the renderers go on where `quiesce` stopped them."""
+        """Let the renderers continue where `quiesce` stopped them."""
         for renderer in self._renderers:
             renderer.resume()
 
     def save(self) -> GpuState:
-        """Return all that driver and VMM have made as a value; `quiesce` comes first.
+        """Return all that driver and VMM have made; `quiesce` comes first.
 
         Raises `VgpudError` where a blob's bytes are lost.
         """
@@ -300,9 +297,9 @@ class Gpu:
         )
 
     async def restore(self, state: GpuState) -> None:
-        """Become the GPU of a value; no driver may have used this one.
+        """Take over a saved state, before a driver uses the device.
 
-        Raises `VgpudError` where something of it can't be had here; this is to be reset then.
+        Raises `VgpudError` where something of it can't be made on this host; reset the device then.
         """
         for number, mode in enumerate(state.outputs):
             self.scanouts.resize(number, mode.width, mode.height)
@@ -327,14 +324,14 @@ class Gpu:
             self.cursors.restore(cursor)
 
     def reset(self) -> None:
-        """Drop everything that the guest's driver made: it is gone, and the next one starts
-        afresh. `quiesce` comes first."""
+        """Drop everything that the driver has made, because it was reset or is gone; `quiesce`
+        comes first."""
         for renderer in self._renderers:
             renderer.reset()
         self._clear()
 
     def close(self) -> None:
-        """Drop everything, the window and the renderers too."""
+        """Drop everything, including the window and the renderers."""
         self.attach_display(None)
         for renderer in self._renderers:
             renderer.close()
@@ -356,22 +353,21 @@ class Gpu:
     async def _execute_after_work(
         self, command: Command, resource_id: ResourceId
     ) -> responses.Response:
-        """For a command that must not overtake work on its resource: it would move or free memory
-        in use."""
+        """Execute a command after all work on its resource, whose memory it may move or free."""
         await self._executor.drained(resource_id)
         outcome = self._execute[type(command)](command)
         assert not isinstance(outcome, Submission)  # a SUBMIT_3D names no resource
         return await outcome if isinstance(outcome, Coroutine) else outcome
 
     def _take_mode(self, scanout_id: int, mode: PreferredMode) -> None:
-        if self.has_display:  # which has its own; this one holds once it has gone
+        if self.has_display:  # which has modes of its own; this one is used after it
             self.scanouts.resize(scanout_id, mode.width, mode.height)
         else:
             self.resize(scanout_id, mode.width, mode.height)
             self.announce_resize(scanout_id)
 
     def _unref(self, command: commands.ResourceUnref) -> Outcome:
-        """RESOURCE_UNREF: a blob that is still mapped is unmapped first."""
+        """Execute RESOURCE_UNREF; a mapped blob is unmapped first."""
         resource = self.resources.get(command.resource_id)
         if isinstance(resource, HostBlob):
             return self._destroy(resource)
@@ -392,7 +388,7 @@ class Gpu:
         return responses.OkNoData()
 
     def _assign_uuid(self, command: commands.ResourceAssignUuid) -> responses.Response:
-        """RESOURCE_ASSIGN_UUID: asked twice, the same answer."""
+        """Execute RESOURCE_ASSIGN_UUID; a second one returns the same UUID."""
         resource = self.resources.get(command.resource_id)
         if resource.uuid is None:
             resource.uuid = uuid.uuid4()

@@ -1,4 +1,4 @@
-"""The guest's memory as the parts of a device reach it."""
+"""The guest's memory, for the parts of a device."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from vgpud.vhost.memory_table import MemoryTable
 
 
 class GuestMemory:
-    """The memory table in force: the session hands each one on once, and the parts resolve what
-    they need when they need it."""
+    """The memory table in use. The session sets `table` once for each table, and the parts resolve
+    addresses in it when they need them."""
 
     __slots__ = ("table",)
 

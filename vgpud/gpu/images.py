@@ -1,8 +1,7 @@
-"""2D resources: making them, giving them backing pages, and moving pixels between the two.
+"""The commands on 2D resources: create, attach a backing, and transfer pixels between the two.
 
-Also the 3D transfers on them: a guest whose device offers VIRGL sends those for what it drew
-itself. Source: virtio 1.3, 5.7.6.8 "controlq (2d)" and
-5.7.6.9 "controlq (3d)".
+3D transfers are included: a guest whose device offers VIRGL sends those for what it drew itself.
+Source: virtio 1.3, 5.7.6.8 "controlq (2d)" and 5.7.6.9 "controlq (3d)".
 """
 
 from __future__ import annotations
@@ -37,14 +36,14 @@ from vgpud.gpu.work import Answer, BackgroundWork
 from vgpud.memory.extents import Extents
 
 INLINE_TRANSFER = 8 << 20
-"""Bytes up to which a transfer is done at once, in a millisecond or two: a frame of 1920 x 1080 is,
-one of 4K is not."""
+"""Bytes up to which a transfer runs on the event loop, for a millisecond or two: enough for a frame
+of 1920 x 1080, but not of 4K."""
 
 OK = responses.OkNoData()
 
 
 class Images:
-    """The commands on images and on backing pages."""
+    """The commands on images and on resources' backings."""
 
     def __init__(
         self, resources: ResourceTable, quota: Quota, memory: GuestMemory, executor: BackgroundWork
@@ -56,13 +55,14 @@ class Images:
         self.transfers = TransferFastPath(memory)
 
     def create_2d(self, command: commands.ResourceCreate2D) -> responses.Response:
-        """RESOURCE_CREATE_2D."""
+        """Execute RESOURCE_CREATE_2D."""
         made = self.make(command.resource_id, command.format, command.width, command.height)
         self._resources.add(made)
         return OK
 
     def make(self, resource_id: ResourceId, format_: int, width: int, height: int) -> Image:
-        """Return a new image of zeros, charged for; its id must be free."""
+        """Return a new image of zeros, which is charged for; raise `VgpudError` if its id is in
+        use."""
         self._resources.check_free(resource_id)
         known = check_format(format_)
         if width == 0 or height == 0:
@@ -76,7 +76,7 @@ class Images:
         return Image(resource_id, width, height, known, pixels, charge)
 
     def restore(self, state: ImageState) -> None:
-        """Make an image from its value."""
+        """Make an image from its saved state."""
         image = self.make(state.id, state.format, state.width, state.height)
         image.pixels.write(0, state.pixels)
         image.uuid = state.uuid
@@ -84,7 +84,7 @@ class Images:
         image.backing = restore_backing(self._memory, state.backing, self._quota)
 
     def attach_backing(self, command: commands.ResourceAttachBacking) -> responses.Response:
-        """RESOURCE_ATTACH_BACKING."""
+        """Execute RESOURCE_ATTACH_BACKING."""
         resource = self._resources.get(command.resource_id)
         if isinstance(resource, HostBlob) and resource.blob_mem is BlobMem.HOST3D:
             raise _invalid(f"blob {resource.id} is in host memory only")
@@ -100,7 +100,7 @@ class Images:
         return OK
 
     def detach_backing(self, command: commands.ResourceDetachBacking) -> responses.Response:
-        """RESOURCE_DETACH_BACKING."""
+        """Execute RESOURCE_DETACH_BACKING."""
         resource = self._resources.get(command.resource_id)
         _backing(resource).release()
         resource.backing = None
@@ -108,7 +108,8 @@ class Images:
         return OK
 
     def transfer_to_host_2d(self, command: commands.TransferToHost2D) -> Answer:
-        """TRANSFER_TO_HOST_2D: `offset` is where the rectangle's first pixel is in the backing."""
+        """Execute TRANSFER_TO_HOST_2D; `offset` is that of the rectangle's first pixel in the
+        backing."""
         image = self._image(command.resource_id)
         if is_empty(command.rect):
             return OK
@@ -130,8 +131,8 @@ class Images:
     def transfer_3d(
         self, command: commands.TransferToHost3D | commands.TransferFromHost3D, *, to_host: bool
     ) -> Answer:
-        """TRANSFER_TO_HOST_3D, or TRANSFER_FROM_HOST_3D, on an image, or on a HOST3D_GUEST blob as
-        rows of bytes."""
+        """Execute TRANSFER_TO_HOST_3D or TRANSFER_FROM_HOST_3D, on an image, or on rows of bytes of
+        a HOST3D_GUEST blob."""
         resource, box = self._resources.get(command.resource_id), command.box
         if box.z != 0 or box.d != 1 or command.level != 0:
             raise _invalid(
@@ -148,7 +149,7 @@ class Images:
                 host_stride = command.stride or row_bytes
                 host_offset = box.y * host_stride + box.x
             case GuestBlob():
-                raise _invalid(f"blob {resource.id} has no host side")
+                raise _invalid(f"blob {resource.id} has no host memory")
         return self._transfer(
             resource,
             (host_offset, host_stride),
@@ -166,7 +167,7 @@ class Images:
         *,
         to_host: bool,
     ) -> Answer:
-        """Copy `shape` (bytes a row, rows) between two (offset, stride) places."""
+        """Copy `shape` (bytes a row, rows) between two positions (offset, stride)."""
         host, backing = resource.contents(), _backing(resource).extents
         to, to_at, source, source_at = (
             (host, host_at, backing, backing_at)
@@ -174,7 +175,7 @@ class Images:
             else (backing, backing_at, host, host_at)
         )
         row_bytes, rows = shape
-        # The two share no memory: one is the guest's, the other ours.
+        # The two do not overlap: one is guest memory, the other host memory.
         if row_bytes * rows <= INLINE_TRANSFER:
             to.copy_rect(*to_at, source, *source_at, row_bytes=row_bytes, rows=rows)
             if to_host and isinstance(resource, Image):

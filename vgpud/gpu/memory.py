@@ -1,4 +1,4 @@
-"""Host memory of the daemon's own that a guest asked for."""
+"""Zeroed host memory for a guest's resources."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vgpud.errors import OutOfMemory
 
 
 def zeroed(size: int) -> NDArray[np.uint8]:
-    """Host memory of our own, zeros; raises `OutOfMemory` where there is none."""
+    """Allocate `size` zero bytes; raise `OutOfMemory` if the host has none."""
     try:
         return np.zeros(size, np.uint8)
     except MemoryError as error:

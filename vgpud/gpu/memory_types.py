@@ -1,4 +1,4 @@
-"""What a guest is told of a memory type: the `map_info` of RESP_OK_MAP_INFO.
+"""The `map_info` of each memory type, which RESP_OK_MAP_INFO has for the guest.
 
 Source: virtio 1.3, 5.7.6.9 RESOURCE_MAP_BLOB.
 """
@@ -19,7 +19,7 @@ MAP_INFO: Final[Mapping[MemoryType, MapInfo]] = MappingProxyType(
         MemoryType.WC: MapInfo.WC,
     }
 )
-"""The value of each memory type."""
+"""The `map_info` of each memory type."""
 
 
 def map_info_name(memory_type: MemoryType) -> str:

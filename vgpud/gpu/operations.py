@@ -1,6 +1,6 @@
-"""Operations on a device that do not come from its guest, such as those of the control API.
+"""Operations on a device that its guest has not requested, such as those of the control API.
 
-None outlives the state of the device that it was begun in.
+A reset of the device cancels them.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ _RESET: Final = "the device was reset meanwhile"
 
 
 class Operations:
-    """The operations under way on one device."""
+    """The operations in progress on one device."""
 
     def __init__(self) -> None:
         self._running: set[asyncio.Task[Any]] = set()
-        self._refused: str | None = None  # why nothing may be begun
+        self._refused: str | None = None  # why no operation may start
 
     async def run(self, operation: Coroutine[Any, Any, T], tasks: asyncio.TaskGroup) -> T:
-        """Run one as a task of the group; raise what it raises.
+        """Run an operation as a task of the group and return its result; raise what it raises.
 
-        Only a bug ends the group: a `VgpudError` is for the caller alone. Raises `Interrupted`
-        where `stop` or the end of the group came first.
+        A `VgpudError` is raised to the caller, and does not end the group. Raises `Interrupted` if
+        `stop` or the end of the group cancels the operation.
         """
         if self._refused is not None:
             operation.close()
@@ -41,12 +41,12 @@ class Operations:
             operation.close()
             raise Interrupted(_GONE) from None
         self._running.add(task)
-        # Only when it is done: a cancelled operation still has to roll back.
+        # Discard only when done, because a cancelled operation still has to roll back.
         task.add_done_callback(self._running.discard)
         try:
             await asyncio.wait([task])
         finally:
-            task.cancel()  # of no effect, unless the caller was cancelled
+            task.cancel()  # has no effect unless the caller was cancelled
         if task.cancelled():
             raise Interrupted(_RESET)
         outcome = task.result()
@@ -55,7 +55,8 @@ class Operations:
         return outcome
 
     async def stop(self) -> None:
-        """Cancel all of them, and wait until they have rolled back; meanwhile take no more."""
+        """Cancel all operations, and wait until they have rolled back; no others start
+        meanwhile."""
         before, self._refused = self._refused, self._refused or _RESET
         try:
             for task in self._running:
@@ -66,7 +67,7 @@ class Operations:
             self._refused = before
 
     async def close(self) -> None:
-        """Stop all of them, and take no more."""
+        """Stop all operations, and start no others."""
         self._refused = _GONE
         await self.stop()
 

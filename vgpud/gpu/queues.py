@@ -1,8 +1,7 @@
-"""The two queues of a GPU as handlers of chains: decode, execute, answer when it is time.
+"""The handlers of a GPU's two queues: they decode a chain's command, execute and answer it.
 
-Owns the order in which answers may be given: a fenced command is answered when everything before it
-on its timeline is done. Source: virtio 1.3, 5.7.6.7 VIRTIO_GPU_FLAG_FENCE and
-VIRTIO_GPU_FLAG_INFO_RING_IDX.
+A fenced command is answered when everything before it on its timeline is done. Source: virtio 1.3,
+5.7.6.7 VIRTIO_GPU_FLAG_FENCE and VIRTIO_GPU_FLAG_INFO_RING_IDX.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _CURSOR_COMMANDS = frozenset({UpdateCursor.command_type, MoveCursor.command_type
 
 
 class GpuQueue:
-    """What is done with the chains of one queue: `queue`, once it has been started."""
+    """The handler of one queue, which is `queue` once it has been started."""
 
     queue: Virtqueue | None = None
 
@@ -46,7 +45,7 @@ class GpuQueue:
         self._commands = gpu.counters.commands
 
     def handle(self, chain: Chain, request: bytes) -> Coroutine[Any, Any, None] | None:
-        """Handle a chain, as a `vhost.pump.Handler`."""
+        """Execute the command of a chain, as a `vhost.pump.Handler`."""
         header = decode_header(request)
         if header is None:
             error = Unspecified(f"a request of {len(request)} bytes")
@@ -64,7 +63,7 @@ class GpuQueue:
             self._answer(chain, header, self._refusal(header, error, command))
             return None
         match outcome:
-            case responses.OkNoData():  # first: nearly all, and to look for a coroutine takes time
+            case responses.OkNoData():  # first, as it is the usual one, and `Coroutine()` is slow
                 self._answer(chain, header, outcome)
             case Submission():
                 answer = partial(self._finish, chain, header)
@@ -76,15 +75,15 @@ class GpuQueue:
         return None
 
     def fast_path(self) -> FastPath | None:
-        """Return the commands that may be executed without `handle` at the moment: while nothing is
-        under way that they, or their fences, would have to wait for."""
+        """Return the fast path, or None while commands are in progress that its commands, or their
+        fences, would have to wait for."""
         transfers = self._gpu.transfers
-        if transfers.served:  # this is called again after each batch
+        if transfers.served:  # of the last batch
             self._count()
         return transfers.ready() if self._timelines.empty else None
 
     def forget(self) -> None:
-        """Forget what is left to answer: the driver that asked is gone."""
+        """Drop the answers that are not written yet, because the driver has been reset."""
         if self.queue is not None:
             self.queue.forget_unanswered()
 
@@ -108,7 +107,7 @@ class GpuQueue:
         self._answer(chain, header, response)
 
     def _finish(self, chain: Chain, header: Header, error: VgpudError | None) -> None:
-        """Answer a submission that is complete; it was on its timeline itself."""
+        """Answer a submission, which has waited on its timeline already."""
         self._counters.fences += header.fenced
         response = responses.OkNoData() if error is None else self._refusal(header, error)
         self._complete(chain, header, response)
@@ -124,7 +123,7 @@ class GpuQueue:
         self._complete(chain, header, response)
 
     def _complete(self, chain: Chain, header: Header, response: responses.Response) -> None:
-        assert self.queue is not None, "a chain came from it"
+        assert self.queue is not None, "the queue has been started"
         self.queue.complete(chain, responses.encode(response, header))
 
     def _refusal(
@@ -134,10 +133,10 @@ class GpuQueue:
         code = response_code(error)
         if self._complaints.allows():
             device, suffix = self._gpu.spec.name, self._complaints.suffix()
-            said = (header.type, code, error, suffix)
+            details = (header.type, code, error, suffix)
             if resource := getattr(command, "resource_id", 0):
                 text = "command refused device=%s resource=%d type=%#x code=%#x: %s%s"
-                log.warning(text, device, resource, *said)
+                log.warning(text, device, resource, *details)
             else:
-                log.warning("command refused device=%s type=%#x code=%#x: %s%s", device, *said)
+                log.warning("command refused device=%s type=%#x code=%#x: %s%s", device, *details)
         return responses.Error(code)

@@ -1,6 +1,6 @@
-"""How much memory one guest can make the daemon allocate, and who holds how much of it.
+"""The quota: how much memory one guest can make the daemon allocate, and the charges for it.
 
-Pure bookkeeping: nothing is allocated here. Imports nothing but errors and protocol numbers.
+Only the numbers: nothing is allocated here.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from vgpud.errors import OutOfMemory
 
 @dataclass(slots=True)
 class Quota:
-    """A device's `memory_limit` in bytes, and what of it is taken."""
+    """A device's `memory_limit`, and how much of it is charged, in bytes."""
 
     limit: int
     used: int = 0
 
     def charge(self, size: int) -> Charge:
-        """Take `size` bytes; raise `OutOfMemory` if that would exceed the limit."""
+        """Charge `size` bytes; raise `OutOfMemory` if that would exceed the limit."""
         if size > self.limit - self.used:
             raise OutOfMemory(
                 f"{size} bytes asked for, {self.limit - self.used} left of {self.limit}",
@@ -29,22 +29,22 @@ class Quota:
 
 @dataclass(slots=True)
 class Charge:
-    """One holder's share of a quota, given back once, by `release`."""
+    """One holder's part of a quota, until `release`."""
 
     _quota: Quota = field(repr=False)
     size: int
 
     def grow(self, size: int) -> None:
-        """Take `size` bytes more; raise `OutOfMemory` as `Quota.charge` does."""
+        """Charge `size` bytes more; raise `OutOfMemory` if that would exceed the limit."""
         self.size += self._quota.charge(size).size
 
     def shrink(self, size: int) -> None:
-        """Give `size` bytes back."""
+        """Release `size` bytes."""
         assert size <= self.size
         self._quota.used -= size
         self.size -= size
 
     def release(self) -> None:
-        """Give the bytes back; a second call does nothing."""
+        """Release all bytes; a second call does nothing."""
         self._quota.used -= self.size
         self.size = 0

@@ -1,4 +1,4 @@
-"""Rectangles as guests send them: checked against what they lie in, and cut to size."""
+"""Checks and intersections of the rectangles that guests send."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def check_rect(rect: Rect, width: int, height: int) -> Rect:
 
 
 def is_empty(rect: Rect) -> bool:
-    """Whether it holds no pixel."""
+    """Return whether a rectangle has no pixels."""
     return rect.width == 0 or rect.height == 0
 
 
 def intersect(a: Rect, b: Rect) -> Rect | None:
-    """Return what two rectangles share, None if that is nothing."""
+    """Return the intersection of two rectangles, None if it is empty."""
     x, y = max(a.x, b.x), max(a.y, b.y)
     right = min(a.x + a.width, b.x + b.width)
     bottom = min(a.y + a.height, b.y + b.height)

@@ -1,4 +1,4 @@
-"""The renderers that a device can have, by the names that the configuration has for them."""
+"""The renderers that a device can have, by their names in the configuration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vgpud.gpu.work import WorkExecutor
 
 @dataclass(frozen=True, slots=True)
 class RendererParts:
-    """What of a device its renderers use; `max_blob_size` is in bytes."""
+    """The parts of a device that its renderers use; `max_blob_size` is in bytes."""
 
     executor: WorkExecutor
     images: Images
@@ -27,11 +27,11 @@ class RendererParts:
 
 
 MakeRenderers: TypeAlias = Callable[[Sequence[RendererName], RendererParts], Sequence[Renderer]]
-"""What makes the renderers of a device, in the order of the names."""
+"""A function that returns the renderers of a device, in the order of their names."""
 
 
 def make_renderers(names: Sequence[RendererName], parts: RendererParts) -> tuple[Renderer, ...]:
-    """Make the renderers of these names, in this order."""
+    """Return new renderers of these names, in the same order."""
     return tuple(_make(name, parts) for name in names)
 
 

@@ -1,7 +1,7 @@
-"""Resources: what a guest names by a resource id, and the memory that each kind of them has.
+"""Resources: the objects that a guest names by a resource id, their memory and their charges.
 
-Owns their lifetime and the quota that they hold. Commands are elsewhere. Source: virtio 1.3,
-5.7.6.1 "Resources".
+Commands on them are in `gpu.images` and `gpu.blobs.commands`. Source: virtio 1.3, 5.7.6.1
+"Resources".
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from vgpud.memory.extents import Extents
 from vgpud.vhost.memory_table import MemoryTable
 
 OVERHEAD = 4096
-"""Bytes that every resource and context costs beside its contents, about: what bounds how many a
-guest can make."""
+"""Bytes that every resource and context costs in addition to its contents, about. This limits how
+many a guest can make."""
 
 BYTES_PER_PIXEL = 4
-"""In all eight formats."""
+"""The same in all eight formats."""
 
 
 class Backing:
-    """A resource's guest memory: the list of pages that the guest gave, found again when the memory
-    table changes.
+    """A resource's guest memory: the guest's scatter-gather list, which is resolved again when the
+    memory table changes.
 
     Raises `InvalidParameter` where an entry is not guest memory.
     """
@@ -57,7 +57,7 @@ class Backing:
 
     @property
     def extents(self) -> Extents:
-        """The pages as mapped now."""
+        """The list's extents in the present memory table."""
         if self._table is not self._memory.table:
             table = self._memory.table
             self._extents = self._resolve(table)
@@ -65,12 +65,12 @@ class Backing:
         return self._extents
 
     def save(self) -> Pages:
-        """Return the list of pages as a value."""
+        """Return the list's entries."""
         entries = self._entries
         return tuple(zip(entries["addr"].tolist(), entries["length"].tolist(), strict=True))
 
     def release(self) -> None:
-        """Give back what the list was charged."""
+        """Release the list's charge."""
         self._charge.release()
 
     def _resolve(self, table: MemoryTable) -> Extents:
@@ -81,13 +81,15 @@ class Backing:
 
 
 def restore_backing(memory: GuestMemory, pages: Pages | None, quota: Quota) -> Backing | None:
-    """Make the backing that a resource had; raises as `make_backing`."""
+    """Return a resource's saved backing, None if it had none; raise what `make_backing` raises."""
     return None if pages is None else make_backing(memory, mem_entries(*pages), quota)
 
 
 def make_backing(memory: GuestMemory, entries: MemEntries, quota: Quota) -> Backing:
-    """Resolve a list of backing pages, charged for at four times its own size: addresses and
-    spans."""
+    """Resolve a scatter-gather list, and charge four times its size, for addresses and spans.
+
+    Raises `InvalidParameter` where an entry is not guest memory, and `OutOfMemory`.
+    """
     charge = quota.charge(4 * entries.nbytes)
     try:
         return Backing(memory, entries, charge)
@@ -98,8 +100,8 @@ def make_backing(memory: GuestMemory, entries: MemEntries, quota: Quota) -> Back
 
 @dataclass(slots=True, eq=False)
 class Image:
-    """A 2D resource: `pixels` are `height` rows of `width` pixels without gaps, in host memory of
-    our own."""
+    """A 2D resource: `pixels` are `height` rows of `width` pixels without gaps, in host
+    memory."""
 
     id: ResourceId
     width: int
@@ -112,12 +114,12 @@ class Image:
 
     @property
     def stride(self) -> int:
-        """Bytes from one row to the next."""
+        """The distance of two rows in bytes."""
         return self.width * BYTES_PER_PIXEL
 
     @property
     def size(self) -> int:
-        """Bytes in all."""
+        """The size of all pixels in bytes."""
         return self.stride * self.height
 
     def contents(self) -> Extents:
@@ -125,7 +127,7 @@ class Image:
         return self.pixels
 
     def save(self) -> ImageState:
-        """Return the image as a value."""
+        """Return the image's state."""
         pixels = self.pixels.read(0, self.size).tobytes()
         backing = _saved(self.backing)
         return ImageState(self.id, self.width, self.height, self.format, pixels, backing, self.uuid)
@@ -133,7 +135,7 @@ class Image:
 
 @dataclass(slots=True, eq=False)
 class GuestBlob:
-    """A blob that lives in guest memory only."""
+    """A blob in guest memory only."""
 
     id: ResourceId
     size: int
@@ -148,13 +150,13 @@ class GuestBlob:
         return self.backing.extents
 
     def save(self) -> GuestBlobState:
-        """Return the blob as a value."""
+        """Return the blob's state."""
         return GuestBlobState(self.id, self.size, _saved(self.backing), self.uuid)
 
 
 @dataclass(slots=True, eq=False)
 class HostBlob:
-    """A blob in host memory; where in it is its layout's business (`gpu.blobs.layout`)."""
+    """A blob in host memory, which its layout allocates (`gpu.blobs.layout`)."""
 
     id: ResourceId
     blob_mem: BlobMem
@@ -168,15 +170,15 @@ class HostBlob:
 
     @property
     def mapped(self) -> bool:
-        """Whether the guest has it."""
+        """Whether it is mapped into the guest."""
         return self.memory.mapped
 
     def contents(self) -> Extents:
-        """Return the bytes, wherever they are at the moment."""
+        """Return the bytes where they are now; raise `Unspecified` if they are lost."""
         return self.memory.contents()
 
     def save(self) -> HostBlobState:
-        """Return the blob as a value; raise `VgpudError` if its bytes are lost."""
+        """Return the blob's state; raise `VgpudError` if its bytes are lost."""
         placement = self.memory.placement
         return HostBlobState(
             self.id,
@@ -213,12 +215,12 @@ class ResourceTable:
         return self._by_id.get(resource.id) is resource
 
     def check_free(self, resource_id: ResourceId) -> None:
-        """Raise `InvalidResourceId` unless a new resource may have this id."""
+        """Raise `InvalidResourceId` if a new resource can't have this id."""
         if resource_id == 0 or resource_id in self._by_id:
             raise InvalidResourceId(f"resource {resource_id} can't be made")
 
     def add(self, resource: Resource) -> None:
-        """Enter a new resource."""
+        """Add a new resource."""
         self._by_id[resource.id] = resource
 
     def find(self, resource_id: ResourceId) -> Resource | None:
@@ -240,18 +242,17 @@ class ResourceTable:
         return resource
 
     def remove(self, resource: Resource) -> None:
-        """Take a resource out and give back its charges; what lies in host memory is its
-        layout's."""
+        """Remove a resource and release its charges, but not what its layout has allocated."""
         del self._by_id[resource.id]
         if resource.backing is not None:
             resource.backing.release()
         resource.charge.release()
 
     def save(self) -> tuple[ResourceState, ...]:
-        """Return all of them as values."""
+        """Return the states of all resources."""
         return tuple(resource.save() for resource in self)
 
     def clear(self) -> None:
-        """Take out all of them."""
+        """Remove all resources."""
         for resource in list(self._by_id.values()):
             self.remove(resource)

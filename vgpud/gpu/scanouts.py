@@ -1,7 +1,8 @@
-"""Scanouts: what each output shows, and which part of it has changed.
+"""Scanouts: what each output shows, and the commands on outputs.
 
-Owns no pixels: a scanout is a view of a resource, read when somebody wants to see it. Source:
-virtio 1.3, 5.7.6.8 GET_DISPLAY_INFO, GET_EDID, SET_SCANOUT, SET_SCANOUT_BLOB and RESOURCE_FLUSH.
+A scanout has no pixels of its own: it is a view of a resource, which is read for a display or a
+screenshot. Source: virtio 1.3, 5.7.6.8 GET_DISPLAY_INFO, GET_EDID, SET_SCANOUT, SET_SCANOUT_BLOB
+and RESOURCE_FLUSH.
 """
 
 from __future__ import annotations
@@ -41,19 +42,19 @@ class Scanout:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height in pixels."""
+        """The width and height in pixels."""
         return self.view.rect.width, self.view.rect.height
 
     @property
     def whole(self) -> Rect:
-        """All of it, in its own coordinates."""
+        """The whole scanout as a rectangle in its own coordinates."""
         return Rect(0, 0, *self.size)
 
     def pixels(self, rect: Rect) -> NDArray[np.uint8]:
         """Read a part, in the scanout's own coordinates: (height, width, 4) of uint8 as the format
         says.
 
-        Raises `VgpudError` where the resource's backing has gone.
+        Raises `VgpudError` where the resource's backing is gone.
         """
         return self.pixels_of(self.resource.contents(), rect)
 
@@ -63,7 +64,7 @@ class Scanout:
         return self.view.offset + y * self.view.stride + x * BYTES_PER_PIXEL
 
     def pixels_of(self, contents: Extents, rect: Rect) -> NDArray[np.uint8]:
-        """Read a part as `pixels` does, of contents that were looked up before."""
+        """Read a part of contents that were looked up before; shapes and errors as for `pixels`."""
         rows = contents.read_rect(
             self.offset_of(rect), self.view.stride, rect.width * BYTES_PER_PIXEL, rect.height
         )
@@ -82,26 +83,26 @@ class Scanouts:
         self._active: dict[ScanoutId, Scanout] = {}
         self._display: Display | None = None
 
-    # What others look at
+    # For displays and the control API
 
     @property
     def outputs(self) -> tuple[PreferredMode, ...]:
-        """The modes that the guest is offered, where no display has its own."""
+        """The modes that the guest is offered while there is no display."""
         return tuple(self._outputs)
 
     def resize(self, scanout_id: int, width: int, height: int) -> None:
-        """Offer another mode; raise `InvalidScanoutId`."""
+        """Offer another mode, in pixels; raise `InvalidScanoutId` for a bad scanout."""
         if scanout_id >= len(self._outputs):
             raise _no_scanout(scanout_id, len(self._outputs))
         self._outputs[scanout_id] = PreferredMode(width, height)
 
     def showing(self, scanout_id: int) -> tuple[int, int] | None:
-        """Width and height of what a scanout shows; None if it is off."""
+        """Return the width and height of what a scanout shows; None if it is off."""
         scanout = self._active.get(ScanoutId(scanout_id))
         return None if scanout is None else scanout.size
 
     def attach(self, display: Display | None) -> None:
-        """Show the scanouts on another display, from the start; None leaves them to be read."""
+        """Show all scanouts on another display; None for no display."""
         self._display = display
         if display is not None:
             for scanout_id, scanout in self._active.items():
@@ -109,8 +110,10 @@ class Scanouts:
                 display.damage(scanout_id, scanout.whole)
 
     def xrgb(self, scanout_id: int, rect: Rect) -> NDArray[np.uint8] | None:
-        """Return a part of a scanout as (height, width, 4) of B, G, R, X; None if it shows nothing
-        (any more)."""
+        """Return a part of a scanout as (height, width, 4) of B, G, R, X.
+
+        None if the scanout is off or smaller, or its pages are gone.
+        """
         scanout = self._showing(scanout_id, rect)
         if scanout is None:
             return None
@@ -120,8 +123,10 @@ class Scanouts:
             return None
 
     def update(self, scanout_id: int, rect: Rect, shadow: Shadow) -> NDArray[np.uint8] | None:
-        """Bring a part of a shadow up to date; return its changed tiles (`Shadow.take`), None if
-        the scanout shows nothing (any more), or is not of the shadow's size."""
+        """Bring a part of a shadow up to date; return its changed tiles, as `Shadow.take` does.
+
+        None if the scanout is off or not of the shadow's size, or its pages are gone.
+        """
         scanout = self._showing(scanout_id, rect)
         if scanout is None or self.showing(scanout_id) != (shadow.width, shadow.height):
             return None
@@ -132,15 +137,12 @@ class Scanouts:
         except VgpudError:
             return None
 
-    def screenshot(self, scanout_id: int) -> NDArray[np.uint8] | None:
-        """Return what a scanout shows, (height, width, 3) of R, G, B; None if it is off, or its
-        pages are gone."""
-        read = self.capture(scanout_id)
-        return None if read is None else read()
-
     def capture(self, scanout_id: int) -> Callable[[], NDArray[np.uint8]] | None:
-        """Return what reads a screenshot, on any thread and at any time after, from memory that it
-        keeps alive; None if the scanout is off, or its pages are gone."""
+        """Return a function that reads a screenshot, (height, width, 3) of R, G, B, on any thread.
+
+        It keeps the memory alive, and may be called at any later time. None if the scanout is off,
+        or its pages are gone.
+        """
         scanout = self._active.get(ScanoutId(scanout_id))
         if scanout is None:
             return None
@@ -155,12 +157,13 @@ class Scanouts:
     def display_info(
         self, command: commands.GetDisplayInfo
     ) -> responses.Response | Coroutine[Any, Any, responses.Response]:
-        """GET_DISPLAY_INFO: the display's own idea of its outputs, else the configuration's."""
+        """Execute GET_DISPLAY_INFO: return the display's modes, without a display the device's
+        own."""
         if self._display is not None:
             return self._display_modes(self._display)
         x = 0
         modes = []
-        for output in self._outputs:  # side by side, as a desk has them
+        for output in self._outputs:  # side by side
             modes.append(
                 responses.DisplayMode(Rect(x, 0, output.width, output.height), enabled=True)
             )
@@ -170,7 +173,7 @@ class Scanouts:
     def edid(
         self, command: commands.GetEdid
     ) -> responses.Response | Coroutine[Any, Any, responses.Response]:
-        """GET_EDID."""
+        """Execute GET_EDID."""
         self.check(command.scanout)
         if self._display is not None:
             return self._display_edid(self._display, command.scanout)
@@ -178,7 +181,7 @@ class Scanouts:
         return responses.Edid(edid(output.width, output.height, name=f"vgpud {self._name}"[:13]))
 
     def set_scanout(self, command: commands.SetScanout) -> responses.Response:
-        """SET_SCANOUT; resource 0 turns the output off."""
+        """Execute SET_SCANOUT; resource 0 turns the output off."""
         self.check(command.scanout_id)
         if command.resource_id == 0:
             self._turn_off(command.scanout_id)
@@ -186,7 +189,7 @@ class Scanouts:
         image = self._resources.get(command.resource_id)
         if not isinstance(image, Image):
             raise _invalid(
-                f"resource {image.id} is a blob: SET_SCANOUT_BLOB says how it is laid out"
+                f"resource {image.id} is a blob: use SET_SCANOUT_BLOB, which has its layout"
             )
         rect = check_rect(command.rect, image.width, image.height)
         view = ScanoutState(
@@ -203,15 +206,17 @@ class Scanouts:
         return OK
 
     def set_scanout_blob(self, command: commands.SetScanoutBlob) -> responses.Response:
-        """SET_SCANOUT_BLOB; resource 0 turns the output off. Only the first plane counts: all
-        formats have one."""
+        """Execute SET_SCANOUT_BLOB; resource 0 turns the output off.
+
+        Only the first plane is used, because all formats have one.
+        """
         self.check(command.scanout_id)
         if command.resource_id == 0:
             self._turn_off(command.scanout_id)
             return OK
         blob = self._resources.get(command.resource_id)
         if isinstance(blob, Image):
-            raise _invalid(f"resource {blob.id} is no blob: SET_SCANOUT knows how it is laid out")
+            raise _invalid(f"resource {blob.id} is an image: use SET_SCANOUT")
         rect = check_rect(command.rect, command.width, command.height)
         stride, offset = command.strides[0], command.offsets[0]
         row = command.width * BYTES_PER_PIXEL
@@ -235,7 +240,7 @@ class Scanouts:
         return OK
 
     def flush(self, command: commands.ResourceFlush) -> responses.Response:
-        """RESOURCE_FLUSH: the rectangle is in the resource's coordinates."""
+        """Execute RESOURCE_FLUSH; the rectangle is in the resource's coordinates."""
         resource = self._resources.get(command.resource_id)
         if is_empty(command.rect):
             return OK
@@ -250,7 +255,7 @@ class Scanouts:
         return OK
 
     def forget(self, resource_id: ResourceId) -> None:
-        """Turn off every output that shows a resource which is being destroyed."""
+        """Turn off every output that shows a resource that is being destroyed."""
         for scanout_id in [i for i, s in self._active.items() if s.resource.id == resource_id]:
             self._turn_off(scanout_id)
 
@@ -260,18 +265,18 @@ class Scanouts:
             self._turn_off(scanout_id)
 
     def check(self, scanout_id: int) -> None:
-        """Raise `InvalidScanoutId` for an output that is not there."""
-        # With a display, the VMM says how many outputs there are, and tells the guest so itself.
+        """Raise `InvalidScanoutId` for an output that does not exist."""
+        # With a display, the VMM decides how many outputs there are, and notifies the guest.
         count = MAX_SCANOUTS if self._display is not None else len(self._outputs)
         if scanout_id >= count:
             raise _no_scanout(scanout_id, count)
 
     def save(self) -> tuple[ScanoutState, ...]:
-        """Return what the outputs show as values."""
+        """Return the states of the outputs that are on."""
         return tuple(scanout.view for scanout in self._active.values())
 
     def restore(self, state: ScanoutState) -> None:
-        """Show what a value says; its resource must be there."""
+        """Show what a saved output showed; its resource must exist."""
         self._show(Scanout(state, self._resources.get(state.resource)))
 
     def _show(self, scanout: Scanout) -> None:
@@ -289,7 +294,7 @@ class Scanouts:
             self._display.scanout(scanout_id, 0, 0)
 
     def _showing(self, scanout_id: int, rect: Rect) -> Scanout | None:
-        """Return the scanout, if all of that part of it is there."""
+        """Return the scanout if it contains a rectangle, else None."""
         scanout = self._active.get(ScanoutId(scanout_id))
         if scanout is None or intersect(rect, scanout.whole) != rect:
             return None

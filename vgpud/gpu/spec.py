@@ -1,7 +1,4 @@
-"""What a device is asked to be: the checked configuration in the device's own terms.
-
-Owns no behaviour.
-"""
+"""The specification of a device, made of the configuration after its checks."""
 
 from __future__ import annotations
 
@@ -13,14 +10,14 @@ from vgpud.coherency.slot_policy import Buffers, GuestPat, Layout, Rule, SlotOwn
 
 @dataclass(frozen=True, slots=True)
 class PreferredMode:
-    """One scanout's preferred mode, in pixels."""
+    """A scanout's preferred mode, in pixels."""
 
     width: int
     height: int
 
 
 class RendererName(StrEnum):
-    """Who can execute a guest's contexts. DMA: vgpud's own DMA engine (capset 30)."""
+    """The renderers. DMA: vgpud's own DMA engine (capset 30)."""
 
     DMA = "dma"
 
@@ -30,10 +27,10 @@ class DeviceSpec:
     """One virtio-GPU device.
 
     `window` is the size of the host-visible BAR window and `memory_limit` all that the guest can
-    make us allocate, both in bytes. `outputs` are the scanouts in order, 1 to 16 of them. `layout`
-    is the one layout on which all of `rules` agree for this device. `render_node` is the GPU whose
-    buffers are to be used, None for any. `renderers` are who executes contexts, the most wanted
-    first; without any this is a display device only.
+    make the daemon allocate, both in bytes. `outputs` are the scanouts in order, 1 to 16 of them.
+    `layout` is the one layout on which all of `rules` agree for this device. `render_node` is the
+    GPU whose buffers are to be used, None for any. `renderers` are in order of preference; without
+    any, this is a display device only.
     """
 
     name: str

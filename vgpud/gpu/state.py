@@ -1,9 +1,9 @@
-"""What a guest depends on, as values: everything that a device has to be again after it was saved.
+"""The state of a device that a guest depends on, as frozen values that can be saved and restored.
 
-A value says what a thing is; the handles that make it real (a descriptor, a mapping, a charge, a
-memory slot) are made from it again. `Gpu.save` and the parts make these values, `Gpu.restore` and
-the parts make themselves from them, in a device that a driver has not used yet. Plain numbers,
-bytes and tuples: there is no file format yet. Source: virtio 1.3, 5.7 "GPU Device".
+The handles (descriptors, mappings, charges, memory slots) are not part of it, but are made again
+from it. `Gpu.save` and its parts return these values; `Gpu.restore` and its parts take them, in a
+device that no driver has used yet. They are plain numbers, bytes and tuples; there is no file
+format yet. Source: virtio 1.3, 5.7 "GPU Device".
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vgpud.gpu.wire.value import value
 from vgpud.vhost.ring_setup import RingState
 
 Pages: TypeAlias = tuple[tuple[int, int], ...]
-"""A list of backing pages: (guest-physical address, length in bytes)."""
+"""A scatter-gather list: (guest-physical address, length in bytes) of each entry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class GuestBlobState:
 
 @dataclass(frozen=True, slots=True)
 class PlacementState:
-    """Where a blob is in the window, in bytes; `mapped` is False for one that is parked."""
+    """A blob's offset in the window, in bytes; `mapped` is False if it is parked."""
 
     offset: int
     mapped: bool
@@ -82,7 +82,7 @@ class ContextState:
 
 @value
 class ScanoutState:
-    """What one output shows: `rect` of a framebuffer that is a resource's bytes from `offset` on.
+    """What one output shows: `rect` of a framebuffer, which begins at `offset` of a resource.
 
     `stride` is bytes from row to row; `width` and `height` are the framebuffer's, in pixels.
     """
@@ -99,7 +99,7 @@ class ScanoutState:
 
 @dataclass(frozen=True, slots=True)
 class CursorState:
-    """A scanout's cursor; `image` is 64 x 64 pixels of B, G, R, A, None for one that is hidden."""
+    """A scanout's cursor; `image` is 64 x 64 pixels of B, G, R, A, None if it is hidden."""
 
     scanout: int
     x: int
@@ -111,8 +111,10 @@ class CursorState:
 
 @dataclass(frozen=True, slots=True)
 class GpuState:
-    """All that the driver and the VMM have made of a GPU. `events` are the pending bits of
-    events_read in the configuration space."""
+    """All that the driver and the VMM have made in a GPU.
+
+    `events` are the pending bits of events_read in the configuration space.
+    """
 
     outputs: tuple[PreferredMode, ...]
     events: int
@@ -125,7 +127,10 @@ class GpuState:
 
 @dataclass(frozen=True, slots=True)
 class DeviceState:
-    """A whole device: the GPU, and its rings by index. `driven`: a driver has started it."""
+    """A whole device: the GPU, and its rings by index.
+
+    `driven`: a driver has started it since the last reset.
+    """
 
     driven: bool
     gpu: GpuState

@@ -1,9 +1,8 @@
-"""Timelines: in which order fences are answered, whoever completes the commands before them.
+"""Timelines: the order in which fenced commands are answered, on whichever thread they complete.
 
-A timeline is what virtio-gpu orders fences by: one for each (context, ring index), and one for all
-commands that name no ring. A command is answered when it is complete and every command before it on
-its timeline is. Source: virtio 1.3, 5.7.6.7, VIRTIO_GPU_FLAG_FENCE and
-VIRTIO_GPU_FLAG_INFO_RING_IDX.
+There is a timeline for each (context, ring index), and one for all commands without a ring index. A
+command is answered when it is complete and every command before it on its timeline is. Source:
+virtio 1.3, 5.7.6.7, VIRTIO_GPU_FLAG_FENCE and VIRTIO_GPU_FLAG_INFO_RING_IDX.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from vgpud.gpu.work import Done, Timeline
 
 
 class _Entry:
-    """A command that has not been answered. Called, it is complete: on any thread, once."""
+    """A command that has not been answered. Calling it completes the command, on any thread."""
 
     __slots__ = ("_timelines", "answer", "complete", "error", "timeline")
 
@@ -35,8 +34,11 @@ class _Entry:
 
 
 class Timelines:
-    """All timelines of one device. Made on the event loop's thread; every method is for that
-    thread only, but the completion that `run` hands out is for any."""
+    """All timelines of one device.
+
+    Everything is called on the event loop's thread, except the `Done` that `run` passes to `start`,
+    which may be called on any thread.
+    """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -47,16 +49,15 @@ class Timelines:
 
     @property
     def empty(self) -> bool:
-        """Whether no command waits for its answer on any timeline."""
+        """Whether no command on any timeline is unanswered."""
         return not self._lines
 
     def run(self, timeline: Timeline, start: Callable[[Done], None], answer: Done) -> None:
-        """Start a command, and answer it when it is complete and all before it has been answered.
+        """Start a command, and answer it when it is complete and all before it have been answered.
 
-        `start` gets what is to be called when the command is complete, with the error that it has
-        ended with or None: on any thread, also before `start` returns; only the first call counts.
-        A `VgpudError` that `start` raises completes the command, too. `answer` is called on the
-        event loop.
+        `start` gets a function to call when the command is complete, with an error or None: on any
+        thread, even before `start` returns; only the first call has an effect. A `VgpudError` that
+        `start` raises completes the command, too. `answer` is called on the event loop.
         """
         entry = _Entry(self, timeline, answer)
         line = self._lines.get(timeline)
@@ -67,15 +68,15 @@ class Timelines:
         except VgpudError as error:
             entry(error)
         if line is None:
-            # Most commands are complete by now, and need no line to wait in.
+            # Most commands are complete by now, and need not wait.
             if entry.complete and not self._held:
                 answer(entry.error)
             else:
                 self._lines[timeline] = deque((entry,))
 
     def after(self, timeline: Timeline, answer: Done) -> None:
-        """Call `answer` when all that is on the timeline now has been answered: at once if that is
-        nothing."""
+        """Call `answer` when all commands now on the timeline have been answered; at once if there
+        are none."""
         line = self._lines.get(timeline)
         if line is None:
             answer(None)
@@ -85,23 +86,23 @@ class Timelines:
         line.append(entry)
 
     async def drained(self) -> None:
-        """Wait until every command that was entered has been answered."""
+        """Wait until all commands have been answered."""
         while self._lines:
             self._emptied = self._loop.create_future()
             await self._emptied
 
     def hold(self) -> None:
-        """Give no answers until `resume`; commands can still complete."""
+        """Hold all answers until `resume`; commands can still complete."""
         self._held = True
 
     def resume(self) -> None:
-        """Give the answers that were held back, and all that come."""
+        """Give the answers that were held, and hold no more."""
         self._held = False
         for timeline in list(self._lines):
             self._answer(timeline)
 
     def drop(self) -> None:
-        """Forget every command, and answer none of them: the driver that sent them is gone."""
+        """Drop all commands without an answer, because the driver has been reset."""
         for line in self._lines.values():
             for entry in line:
                 entry.complete = True
@@ -109,9 +110,9 @@ class Timelines:
         self._held = False
 
     def complete(self, entry: _Entry, error: VgpudError | None) -> None:
-        """Complete a command, on any thread: what it was started with calls this."""
+        """Complete a command, on any thread."""
         if get_ident() != self._thread:
-            # The loop may be gone: then there is no guest left to answer.
+            # The loop may have ended: then there is no guest to answer.
             with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self.complete, entry, error)
         elif not entry.complete:
@@ -122,7 +123,7 @@ class Timelines:
                 self._answer(entry.timeline)
 
     def _answer(self, timeline: Timeline) -> None:
-        """Answer the complete commands that no other is before."""
+        """Answer the complete commands at the head of a timeline."""
         line = self._lines.get(timeline)
         while line and line[0].complete:
             entry = line.popleft()

@@ -1,7 +1,9 @@
-"""The socket of SET_BACKEND_REQ_FD: our requests to the front-end, and its answers, in order.
+"""The back-end channel: the socket of VHOST_USER_SET_BACKEND_REQ_FD, on which the daemon sends
+requests to the front-end.
 
-Owns one such socket. It never waits for the main channel, and that one never waits for it: a
-front-end may send SET_MEM_TABLE there before it answers here.
+Neither this channel nor the connection ever waits for the other: a front-end may send SET_MEM_TABLE
+on the connection before it answers here. Source: the vhost-user specification, "Back-end message
+types".
 """
 
 from __future__ import annotations
@@ -17,15 +19,18 @@ from vgpud.unix.stream_socket import StreamSocket
 from vgpud.vhost.wire.back_end_channel import BackEndMessage, BackEndRequester, ConfigChange
 
 REPLY_TIMEOUT = 30.0
-"""Seconds that a front-end may take for a mapping: it does so in its main loop, which may be busy
-with much else."""
+"""Seconds that a front-end may take for a mapping, which it makes in its main loop, between other
+work."""
 
 _CHUNK = 4096
 
 
 @dataclass(slots=True, eq=False)
 class BackEndRequest:
-    """A request on its way: `answered` gets the front-end's status, or None where none comes."""
+    """A request that was posted.
+
+    `answered` gets the front-end's status, or None if the channel closes before that.
+    """
 
     message: BackEndMessage
     fd: Fd | None
@@ -33,12 +38,12 @@ class BackEndRequest:
 
     @property
     def refused(self) -> bool:
-        """Whether the front-end has said that it will not."""
+        """Whether the front-end has answered with an error."""
         return self.answered.done() and bool(self.answered.result())
 
 
 class BackEndChannel:
-    """A channel from the arrival of its socket until either side closes it."""
+    """A back-end channel, from the arrival of its socket until either side closes it."""
 
     def __init__(self, socket: StreamSocket, *, reply_ack: bool) -> None:
         self._socket = socket
@@ -49,7 +54,7 @@ class BackEndChannel:
         self.open = True
 
     def post(self, message: BackEndMessage, fd: Fd | None = None) -> BackEndRequest:
-        """Queues a request behind all others; takes the descriptor that goes with it."""
+        """Queue a request after all others; its descriptor is closed once it was sent."""
         request = BackEndRequest(message, fd, asyncio.get_running_loop().create_future())
         self._outbox.append(request)
         self._queued.set()
@@ -58,8 +63,10 @@ class BackEndChannel:
         return request
 
     async def answer(self, operation: str, request: BackEndRequest) -> None:
-        """Wait until a request has been done; raise HostError if it has not been. `operation` is
-        for people."""
+        """Wait until the front-end has carried out a request.
+
+        Raises HostError, with `operation` in its text, if it fails, or does not answer in time.
+        """
         try:
             async with asyncio.timeout(REPLY_TIMEOUT):
                 status = await asyncio.shield(request.answered)
@@ -74,17 +81,20 @@ class BackEndChannel:
             raise HostError(operation, OSError(errno.EREMOTEIO, ""), advice)
 
     def config_changed(self) -> None:
-        """Say that the configuration space reads differently now."""
+        """Notify the front-end that the configuration space has changed."""
         self.post(ConfigChange())
 
     async def confirm_config_change(self) -> None:
-        """Say so, and wait until the front-end has taken note; raise HostError if it does not."""
+        """Notify the front-end that the configuration space has changed, and wait for its answer.
+
+        Raises HostError if the front-end refuses or does not answer.
+        """
         await self.answer("CONFIG_CHANGE_MSG", self.post(ConfigChange()))
 
     async def run(self) -> None:
-        """Sends and receives until the front-end closes the socket.
+        """Send and receive until the front-end closes the socket.
 
-        Raises `PeerError` if it says what makes no sense.
+        Raises `PeerError` for a malformed answer.
         """
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -95,7 +105,7 @@ class BackEndChannel:
             self.close()
 
     def close(self) -> None:
-        """Closes the socket; whoever waits for an answer gets None."""
+        """Close the socket; requests without an answer get None."""
         self.open = False
         self._socket.close()
         self._abandon()

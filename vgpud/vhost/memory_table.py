@@ -1,8 +1,8 @@
-"""The guest's memory, as the front-end's memory table shares it.
+"""The memory table: the guest's memory that the front-end shares.
 
-Owns the mappings of the regions and the translation of guest-physical and front-end virtual
-addresses; nothing outside of the regions is ever reachable through it. Source: the vhost-user
-specification, "Memory region description" and VHOST_USER_SET_MEM_TABLE.
+A table holds the mappings of its regions, and translates guest-physical and front-end virtual
+addresses. Addresses outside the regions are refused. Source: the vhost-user specification, "Memory
+region description" and VHOST_USER_SET_MEM_TABLE.
 """
 
 from __future__ import annotations
@@ -29,33 +29,35 @@ from vgpud.unix.fd import Fd, SharedFd
 
 _ADDRESS_SPACE: Final = 1 << 64
 
-# Entries of one list that go on from one region into the next. A list names each page about once,
+# Entries of one list that cross from one region into the next. A list names each page about once,
 # and there are few borders; each costs a few microseconds.
 MAX_CROSSING: Final = 1024
 
 
 class Region(Protocol):
-    """One entry of a memory table: `memory_size` bytes from `mmap_offset` of the fd with it."""
+    """One entry of a memory table: `memory_size` bytes from `mmap_offset` of its file."""
 
     @property
     def guest_phys_addr(self) -> int:
-        """Where the guest sees it."""
+        """The region's guest-physical address."""
 
     @property
     def memory_size(self) -> int:
-        """Its bytes."""
+        """The region's size in bytes."""
 
     @property
     def userspace_addr(self) -> int:
-        """Where the front-end sees it."""
+        """The region's address in the front-end."""
 
     @property
     def mmap_offset(self) -> int:
-        """Where it begins in the file."""
+        """The region's offset in the file, in bytes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Mapped:
+class _MappedRegion:
+    """A region with its mapping, `size` bytes at `address` in this process."""
+
     start: int
     size: int
     userspace_addr: int
@@ -71,8 +73,7 @@ class _Mapped:
 
 
 class RegionFile(NamedTuple):
-    """Where the memory of a region comes from: `size` bytes from `offset` of a file, which stays
-    open until the table is released."""
+    """The file of a region: `size` bytes from `offset`. It is open until the table is released."""
 
     guest_phys_addr: int
     size: int
@@ -81,10 +82,10 @@ class RegionFile(NamedTuple):
 
 
 class DirtyTracking:
-    """Where writes to the guest's memory are noted at the moment, if anywhere.
+    """The dirty log in use, if there is one.
 
-    One for all the tables of a session: a copy that began under one table is logged as soon as
-    the front-end wants it, whatever table is in force then.
+    All the tables of a session share it: a copy that began under one table is logged as soon as the
+    front-end wants it, whichever table is in force then.
     """
 
     __slots__ = ("log",)
@@ -93,22 +94,22 @@ class DirtyTracking:
         self.log: DirtyLog | None = None
 
     def mark_dirty(self, guest_phys_addr: int, length: int) -> None:
-        """Note in the log, if there is one, that a range was written."""
+        """Mark a range as written in the log, if there is one."""
         if self.log is not None:
             self.log.set(guest_phys_addr, length)
 
 
 class MemoryTable:
-    """One memory table: immutable, and empty until a front-end has sent one.
+    """An immutable memory table, by default an empty one, as before the front-end has sent any.
 
-    `with_regions` makes the next one. Views and `Extents` of an old one stay mapped and harmless,
-    but may no longer be the guest's. `tracking` notes what is written.
+    `with_regions` makes the next one. Views and `Extents` of an old table stay mapped and can be
+    used safely, but may no longer be the guest's memory. `tracking` logs what is written.
     """
 
     __slots__ = ("_columns", "_regions", "_starts", "tracking")
 
     def __init__(
-        self, regions: Sequence[_Mapped] = (), tracking: DirtyTracking | None = None
+        self, regions: Sequence[_MappedRegion] = (), tracking: DirtyTracking | None = None
     ) -> None:
         self._regions = tuple(regions)
         self._starts = [one.start for one in self._regions]
@@ -116,7 +117,7 @@ class MemoryTable:
         self.tracking = DirtyTracking() if tracking is None else tracking
 
     def with_regions(self, regions: Sequence[tuple[Region, Fd]]) -> MemoryTable:
-        """Return the table of other regions, with the same tracking; every fd is taken.
+        """Return a table of other regions, with the same tracking; every fd is taken.
 
         A region that is the same range of the same file keeps its mapping. Raises PeerError for
         regions that are empty, overlap, wrap or can't be mapped, and where the log is too short.
@@ -138,7 +139,7 @@ class MemoryTable:
         return MemoryTable(mapped, self.tracking)
 
     def track(self, log: DirtyLog | None) -> None:
-        """Note writes in a log from now on, or with None nowhere, under any table of the session.
+        """Log writes under any table of the session from now on; with None, stop logging.
 
         Raises PeerError for a log that ends before the memory does.
         """
@@ -148,9 +149,9 @@ class MemoryTable:
 
     @property
     def faulted(self) -> bool:
-        """Whether the front-end truncated its memory, or the log, under us.
+        """Whether the front-end truncated its memory, or the log, while it was in use.
 
-        Zeros have taken the place of what was lost; the session is over for good.
+        The lost pages were replaced by zeros; the session has to end.
         """
         log = self.tracking.log
         if log is not None and log.faulted:
@@ -158,10 +159,8 @@ class MemoryTable:
         return any(region.mapping.faulted for region in self._regions)
 
     def regions(self) -> NDArray[np.void]:
-        """Return where the regions are mapped, (regions,) of REGION, by guest address.
-
-        For native code that checks against it.
-        """
+        """Return the mapped regions in the order of guest addresses, (regions,) of REGION, for
+        native code that checks addresses."""
         table = self._columns
         regions = np.empty(table.start.size, REGION)
         regions["start"], regions["size"] = table.start, table.size
@@ -169,30 +168,23 @@ class MemoryTable:
         return regions
 
     def release(self, following: MemoryTable | None = None) -> None:
-        """Close the files of the regions, but for those that a following table has, too."""
+        """Close the files of the regions, except those that the following table shares."""
         kept = {one.fd for one in following.files()} if following is not None else set()
         for region in self._regions:
             if region.fd not in kept:
                 region.fd.close()
 
     def files(self) -> Iterator[RegionFile]:
-        """Give the file of each region, for what maps guest memory in another process."""
+        """Yield the file of each region, for a process that maps guest memory by itself."""
         for region in self._regions:
             yield RegionFile(region.start, region.size, region.fd, region.file[2])
 
-    def view(self, guest_phys_addr: int, length: int) -> NDArray[np.uint8]:
-        """Return a range as it is in memory, (length,) of uint8.
-
-        Raises GuestAddressError if it is not wholly in one region. A caller that writes to the
-        view calls `tracking.mark_dirty` afterwards.
-        """
-        view = self._view(guest_phys_addr, length)
-        if view is None:
-            raise _outside(guest_phys_addr, length)
-        return view
-
     def user_view(self, userspace_addr: int, length: int) -> NDArray[np.uint8]:
-        """Return a range by its address in the front-end, as ring addresses are given."""
+        """Return a view of a range by its address in the front-end, (length,) of uint8.
+
+        Raises GuestAddressError if it is not wholly in one region. A caller that writes to the view
+        calls `tracking.mark_dirty` afterwards.
+        """
         for region in self._regions:
             offset = userspace_addr - region.userspace_addr
             if offset >= 0 and 0 <= length <= region.size - offset:
@@ -202,16 +194,20 @@ class MemoryTable:
         )
 
     def read(self, guest_phys_addr: int, length: int) -> bytes:
-        """Return a copy of a range, which may go on from one region into the next."""
+        """Return a copy of a range, which may cross from one region into the next.
+
+        Raises GuestAddressError if any of it is not guest memory.
+        """
         view = self._view(guest_phys_addr, length)
         if view is not None:
             return view.tobytes()
         return b"".join(part.tobytes() for _, part in self._views(guest_phys_addr, length))
 
     def write(self, guest_phys_addr: int, data: bytes | bytearray | memoryview) -> None:
-        """Write a range, which may go on from one region into the next, and note it in the log.
+        """Write a range, which may cross from one region into the next, and log it.
 
-        Nothing is written if any of it is outside. `data` is contiguous.
+        `data` is contiguous. Raises GuestAddressError, and writes nothing, if any of the range is
+        not guest memory.
         """
         rest = np.frombuffer(data, np.uint8)
         length = rest.size
@@ -225,9 +221,9 @@ class MemoryTable:
         self.tracking.mark_dirty(guest_phys_addr, length)
 
     def resolve(self, entries: NDArray[np.void], *, access: MemoryAccess = PLAIN) -> Extents:
-        """Return the buffer that a guest's list of pages makes.
+        """Return the extents of a guest's scatter-gather list.
 
-        `entries` has the fields `addr` and `length`, in bytes; an entry may go on from one region
+        `entries` has the fields `addr` and `length`, in bytes; an entry may cross from one region
         into the next. Raises GuestAddressError, naming the entry that is not guest memory.
         """
         addresses = entries["addr"].astype(np.uint64)
@@ -261,7 +257,7 @@ class MemoryTable:
             spans, owners, access=access, guest=GuestPages(self.tracking, addresses[first])
         )
 
-    def _map(self, region: Region, fd: Fd) -> _Mapped:
+    def _map(self, region: Region, fd: Fd) -> _MappedRegion:
         start, size = region.guest_phys_addr, region.memory_size
         where = f"memory region 0x{start:x}+0x{size:x}"
         if size == 0:
@@ -287,12 +283,13 @@ class MemoryTable:
         except HostError as error:
             raise PeerError(f"{where}: {error}") from error
         array = mapping.array
-        return _Mapped(
-            start, size, region.userspace_addr, file, shared, mapping, array, address_of(array)
+        address = address_of(array)
+        return _MappedRegion(
+            start, size, region.userspace_addr, file, shared, mapping, array, address
         )
 
-    def _former(self, file: tuple[int, int, int], size: int) -> _Mapped | None:
-        # Same inode while we hold a mapping of it: the number can't have been given to another.
+    def _former(self, file: tuple[int, int, int], size: int) -> _MappedRegion | None:
+        # The inode number can't have been reused, as the mapping keeps the file alive.
         for old in self._regions:
             if old.file == file and old.size == size and not old.mapping.faulted:
                 return old
@@ -308,7 +305,7 @@ class MemoryTable:
         return None
 
     def _views(self, guest_phys_addr: int, length: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Give the parts of a range, one a region; GuestAddressError first if one is outside."""
+        """Yield the parts of a range, one a region; raise GuestAddressError if any is outside."""
         index = bisect_right(self._starts, guest_phys_addr) - 1
         if index < 0 or length < 0:
             raise _outside(guest_phys_addr, length)
@@ -328,14 +325,15 @@ class MemoryTable:
     def _locate(
         self, addresses: NDArray[np.uint64], lengths: NDArray[np.uint64]
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:
-        """Find ranges' regions: index, whether each is wholly in it, whether it is guest memory."""
+        """Return ranges' regions by index, whether each is wholly in it, and whether it is guest
+        memory."""
         table = self._columns
         index = table.start.searchsorted(addresses, "right") - 1
         if not self._regions:
             nowhere = np.zeros(index.shape, np.bool_)
             return index, nowhere, nowhere
         region = np.maximum(index, 0)
-        # Nothing here wraps where the range is guest memory, and elsewhere nobody looks.
+        # This may wrap for ranges that are not guest memory, whose results are masked out.
         offset = addresses - table.start[region]
         size, run = table.size[region], table.run[region]
         known = (index >= 0) & (offset < run)
@@ -348,24 +346,24 @@ class MemoryTable:
         lengths: NDArray[np.uint64],
         inside: NDArray[np.bool_],
     ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        """Cut the ranges that go on from one region into the next where they do."""
+        """Split the ranges that cross from one region into the next at the borders."""
         crossing = np.flatnonzero(~inside)
         if crossing.size > MAX_CROSSING:
             raise GuestAddressError(f"{crossing.size} entries cross borders of memory regions")
-        pieces: list[NDArray[np.uint64]] = []
+        parts: list[NDArray[np.uint64]] = []
         done = 0
         both = np.stack((addresses, lengths), axis=1)
         for at in crossing.tolist():
             cut = [(a, v.size) for a, v in self._views(int(addresses[at]), int(lengths[at]))]
-            pieces += [both[done:at], np.array(cut, np.uint64)]
+            parts += [both[done:at], np.array(cut, np.uint64)]
             done = at + 1
-        parts = np.concatenate([*pieces, both[done:]])
-        return parts[:, 0], parts[:, 1]
+        split = np.concatenate([*parts, both[done:]])
+        return split[:, 0], split[:, 1]
 
 
 class _Columns(NamedTuple):
-    """The regions as arrays, to look up many addresses at once; `run` is the bytes from a region's
-    start to the next gap."""
+    """The regions as arrays, to look up many addresses at once; `run` is the number of bytes from a
+    region's start to the next gap."""
 
     start: NDArray[np.uint64]
     size: NDArray[np.uint64]
@@ -373,16 +371,16 @@ class _Columns(NamedTuple):
     run: NDArray[np.uint64]
 
 
-def _columns(regions: Sequence[_Mapped]) -> _Columns:
+def _columns(regions: Sequence[_MappedRegion]) -> _Columns:
     rows: list[tuple[int, int, int, int]] = []
     for one in reversed(regions):
-        goes_on = rows and rows[-1][0] == one.end
-        run = one.size + (rows[-1][3] if goes_on else 0)
+        adjacent = rows and rows[-1][0] == one.end
+        run = one.size + (rows[-1][3] if adjacent else 0)
         rows.append((one.start, one.size, one.address, run))
     return _Columns(*np.array(rows[::-1], np.uint64).reshape(-1, 4).T.copy())
 
 
-def _check_log(log: DirtyLog, regions: Sequence[_Mapped]) -> None:
+def _check_log(log: DirtyLog, regions: Sequence[_MappedRegion]) -> None:
     for region in regions:
         if region.end > log.limit:
             raise PeerError(

@@ -1,9 +1,8 @@
-"""What drives a ring that runs: chains go to the handler, responses to the driver.
+"""The pump: takes chains of a running ring, gives them to the handler, and publishes the responses.
 
-One function does it, `_run`, which the event loop calls when the driver has kicked, when a handler
-that had to wait is done, or when the time of others is over. It works until nothing is left, until
-one chain has to be waited for, or until its own time is up; so one queue can't keep another from
-being served.
+One function does that, `_run`. The event loop calls it when the driver has kicked, and when other
+tasks have had their time. It returns when no chain is left, when a handler has to wait, or when its
+time is up; so one queue can't keep another from being served.
 """
 
 from __future__ import annotations
@@ -26,26 +25,26 @@ from vgpud.vhost.ring_views import RingAddress
 from vgpud.vhost.split_ring import Chain
 
 Handler = Callable[[Chain, bytes], Coroutine[Any, Any, None] | None]
-"""Called with a chain and its readable bytes. It answers now or later by `Virtqueue.complete`; a
-coroutine that it returns is waited for before the next chain is taken, and is cancelled when the
+"""A function of a chain and its readable bytes, which answers now or later by `Virtqueue.complete`.
+If it returns a coroutine, that is awaited before the next chain is taken, and is cancelled when the
 ring stops."""
 
 QUANTUM: Final = 0.002
 """Seconds after which other tasks, and so other devices, are served."""
 
 PUBLISH_AFTER: Final = 0.0005
-"""Seconds that answers wait for others to be published with."""
+"""Seconds that answers are held to be published together with others."""
 
 POLL_INTERVAL: Final = 0.001
-"""Seconds between two looks at a ring whose front-end gave no kick descriptor
+"""Seconds between two polls of a ring whose front-end gave no kick descriptor
 (VHOST_USER_VRING_NOFD_MASK)."""
 
 
 class Pump:
     """Drives `ring`, with the descriptors of `setup`, in `memory`.
 
-    `broken` is called, and has to end this, where the ring or its memory is not what it must be.
-    Everything else that goes wrong ends the task group.
+    `broken` is called, and has to end the pump, where the ring is malformed or its memory is gone.
+    Every other error ends the task group.
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class Pump:
         broken: Callable[[Exception], None],
     ) -> None:
         self._ring = ring
-        self._num = setup.num  # of the ring that runs, whatever is said meanwhile
+        self._num = setup.num  # of the running ring: the setup may change meanwhile
         self._setup = setup
         self._memory = memory
         self._handler = handler
@@ -70,15 +69,17 @@ class Pump:
         self._loop = asyncio.get_running_loop()
         self._taken: deque[tuple[Chain, bytes]] = deque()  # not handled yet
         self._coalescing = Coalescing()
-        self._batching = False  # what is answered is published with more
+        self._batching = False  # answers are held for others
         self._scheduled: asyncio.Handle | None = None
-        self._waiting: asyncio.Task[None] | None = None  # for a handler that has to wait
-        self._pending: Coroutine[Any, Any, None] | None = None  # that, until it has answered
+        self._waiting: asyncio.Task[None] | None = None  # awaits `_pending`
+        self._pending: Coroutine[Any, Any, None] | None = None  # of a handler that waits
         self._ended = False
 
     def begin(self) -> None:
-        """Look at the ring soon, and whenever the driver kicks on the descriptor that the setup has
-        now: what was made available before the first look is not kicked for again."""
+        """Have `_run` called soon, and whenever the driver kicks on the setup's descriptor.
+
+        Soon, because the driver does not kick again for chains that are available already.
+        """
         kick = self._setup.kick
         if kick is not None:
             try:
@@ -88,12 +89,12 @@ class Pump:
         self._schedule()
 
     def unwatch(self) -> None:
-        """Wait for no kicks any more."""
+        """Stop waiting for kicks."""
         if self._setup.kick is not None:
             self._loop.remove_reader(self._setup.kick.fileno())
 
     def relocate(self, memory: MemoryTable, address: RingAddress) -> None:
-        """Go on where the ring is now."""
+        """Continue at another address of the ring, in another memory table."""
         self._memory = memory
         try:
             self._ring.relocate(memory, address)
@@ -101,7 +102,7 @@ class Pump:
             self._broken(error)
 
     def complete(self, chain: Chain, response: bytes) -> None:
-        """Write a response, and hand its chain back to the driver."""
+        """Write a response, and return its chain to the driver."""
         try:
             self._ring.answer(chain, response)
         except GuestAddressError as error:
@@ -111,7 +112,7 @@ class Pump:
             self._publish()
 
     async def cancel(self) -> None:
-        """Take no more chains; cancel the handler that has to wait, if one does, and wait until it
+        """Take no more chains; cancel the handler that waits, if there is one, and wait until it
         has ended."""
         self._ended = True
         if self._waiting is not None:
@@ -119,7 +120,7 @@ class Pump:
             await asyncio.wait([self._waiting])
 
     def end(self) -> int:
-        """Let go of the ring; return the index of the first entry that has not been taken up."""
+        """End the pump; return the index of the first available entry that is not answered."""
         self._ended = True
         self.unwatch()
         if self._scheduled is not None:
@@ -131,7 +132,7 @@ class Pump:
                 unanswered += 1
                 if getcoroutinestate(self._pending) == CORO_CREATED:
                     self._pending.close()
-        # Not handled, or not answered: the next start takes them up again.
+        # Not handled, or not answered: the next start takes them again.
         self._ring.put_back(unanswered)
         self._taken.clear()
         self._publish()
@@ -148,12 +149,12 @@ class Pump:
         except PeerError as error:
             self._fail(error)
             return
-        # Right here, since to schedule it costs as much as a few commands.
+        # Called directly, since scheduling it costs as much as a few commands.
         if self._scheduled is None and self._waiting is None:
             self._run()
 
     def _run(self) -> None:
-        """Handle chains until none is left, one has to be waited for, or time is up."""
+        """Handle chains until none is left, a handler waits, or time is up."""
         self._scheduled = None
         pending, empty = self._handle(perf_counter() + QUANTUM)
         if pending is None:
@@ -168,7 +169,7 @@ class Pump:
             pending.close()
 
     async def _wait(self) -> None:
-        """Wait for a handler, and go on with the chains behind it as `_run` does."""
+        """Wait for a handler, then handle the chains after its own as `_run` does."""
         until = perf_counter() + QUANTUM
         empty = False
         while self._pending is not None:
@@ -184,18 +185,18 @@ class Pump:
         self._wait_for_chains(empty=empty)
 
     def _wait_for_chains(self, *, empty: bool) -> None:
-        """Have `_run` called again: for a kick, after a while, or when other tasks have run."""
+        """Have `_run` called again: on a kick, by a timer, or when other tasks have run."""
         if not empty:
             self._schedule()
         elif self._setup.polled and not self._ended:
             self._scheduled = self._loop.call_later(POLL_INTERVAL, self._run)
 
     def _handle(self, until: float) -> tuple[Coroutine[Any, Any, None] | None, bool]:
-        """Handle chains as `_handle_all` does; what goes wrong ends the ring or the session."""
+        """Handle chains as `_handle_all` does; an error ends the ring or the session."""
         try:
             pending, empty = self._handle_all(until)
         except (RingError, GuestAddressError) as error:
-            if self._memory.faulted:  # zeros in the place of the ring would explain it
+            if self._memory.faulted:  # the ring itself may have become zeros
                 self._fail(_truncated())
             else:
                 self._broken(error)
@@ -209,8 +210,8 @@ class Pump:
         return pending, empty
 
     def _handle_all(self, until: float) -> tuple[Coroutine[Any, Any, None] | None, bool]:
-        """Handle chains; return what is to be waited for, and whether none is left and the driver
-        kicks for the next."""
+        """Handle chains; return a coroutine to wait for, if any, and whether no chain is left and
+        the driver kicks for the next."""
         ring, coalescing = self._ring, self._coalescing
         ring.disable_notifications()
         polled_until = perf_counter() + POLLING
@@ -235,7 +236,7 @@ class Pump:
             ring.disable_notifications()
 
     def _handle_taken(self, until: float) -> tuple[Coroutine[Any, Any, None] | None, bool]:
-        """Handle chains as long as they come quickly; as `_handle_all`."""
+        """Handle chains without polling; return what `_handle_all` does."""
         ring, taken, handler, coalescing = (
             *(self._ring, self._taken, self._handler),
             self._coalescing,
@@ -271,7 +272,7 @@ class Pump:
                 self._publish()
 
     def _publish(self) -> None:
-        """Publish what was completed, and interrupt the driver if it wants that."""
+        """Publish the answers, and interrupt the driver if it wants that."""
         self._coalescing.published()
         if self._ring.publish() and self._setup.call is not None:
             try:
@@ -280,7 +281,7 @@ class Pump:
                 self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        """End the session, from where no exception can get to it."""
+        """End the session with an error, from a callback of the event loop."""
         self._ended = True
         self.unwatch()
         failure = _raise(error)

@@ -1,10 +1,9 @@
-"""The device's side of a ring in guest memory: chains taken with their requests, answered with
-their responses.
+"""The device's side of a ring in guest memory: takes chains with their requests, and writes their
+responses.
 
-There are two ways to do that, which share one set of indices, so that each can go on where the
-other stopped. The fast path, native/ring.c, takes and answers many usual chains in one call.
-`vhost.split_ring` takes the rest one by one, finds every error, and does all that is written while
-a front-end logs it.
+Two implementations share one set of indices, so that each can continue where the other stopped. The
+fast path, native/ring.c, takes and answers many usual chains in one call. `vhost.split_ring` takes
+the others one by one, reports every error, and does all writes while the front-end logs them.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ _RING = 4  # bytes of flags and index before both the available and the used rin
 class Ring:
     """A ring of `num` descriptors at `address` in `memory`, from the available index `base` on.
 
-    `features` are the driver's, as acknowledged. Raises `RingError` and `GuestAddressError` where
-    no ring can be.
+    `features` are those that the driver has acknowledged. Raises `RingError` and
+    `GuestAddressError` for a ring that can't be at this address.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class Ring:
         """How many chains the last `take` had the fast path answer."""
 
     def relocate(self, memory: MemoryTable, address: RingAddress) -> None:
-        """Go on where the ring is now; raises as the constructor does."""
+        """Continue at another address; raise `RingError` or `GuestAddressError` as on creation."""
         views = ring_views(memory, address, self._num)
         self._memory = memory
         self._split.move(views, memory, log_used=_log_used(memory, address))
@@ -55,7 +54,7 @@ class Ring:
 
     @property
     def next_avail(self) -> int:
-        """The index of the next available entry: what GET_VRING_BASE answers."""
+        """The index of the next available entry, as for GET_VRING_BASE."""
         return self._indices.next_avail
 
     @property
@@ -64,15 +63,15 @@ class Ring:
         return (self._indices.next_used - self._indices.signalled_used) & 0xFFFF
 
     def take(self, fast_path: FastPath | None = None) -> list[tuple[Chain, bytes]]:
-        """Take the next chains, as many as are quickly taken, with their requests; none if the
+        """Take the next chains, as many as can be taken quickly, with their requests; none if the
         driver has made no more available.
 
-        With `fast_path`, requests that come first and that it executes are answered instead:
+        With `fast_path`, the first requests are executed and answered at once, as far as it can:
         `served` is how many, and if there are any, the list may be empty before the ring is.
 
-        The `readable` of the chains is empty: it has been read. Raises `RingError` where the next
-        chain is malformed or too long, and `GuestAddressError` where its request is not guest
-        memory.
+        The `readable` of the chains is empty, because it has been read.
+        Raises `RingError` where the next chain is malformed or too long, and `GuestAddressError`
+        where its request is not guest memory.
         """
         if self._split.log_used is not None or self._memory.tracking.log is not None:
             fast_path = None
@@ -93,12 +92,12 @@ class Ring:
         return [] if chain is None else [(chain, self._gather(chain))]
 
     def put_back(self, count: int = 1) -> None:
-        """Leave the chains taken last to the next start."""
+        """Return the chains taken last to the ring, for the next start."""
         self._split.put_back(count)
 
     def answer(self, chain: Chain, response: bytes) -> None:
-        """Write a response into its chain, as much as there is room for, and the chain into the
-        used ring; the driver finds it there after `publish`.
+        """Write a response into its chain, as far as it fits, and the chain into the used ring;
+        the driver sees it after `publish`.
 
         Raises `GuestAddressError` where the buffers of the chain are not guest memory.
         """
@@ -121,7 +120,7 @@ class Ring:
         self._split.put(chain.head, written)
 
     def publish(self) -> bool:
-        """Publish what was answered; True if the driver wants an interrupt for it."""
+        """Publish what was answered; return whether the driver wants an interrupt for it."""
         if self._split.log_used is not None:
             return self._split.publish()
         at = self._indices
@@ -129,19 +128,19 @@ class Ring:
         return old != at.next_used and self._fast.publish(old, at.next_used)
 
     def disable_notifications(self) -> None:
-        """Ask the driver not to kick while the ring is being drained; it may all the same."""
+        """Ask the driver not to kick while the ring is being drained; kicks may still come."""
         self._split.disable_notifications()
 
     def enable_notifications(self) -> bool:
-        """Ask for kicks again; True if chains came meanwhile, so that they must be taken before
-        waiting."""
+        """Ask for kicks again; return whether chains came meanwhile, which must be taken before
+        waiting for a kick."""
         if self._split.log_used is not None:
             return self._split.enable_notifications()
         return self._fast.enable_notifications(self._indices.next_avail)
 
     def poll(self, seconds: float) -> bool:
-        """Sleep for a while, much less than a second, unless a chain is there already; True if one
-        is there then."""
+        """Sleep for much less than a second, unless a chain is available already; return whether
+        one is available then."""
         return self._fast.poll(self._indices.next_avail, int(seconds * 1e9))
 
     def _bind(self, views: RingViews) -> FastRing:

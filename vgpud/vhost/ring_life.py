@@ -10,9 +10,12 @@ from typing import Final
 
 
 class RingLife(Enum):
-    """STOPPED: something that the ring needs has not been said yet. READY: it can be started.
-    RUNNING: it is served. BROKEN: it was found malformed, and has to be stopped before it can be
-    started again."""
+    """A ring's state.
+
+    STOPPED: the front-end has not set everything that the ring needs. READY: it can be started.
+    RUNNING: it is served. BROKEN: it was found malformed, and has to be stopped or set up again
+    before it can be started.
+    """
 
     STOPPED = auto()
     READY = auto()
@@ -21,9 +24,13 @@ class RingLife(Enum):
 
 
 class RingEvent(Enum):
-    """SET: the front-end has said something of the ring, and nothing is missing now. UNSET: it has,
-    and something is missing. START: the device serves it from now on. STOP: VRING_ENABLE 0,
-    GET_VRING_BASE, or a reset. BREAK: a driver wrote what no driver may, or the memory is gone."""
+    """What changes a ring's state.
+
+    SET: the front-end has changed the ring's setup, which is complete now. UNSET: the front-end has
+    changed it, and it is not complete. START: the device serves the ring from now on. STOP:
+    VRING_ENABLE 0, GET_VRING_BASE, or a reset. BREAK: the ring is malformed, or its memory is no
+    longer shared.
+    """
 
     SET = auto()
     UNSET = auto()
@@ -41,12 +48,12 @@ TRANSITIONS: Final[dict[tuple[RingLife, RingEvent], RingLife]] = {
     (RingLife.READY, RingEvent.START): RingLife.RUNNING,
     (RingLife.READY, RingEvent.STOP): RingLife.READY,
     (RingLife.READY, RingEvent.BREAK): RingLife.BROKEN,
-    # A ring that runs may get another kick, call or address, and goes on with it.
+    # A ring that runs may get another kick, call or address, and continues with it.
     (RingLife.RUNNING, RingEvent.SET): RingLife.RUNNING,
     (RingLife.RUNNING, RingEvent.UNSET): RingLife.RUNNING,
     (RingLife.RUNNING, RingEvent.STOP): RingLife.READY,
     (RingLife.RUNNING, RingEvent.BREAK): RingLife.BROKEN,
-    # What a front-end says of a broken ring can mend it; what a guest does can't.
+    # A front-end can repair a broken ring by setting it up again; a guest can't.
     (RingLife.BROKEN, RingEvent.SET): RingLife.READY,
     (RingLife.BROKEN, RingEvent.UNSET): RingLife.STOPPED,
     (RingLife.BROKEN, RingEvent.STOP): RingLife.READY,
@@ -55,7 +62,7 @@ TRANSITIONS: Final[dict[tuple[RingLife, RingEvent], RingLife]] = {
 
 
 def step(life: RingLife, event: RingEvent) -> RingLife:
-    """Return what follows; raise `ValueError` for an event that can't come then, a bug of ours."""
+    """Return the next state; raise `ValueError` for an impossible event, which is a bug."""
     following = TRANSITIONS.get((life, event))
     if following is None:
         raise ValueError(f"{event.name} of a ring that is {life.name}")

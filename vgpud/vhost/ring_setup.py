@@ -1,4 +1,4 @@
-"""What a front-end says of a ring before it starts: SET_VRING_*; and a ring as a value."""
+"""A ring's setup, which the front-end makes with SET_VRING_* requests, and its saved state."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from vgpud.vhost.split_ring import Chain
 
 @dataclass(frozen=True, slots=True)
 class RingState:
-    """A stopped ring, but for its descriptors, which the front-end gives again.
+    """The state of a stopped ring, without its file descriptors, which the front-end sets again.
 
-    `base` is the available index to go on from. What the device had published is in the used ring,
-    in guest memory. `finished` are answers that have not been written there yet.
+    `base` is the available index to continue from. What the device has published is in the used
+    ring, in guest memory. `finished` are responses that have not been written there yet.
     """
 
     num: int
@@ -27,10 +27,10 @@ class RingState:
 
 @dataclass(slots=True)
 class RingSetup:
-    """What the front-end has said of a ring so far.
+    """What the front-end has set of a ring so far.
 
-    `base` is the available index to start from, and `fresh` tells that a driver starts there which
-    has used nothing of the ring yet. `polled`: the front-end gives no kick descriptor.
+    `base` is the available index to start from; `fresh` is set if the driver has not used the ring
+    yet. `polled`: the front-end gives no kick descriptor.
     """
 
     num: int = 0
@@ -45,7 +45,7 @@ class RingSetup:
 
     @property
     def complete(self) -> bool:
-        """Whether all has been said that it takes to start."""
+        """Whether everything is set that a start needs."""
         notified = self.kick is not None or self.polled
         return bool(self.num and self.address and self.enabled and notified)
 

@@ -1,5 +1,5 @@
-"""Finds a split ring in the front-end's memory: numpy views of its three parts, native accessors of
-its indices.
+"""A split ring in the front-end's memory: numpy views of its three parts, native accessors of its
+indices.
 
 Source: virtio 1.3, 2.7 "Split Virtqueues" for the layout; the vhost-user specification,
 VHOST_USER_SET_VRING_ADDR, for the addresses, which are the front-end's own.
@@ -24,8 +24,10 @@ _DESC_ALIGN, _AVAIL_ALIGN, _USED_ALIGN = 16, 2, 4
 
 @dataclass(frozen=True, slots=True)
 class RingAddress:
-    """Front-end addresses of a ring's parts; `log` is the used ring's guest-physical address if it
-    is to be logged."""
+    """The front-end virtual addresses of a ring's parts.
+
+    `log` is the used ring's guest-physical address if writes to it are to be logged.
+    """
 
     desc: int
     avail: int
@@ -34,10 +36,10 @@ class RingAddress:
 
 
 def ring_views(memory: MemoryTable, address: RingAddress, num: int) -> RingViews:
-    """Returns the views of a ring of `num` descriptors, which keep its memory mapped.
+    """Return the views of a ring of `num` descriptors, which keep its memory mapped.
 
-    Raises `RingError` for a size or an alignment that 2.7 does not allow, and for what is not guest
-    memory.
+    Raises `RingError` for a size or an alignment that 2.7 does not allow, and for addresses outside
+    guest memory.
     """
     if not 0 < num <= MAX_QUEUE_SIZE or num & (num - 1):
         raise RingError(
@@ -67,7 +69,7 @@ def _view(memory: MemoryTable, address: int, length: int, align: int) -> NDArray
         view = memory.user_view(address, length)
     except GuestAddressError as error:
         raise RingError(str(error)) from error
-    # Ours too: a region may begin at any byte of its file.
+    # Also the address in this process: a region may begin at any byte of its file.
     if address % align or address_of(view) % align:
         raise RingError(f"a part of the ring at {address:#x} is not aligned to {align}")
     return view

@@ -1,8 +1,8 @@
-"""A connected front-end: what is done about each vhost-user request.
+"""The session with a connected front-end: a handler for each vhost-user request.
 
-What may be said when is `vhost.wire.connection`; what the device does is `vhost.device`. The
-session owns the socket, the rings, the memory table and the back-end channel, and all of it ends
-with the connection. Source: the vhost-user specification, "Front-end message types" and "Starting
+The order of messages is checked in `vhost.wire.connection`; the device's part is `vhost.device`.
+The socket, the rings, the memory table and the back-end channel belong to the session and end with
+it. Source: the vhost-user specification, "Front-end message types" and "Starting
 and stopping rings".
 """
 
@@ -44,14 +44,14 @@ log = logging.getLogger(__name__)
 F_VERSION_1: Final = 1 << 32
 
 TRANSPORT_FEATURES: Final = F_VERSION_1 | F_INDIRECT_DESC | F_EVENT_IDX
-"""Offered for every device, as they are the rings' affair and not the device's."""
+"""The feature bits that are offered for every device, because the rings implement them."""
 
 Fds: TypeAlias = list[Fd]
 Handler: TypeAlias = Callable[[Any, Fds], Awaitable[MessageReply | None]]
 
 
 class Session:
-    """One front-end's session with `device`, on `socket`, which are both closed at its end."""
+    """One front-end's session with `device` on `socket`; both are closed at its end."""
 
     def __init__(self, socket: StreamSocket, device: Device) -> None:
         self._socket = socket
@@ -70,7 +70,7 @@ class Session:
             messages.GetFeatures: self._get_features,
             messages.SetFeatures: self._set_features,
             messages.GetProtocolFeatures: self._get_protocol_features,
-            messages.SetProtocolFeatures: self._nothing,  # the connection keeps them
+            messages.SetProtocolFeatures: self._nothing,  # kept by the connection
             messages.GetQueueNum: self._get_queue_num,
             messages.SetOwner: self._nothing,
             messages.ResetOwner: self._nothing,
@@ -96,7 +96,7 @@ class Session:
     async def run(self) -> None:
         """Serve the front-end until it closes the connection.
 
-        Raises an exception group with a `PeerError` where it broke the protocol.
+        Raises an exception group with a `PeerError` if it breaks the protocol.
         """
         with ExitStack() as cleanup:
             cleanup.callback(self._close)
@@ -118,7 +118,7 @@ class Session:
         while True:
             while isinstance(received := self._connection.next_event(), Received):
                 await self._socket.send(await self._handle(received))
-            if perf_counter() >= until:  # a front-end that always has more to say
+            if perf_counter() >= until:  # a front-end may send without a pause
                 await asyncio.sleep(0)
                 until = perf_counter() + QUANTUM
             data, fds = await self._socket.recv(self._connection.bytes_wanted)
@@ -133,7 +133,7 @@ class Session:
         try:
             reply = await self._handlers[type(message)](message, fds)
         except HostError as error:
-            # Ours, not the front-end's: it gets a refusal if it asked for an answer, and can go on.
+            # The host's error, not the front-end's: the session goes on after a negative answer.
             log.warning(
                 "request failed device=%s request=%s: %s",
                 self._device.name,
@@ -162,7 +162,7 @@ class Session:
         return self._queues[index]
 
     async def _start(self, index: int) -> None:
-        """Hand a queue to the device if it is ready."""
+        """Have the device start a queue if it is ready."""
         queue, features = self._queue(index), self._connection.features
         if not features & F_PROTOCOL_FEATURES and not queue.setup.enabled:
             queue.set_enabled(True)  # without that feature, rings are enabled from the start
@@ -171,7 +171,7 @@ class Session:
             await self._device.start_queue(index, queue)
 
     async def _stop(self, index: int) -> int:
-        """Take a queue back from the device; return the index of the first entry not taken up."""
+        """Stop a queue; return the index of the first available entry that has not been taken."""
         queue = self._queue(index)
         await self._device.stop_queue(index)
         return await queue.stop()
@@ -179,7 +179,7 @@ class Session:
     # Features and memory
 
     async def _nothing(self, _: Request, __: Fds) -> None:
-        """Do nothing, for requests that need nothing done."""
+        """Do nothing, for requests that need no action."""
 
     async def _get_features(self, _: messages.GetFeatures, __: Fds) -> U64Reply:
         return U64Reply(self._connection.offered_features)
@@ -222,7 +222,7 @@ class Session:
 
     async def _get_vring_base(self, message: messages.GetVringBase, _: Fds) -> VringState:
         base = await self._stop(message.index)
-        self._queue(message.index).forget_kick()  # only a new one starts the ring again
+        self._queue(message.index).forget_kick()  # only another one starts the ring again
         return VringState(message.index, base)
 
     async def _set_vring_kick(self, message: messages.SetVringKick, fds: Fds) -> None:
@@ -252,7 +252,7 @@ class Session:
         await self._device.reset()
 
     async def _get_config(self, message: messages.GetConfig, _: Fds) -> ConfigReply:
-        # Front-ends ask for what their own struct has, which may be more than the device's.
+        # Front-ends ask for the size of their own struct, which may be larger than the device's.
         data = self._device.config()[message.offset : message.offset + message.size]
         data = data.ljust(message.size, b"\0")
         return ConfigReply(message.offset, message.flags, data)

@@ -1,9 +1,7 @@
-"""The split virtqueue: descriptor chains out, used elements in.
+"""The split virtqueue: takes descriptor chains, writes used elements.
 
-Owns the ring's arithmetic and every check on what a driver wrote there.
-
-Source: virtio 1.3, 2.7 "Split Virtqueues" (2.7.5.3 indirect descriptors, 2.7.7 and 2.7.8
-notification suppression).
+Everything that a driver wrote to the ring is checked here. Source: virtio 1.3, 2.7 "Split
+Virtqueues" (2.7.5.3 indirect descriptors, 2.7.7 and 2.7.8 notification suppression).
 """
 
 from __future__ import annotations
@@ -42,23 +40,23 @@ class Index(Protocol):
     """A little-endian u16 in shared memory that the other side reads or writes at the same time."""
 
     def load(self) -> int:
-        """Loads with acquire ordering."""
+        """Load with acquire ordering."""
 
     def store(self, value: int) -> None:
-        """Stores with release ordering."""
+        """Store with release ordering."""
 
 
 class Memory(Protocol):
     """Guest-physical memory, as far as a ring needs it."""
 
     def read(self, gpa: int, length: int) -> bytes:
-        """Copies `length` bytes out; raises `GuestAddressError` where the range is not guest
+        """Return a copy of `length` bytes; raise `GuestAddressError` where the range is not guest
         memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class RingViews:
-    """Where one virtqueue lies in mapped memory.
+    """The memory of one virtqueue, as mapped in this process.
 
     Shapes: `descriptors` (num,) of `DESC`; `available` (num,) of <u2, the avail.ring array; `used`
     (num,) of `USED_ELEM`, the used.ring array. `used_event` and `avail_event` are the two words
@@ -78,8 +76,8 @@ class RingViews:
 
 
 class Chain(NamedTuple):  # one is made for every command: a tuple is the quickest to make
-    """A descriptor chain: (guest-physical address, bytes) of the buffers to read, then of those to
-    write."""
+    """A descriptor chain: (guest-physical address, length in bytes) of the buffers that the device
+    reads, then of those that it writes."""
 
     head: int
     readable: tuple[tuple[int, int], ...]
@@ -88,8 +86,8 @@ class Chain(NamedTuple):  # one is made for every command: a tuple is the quicke
 
 @dataclass(slots=True, eq=False)
 class RingIndices:
-    """How far the device has come: the next available entry that it takes, the next used element
-    that it writes, and the used index that the driver was last notified of; all modulo 65536."""
+    """The device's position in the ring: the next available entry to take, the next used element to
+    write, and the used index at the last check for a notification; all modulo 65536."""
 
     next_avail: int
     next_used: int
@@ -99,7 +97,7 @@ class RingIndices:
 class SplitRing:
     """The device's side of one split virtqueue.
 
-    `features` are the driver's, as acknowledged: EVENT_IDX and INDIRECT_DESC take effect only then.
+    `features` are those that the driver has acknowledged: EVENT_IDX and INDIRECT_DESC count here.
     `log_used` is called with (byte offset in the used ring, bytes) after each store there, for a
     front-end that tracks dirty pages.
     """
@@ -119,8 +117,7 @@ class SplitRing:
         self._event_idx = bool(features & F_EVENT_IDX)
         self._indirect = bool(features & F_INDIRECT_DESC)
         self.log_used = log_used
-        # On a fresh ring the used index is 0; on one that is taken up again, what the device had
-        # published before.
+        # 0 on a new ring; on one that is started again, what the device has published before.
         used = views.used_idx.load()
         self.indices = RingIndices(base & 0xFFFF, used, used)
 
@@ -131,16 +128,16 @@ class SplitRing:
         *,
         log_used: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Go on at another mapping of the same ring, in another memory table."""
+        """Continue at another mapping of the same ring, in another memory table."""
         self._views = views
         self._memory = memory
         self.log_used = log_used
 
     def pop(self) -> Chain | None:
-        """Takes the next available chain, or None if the driver has made no more available.
+        """Take the next available chain; return None if the driver has made no more available.
 
-        Raises `RingError` where the ring is malformed. The chain is checked whole and copied before
-        it is returned.
+        The chain has been copied and then checked completely. Raises `RingError` where the ring is
+        malformed.
         """
         waiting = (self._views.avail_idx.load() - self.indices.next_avail) & 0xFFFF
         if waiting == 0:
@@ -153,13 +150,12 @@ class SplitRing:
         return chain
 
     def put_back(self, count: int = 1) -> None:
-        """Gives back the chains popped last: a device that stops before it is done leaves them for
-        the next start."""
+        """Return the chains popped last to the ring, for the next start."""
         self.indices.next_avail = (self.indices.next_avail - count) & 0xFFFF
 
     def put(self, head: int, written: int) -> None:
-        """Enters a chain as used, with `written` bytes in its writable buffers; the driver finds it
-        after `publish`."""
+        """Write a used element for a chain with `written` bytes in its writable buffers; the driver
+        sees it after `publish`."""
         slot = self.indices.next_used % self._num
         self._views.used[slot] = (head, written)
         self.indices.next_used = (self.indices.next_used + 1) & 0xFFFF
@@ -167,20 +163,20 @@ class SplitRing:
             self.log_used(4 + slot * USED_ELEM.itemsize, USED_ELEM.itemsize)
 
     def publish(self) -> bool:
-        """Publishes what was put; True if the driver wants an interrupt for it."""
+        """Publish the used elements; return whether the driver wants an interrupt for them."""
         if self.indices.next_used != self.indices.signalled_used:
             self._store_used()
         return self.should_notify()
 
     def should_notify(self) -> bool:
-        """Tell whether the driver wants an interrupt for what has been put since this was last
-        asked."""
+        """Return whether the driver wants an interrupt for the used elements since the last
+        call."""
         old, new = self.indices.signalled_used, self.indices.next_used
         if old == new:
             return False
         self.indices.signalled_used = new
-        # The used index must be visible before the driver's wish is read, or both sides could wait
-        # for each other.
+        # The used index must be visible before the driver's flag or event index is read, or both
+        # sides could wait for each other.
         self._views.fence()
         if not self._event_idx:
             return not self._views.avail_flags.load() & AVAIL_F_NO_INTERRUPT
@@ -188,21 +184,20 @@ class SplitRing:
         return (new - event - 1) & 0xFFFF < (new - old) & 0xFFFF
 
     def disable_notifications(self) -> None:
-        """Ask the driver not to notify while the ring is being drained; a kick may come all the
-        same."""
-        if not self._event_idx:  # with EVENT_IDX, an avail_event that stays behind says it
+        """Ask the driver not to kick while the ring is being drained; kicks may still come."""
+        if not self._event_idx:  # with EVENT_IDX, an avail_event that is not updated does
             self._set_used_flags(USED_F_NO_NOTIFY)
 
     def enable_notifications(self) -> bool:
-        """Ask for notifications again; True if chains came meanwhile, so that they must be popped
-        before waiting."""
+        """Ask for kicks again; return whether chains came meanwhile, which must be popped before
+        waiting for a kick."""
         if self._event_idx:
             self._views.avail_event.store(self.indices.next_avail)
             if self.log_used is not None:
                 self.log_used(4 + self._num * USED_ELEM.itemsize, 2)
         else:
             self._set_used_flags(0)
-        # A driver that missed the request has its index visible after this fence.
+        # If a driver did not see the request, its available index is visible after this fence.
         self._views.fence()
         return self._views.avail_idx.load() != self.indices.next_avail
 

@@ -1,4 +1,4 @@
-"""One virtqueue of a session: what the front-end says of its ring, and the ring while it runs.
+"""One virtqueue of a session: its setup by the front-end, and its ring while that runs.
 
 Source: the vhost-user specification, "Starting and stopping rings", and virtio 1.3, 2.7.
 """
@@ -27,10 +27,10 @@ log = logging.getLogger(__name__)
 
 
 class Virtqueue:
-    """A queue `name` of a device.
+    """The virtqueue `name` of a device.
 
-    The session says what the front-end has said of it (`set_*`, `features`), and hands it to the
-    device when it can start; the device calls `start` and `complete`.
+    The session calls `set_*` for the front-end's requests, and gives the queue to the device when
+    it can start; the device calls `start` and `complete`.
     """
 
     def __init__(self, device: str, name: str, tasks: asyncio.TaskGroup) -> None:
@@ -50,40 +50,42 @@ class Virtqueue:
         """Whether the ring is being served."""
         return self.life is RingLife.RUNNING
 
-    # What the front-end says
+    # What the front-end sets
 
     def set_num(self, num: int) -> None:
-        """Take the number of descriptors; a ring that runs goes on with its own."""
+        """Set the number of descriptors for the next start."""
         self.setup.num = num
         self._setup_changed()
 
     def set_base(self, base: int) -> None:
-        """Take the available index to start from. A driver that starts at 0 starts afresh; one that
-        starts elsewhere goes on after a pause of the VM."""
+        """Set the available index to start from.
+
+        0 is a driver that has not used the ring; another index continues after a pause of the VM.
+        """
         self.setup.base, self.setup.fresh = base, base == 0
         self._setup_changed()
 
     def set_address(self, address: RingAddress) -> None:
-        """Take the addresses of the ring; one that runs goes on there, which is how logging is
-        turned on and off."""
+        """Set the addresses of the ring.
+
+        A running ring continues there: this is how a front-end turns logging on and off.
+        """
         self.setup.address = address
         self._setup_changed()
         self._relocate()
 
     def set_memory(self, memory: MemoryTable) -> None:
-        """Take another memory table; a ring that runs goes on in it, or breaks if it is not there
-        any more."""
+        """Use another memory table; a running ring that is not in it breaks."""
         self._memory = memory
         self._relocate()
 
     def set_enabled(self, enabled: bool) -> None:
-        """Take whether the ring may run; one that does is to be stopped by `stop`."""
+        """Set whether the ring may start; this does not stop a running one, but `stop` does."""
         self.setup.enabled = enabled
         self._setup_changed()
 
     def set_kick(self, kick: Fd | None) -> None:
-        """Take the descriptor that the driver's kicks come through; None means that the ring is to
-        be polled."""
+        """Set the descriptor for the driver's kicks; None to poll the ring instead."""
         if self._pump is not None:
             self._pump.unwatch()
         if self.setup.kick is not None:
@@ -94,19 +96,19 @@ class Virtqueue:
             self._pump.begin()
 
     def forget_kick(self) -> None:
-        """Forget how the driver kicks: the ring can't be started before that is said again."""
+        """Remove the kick descriptor; the ring can't start before it is set again."""
         self.set_kick(None)
         self.setup.polled = False
         self._setup_changed()
 
     def set_call(self, call: Fd | None) -> None:
-        """Take the descriptor that interrupts the driver; None for a driver that polls."""
+        """Set the descriptor for calls to the driver; None for a driver that polls."""
         if self.setup.call is not None:
             self.setup.call.close()
         self.setup.call = call
 
     def set_err(self, err: Fd | None) -> None:
-        """Take the descriptor that tells the front-end of a broken ring."""
+        """Set the descriptor that signals a broken ring to the front-end."""
         if self.setup.err is not None:
             self.setup.err.close()
         self.setup.err = err
@@ -118,8 +120,8 @@ class Virtqueue:
     ) -> None:
         """Serve the ring, if it is ready: have `handler` called with each chain.
 
-        `fast_path` says which fast path, if any, may execute requests without the handler at the
-        moment. A ring that can't be there is broken.
+        `fast_path` returns the fast path that may execute requests without the handler at the
+        moment, if there is one. A ring that is malformed, or not in guest memory, is broken.
         """
         setup = self.setup
         if self.life is not RingLife.READY or setup.address is None:
@@ -139,7 +141,7 @@ class Virtqueue:
         finished, self._finished = self._finished, []
         for chain, response in finished:
             self.complete(chain, response)
-        if not self.running:  # they could not be written any more
+        if not self.running:  # the responses could not be written
             return
         self._pump.begin()
         log.debug(
@@ -151,22 +153,21 @@ class Virtqueue:
         )
 
     def complete(self, chain: Chain, response: bytes) -> None:
-        """Write a response into its chain, as much as there is room for, and hand the chain back to
-        the driver; if the ring has been stopped, when it is started again."""
+        """Write a response into its chain, as far as it fits, and return the chain to the driver;
+        for a stopped ring, when it is started again."""
         if self._pump is None:
             self._finished.append((chain, response))
         else:
             self._pump.complete(chain, response)
 
     def forget_unanswered(self) -> None:
-        """Forget what is left to answer: the driver that asked is gone."""
+        """Drop the responses that are not written yet, because the driver has been reset."""
         self._finished.clear()
 
     async def stop(self) -> int:
-        """Stop the ring; return the index of the first available entry that has not been taken up.
+        """Stop the ring; return the index of the first available entry that has not been taken.
 
-        What a handler has yet to answer is kept: `complete` holds it back until the ring is started
-        again.
+        A handler may still call `complete`: the response is held until the ring is started again.
         """
         if self._pump is not None:
             await self._pump.cancel()
@@ -176,15 +177,15 @@ class Virtqueue:
         return self.setup.base
 
     def save(self) -> RingState:
-        """Return the ring as a value; it must have been stopped."""
-        assert self._pump is None, "a ring that runs has no value"
+        """Return the state of the ring, which must have been stopped."""
+        assert self._pump is None, "the ring is running"
         setup = self.setup
         return RingState(
             setup.num, setup.address, setup.base, setup.fresh, self.features, tuple(self._finished)
         )
 
     def restore(self, state: RingState) -> None:
-        """Become the ring of a value; it starts when the front-end has given its descriptors."""
+        """Take over a saved state; the ring starts when the front-end has set its descriptors."""
         setup = self.setup
         setup.num, setup.address = state.num, state.address
         setup.base, setup.fresh = state.base, state.fresh
@@ -193,7 +194,7 @@ class Virtqueue:
         self._setup_changed()
 
     def close(self) -> None:
-        """Close everything; what the queue waits for has ended, or is cancelled with its group."""
+        """Close everything; the queue's tasks have ended, or are cancelled with their group."""
         self._end()
         self.setup.close()
 
@@ -210,7 +211,7 @@ class Virtqueue:
             self.setup.base = pump.end()
 
     def _break(self, error: Exception) -> None:
-        """Stop a ring that can't be trusted any more; the session and the other rings go on."""
+        """Stop a malformed ring; the session and the other rings continue."""
         if self._complaints.allows():
             suffix = self._complaints.suffix()
             log.warning(
@@ -219,5 +220,5 @@ class Virtqueue:
         self._end()
         self.life = step(self.life, RingEvent.BREAK)
         if self.setup.err is not None:
-            with suppress(PeerError):  # the ring stops, whether that can be signalled or not
+            with suppress(PeerError):  # the ring stops even if that can't be signalled
                 eventfd.signal(self.setup.err)

@@ -90,26 +90,26 @@ class Vmm:
         return found
 
     async def ended(self) -> None:
-        """Reads on until the link closes the socket."""
+        """Reads on until the channel closes the socket."""
         while (await self.socket.recv(1 << 20))[0]:
             pass
 
 
 @asynccontextmanager
-async def linked(
+async def connected(
     *, greet: bool = True, quota: Quota | None = None
 ) -> AsyncIterator[tuple[DisplayChannel, Vmm, Screen]]:
-    """A link that runs until its VMM closes the socket."""
+    """A channel that runs until its VMM closes the socket."""
     ours, theirs = socket.socketpair()
     screen = Screen()
     vmm = Vmm(theirs)
-    link = DisplayChannel("gpu0", StreamSocket(ours), screen, quota or Quota(1 << 30))
-    running = asyncio.create_task(link.run())
+    channel = DisplayChannel("gpu0", StreamSocket(ours), screen, quota or Quota(1 << 30))
+    running = asyncio.create_task(channel.run())
     try:
         async with asyncio.timeout(PATIENCE):
             if greet:
                 await vmm.greet()
-            yield link, vmm, screen
+            yield channel, vmm, screen
             vmm.socket.close()
             await running
     finally:

@@ -1,4 +1,4 @@
-"""The display link: what a VMM gets to see, when it reads and when it does not."""
+"""The display channel: what a VMM gets to see, when it reads and when it does not."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from tests.gpu.display.display_vmm import S0, S1, linked, run
+from tests.gpu.display.display_vmm import S0, S1, connected, run
 from vgpud.gpu.display import messages as display
 from vgpud.gpu.display.messages import (
     DisplayCursorHide,
@@ -32,12 +32,12 @@ def painted(messages: list[tuple[display.DisplayRequest, bytes]], width: int, he
 
 def test_a_size_then_the_pixels() -> None:
     async def test() -> None:
-        async with linked() as (link, vmm, screen):
+        async with connected() as (channel, vmm, screen):
             screen.show(0, 4, 2)
             screen.pictures[0][:] = np.arange(32, dtype=np.uint8).reshape(2, 4, 4)
-            link.damage(0, Rect(0, 0, 4, 2))  # a device says both in one go, in any order
-            link.scanout(0, 4, 2)
-            link.damage(0, Rect(1, 0, 2, 2))
+            channel.damage(0, Rect(0, 0, 4, 2))  # a device says both in one go, in any order
+            channel.scanout(0, 4, 2)
+            channel.damage(0, Rect(1, 0, 2, 2))
             assert await vmm.next() == (DisplayScanout(S0, 4, 2), b"")
             pixels = bytes([*range(4, 12), *range(20, 28)])
             # A new size makes all of the old damage void.
@@ -49,14 +49,14 @@ def test_a_size_then_the_pixels() -> None:
 
 def test_only_what_is_damaged_is_sent() -> None:
     async def test() -> None:
-        async with linked() as (link, vmm, screen):
+        async with connected() as (channel, vmm, screen):
             screen.show(0, 1280, 800)
-            link.scanout(0, 1280, 800)
+            channel.scanout(0, 1280, 800)
             await vmm.all()
             screen.fill(0, 7)
             rects = [Rect(10, 20, 30, 40), Rect(1270, 790, 10, 10)]
             for rect in rects:
-                link.damage(0, rect)
+                channel.damage(0, rect)
             messages = await vmm.all()
             assert [message for message, _ in messages] == [
                 DisplayUpdate(S0, rect.x, rect.y, rect.width, rect.height) for rect in rects
@@ -69,12 +69,12 @@ def test_only_what_is_damaged_is_sent() -> None:
 
 def test_the_newest_frame_wins_and_nothing_waits_for_a_vmm_that_does_not_read() -> None:
     async def test() -> None:
-        async with linked() as (link, vmm, screen):
+        async with connected() as (channel, vmm, screen):
             screen.show(0, 1024, 1024)  # 4 MiB, more than the socket takes
-            link.scanout(0, 1024, 1024)
+            channel.scanout(0, 1024, 1024)
             for frame in range(1, 200):
                 screen.fill(0, frame)
-                link.damage(0, Rect(0, 0, 1024, 1024))
+                channel.damage(0, Rect(0, 0, 1024, 1024))
                 await asyncio.sleep(0)
             # The first, which the socket is stuck with, and at most one that was read behind it.
             assert len(screen.reads) <= 2
@@ -88,17 +88,17 @@ def test_the_newest_frame_wins_and_nothing_waits_for_a_vmm_that_does_not_read() 
 
 def test_a_slow_vmm_ends_up_with_the_right_picture() -> None:
     async def test() -> None:
-        async with linked() as (link, vmm, screen):
+        async with connected() as (channel, vmm, screen):
             random = np.random.default_rng(1)
             screen.show(0, 512, 512)
-            link.scanout(0, 512, 512)
-            link.damage(0, Rect(0, 0, 512, 512))
+            channel.scanout(0, 512, 512)
+            channel.damage(0, Rect(0, 0, 512, 512))
             messages = []
             for _ in range(150):
                 x, y = (int(at) for at in random.integers(0, 500, 2))
                 rect = Rect(x, y, 12, 12)
                 screen.pictures[0][y : y + 12, x : x + 12] = random.integers(0, 256, 4, np.uint8)
-                link.damage(0, rect)
+                channel.damage(0, rect)
                 if random.random() < 0.05:
                     messages.append(await vmm.next())
                 else:
@@ -111,15 +111,15 @@ def test_a_slow_vmm_ends_up_with_the_right_picture() -> None:
 
 def test_a_new_size_comes_before_updates_of_it() -> None:
     async def test() -> None:
-        async with linked() as (link, vmm, screen):
+        async with connected() as (channel, vmm, screen):
             screen.show(0, 1024, 1024)
-            link.scanout(0, 1024, 1024)
-            link.damage(0, Rect(0, 0, 1024, 1024))
+            channel.scanout(0, 1024, 1024)
+            channel.damage(0, Rect(0, 0, 1024, 1024))
             await asyncio.sleep(0.02)  # the socket is full of pixels
-            link.damage(0, Rect(512, 512, 512, 512))
+            channel.damage(0, Rect(512, 512, 512, 512))
             screen.show(0, 64, 48)
-            link.scanout(0, 64, 48)
-            link.damage(0, Rect(0, 0, 64, 48))
+            channel.scanout(0, 64, 48)
+            channel.damage(0, Rect(0, 0, 64, 48))
             requests = [message for message, _ in await vmm.all()]
             assert requests == [
                 DisplayScanout(S0, 1024, 1024),
@@ -133,19 +133,19 @@ def test_a_new_size_comes_before_updates_of_it() -> None:
 
 def test_an_output_that_is_turned_off_gets_no_updates() -> None:
     async def test() -> None:
-        async with linked() as (link, vmm, screen):
+        async with connected() as (channel, vmm, screen):
             screen.show(0, 8, 8)
-            link.scanout(0, 8, 8)
-            link.damage(0, Rect(0, 0, 8, 8))
-            link.scanout(0, 0, 0)
+            channel.scanout(0, 8, 8)
+            channel.damage(0, Rect(0, 0, 8, 8))
+            channel.scanout(0, 0, 0)
             assert await vmm.all() == [(DisplayScanout(S0, 0, 0), b"")]
             # Nor is anything sent of one whose pages have gone.
-            link.damage(1, Rect(0, 0, 8, 8))
+            channel.damage(1, Rect(0, 0, 8, 8))
             assert await vmm.all() == []
             assert screen.reads == [(1, Rect(0, 0, 8, 8))]
             screen.show(1, 1, 1)
-            link.scanout(1, 1, 1)
-            link.damage(1, Rect(0, 0, 1, 1))
+            channel.scanout(1, 1, 1)
+            channel.damage(1, Rect(0, 0, 1, 1))
             assert await vmm.all() == [
                 (DisplayScanout(S1, 1, 1), b""),
                 (DisplayUpdate(S1, 0, 0, 1, 1), bytes(4)),
@@ -156,20 +156,20 @@ def test_an_output_that_is_turned_off_gets_no_updates() -> None:
 
 def test_nothing_starves_while_an_output_changes_all_the_time() -> None:
     async def test() -> None:
-        async with linked() as (link, vmm, screen):
+        async with connected() as (channel, vmm, screen):
             for scanout_id in (0, 1):
                 screen.show(scanout_id, 1024, 512)
-                link.scanout(scanout_id, 1024, 512)
+                channel.scanout(scanout_id, 1024, 512)
             # Far enough apart that they are not joined: there is always one of them to be sent.
             rects = [Rect(0, 0, 1024, 200), Rect(0, 300, 1024, 200)]
             seen = []
             for turn in range(30):
                 screen.fill(0, turn)
                 for rect in rects:
-                    link.damage(0, rect)
+                    channel.damage(0, rect)
                 if turn == 3:
-                    link.damage(1, rects[0])
-                    link.cursor_move(0, 5, 6, visible=True)
+                    channel.damage(1, rects[0])
+                    channel.cursor_move(0, 5, 6, visible=True)
                 seen.append((await vmm.next())[0])
             assert any(isinstance(one, DisplayUpdate) and one.scanout_id == S1 for one in seen)
             assert DisplayCursorMove(S0, 5, 6) in seen
@@ -183,12 +183,12 @@ IMAGE = np.arange(64 * 64 * 4, dtype=np.uint32).astype(np.uint8).reshape(64, 64,
 
 def test_cursors() -> None:
     async def test() -> None:
-        async with linked() as (link, vmm, _):
-            link.cursor_update(1, 10, 20, 3, 4, IMAGE)
+        async with connected() as (channel, vmm, _):
+            channel.cursor_update(1, 10, 20, 3, 4, IMAGE)
             assert await vmm.next() == (DisplayCursorUpdate(S1, 10, 20, 3, 4, IMAGE.tobytes()), b"")
-            link.cursor_move(1, 11, 21, visible=True)
+            channel.cursor_move(1, 11, 21, visible=True)
             assert await vmm.next() == (DisplayCursorMove(S1, 11, 21), b"")
-            link.cursor_move(1, 12, 22, visible=False)
+            channel.cursor_move(1, 12, 22, visible=False)
             assert await vmm.next() == (DisplayCursorHide(S1, 12, 22), b"")
 
     run(test)
@@ -209,12 +209,12 @@ def test_the_newest_of_a_cursor_is_sent(
     moves: list[str | tuple[int, int, bool]], expected: display.DisplayRequest
 ) -> None:
     async def test() -> None:
-        async with linked() as (link, vmm, _):
+        async with connected() as (channel, vmm, _):
             for move in moves:
                 if isinstance(move, str):
-                    link.cursor_update(0, 0, 0, 3, 4, IMAGE)
+                    channel.cursor_update(0, 0, 0, 3, 4, IMAGE)
                 else:
-                    link.cursor_move(0, move[0], move[1], visible=move[2])
+                    channel.cursor_move(0, move[0], move[1], visible=move[2])
             assert await vmm.all() == [(expected, b"")]
 
     run(test)
@@ -222,9 +222,9 @@ def test_the_newest_of_a_cursor_is_sent(
 
 def test_an_image_is_copied_when_it_is_given() -> None:
     async def test() -> None:
-        async with linked() as (link, vmm, _):
+        async with connected() as (channel, vmm, _):
             image = IMAGE.copy()
-            link.cursor_update(0, 0, 0, 0, 0, image)
+            channel.cursor_update(0, 0, 0, 0, 0, image)
             image[:] = 0
             assert await vmm.next() == (DisplayCursorUpdate(S0, 0, 0, 0, 0, IMAGE.tobytes()), b"")
 

@@ -1,4 +1,4 @@
-"""The display link's questions: greeting, modes and EDID, and answers that are none."""
+"""The display channel's requests: features, modes and EDID, and bad replies."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from tests.gpu.display.display_vmm import EDID, PATIENCE, S1, Screen, Vmm, linked, run
+from tests.gpu.display.display_vmm import EDID, PATIENCE, S1, Screen, Vmm, connected, run
 from tests.gpu.display.front_end_messages import encode_reply
 from vgpud.errors import PeerError, VgpudError
 from vgpud.gpu.display import channel as serve_display
@@ -27,7 +27,7 @@ MODES = tuple(DisplayMode(Rect(at, 0, 640 + at, 480), enabled=at < 2) for at in 
 
 def test_of_the_features_only_edid_is_taken() -> None:
     async def test() -> None:
-        async with linked(greet=False) as (_, vmm, __):
+        async with connected(greet=False) as (_, vmm, __):
             await vmm.greet(int(EDID | 1 << 1 | 1 << 63))
             assert await vmm.all() == []
 
@@ -36,8 +36,8 @@ def test_of_the_features_only_edid_is_taken() -> None:
 
 def test_modes_come_from_the_vmm() -> None:
     async def test() -> None:
-        async with linked() as (link, vmm, _):
-            asking = asyncio.create_task(link.modes())
+        async with connected() as (channel, vmm, _):
+            asking = asyncio.create_task(channel.modes())
             assert await vmm.next() == (display.DisplayGetInfo(), b"")
             assert not asking.done()
             await vmm.answer(DisplayInfo(MODES))
@@ -48,8 +48,8 @@ def test_modes_come_from_the_vmm() -> None:
 
 def test_edid_comes_from_the_vmm() -> None:
     async def test() -> None:
-        async with linked() as (link, vmm, _):
-            asking = asyncio.create_task(link.edid(1))
+        async with connected() as (channel, vmm, _):
+            asking = asyncio.create_task(channel.edid(1))
             assert await vmm.next() == (display.DisplayGetEdid(S1), b"")
             await vmm.answer(Edid(bytes(range(256))))
             assert await asking == bytes(range(256))
@@ -59,8 +59,8 @@ def test_edid_comes_from_the_vmm() -> None:
 
 def test_a_guest_that_asks_before_the_vmm_has_said_whether_it_has_edid() -> None:
     async def test() -> None:
-        async with linked(greet=False) as (link, vmm, _):
-            asking = asyncio.create_task(link.edid(1))
+        async with connected(greet=False) as (channel, vmm, _):
+            asking = asyncio.create_task(channel.edid(1))
             await asyncio.sleep(0.01)
             assert not asking.done()
             await vmm.greet()
@@ -73,10 +73,10 @@ def test_a_guest_that_asks_before_the_vmm_has_said_whether_it_has_edid() -> None
 
 def test_a_vmm_without_edid_is_not_asked() -> None:
     async def test() -> None:
-        async with linked(greet=False) as (link, vmm, _):
+        async with connected(greet=False) as (channel, vmm, _):
             await vmm.greet(0)
             with pytest.raises(VgpudError, match="no EDID") as caught:
-                await link.edid(0)
+                await channel.edid(0)
             assert response_code(caught.value) == ResponseType.ERR_UNSPEC
             assert await vmm.all() == []
 
@@ -85,14 +85,14 @@ def test_a_vmm_without_edid_is_not_asked() -> None:
 
 def test_questions_are_answered_in_order_behind_a_full_socket() -> None:
     async def test() -> None:
-        async with linked() as (link, vmm, screen):
+        async with connected() as (channel, vmm, screen):
             screen.show(0, 1024, 1024)
-            link.scanout(0, 1024, 1024)
+            channel.scanout(0, 1024, 1024)
             for frame in (1, 2, 3):
                 screen.fill(0, frame)
-                link.damage(0, Rect(0, 0, 1024, 1024))
+                channel.damage(0, Rect(0, 0, 1024, 1024))
                 await asyncio.sleep(0.01)
-            asking = [asyncio.create_task(link.modes()), asyncio.create_task(link.edid(1))]
+            asking = [asyncio.create_task(channel.modes()), asyncio.create_task(channel.edid(1))]
             await asyncio.sleep(0)
             kinds = [type((await vmm.next())[0])]
             while kinds[-1] is not display.DisplayGetEdid:
@@ -117,13 +117,13 @@ def test_questions_are_answered_in_order_behind_a_full_socket() -> None:
 
 def test_who_gives_up_asking_does_not_take_the_next_ones_answer() -> None:
     async def test() -> None:
-        async with linked() as (link, vmm, _):
-            first = asyncio.create_task(link.modes())
+        async with connected() as (channel, vmm, _):
+            first = asyncio.create_task(channel.modes())
             await vmm.next()
             first.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await first
-            second = asyncio.create_task(link.modes())
+            second = asyncio.create_task(channel.modes())
             await vmm.next()
             await vmm.answer(DisplayInfo(MODES[:1] * 16))
             await vmm.answer(DisplayInfo(MODES))
@@ -134,8 +134,8 @@ def test_who_gives_up_asking_does_not_take_the_next_ones_answer() -> None:
 
 def test_the_end_of_the_socket_answers_who_waits() -> None:
     async def test() -> None:
-        async with linked() as (link, vmm, _):
-            asking = asyncio.create_task(link.modes())
+        async with connected() as (channel, vmm, _):
+            asking = asyncio.create_task(channel.modes())
             await vmm.next()
             vmm.socket.close()
             with pytest.raises(VgpudError, match="did not answer GET_DISPLAY_INFO") as caught:
@@ -147,7 +147,7 @@ def test_the_end_of_the_socket_answers_who_waits() -> None:
 
 def test_a_vmm_that_goes_before_it_greets_ends_the_link_quietly() -> None:
     async def test() -> None:
-        async with linked(greet=False) as (_, vmm, __):
+        async with connected(greet=False) as (_, vmm, __):
             await vmm.next()
 
     run(test)
@@ -157,12 +157,12 @@ def test_after_the_end_nobody_waits() -> None:
     """A guest's command must not take seconds to fail because the VMM has closed its display."""
 
     async def test() -> None:
-        async with linked() as (link, vmm, _):
+        async with connected() as (channel, vmm, _):
             vmm.socket.close()
             await asyncio.sleep(0.01)
             async with asyncio.timeout(1):
                 with pytest.raises(VgpudError):
-                    await link.modes()
+                    await channel.modes()
 
     run(test)
 
@@ -192,13 +192,13 @@ def test_nonsense_closes_it(nonsense: bytes) -> None:
     async def test() -> None:
         ours, theirs = socket.socketpair()
         vmm = Vmm(theirs)
-        link = DisplayChannel("gpu0", StreamSocket(ours), Screen(), Quota(1 << 30))
-        running = asyncio.create_task(link.run())
+        channel = DisplayChannel("gpu0", StreamSocket(ours), Screen(), Quota(1 << 30))
+        running = asyncio.create_task(channel.run())
         async with asyncio.timeout(PATIENCE):
             await vmm.greet()
             asking = None
             if nonsense != NONSENSE["not asked for"]:
-                asking = asyncio.create_task(link.modes())
+                asking = asyncio.create_task(channel.modes())
                 await vmm.next()
             await vmm.socket.send(nonsense)
             with pytest.raises(ExceptionGroup) as caught:
@@ -215,8 +215,8 @@ def test_nonsense_closes_it(nonsense: bytes) -> None:
 
 def test_answers_bytewise_and_with_descriptors_that_nobody_wants() -> None:
     async def test() -> None:
-        async with linked() as (link, vmm, _):
-            asking = asyncio.create_task(link.modes())
+        async with connected() as (channel, vmm, _):
+            asking = asyncio.create_task(channel.modes())
             await vmm.next()
             reply = encode_reply(DisplayInfo(MODES))
             with eventfd.create() as fd:
@@ -232,20 +232,20 @@ def test_close_in_mid_frame() -> None:
         ours, theirs = socket.socketpair()
         screen = Screen()
         vmm = Vmm(theirs)
-        link = DisplayChannel("gpu0", StreamSocket(ours), screen, Quota(1 << 30))
-        running = asyncio.create_task(link.run())
+        channel = DisplayChannel("gpu0", StreamSocket(ours), screen, Quota(1 << 30))
+        running = asyncio.create_task(channel.run())
         async with asyncio.timeout(PATIENCE):
             await vmm.greet()
             screen.show(0, 1024, 1024)
-            link.scanout(0, 1024, 1024)
-            link.damage(0, Rect(0, 0, 1024, 1024))
+            channel.scanout(0, 1024, 1024)
+            channel.damage(0, Rect(0, 0, 1024, 1024))
             await asyncio.sleep(0.01)
             running.cancel()  # as a second GPU_SET_SOCKET does
             with pytest.raises(asyncio.CancelledError):
                 await running
             await vmm.ended()
-            link.damage(0, Rect(0, 0, 1, 1))  # the device may not know yet
-            link.cursor_move(0, 1, 1, visible=True)
+            channel.damage(0, Rect(0, 0, 1, 1))  # the device may not know yet
+            channel.cursor_move(0, 1, 1, visible=True)
         vmm.socket.close()
 
     run(test)

@@ -1,4 +1,4 @@
-"""What a display link sends again and what not, and that a display always ends up right."""
+"""What a display channel sends again and what not, and that a display always ends up right."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.gpu.display.display_vmm import S0, Screen, Vmm, linked, run
+from tests.gpu.display.display_vmm import S0, Screen, Vmm, connected, run
 from vgpud.gpu.display import channel as serve_display
 from vgpud.gpu.display.channel import DisplayChannel
 from vgpud.gpu.display.messages import DisplayScanout, DisplayUpdate
@@ -23,30 +23,30 @@ WHOLE = Rect(0, 0, WIDTH, HEIGHT)
 
 
 def show(
-    link: DisplayChannel, screen: Screen, scanout_id: int = 0, size: tuple[int, int] = (0, 0)
+    channel: DisplayChannel, screen: Screen, scanout_id: int = 0, size: tuple[int, int] = (0, 0)
 ) -> None:
     """Turns a scanout on, as a device does: its size, and that all of it is new."""
     width, height = size
     if size == (0, 0):
         del screen.pictures[scanout_id]
-        link.scanout(scanout_id, 0, 0)
+        channel.scanout(scanout_id, 0, 0)
         return
     screen.show(scanout_id, width, height)
-    link.scanout(scanout_id, width, height)
-    link.damage(scanout_id, Rect(0, 0, width, height))
+    channel.scanout(scanout_id, width, height)
+    channel.damage(scanout_id, Rect(0, 0, width, height))
 
 
 def test_a_frame_that_is_the_same_is_not_sent() -> None:
     async def test() -> None:
-        async with linked() as (link, vmm, screen):
-            show(link, screen, size=(WIDTH, HEIGHT))
+        async with connected() as (channel, vmm, screen):
+            show(channel, screen, size=(WIDTH, HEIGHT))
             assert [type(message) for message, _ in await vmm.all()] == [
                 DisplayScanout,
                 DisplayUpdate,
             ]
             for _ in range(3):
                 screen.pictures[0] = screen.pictures[0].copy()  # a page flip
-                link.damage(0, WHOLE)
+                channel.damage(0, WHOLE)
                 assert await vmm.all() == []
 
     run(test)
@@ -54,14 +54,14 @@ def test_a_frame_that_is_the_same_is_not_sent() -> None:
 
 def test_of_two_nearly_equal_frames_the_difference_is_sent() -> None:
     async def test() -> None:
-        async with linked() as (link, vmm, screen):
-            show(link, screen, size=(WIDTH, HEIGHT))
+        async with connected() as (channel, vmm, screen):
+            show(channel, screen, size=(WIDTH, HEIGHT))
             await vmm.all()
             frames = [screen.pictures[0], screen.pictures[0].copy()]
             frames[1][200:400, 300:500] = 9
             for turn in (1, 0, 1):
                 screen.pictures[0] = frames[turn]
-                link.damage(0, WHOLE)
+                channel.damage(0, WHOLE)
                 [(update, data)] = await vmm.all()
                 assert isinstance(update, DisplayUpdate)
                 assert update.x <= 300
@@ -79,12 +79,12 @@ def test_a_new_size_is_sent_whole_even_if_it_is_the_old_one() -> None:
     """The display makes a new surface of it, with anything in it."""
 
     async def test() -> None:
-        async with linked() as (link, vmm, screen):
-            show(link, screen, size=(640, 480))
+        async with connected() as (channel, vmm, screen):
+            show(channel, screen, size=(640, 480))
             await vmm.all()
             for size in ((64, 48), (640, 480)):
-                show(link, screen, size=(0, 0))
-                show(link, screen, size=size)
+                show(channel, screen, size=(0, 0))
+                show(channel, screen, size=size)
                 assert [message for message, _ in await vmm.all()] == [
                     DisplayScanout(S0, *size),
                     DisplayUpdate(S0, 0, 0, *size),
@@ -95,15 +95,15 @@ def test_a_new_size_is_sent_whole_even_if_it_is_the_old_one() -> None:
 
 def test_pages_that_are_gone_for_a_while_do_not_count_as_sent() -> None:
     async def test() -> None:
-        async with linked() as (link, vmm, screen):
-            show(link, screen, size=(640, 480))
+        async with connected() as (channel, vmm, screen):
+            show(channel, screen, size=(640, 480))
             await vmm.all()
             picture = screen.pictures.pop(0)
             picture[:] = 3
-            link.damage(0, Rect(0, 0, 640, 480))
+            channel.damage(0, Rect(0, 0, 640, 480))
             assert await vmm.all() == []
             screen.pictures[0] = picture
-            link.damage(0, Rect(0, 0, 640, 480))
+            channel.damage(0, Rect(0, 0, 640, 480))
             [(update, data)] = await vmm.all()
             assert update == DisplayUpdate(S0, 0, 0, 640, 480)
             assert data == picture.tobytes()
@@ -117,20 +117,20 @@ def test_the_copy_is_the_guests_to_pay(room: int) -> None:
 
     async def test() -> None:
         quota = Quota(room)
-        async with linked(quota=quota) as (link, vmm, screen):
-            show(link, screen, size=(640, 480))
+        async with connected(quota=quota) as (channel, vmm, screen):
+            show(channel, screen, size=(640, 480))
             await vmm.all()
             enough = room >= Shadow.size(640, 480)
             assert quota.used == (Shadow.size(640, 480) if enough else 0)
             screen.pictures[0][100:110, 100:110] = 5
-            link.damage(0, Rect(0, 0, 640, 480))
+            channel.damage(0, Rect(0, 0, 640, 480))
             [(update, data)] = await vmm.all()
             assert isinstance(update, DisplayUpdate)
             assert (update.width == 640) == (not enough)
             assert b"\5" * 40 in data
-            show(link, screen, size=(0, 0))
+            show(channel, screen, size=(0, 0))
             assert quota.used == 0
-            show(link, screen, size=(640, 480))
+            show(channel, screen, size=(640, 480))
             await vmm.all()
         assert quota.used == 0
 
@@ -191,27 +191,27 @@ def test_when_all_is_quiet_the_display_shows_the_scanouts(
         return rect
 
     async def test() -> None:
-        async with linked(quota=Quota(limit)) as (link, vmm, screen):
+        async with connected(quota=Quota(limit)) as (channel, vmm, screen):
             viewer = Viewer()
             for _ in range(150):
                 scanout_id = dice.randrange(2)
                 picture = screen.pictures.get(scanout_id)
                 what = dice.random()
                 if picture is None or what < 0.05:
-                    show(link, screen, scanout_id, dice.choice(sizes))
+                    show(channel, screen, scanout_id, dice.choice(sizes))
                 elif what < 0.08:
-                    show(link, screen, scanout_id)
+                    show(channel, screen, scanout_id)
                 elif what < 0.4:  # a flip
                     picture = screen.pictures[scanout_id] = picture.copy()
                     for _ in range(dice.randrange(4)):
                         draw(picture)
-                    link.damage(scanout_id, Rect(0, 0, picture.shape[1], picture.shape[0]))
+                    channel.damage(scanout_id, Rect(0, 0, picture.shape[1], picture.shape[0]))
                 elif what < 0.9:
-                    link.damage(scanout_id, draw(picture))
+                    channel.damage(scanout_id, draw(picture))
                 else:  # more is damaged than has changed
                     height, width = picture.shape[:2]
                     draw(picture)
-                    link.damage(scanout_id, Rect(0, 0, width, height))
+                    channel.damage(scanout_id, Rect(0, 0, width, height))
                 for _ in range(dice.choice([0, 0, 1, 3])):
                     await asyncio.sleep(0)
                 if dice.random() < 0.3:

@@ -1,1 +1,1 @@
-"""Blob resources: their memory, their place in the window of the guest, and their plans."""
+"""Blob resources: their memory, their placement in the guest's window, and their plans."""

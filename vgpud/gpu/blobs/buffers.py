@@ -1,6 +1,6 @@
-"""What a device's host blobs are made of: the configuration's choice, as far as this host has it.
+"""The choice of the buffers for a device's host blobs, by its configuration and what the host has.
 
-Owns the choice; the sources make the buffers, and know what memory they are in.
+The sources that allocate the buffers are in `memory`.
 """
 
 from __future__ import annotations
@@ -17,26 +17,28 @@ from vgpud.memory.udmabuf import UdmabufSource
 
 @dataclass(frozen=True, slots=True)
 class BlobBuffers:
-    """A device's buffers: their `kind` and where they come from. `fallback` says why they are not
-    what the configuration would have."""
+    """A device's buffers: their kind and their source.
+
+    `fallback` is the reason if they are not what the configuration asks for.
+    """
 
     kind: ResolvedBuffers
     source: BufferSource
     fallback: str | None = None
 
     def problems(self) -> tuple[str, ...]:
-        """Return what is not as the configuration would have it, and what keeps buffers from being
-        had now."""
+        """Return why buffers are not what the configuration asks for, and why none can be allocated
+        now."""
         now = self.source.problem()
         return tuple(reason for reason in (self.fallback, now) if reason is not None)
 
 
 def resolve(spec: DeviceSpec, nodes: RenderNodes | None = None) -> BlobBuffers:
-    """Choose for a device. `nodes` are the GPUs, looked up if they are needed and not given.
+    """Return the buffers for a device. `nodes` are the host's GPUs; None to look them up.
 
-    What the configuration names is taken, there or not: what is missing may come, and until then no
-    buffer can be had. AUTO takes the GPU of `render_node` if it will do now; else a udmabuf if
-    somebody else than the front-end sets the slots; else a memory file.
+    What the configuration names is used even if it is missing now: it may be there later, and until
+    then allocations fail. AUTO is the GPU of `render_node` if that is usable now; else udmabuf if
+    the front-end is not the slot owner; else memory files.
     """
     if spec.layout is Layout.WINDOW:
         return _memfd(_not_in_a_window(spec))
@@ -52,7 +54,7 @@ def resolve(spec: DeviceSpec, nodes: RenderNodes | None = None) -> BlobBuffers:
 
 
 def gpu_of(spec: DeviceSpec, nodes: RenderNodes) -> HostGpu | None:
-    """Return the GPU that a device's configuration is about, if that is here now."""
+    """Return the GPU that a device's configuration asks for, if it is present now."""
     if spec.layout is Layout.WINDOW:
         return None
     if spec.render_node is not None and spec.buffers in {Buffers.GEM, Buffers.AUTO}:
@@ -72,8 +74,8 @@ def _auto(spec: DeviceSpec, nodes: RenderNodes | None) -> BlobBuffers:
         udmabuf = UdmabufSource()
         if udmabuf.problem() is None:
             return _udmabuf(udmabuf, fallback)
-    # A stock VMM maps any file; what pinned pages are good for, slots that pass by the cache, it
-    # does not set. So nothing is pinned for it unless it is asked for.
+    # Pinned pages are needed for slots with the flag, which a stock VMM does not set. So none are
+    # pinned for it unless the configuration says so.
     return _memfd(fallback)
 
 

@@ -1,4 +1,4 @@
-"""Blob resources: making them, and mapping host blobs into the guest's window.
+"""The commands that make blob resources, and that map host blobs into the guest's window.
 
 Source: virtio 1.3, 5.7.6.8 RESOURCE_CREATE_BLOB and 5.7.6.9 RESOURCE_MAP_BLOB, RESOURCE_UNMAP_BLOB.
 """
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 KNOWN_FLAGS = int(BlobFlag.USE_MAPPABLE | BlobFlag.USE_SHAREABLE | BlobFlag.USE_CROSS_DEVICE)
 
 KINDS = {BlobMem.HOST3D: BlobKind.HOST3D, BlobMem.HOST3D_GUEST: BlobKind.HOST3D_GUEST}
-"""What a slot policy calls the kinds of blob that have host memory."""
+"""The slot policy's names of the kinds of blob that have host memory."""
 
 
 class Blobs:
@@ -67,7 +67,7 @@ class Blobs:
         self._counters = counters
 
     def create(self, command: commands.ResourceCreateBlob) -> Answer:
-        """RESOURCE_CREATE_BLOB, of any of the three kinds of memory."""
+        """Execute RESOURCE_CREATE_BLOB, for any of the three kinds of memory."""
         self._resources.check_free(command.resource_id)
         if command.size == 0 or command.blob_flags & ~KNOWN_FLAGS:
             raise _invalid(f"a blob of {command.size} bytes, flags {command.blob_flags:#x}")
@@ -85,17 +85,17 @@ class Blobs:
         return responses.OkNoData() if blob.memory.made else self._make(blob)
 
     async def map(self, command: commands.ResourceMapBlob) -> responses.Response:
-        """RESOURCE_MAP_BLOB: answered with the memory type that the plan can vouch for."""
+        """Execute RESOURCE_MAP_BLOB; the answer has the memory type of the plan."""
         blob = self._resources.host_blob(command.resource_id)
         if blob.blob_mem is not BlobMem.HOST3D or not blob.mappable:
-            raise _invalid(f"blob {blob.id} is not one to be mapped")
+            raise _invalid(f"blob {blob.id} can't be mapped")
         async with self._window_lock:
             await blob.memory.map(command.offset)
         self._counters.maps += 1
         return responses.MappedBlob(MAP_INFO[blob.plan.memory_type])
 
     async def unmap(self, command: commands.ResourceUnmapBlob) -> responses.Response:
-        """RESOURCE_UNMAP_BLOB."""
+        """Execute RESOURCE_UNMAP_BLOB."""
         blob = self._resources.host_blob(command.resource_id)
         async with self._window_lock:
             await blob.memory.unmap()
@@ -103,7 +103,7 @@ class Blobs:
         return responses.OkNoData()
 
     def restore_guest(self, state: GuestBlobState) -> None:
-        """Make a blob in guest memory from its value."""
+        """Make a blob in guest memory from its saved state."""
         charge = self._quota.charge(OVERHEAD)
         try:
             backing = restore_backing(self._memory, state.backing, self._quota)
@@ -113,7 +113,7 @@ class Blobs:
         self._resources.add(GuestBlob(state.id, state.size, charge, backing, state.uuid))
 
     async def restore_host(self, state: HostBlobState) -> None:
-        """Make a blob in host memory from its value, where it was in the window."""
+        """Make a blob in host memory from its saved state, with its placement in the window."""
         plan = self._plans.make(KINDS[state.blob_mem], state.size, self._layout.backing)
         with ExitStack() as undo:
             charge = self._quota.charge(OVERHEAD)
@@ -150,7 +150,7 @@ class Blobs:
         self._resources.add(GuestBlob(command.resource_id, command.size, charge, backing))
 
     def _context_of(self, command: commands.ResourceCreateBlob) -> Context:
-        """Return the context that a host blob is made in, if its size will do."""
+        """Return the context that a host blob is made in; raise `VgpudError` for a bad size."""
         if command.header.ctx_id == ContextId(0):
             raise InvalidContextId("a host blob needs a context")
         context = self._contexts.get(command.header.ctx_id)
@@ -162,7 +162,7 @@ class Blobs:
         return context
 
     def _create_host(self, command: commands.ResourceCreateBlob, kind: BlobMem) -> HostBlob:
-        """Make a blob in memory of the device's own, from its layout."""
+        """Make a blob in memory of the device's layout."""
         size = command.size
         plan = self._plans.make(KINDS[kind], size, self._layout.backing)
         charge = self._quota.charge(OVERHEAD)
@@ -180,7 +180,7 @@ class Blobs:
     async def _create_by_renderer(
         self, command: commands.ResourceCreateBlob, kind: BlobMem, context: Context
     ) -> responses.Response:
-        """Make a blob in memory that its context's renderer makes, and plan it by what that is."""
+        """Make a blob in memory that its context's renderer makes, and plan it by that memory."""
         size, renderer = command.size, context.renderer
         with ExitStack() as undo:
             charge = self._quota.charge(OVERHEAD)
@@ -233,11 +233,11 @@ class Blobs:
         return blob
 
     async def _make(self, blob: HostBlob) -> responses.Response:
-        """Make memory that takes its time; what comes to nothing leaves no blob."""
+        """Allocate a blob's memory; remove the blob if that fails or is cancelled."""
         try:
             await blob.memory.make()
         except BaseException:
-            if blob in self._resources:  # else the device was reset
+            if blob in self._resources:  # unless the device was reset
                 self._resources.remove(blob)
                 blob.memory.forget()
             raise

@@ -1,8 +1,8 @@
-"""How host blobs lie in memory and get into the guest's window: the interface of both layouts.
+"""The interface of the two layouts, which allocate host blobs and map them into the guest's window.
 
-Owns no behaviour; see `window_layout` and `per_blob_layout`. A blob's bytes are its own from
-`allocate` to `destroy`, mapped or not, and are zeros at first. Source: virtio 1.3, 5.7.6.10
-RESOURCE_MAP_BLOB and RESOURCE_UNMAP_BLOB.
+The layouts are `window_layout` and `per_blob_layout`. A blob's bytes are zeros at first, and are
+kept from `allocate` to `destroy`, mapped or not. Source: virtio 1.3, 5.7.6.10 RESOURCE_MAP_BLOB and
+RESOURCE_UNMAP_BLOB.
 """
 
 from __future__ import annotations
@@ -21,82 +21,82 @@ from vgpud.unix.fd import Fd
 
 
 class HostMemory(Protocol):
-    """One host blob's memory."""
+    """The memory of one host blob."""
 
     @property
     def made(self) -> bool:
-        """Whether it is there. If not, `make` has to come before everything but `destroy`."""
+        """Whether the memory is allocated. If not, `make` comes before everything but `destroy`."""
 
     async def make(self) -> None:
-        """Make the memory, if it is not there; raise `OutOfMemory` if it can't be had."""
+        """Allocate the memory, if it is not there; raise `OutOfMemory` if that fails."""
 
     def contents(self) -> Extents:
-        """Return the bytes where they are now; good until the blob is mapped, unmapped or
+        """Return the bytes where they are now; valid until the blob is mapped, unmapped or
         destroyed.
 
-        Raises `Unspecified` if they are lost, as the GPU has gone that had them.
+        Raises `Unspecified` if they are lost, because their GPU is gone.
         """
 
     @property
     def mapped(self) -> bool:
-        """Whether the guest has it, in the window or elsewhere."""
+        """Whether the blob is mapped into the guest, in the window or elsewhere."""
 
     @property
     def placement(self) -> Placement | None:
-        """Where in the window it lies, mapped or parked; None if it has no place there."""
+        """The blob's placement in the window, mapped or parked; None if it is not there."""
 
     def export(self) -> tuple[Fd, int] | None:
-        """Return the file that the blob is in, a duplicate, and where in it; None while it is in
-        none."""
+        """Return a duplicate of the blob's file descriptor, and the blob's offset in the file; None
+        while it is in no file."""
 
     async def map(self, offset: int) -> None:
-        """Put the blob into the window at `offset`; raise `VgpudError` if it can't be had there."""
+        """Map the blob into the window at `offset`; raise `VgpudError` if that is not possible."""
 
     async def unmap(self) -> None:
-        """Take the blob out of the window; raise `InvalidParameter` if it is not in it."""
+        """Unmap the blob from the window; raise `InvalidParameter` if it is not mapped."""
 
     async def destroy(self) -> None:
-        """Take the blob out of the window if it is in it, and give its pages back to the host."""
+        """Unmap the blob if it is mapped, and free its pages."""
 
     def forget(self) -> None:
-        """Give back what it has outside of the window."""
+        """Free what the blob has outside the window."""
 
 
 class BlobLayout(Protocol):
-    """A device's way to keep host blobs. `map` is who lies where in the window."""
+    """How a device allocates host blobs. `map` has the blobs' placements in the window."""
 
     map: WindowMap[ResourceId]
 
     @property
     def backing(self) -> HostBacking:
-        """What memory the blobs are in that it allocates."""
+        """The kind of memory that blobs are allocated in."""
 
     @property
     def window_mapped(self) -> bool:
-        """Whether the VMM has mapped the window as one."""
+        """Whether the VMM has mapped the window as a whole."""
 
     def allocate(self, blob: ResourceId, size: int, plan: Plan) -> HostMemory:
-        """Make a blob of `size` zero bytes; raise `OutOfMemory` over the device's limit."""
+        """Allocate a blob of `size` zero bytes; raise `OutOfMemory` over the device's limit."""
 
     def adopt(
         self, blob: ResourceId, size: int, plan: Plan, buffer: Buffer, charge: Charge
     ) -> HostMemory:
-        """Take over a buffer that a renderer has made for a blob, and what was charged for it.
+        """Take over a buffer that a renderer has made for a blob, and its charge.
 
-        Raises `Unsupported` if this layout has no room for buffers that are not its own; buffer and
-        charge are the caller's still then.
+        Raises `Unsupported` if this layout has no room for such buffers; the caller then keeps the
+        buffer and the charge.
         """
 
     def reset(self) -> None:
-        """Forget every blob and mapping: the front-end drops the mappings itself when the device
+        """Drop every blob and mapping: the front-end drops the mappings itself when the device
         is reset."""
 
     def close(self) -> None:
-        """Give everything back."""
+        """Release everything."""
 
 
 async def restore_memory(layout: BlobLayout, state: HostBlobState, plan: Plan) -> HostMemory:
-    """Make the memory of a blob from its value: its bytes, and its placement in the window."""
+    """Return the memory of a saved blob, with its bytes and its placement in the window."""
     memory = layout.allocate(state.id, state.size, plan)
     try:
         await memory.make()
@@ -112,10 +112,10 @@ async def restore_memory(layout: BlobLayout, state: HostBlobState, plan: Plan) -
 
 
 def access_of(plan: Plan) -> MemoryAccess:
-    """How the engine, and whoever else in this process, touches a blob under this plan."""
+    """Return how this process has to read and write a blob under this plan."""
     return MemoryAccess(plan.flush_before_read, plan.non_temporal_write, plan.flush_around_write)
 
 
 def flushed_at_hand_over(plan: Plan) -> bool:
-    """Whether a range's lines must have left the caches before the guest gets it."""
+    """Return whether a range has to be flushed from the caches before the guest gets it."""
     return plan.before_hand_over is Duty.FLUSH

@@ -1,6 +1,6 @@
-"""Host blobs with a file and a mapping each, which the VMM makes and takes back one by one.
+"""The per-blob layout: each host blob has its own file, which the VMM maps and unmaps by itself.
 
-For memory that can't be bound to a window, and for front-ends that want a mapping a blob.
+For memory that can't be in a window's file, such as dma-bufs.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from vgpud.slots.entries import SlotUse
 from vgpud.unix.fd import Fd
 
 MAX_BLOBS = 8192
-"""Per device: each takes a descriptor and a mapping, of which the process has some 65000
+"""Blobs of one device. Each needs a descriptor and a mapping, of which the process has some 65000
 (vm.max_map_count) for all its devices."""
 
 MAKE_IN_THREAD = 256 << 10
-"""Bytes from which a slow source works on another thread: zeroing them takes about as long as a
-thread switch there and back."""
+"""Bytes from which a slow source allocates in a thread: zeroing them takes about as long as
+switching to a thread and back."""
 
 
 class PerBlobLayout:
@@ -80,7 +80,7 @@ class PerBlobLayout:
         return memory
 
     def buffer(self, blob: ResourceId, size: int) -> Buffer:
-        """Memory for a blob, made on any thread; raises `OutOfMemory`."""
+        """Allocate memory for a blob, on any thread; raise `OutOfMemory` if that fails."""
         try:
             return self._source.allocate(f"{self._name}-blob-{blob}", size)
         except HostError as error:
@@ -100,7 +100,7 @@ class PerBlobLayout:
 
 
 class PerBlobMemory:
-    """A `gpu.blobs.layout.HostMemory`: a file of the blob's size, once it is made."""
+    """A `gpu.blobs.layout.HostMemory`: a file of the blob's size, once it is allocated."""
 
     def __init__(
         self, layout: PerBlobLayout, blob: ResourceId, size: int, plan: Plan, charge: Charge
@@ -131,11 +131,11 @@ class PerBlobMemory:
             await self._layout.executor.run_in_thread(make)
             self.take(made.pop())
         finally:
-            for buffer in made:  # given up meanwhile
+            for buffer in made:  # the caller was cancelled
                 buffer.close()
 
     def make_now(self) -> None:
-        """Make the memory here and now, whatever waits for the event loop meanwhile."""
+        """Allocate the memory on this thread."""
         if self._buffer is None and not self._forgotten:
             self.take(self._layout.buffer(self._blob, self._size))
 
@@ -149,7 +149,7 @@ class PerBlobMemory:
 
     @property
     def guest_phys_addr(self) -> int | None:
-        """Where the guest has it, if that is outside of the window."""
+        """The guest-physical address of the blob, if it is mapped outside the window."""
         return None if self._ram is None else self._ram[1]
 
     def export(self) -> tuple[Fd, int] | None:
@@ -159,17 +159,21 @@ class PerBlobMemory:
         return self._file()[1]
 
     async def map(self, offset: int) -> None:
-        self._layout.map.displaced_by(self._blob, offset, self._size)  # nobody is parked here
+        self._layout.map.displaced_by(
+            self._blob, offset, self._size
+        )  # which is none: blobs are not parked here
         if self._ram is not None:
-            raise _invalid(f"blob {self._blob} is mapped outside of the window")
+            raise _invalid(f"blob {self._blob} is mapped outside the window")
         fd = await self._handed_over()
         flags = int(self._plan.slot_flags)
         await self._layout.slots.map(fd, 0, offset, self._size, flags=flags)
         self._layout.map.put(self._blob, offset, self._size)
 
     async def map_ram(self, slots: RamSlots, address: int) -> None:
-        """Put the blob at a guest-physical address outside of the window; raise `VgpudError` if it
-        can't be had there."""
+        """Map the blob at a guest-physical address outside the window.
+
+        Raises `VgpudError` if that is not possible.
+        """
         if self.mapped:
             raise _invalid(f"blob {self._blob} is mapped already")
         fd = await self._handed_over()
@@ -196,7 +200,7 @@ class PerBlobMemory:
         self.forget()
 
     def forget(self) -> None:
-        """Close the file; its pages go when the VMM's mapping has gone too."""
+        """Close the file; its pages are freed when the VMM has unmapped it, too."""
         self._forgotten = True
         self._layout.blobs.pop(self._blob, None)
         if self._buffer is not None:
@@ -204,17 +208,17 @@ class PerBlobMemory:
         self._charge.release()
 
     async def _handed_over(self) -> Fd:
-        """Return the file, ready for the guest to get it."""
+        """Return the file, flushed if the plan says so, for the guest to map it."""
         await self.make()
         fd, contents = self._file()
         if flushed_at_hand_over(self._plan):
-            # Also of fresh pages: the kernel zeroes them through the cache.
+            # New pages, too: the kernel zeroes them through the cache.
             await self._layout.executor.run_in_thread(lambda: contents.flush(0, self._size))
         return fd
 
     def take(self, buffer: Buffer) -> None:
-        """Keep a buffer that was made for the blob, unless it is too late for it."""
-        if self._forgotten or self._buffer is not None:  # destroyed, or made by another meanwhile
+        """Use a buffer for the blob, or close it if the blob has one or was destroyed."""
+        if self._forgotten or self._buffer is not None:  # meanwhile
             buffer.close()
         else:
             self._buffer = buffer
@@ -223,7 +227,7 @@ class PerBlobMemory:
     def _file(self) -> tuple[Fd, Extents]:
         self.make_now()
         if self._buffer is None or self._contents is None:
-            raise Unspecified(f"blob {self._blob} is no more")
+            raise Unspecified(f"blob {self._blob} was destroyed")
         lost = self._buffer.lost()
         if lost is not None:
             raise Unspecified(f"blob {self._blob} is lost: {lost}")

@@ -1,7 +1,7 @@
-"""A plan for each blob by the device's rules, and word of those that are not what a rule wants.
+"""The plan of each blob by the device's rules, and reports of plans that are not what a rule wants.
 
-Owns what is told of plans, not the decision (`coherency.planner`). A line in the log and an event
-for each rule and reason in a session, not for each blob: guests make thousands.
+The decision is `coherency.planner`. There is a line in the log and an event for each rule and
+reason in a session, not for each blob, because guests make thousands.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Plans:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What blobs of the present driver did not get though a rule wants it."""
+        """What a rule wants and blobs of the present driver did not get, as sentences."""
         return tuple(self._problems.values())
 
     def rule(self, kind: BlobKind, size: int) -> Rule:
@@ -48,22 +48,22 @@ class Plans:
         try:
             result = plan(self._vm.facts(backing), rule, slot_flags=self._vm.slot_flags)
         except Unsupported as error:
-            self._refused(rule, kind, str(error))
+            self._report_refused(rule, kind, str(error))
             raise
-        self._made(rule, kind, result)
+        self._report_made(rule, kind, result)
         return result
 
     def forget(self) -> None:
-        """Forget the problems; the next driver may have none."""
+        """Clear the problems; the next driver may have none."""
         self._problems.clear()
 
-    def _made(self, rule: Rule, kind: BlobKind, result: Plan) -> None:
-        told, wanted, reason = result.memory_type, rule.memory_type, result.reason
+    def _report_made(self, rule: Rule, kind: BlobKind, result: Plan) -> None:
+        planned, wanted, reason = result.memory_type, rule.memory_type, result.reason
         problem = ""
-        if told is wanted:
+        if planned is wanted:
             self._problems.pop((rule, kind), None)
         else:
-            problem = f"{kind} blobs are {told} instead of {wanted}: {reason}"
+            problem = f"{kind} blobs are {planned} instead of {wanted}: {reason}"
             self._problems[rule, kind] = problem
         if not self._is_new(rule, kind, reason):
             return
@@ -75,11 +75,11 @@ class Plans:
                 problem,
                 blob=str(kind),
                 wanted=str(wanted),
-                told=str(told),
+                told=str(planned),
                 reason=reason,
             )
 
-    def _refused(self, rule: Rule, kind: BlobKind, reason: str) -> None:
+    def _report_refused(self, rule: Rule, kind: BlobKind, reason: str) -> None:
         problem = f"{kind} blobs are refused: {reason}"
         self._problems[rule, kind] = problem
         if not self._is_new(rule, kind, reason):
@@ -93,6 +93,6 @@ class Plans:
         )
 
     def _is_new(self, rule: Rule, kind: BlobKind, reason: str) -> bool:
-        news = (rule, kind, reason) not in self._announced
+        new = (rule, kind, reason) not in self._announced
         self._announced.add((rule, kind, reason))
-        return news
+        return new

@@ -1,4 +1,5 @@
-"""What the planner knows of the guest's VM, found out when a guest that runs needs to know."""
+"""The facts about the guest's VM that the planner needs, found out when the first blob needs
+them."""
 
 from __future__ import annotations
 
@@ -13,22 +14,25 @@ from vgpud.uapi.memslot import SlotFlag
 
 
 class VmFacts:
-    """`look` sees what decides the guest's memory types. It is asked once for each driver: QEMU
-    connects before it opens KVM, so that nothing is to be seen at that time."""
+    """The facts about one VM.
+
+    `find_kvm_mode` finds out what decides the guest's memory types. It is called once for each
+    driver, and not earlier, because QEMU connects before it opens KVM.
+    """
 
     def __init__(
         self,
         guest_pat: GuestPat,
         rules: tuple[Rule, ...],
         layout: Layout,
-        look: Callable[[], KvmMode],
+        find_kvm_mode: Callable[[], KvmMode],
     ) -> None:
         self.rules = rules
         """The slot policy in force."""
         self._guest_pat = guest_pat
         self._layout = layout
-        self._find_kvm_mode = look
-        self._seen: KvmMode | None = None
+        self._find_kvm_mode = find_kvm_mode
+        self._kvm_mode: KvmMode | None = None
         self._facts: dict[HostBacking, Facts] = {}
         self._window_flags: SlotFlag | None = None
 
@@ -36,29 +40,34 @@ class VmFacts:
         """Return the facts for a blob in this kind of memory."""
         found = self._facts.get(backing)
         if found is None:
-            if self._seen is None:
-                self._seen = self._find_kvm_mode()
-            found = facts_of(self._guest_pat, seen=self._seen, backing=backing)
+            if self._kvm_mode is None:
+                self._kvm_mode = self._find_kvm_mode()
+            found = facts_of(self._guest_pat, seen=self._kvm_mode, backing=backing)
             self._facts[backing] = found
         return found
 
     @property
     def slot_flags(self) -> SlotFlag | None:
-        """The flags of the slot that a blob goes into, where one slot holds all of them."""
+        """The flags of the slot that holds all blobs; None if each has a slot of its own."""
         return self.window_flags() if self._layout is Layout.WINDOW else None
 
     def window_flags(self) -> SlotFlag:
-        """Return the flags of the window's slot. Once said they stay: plans have been made by them,
-        and a live slot's can't be changed."""
+        """Return the flags of the window's slot.
+
+        They never change for one driver: plans depend on them, and a slot's flags can't be changed
+        while it exists.
+        """
         if self._window_flags is None:
             facts = self.facts(HostBacking.RAM_WB)  # the window is a memory file
             self._window_flags = window_slot_flags(facts, self.rules or (DEFAULT_RULE,))
         return self._window_flags
 
     def reconfigure(self, guest_pat: GuestPat, rules: tuple[Rule, ...]) -> None:
-        """Take other rules and another `guest_pat` for the plans that are yet to be made."""
+        """Use other rules and another `guest_pat` for the next plans."""
         self._guest_pat, self.rules = guest_pat, rules
-        if not self._window_flags:  # in a flagged slot, the guest's PAT counts whatever is said
+        if (
+            not self._window_flags
+        ):  # in a slot with the flag, KVM honours the guest's PAT in any case
             self._facts.clear()
 
     def find_kvm_mode_again(self, *, window_mapped: bool) -> None:
@@ -67,14 +76,14 @@ class VmFacts:
         Plans for an unknown mode are correct with every mode, so the window may even get other
         flags, if it has no slot yet.
         """
-        if self._seen is not KvmMode.UNKNOWN:
+        if self._kvm_mode is not KvmMode.UNKNOWN:
             return
-        self._seen = None
+        self._kvm_mode = None
         self._facts.clear()
         if not window_mapped:
             self._window_flags = None
 
     def forget(self) -> None:
-        """Forget what was seen; it is looked for again when another driver needs it."""
-        self._seen = self._window_flags = None
+        """Clear the facts; they are found out again for the next driver."""
+        self._kvm_mode = self._window_flags = None
         self._facts.clear()

@@ -1,9 +1,9 @@
-"""Blobs that the VMM makes for itself, over the control API, beside those of the guest's driver.
+"""The VMM's own blobs, which it makes by the control API, in addition to the guest's.
 
-They lie in the device's layout like a guest's, are planned by the same policy as its HOST3D blobs,
-and are charged to the same limit. Their ids are above all of a guest's, which has no way to name
-them. They go when the device is reset, as the guest's do: the window is cleared then, and whoever
-shows it anything makes it anew (event `blob.destroyed`).
+They are allocated in the device's layout, planned by the same policy as HOST3D blobs of the guest,
+and charged to the same limit. Their ids are above all ids that a guest can use. They are destroyed
+when the device is reset, as the guest's are: the window is cleared then, and the VMM has to make
+them again (event `blob.destroyed`).
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ from vgpud.publish import Publish
 log = logging.getLogger(__name__)
 
 FIRST_ID = 1 << 32
-"""Guests have 32 bits."""
+"""The first id: a guest's have 32 bits."""
 
 
 class VmmBlobs:
     """The VMM's blobs on one device.
 
-    `window_lock` serializes changes of the window. `ids` are never used twice: a stale one names
-    nothing. All that is async may be cancelled, and raises `VgpudError` where a guest would get it.
+    `window_lock` serializes changes of the window. `ids` are never used twice, so that an old
+    one can't name another blob. Coroutines may be cancelled, and raise `VgpudError` as the guest's
+    commands do.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class VmmBlobs:
         return self._by_id.get(blob_id)
 
     async def create(self, size: int) -> HostBlob:
-        """Make a blob of `size` zero bytes."""
+        """Make a blob of `size` zero bytes and return it."""
         if size <= 0 or size % BLOB_ALIGNMENT:
             raise _invalid(f"a blob of {size:#x} bytes: whole pages of {BLOB_ALIGNMENT:#x} needed")
         plan = self._plans.make(BlobKind.HOST3D, size, self._layout.backing)
@@ -97,14 +98,14 @@ class VmmBlobs:
         return blob
 
     def save(self) -> tuple[HostBlobState, ...]:
-        """Return the blobs as values.
+        """Return the blobs' states.
 
-        Those that are mapped outside of the window are not among them: their VMM maps them again.
+        Blobs that are mapped outside the window are not included: their VMM maps them again.
         """
         return tuple(blob.save() for blob in self if blob.memory.placement or not blob.mapped)
 
     async def restore(self, state: HostBlobState) -> None:
-        """Make a blob from its value, with the id that the VMM knows."""
+        """Make a blob from its saved state, with its former id."""
         plan = self._plans.make(BlobKind.HOST3D, state.size, self._layout.backing)
         charge = self._quota.charge(OVERHEAD)
         try:
@@ -114,12 +115,14 @@ class VmmBlobs:
             raise
         blob = HostBlob(state.id, state.blob_mem, state.size, state.mappable, plan, charge, memory)
         self._by_id[state.id] = blob
-        # No id is used twice, also where they are counted from the start again.
+        # No id is used twice, also where a new process counts from the start again.
         self._ids = dropwhile(lambda used: used <= state.id, self._ids)
 
     async def map(self, blob: HostBlob, offset: int | None) -> None:
-        """Put a blob into the window: where it lies parked, or in a free place from the end down,
-        unless told where."""
+        """Map a blob into the window.
+
+        Without `offset`, it is mapped where it is parked, or else into the last free range.
+        """
         async with self._window_lock:
             self._check(blob)
             if offset is None:
@@ -130,8 +133,10 @@ class VmmBlobs:
         self._announce("mapped", blob, offset=offset)
 
     async def map_ram(self, blob: HostBlob, slots: RamSlots, address: int) -> None:
-        """Put a blob at a guest-physical address outside of the window, for a device with a
-        mapping a blob whose rule allows that."""
+        """Map a blob at a guest-physical address outside the window.
+
+        Only for a device with the per-blob layout whose rule allows it.
+        """
         async with self._window_lock:
             self._check(blob)
             assert isinstance(blob.memory, PerBlobMemory)
@@ -140,7 +145,7 @@ class VmmBlobs:
         self._announce("mapped", blob, guest_phys_addr=address)
 
     async def unmap(self, blob: HostBlob) -> None:
-        """Take a blob from the guest."""
+        """Unmap a blob."""
         async with self._window_lock:
             self._check(blob)
             await blob.memory.unmap()
@@ -148,7 +153,7 @@ class VmmBlobs:
         self._announce("unmapped", blob)
 
     async def destroy(self, blob: HostBlob) -> None:
-        """Give a blob back, unmapped first if need be."""
+        """Destroy a blob; if it is mapped, it is unmapped first."""
         async with self._window_lock:
             self._check(blob)
             mapped = blob.mapped
@@ -157,7 +162,7 @@ class VmmBlobs:
             self._forget(blob)
 
     def clear(self) -> None:
-        """Forget all of them: the layout is being reset."""
+        """Forget all blobs, because the layout is being reset."""
         for blob in list(self._by_id.values()):
             self._forget(blob)
 
@@ -174,7 +179,7 @@ class VmmBlobs:
         return offset
 
     def _check(self, blob: HostBlob) -> None:
-        if self._by_id.get(blob.id) is not blob:  # gone while we waited for our turn
+        if self._by_id.get(blob.id) is not blob:  # destroyed while this waited for the lock
             raise InvalidResourceId(f"no blob {blob.id}")
 
     def _forget(self, blob: HostBlob) -> None:

@@ -1,9 +1,10 @@
-"""Host blobs in one sparse window that is mapped into the VMM once: map and unmap need no VMM.
+"""The window layout: host blobs in one sparse file, which the VMM maps once for all of them.
 
-A blob lives in private memory until it is mapped, and from then on in the window, at the guest's
-offset. The guest can touch every page of the window at any time, mapped blob or not; so the window
-is charged whole, from the start, and what lies in it costs nothing more. That is also why a range
-is cleared when a blob moves in, and not only when one leaves.
+A blob is in private memory until it is mapped, and from then on in the window, at the offset that
+the guest chose. The guest can write to every page of the window at any time, whether a blob is
+mapped there or not; so the whole window is charged from the start, and blobs in it cost nothing
+more. For the same reason a range is cleared when a blob is moved into it, and not only when one is
+removed.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from vgpud.uapi.memslot import SlotFlag
 from vgpud.unix.fd import Fd
 
 COPY_IN_THREAD = 256 << 10
-"""Bytes from which a copy goes to another thread: about what a thread switch there and back
-costs."""
+"""Bytes from which a copy runs in a thread: it takes about as long as switching to a thread and
+back."""
 
 MOVES_IN_THREAD = 3
-"""Times that a blob which is moved for the VMM is copied on another thread, while its guest may
-work on it; then once with the guest waiting."""
+"""How often a blob that is displaced is copied in a thread while its guest may write to it, before
+it is copied once more while the guest waits."""
 
 
 class WindowLayout:
@@ -73,7 +74,7 @@ class WindowLayout:
 
     @property
     def window(self) -> HostWindow:
-        """The window's memory, made when first asked for."""
+        """The window's memory, which is made when it is first needed."""
         if self._window is None:
             try:
                 self._window = HostWindow(f"{self._name}-window", self._size)
@@ -92,7 +93,7 @@ class WindowLayout:
         raise Unsupported('a blob in a renderer\'s own memory needs layout = "per-blob"')
 
     async def map_window(self) -> None:
-        """Have the VMM map the window, if it has not yet."""
+        """Have the VMM map the window, unless it has done so."""
         if self._mapped:
             return
         window = self.window
@@ -117,8 +118,7 @@ class WindowLayout:
 
 
 class WindowBlob:
-    """A `gpu.blobs.layout.HostMemory`. `charge` is held only while the bytes are outside the
-    window."""
+    """A `gpu.blobs.layout.HostMemory`. `charge` is released while the bytes are in the window."""
 
     def __init__(
         self, layout: WindowLayout, blob: ResourceId, size: int, plan: Plan, charge: Charge
@@ -130,7 +130,7 @@ class WindowBlob:
         self._flush = flushed_at_hand_over(plan)
         self._charge = charge
         self._private: NDArray[np.uint8] | None = None
-        self._contents: Extents | None = None  # as it was last asked for
+        self._contents: Extents | None = None  # as returned last
         self._contents_at: int | None = None  # its offset in the window; None for private memory
 
     @property
@@ -191,13 +191,13 @@ class WindowBlob:
         self.forget()
 
     def forget(self) -> None:
-        """Let go of everything that is outside the window."""
+        """Free everything that is outside the window."""
         del self._layout.blobs[self._blob]
         self._private = self._contents = None
         self._charge.release()
 
     async def move_out(self) -> None:
-        """Leave the window for private memory, whose bytes are charged for again."""
+        """Move the blob from the window to private memory, which is charged for again."""
         charge = self._layout.quota.charge(self._size)
         try:
             private = zeroed(self._size)
@@ -211,8 +211,10 @@ class WindowBlob:
         self._contents = None
 
     async def _copy_out(self, out: Extents) -> None:
-        """Copy the bytes as they are in the end: the guest goes on
-        meanwhile, unless it is the cause of the move."""
+        """Copy the bytes in their final state, although the guest may submit work meanwhile.
+
+        It can if the move is for the VMM: then its commands go on.
+        """
         executor, here = self._layout.executor, self.contents()
         for _ in range(MOVES_IN_THREAD):
             await executor.drained(self._blob)
@@ -235,7 +237,7 @@ class WindowBlob:
     def _fill(self, view: Extents) -> None:
         if self._private is not None:
             view.copy_from(Extents.from_array(self._private))
-        if self._flush:  # also fresh pages: the kernel zeroes them through the cache
+        if self._flush:  # new pages, too: the kernel zeroes them through the cache
             view.flush(0, self._size)
 
     async def _do(self, work: Callable[[], None]) -> None:
