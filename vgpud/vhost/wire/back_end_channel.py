@@ -145,7 +145,7 @@ class BackEndRequester:
         return tuple(self._waiting)
 
     def send(self, message: BackEndMessage) -> bytes:
-        """The bytes of `message`. They must be sent in the order of these calls."""
+        """Return the bytes of `message`, which must be sent in the order of these calls."""
         if self._failure:
             raise PeerError(f"the back-end channel is over: {self._failure}")
         need_reply = self._reply_ack or message.always_answered
@@ -158,7 +158,7 @@ class BackEndRequester:
         self._buffer += data
 
     def next_reply(self) -> FrontEndReply | None:
-        """The next answer, or None if it is not all there.
+        """Return the next answer, or None if it is not all there.
 
         Raises `PeerError`, then and ever after, for one that answers nothing or is malformed.
         """
@@ -224,7 +224,7 @@ class FrontEndResponder:
         self._buffer += data
 
     def next_request(self) -> ReceivedBackEndMessage | None:
-        """The next request, or None if it is not all there. Raises `PeerError` if malformed."""
+        """Return the next request, or None if it is not all there; raise `PeerError` if malformed."""
         if len(self._buffer) < HEADER.size:
             return None
         header = decode_header(self._buffer)
@@ -238,7 +238,7 @@ class FrontEndResponder:
         return ReceivedBackEndMessage(cls.unpack(payload), need_reply)
 
     def reply(self, received: ReceivedBackEndMessage, status: int) -> bytes:
-        """The bytes that answer `received`, or none if not asked for; `status` 0 is success."""
+        """Return the bytes that answer `received`, none if not asked for; `status` 0 is success."""
         if not received.need_reply:
             return b""
         request = received.message.request_id

@@ -21,15 +21,15 @@ class MessageHeader:
 
 
 def encode_header(header: MessageHeader) -> bytes:
-    """The twelve bytes of `header`."""
+    """Return the twelve bytes of `header`."""
     return HEADER.pack(header.request, header.flags, header.size)
 
 
 def decode_header(data: bytes | bytearray | memoryview) -> MessageHeader:
-    """The header in the first twelve bytes of `data`, which must have as many."""
+    """Return the header in the first twelve bytes of `data`, which must have as many."""
     return MessageHeader(*HEADER.unpack_from(data))
 
 
 def named(request: FrontEndRequest) -> str:
-    """What a request is called in errors and logs: its name, and its id as a trace shows it."""
+    """Return what a request is called in errors and logs: its name, and its id as traces show it."""
     return f"{request.name} ({request.value})"
