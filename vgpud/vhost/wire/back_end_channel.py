@@ -224,7 +224,7 @@ class FrontEndResponder:
         self._buffer += data
 
     def next_request(self) -> ReceivedBackEndMessage | None:
-        """Return the next request, or None if it is not all there; raise `PeerError` if malformed."""
+        """Return the next request, None if it is not all there; raise `PeerError` if malformed."""
         if len(self._buffer) < HEADER.size:
             return None
         header = decode_header(self._buffer)

@@ -31,5 +31,5 @@ def decode_header(data: bytes | bytearray | memoryview) -> MessageHeader:
 
 
 def named(request: FrontEndRequest) -> str:
-    """Return what a request is called in errors and logs: its name, and its id as traces show it."""
+    """Return what a request is called in errors and logs: its name, and its id as in traces."""
     return f"{request.name} ({request.value})"
