@@ -28,7 +28,7 @@ _INFO_RING_IDX = int(Flag.INFO_RING_IDX)
 class Header:
     """What a command is, and how its completion is to be told apart from others'.
 
-    `type` is a plain int: it may be one that nobody knows. Unknown bits of `flags` are kept.
+    `type` is a plain int: it may be one that is not known. Unknown bits of `flags` are kept.
     """
 
     type: int
@@ -77,7 +77,7 @@ class Box:
 def decode_header(message: Bytes) -> Header | None:
     """Read the header of a request or response; None if it is shorter than a header.
 
-    Apart from `decode`, so that a command nobody can decode is still answered with its fence.
+    Apart from `decode`, so that a command that can not be decoded is still answered with its fence.
     """
     if len(message) < HEADER_SIZE:
         return None

@@ -132,7 +132,7 @@ class BlobFlag(IntFlag):
 class MapInfo(IntEnum):
     """The memory type a guest is told to map a blob with. Source: 5.7.6.9, VIRTIO_GPU_MAP_CACHE_*.
 
-    Linux compares the whole of `map_info` with these values: a bit beside them, and the guest
+    Linux compares the whole of `map_info` with these values: any other bit, and the guest
     quietly falls back to its default type.
     """
 
