@@ -98,6 +98,8 @@ class GpuDevice(Device):
         )
         gpu.attach_display(channel)
         self._display = self._tasks.create_task(self._show(channel))
+        # A task that is cancelled before it starts does not get to the end of `run`.
+        self._display.add_done_callback(lambda _: channel.close())
 
     async def end(self) -> None:
         for task in (self._failure, self._display):

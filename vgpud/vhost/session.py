@@ -273,6 +273,8 @@ class Session:
             self._back_end.cancel()
         self._device.set_back_end_channel(channel)
         self._back_end = self._tasks.create_task(channel.run())
+        # A task that is cancelled before it starts does not get to the end of `run`.
+        self._back_end.add_done_callback(lambda _: channel.close())
 
     async def _gpu_set_socket(self, _: messages.GpuSetSocket, fds: Fds) -> None:
         self._device.set_display_socket(fds[0])
