@@ -222,5 +222,5 @@ def test_a_driver_that_is_not_the_one_that_was_found(monkeypatch: pytest.MonkeyP
     [gpu] = nodes.gpus
     other = HostGpu("/sys/devices/pci0000:00/0000:00:02.0", "xe", gpu.nodes, gpu.number)
     monkeypatch.setattr(nodes, "gpus", (other,))
-    with pytest.raises(HostError, match="/dev/dri/card0 is vgem's by now"):
+    with pytest.raises(HostError, match="/dev/dri/card0 belongs to vgem now"):
         GemSource(nodes).allocate("test", PAGE)
