@@ -240,7 +240,7 @@ def announcements() -> str:
 def peers() -> str:
     """Of VMMs of its own user and group the daemon sees what they do with KVM, of others
     nothing."""
-    program = "from vgpud.coherency.probes.front_end import look; print(look({}))"
+    program = "from vgpud.coherency.probes.front_end import probe; print(probe({}))"
     said = {}
     for user in ("vgpud", "vmm"):
         as_it = (f"--reuid={user}", "--regid=kvm", "--clear-groups")
