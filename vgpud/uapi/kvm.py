@@ -1,5 +1,7 @@
 """KVM's system and VM ioctls, with advice for each errno; vCPUs are in `uapi.vcpu`.
 
+That module is loaded where a vCPU is made, because the daemon makes none.
+
 All methods raise HostError if the kernel refuses. Addresses and sizes are in bytes. Source:
 Documentation/virt/kvm/api.rst of the kernel.
 """
@@ -10,7 +12,7 @@ import errno
 import io
 from enum import IntEnum, IntFlag
 from types import MappingProxyType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from vgpud.errors import HostError
 from vgpud.uapi._linux import ffi, lib
@@ -18,8 +20,10 @@ from vgpud.uapi.ioctl import Remedies, ioctl
 from vgpud.uapi.memslot import SlotFlag
 from vgpud.uapi.owned import FdOwner, Owned, own
 from vgpud.uapi.page import PAGE_SIZE
-from vgpud.uapi.registers import CpuidEntry
-from vgpud.uapi.vcpu import Vcpu, cpuid_entries
+
+if TYPE_CHECKING:
+    from vgpud.uapi.registers import CpuidEntry
+    from vgpud.uapi.vcpu import Vcpu
 
 API_VERSION: Final = 12
 """The version of KVM's ABI: it has not changed since Linux 2.6.22 and won't."""
@@ -151,6 +155,8 @@ class Kvm(Owned):
 
     def supported_cpuid(self) -> tuple[CpuidEntry, ...]:
         """Return the CPUID that KVM can present to a guest (KVM_GET_SUPPORTED_CPUID)."""
+        from vgpud.uapi.vcpu import cpuid_entries  # noqa: PLC0415 - above
+
         return cpuid_entries(self.fileno())
 
     def create_vm(self, kind: int = 0) -> Vm:
@@ -250,6 +256,8 @@ class Vm(Owned):
 
     def create_vcpu(self, vcpu_id: int) -> Vcpu:
         """Create a vCPU (KVM_CREATE_VCPU)."""
+        from vgpud.uapi.vcpu import Vcpu  # noqa: PLC0415 - above
+
         size = self._vcpu_mmap_size
         if size is None:
             with Kvm.open() as kvm:
