@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from time import perf_counter
 
@@ -327,5 +328,24 @@ def test_a_pause_holds_back_what_no_thread_has_taken_yet() -> None:
         executor.resume()
         await answers.number(50)
         assert sorted(ran) == list(range(50))
+
+    run(main)
+
+
+def test_a_pause_waits_for_the_copies_that_have_begun_and_for_no_others() -> None:
+    async def main(executor: Executor) -> None:
+        copying = True
+
+        async def copy_again(after: float) -> None:
+            await asyncio.sleep(after)
+            while copying:
+                await executor.run_in_thread(lambda: time.sleep(0.02))
+
+        tasks = [asyncio.create_task(copy_again(after)) for after in (0, 0.01)]
+        await asyncio.sleep(0.03)
+        async with asyncio.timeout(1):
+            await executor.pause()
+        copying = False
+        await asyncio.gather(*tasks)
 
     run(main)

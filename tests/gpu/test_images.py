@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -377,3 +378,14 @@ def test_an_empty_rectangle_is_nothing_to_do() -> None:
         for rect in (Rect(0, 0, 0, 5), Rect(3, 3, 5, 0), Rect(99, 99, 0, 0)):
             machine.all(d.transfer(1, rect), d.flush(1, rect))
         assert machine.bytes_of(1) == bytes(8 * 8 * 4)
+
+
+def test_a_memory_table_that_was_replaced_is_not_kept(machine: Machine) -> None:
+    """It would keep memory mapped that the front-end has taken away."""
+    machine.all(d.create_2d(1, 16, 16), d.attach_backing(1, (LOW, PAGE)))
+    machine.do(d.transfer(1, whole(16, 16)))
+    assert len(machine.gpu.transfers)
+    replaced = ref(machine.ram.memory.table)
+    machine.ram.share((LOW, NEXT))
+    assert replaced() is None
+    machine.do(d.transfer(1, whole(16, 16)))

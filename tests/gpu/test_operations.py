@@ -12,6 +12,8 @@ from vgpud.gpu.operations import Operations
 
 PATIENCE = 5.0
 
+RESET = "the device was reset meanwhile"
+
 
 def run(main: Callable[[Operations, asyncio.TaskGroup], Awaitable[None]]) -> None:
     async def whole() -> None:
@@ -62,9 +64,9 @@ def test_stop_undoes_what_is_half_done() -> None:
         slow.undone.set()
         asked = asyncio.create_task(operations.run(slow(), tasks))
         await slow.begun.wait()
-        await operations.stop()
+        await operations.stop(RESET)
         assert slow.over
-        with pytest.raises(Interrupted, match="reset"):
+        with pytest.raises(Interrupted, match=RESET):
             await asked
 
     run(main)
@@ -77,7 +79,7 @@ def test_stop_waits_also_for_one_whose_asker_has_gone() -> None:
         await slow.begun.wait()
         asked.cancel()
         await asyncio.wait([asked])
-        stopping = asyncio.create_task(operations.stop())
+        stopping = asyncio.create_task(operations.stop(RESET))
         await asyncio.sleep(0)
         assert not stopping.done()
         slow.undone.set()
@@ -92,15 +94,18 @@ def test_while_it_stops_nothing_is_begun() -> None:
         first, second, third = Slow(), Slow(), Slow()
         asked = asyncio.create_task(operations.run(first(), tasks))
         await first.begun.wait()
-        stopping = asyncio.create_task(operations.stop())
+        stopping = asyncio.create_task(operations.stop(RESET))
         await asyncio.sleep(0)
-        with pytest.raises(Interrupted, match="reset"):
+        with pytest.raises(Interrupted, match=RESET):
             await operations.run(second(), tasks)
         assert not second.begun.is_set()
         first.undone.set()
         await stopping
-        with pytest.raises(Interrupted, match="reset"):
+        with pytest.raises(Interrupted, match=RESET):
             await asked
+        with pytest.raises(Interrupted, match=RESET):  # until they may start again
+            await operations.run(second(), tasks)
+        operations.resume()
         third.done.set()
         assert await operations.run(third(), tasks) == "done"
 
@@ -110,6 +115,8 @@ def test_while_it_stops_nothing_is_begun() -> None:
 def test_after_the_end_nothing_is_begun() -> None:
     async def main(operations: Operations, tasks: asyncio.TaskGroup) -> None:
         await operations.close()
+        await operations.stop(RESET)
+        operations.resume()
         slow = Slow()
         with pytest.raises(Interrupted, match="front-end has gone"):
             await operations.run(slow(), tasks)

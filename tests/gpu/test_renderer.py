@@ -17,6 +17,7 @@ from tests.support.until import until_async
 from tests.vhost.queue_stand import PATIENCE, QueueStand, standing
 from vgpud.coherency.kvm_mode import KvmMode
 from vgpud.coherency.slot_policy import Fallback, GuestPat, Layout, MemoryType, Rule
+from vgpud.errors import Unsupported
 from vgpud.gpu.compose import compose
 from vgpud.gpu.device import GpuDevice
 from vgpud.gpu.environment import Environment
@@ -137,6 +138,15 @@ def test_a_blob_is_planned_by_the_memory_that_its_renderer_made(second: SecondRe
         assert all(buffer.fd.closed for buffer in second.made)
 
 
+def test_a_device_with_blobs_in_a_renderers_memory_is_not_saved(second: SecondRenderer) -> None:
+    with Machine(Layout.PER_BLOB, make_renderers=second.making()) as machine:
+        machine.all(d.ctx_create(CTX, CAPSET), d.create_blob(1, PAGE, ctx=CTX))
+        with pytest.raises(Unsupported, match="blob 1 "):
+            machine.gpu.save()
+        machine.do(d.unref(1))
+        assert machine.gpu.save().resources == ()
+
+
 def test_a_renderer_may_leave_a_blob_to_the_devices_layout(
     machine: Machine, second: SecondRenderer
 ) -> None:
@@ -215,6 +225,8 @@ def test_without_a_renderer_it_is_a_display_device() -> None:
         assert screenshot(machine.gpu, 0) is not None
         with refused(UNSPEC):
             machine.do(d.transfer_3d(2, Box(0, 0, 0, 8, 8, 1)))
+        assert len(gpu.transfers)  # which does not execute it either
+        assert not gpu.transfers._images.with_3d
         machine.reset()
         assert machine.used == machine.empty
 
@@ -422,6 +434,24 @@ def test_after_a_reset_nothing_is_answered_that_was_asked_before() -> None:
         assert type_of(await stand.answer(fresh)) == OK
 
     on_ring(main)
+
+
+def test_what_completes_after_the_end_counts_nowhere() -> None:
+    async def whole() -> None:
+        second = SecondRenderer()
+        async with device_on_a_ring(second) as (device, stand):
+            assert await answer(stand, d.ctx_create(CTX, CAPSET)) == OK
+            send(stand, submit(b"late", 0))
+            await until_async(lambda: len(second.pending) == 1)
+        counters = device.gpu.counters
+        before = counters.fences, counters.refused
+        second.die("the session is over")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert (counters.fences, counters.refused) == before
+        assert stand.queue._finished == []
+
+    asyncio.run(whole())
 
 
 def test_responses_of_submissions_name_their_fence() -> None:

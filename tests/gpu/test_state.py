@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
-from dataclasses import FrozenInstanceError, fields, is_dataclass
+from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
 from random import Random
 
 import pytest
@@ -22,18 +22,22 @@ from tests.gpu.machine import (
     Machine,
     Screen,
     finish,
+    refused,
     screenshot,
 )
 from tests.gpu.test_fuzz import Harness
-from vgpud.coherency.slot_policy import Layout
-from vgpud.errors import VgpudError
+from vgpud.coherency.kvm_mode import KvmMode
+from vgpud.coherency.slot_policy import Fallback, GuestPat, Layout, Rule
+from vgpud.errors import Interrupted, Unsupported, VgpudError
 from vgpud.gpu import state
-from vgpud.gpu.blobs.vmm_blobs import FIRST_ID
+from vgpud.gpu.blobs.vmm_blobs import FIRST_ID, BlobIds
+from vgpud.gpu.blobs.window_layout import WindowLayout
 from vgpud.gpu.compose import compose
 from vgpud.gpu.environment import Environment
-from vgpud.gpu.spec import DeviceSpec
+from vgpud.gpu.spec import DeviceSpec, RendererName
 from vgpud.gpu.wire.header import Rect
-from vgpud.gpu.wire.protocol import ContextId, ResourceId, ScanoutId
+from vgpud.gpu.wire.protocol import ContextId, ResourceId, ResponseType, ScanoutId
+from vgpud.uapi.memslot import SlotFlag
 from vgpud.vhost.ring_setup import RingState
 from vgpud.vhost.split_ring import Chain
 from vgpud.vhost.virtqueue import Virtqueue
@@ -154,6 +158,98 @@ def test_whatever_a_driver_made_comes_back(layout: Layout) -> None:
                 assert other.used == machine.used, f"seed {seed}"
 
 
+@pytest.mark.parametrize("owner", ["guest", "vmm"])
+def test_blobs_in_the_window_need_no_more_memory_to_be_restored(owner: str) -> None:
+    with machine_of(Layout.WINDOW, limit=MIB) as machine:
+        machine.all(d.create_2d(1, 16, 16), d.ctx_create(1))
+        if owner == "vmm":
+            blob = finish(machine.gpu.vmm_blobs.create(128 * KIB))
+            finish(machine.gpu.vmm_blobs.map(blob, 0))
+        else:
+            machine.all(d.create_blob(2, 128 * KIB), d.map_blob(2, 0))
+        machine.do(d.attach_backing(1, *[(LOW, 16)] * 10500))
+        assert machine.used > MIB - 128 * KIB
+        saved = machine.gpu.save()
+        with restored(machine, saved, limit=MIB) as other:
+            assert other.gpu.save() == saved
+            assert other.used == machine.used
+            with refused(ResponseType.ERR_OUT_OF_MEMORY):  # the limit holds again
+                other.do(d.create_2d(3, 1024, 1024))
+
+
+def test_an_id_of_a_restored_blob_is_not_used_again_in_a_later_session() -> None:
+    ids = BlobIds()
+    with machine_of(Layout.WINDOW) as machine:
+        made = [finish(machine.gpu.vmm_blobs.create(PAGE)).id for _ in range(3)]
+        saved = machine.gpu.save()
+    for state_of_blob in saved.vmm_blobs:
+        ids.restore(state_of_blob.id)
+    assert made == [FIRST_ID, FIRST_ID + 1, FIRST_ID + 2]
+    assert ids.take() == FIRST_ID + 3
+
+
+def test_a_blob_that_a_vmm_maps_outside_the_window_is_saved_unmapped() -> None:
+    with machine_of(Layout.PER_BLOB) as machine:
+        blob = finish(machine.gpu.vmm_blobs.create(PAGE))
+        blob.contents().write(0, b"data")
+        finish(machine.gpu.vmm_blobs.map_ram(blob, RamSlots(), 1 << 32))
+        [saved] = machine.gpu.save().vmm_blobs
+        assert (saved.id, saved.contents[:4], saved.placement) == (blob.id, b"data", None)
+        with restored(machine, machine.gpu.save()) as other:
+            assert not next(iter(other.gpu.vmm_blobs)).mapped
+
+
+class RamSlots:
+    """Slots outside the window, of which none is refused."""
+
+    async def map(self, *_: object, **__: object) -> None:
+        pass
+
+    async def unmap(self, *_: object, **__: object) -> None:
+        pass
+
+
+def test_a_mapped_blob_does_not_come_back_with_another_memory_type() -> None:
+    """The guest asks for the type once, when it maps the blob."""
+
+    def machine(kvm: KvmMode) -> Machine:
+        rule = Rule(layout=Layout.PER_BLOB, fallback=Fallback.FLUSH)
+        return Machine(Layout.PER_BLOB, guest_pat=GuestPat.AUTO, kvm=kvm, rule=rule)
+
+    with machine(KvmMode.FLAG) as before, machine(KvmMode.FORCED_WB) as after:
+        before.all(d.ctx_create(1), d.create_blob(2, PAGE), d.map_blob(2, 0))
+        with pytest.raises(Unsupported, match=r"blob 2 is mapped wc, and here it would be wb"):
+            finish(after.gpu.restore(before.gpu.save()))
+        after.reset()
+        before.do(d.unmap_blob(2))  # and asks again when it maps it again
+        finish(after.gpu.restore(before.gpu.save()))
+
+
+@LAYOUTS
+def test_a_backing_that_is_gone_fails_where_it_is_used(layout: Layout) -> None:
+    with machine_of(layout) as machine:
+        machine.all(d.create_2d(1, 16, 16), d.attach_backing(1, (HIGH, 4096)))
+        machine.ram.share((LOW, NEXT))
+        with restored(machine, machine.gpu.save()) as other:
+            for same in (machine, other):
+                with refused(ResponseType.ERR_INVALID_PARAMETER):
+                    same.do(d.transfer(1, Rect(0, 0, 16, 16)))
+
+
+def test_a_restore_that_is_cancelled_keeps_no_charge() -> None:
+    with machine_of(Layout.WINDOW) as machine:
+        finish(machine.gpu.vmm_blobs.map(finish(machine.gpu.vmm_blobs.create(PAGE)), 0))
+        saved = machine.gpu.save()
+    with machine_of(Layout.WINDOW) as other:
+        other.patience.pausing = True
+        restoring = other.gpu.restore(saved)
+        restoring.send(None)
+        with pytest.raises(asyncio.CancelledError):
+            restoring.throw(asyncio.CancelledError())
+        other.reset()
+        assert other.used == other.empty
+
+
 def test_values_are_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
         state.PlacementState(0, mapped=True).offset = 4096  # type: ignore[misc]
@@ -182,11 +278,12 @@ def test_a_ring_comes_back_with_the_answers_that_wait() -> None:
     asyncio.run(test())
 
 
-def test_quiesced_nothing_runs_on_any_thread() -> None:
+@pytest.mark.parametrize("renderers", [(RendererName.DMA,), ()])
+def test_quiesced_nothing_runs_on_any_thread(renderers: tuple[RendererName, ...]) -> None:
     """A long copy that has begun is waited for; work that is left is held."""
 
     async def test() -> None:
-        device = compose(machine_spec(), Environment())
+        device = compose(replace(machine_spec(), renderers=renderers), Environment())
         executor = device._executor
         begun, running = asyncio.Event(), []
         loop = asyncio.get_running_loop()
@@ -207,6 +304,47 @@ def test_quiesced_nothing_runs_on_any_thread() -> None:
     asyncio.run(test())
 
 
+def test_what_a_vmm_has_under_way_is_undone_before_a_device_is_saved() -> None:
+    async def test() -> None:
+        spec = replace(machine_spec(), window=8 * MIB, memory_limit=32 * MIB)
+        device = compose(spec, Environment())
+        device.gpu.layout = WindowLayout(
+            *(spec.name, spec.window, device.gpu.quota, Unhurried(), device._executor),
+            lambda: SlotFlag(0),
+        )
+        device.gpu.vmm_blobs._layout = device.gpu.layout
+        async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+            device.open(tasks)
+            blobs = device.gpu.vmm_blobs
+            blob = await device.perform(blobs.create(MIB))
+            mapping = asyncio.create_task(device.perform(blobs.map(blob, 0)))
+            await asyncio.sleep(0.01)
+            saved = await device.save()
+            with pytest.raises(Interrupted, match="saved"):
+                await mapping
+            with pytest.raises(Interrupted, match="saved"):
+                await device.perform(blobs.create(MIB))
+            [state] = saved.gpu.vmm_blobs
+            assert state.placement is None
+            assert not blob.mapped
+            await device.reset()
+            await device.perform(blobs.create(MIB))  # may be done again
+            await device.end()
+        device.close()
+
+    asyncio.run(test())
+
+
+class Unhurried:
+    """The memory slots of a VMM that takes its time."""
+
+    async def map(self, *_: object, **__: object) -> None:
+        await asyncio.sleep(60)
+
+    async def unmap(self, *_: object, **__: object) -> None:
+        raise AssertionError("nothing was mapped")
+
+
 def machine_spec() -> DeviceSpec:
     with machine_of(Layout.WINDOW) as machine:
         return machine.spec
@@ -224,15 +362,14 @@ FIELDS = {
     "HostBlob": {
         **dict.fromkeys(("id", "blob_mem", "size", "mappable", "backing", "uuid"), SAVED),
         "memory": "saved: its bytes and its placement; the buffer is made again",
-        "plan": "rebuilt: planned again, by what the VM and the buffer are then",
+        "plan": "saved: its memory type; planned again, and refused if a mapped blob has another",
         "charge": REBUILT,
     },
     "Backing": {
         "size": "rebuilt from the list",
         "_entries": SAVED,
         "_memory": "the device's own",
-        "_table": "rebuilt: resolved in the memory table in force",
-        "_extents": "rebuilt: resolved in the memory table in force",
+        "_resolved": "rebuilt: in the memory table in force",
         "_charge": REBUILT,
     },
     "Context": {
@@ -257,7 +394,7 @@ FIELDS = {
     },
     "Contexts": {
         "_by_id": SAVED,
-        "_makers": "rebuilt when a renderer makes the memory of blobs again",
+        "_makers": "not saved: `save` raises while a blob is in a renderer's memory",
         "_renderers": "of the configuration",
         "_capsets": "of the renderers",
         "_resources": "the device's own",
@@ -306,7 +443,7 @@ FIELDS = {
         "_queues": "saved: as rings",
         "_timelines": "not needed: `save` waits until every command has been answered",
         "_executor": "not needed: `save` waits until nothing runs or waits to run",
-        "_operations": "not needed: an operation that is under way fails for its caller",
+        "_operations": "not needed: `save` stops them, and each fails for its caller",
         "_memory": "not needed: the front-end sends its memory table again",
         "_channel": "not needed: the front-end gives it again",
         "_display": "not needed: the front-end gives it again",

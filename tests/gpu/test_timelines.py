@@ -189,6 +189,19 @@ def test_drop_answers_nothing_now_or_later() -> None:
     run(main)
 
 
+def test_whoever_waits_for_the_last_answer_goes_on_after_a_drop() -> None:
+    async def main(timelines: Timelines, answers: Answers) -> None:
+        begin(timelines, A, answers.named("dropped"))
+        waiting = [asyncio.create_task(timelines.drained()) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert not any(task.done() for task in waiting)
+        timelines.drop()
+        await asyncio.gather(*waiting)
+        assert answers.names == []
+
+    run(main)
+
+
 def test_a_completion_after_the_loop_has_ended_does_no_harm() -> None:
     late: list[Callable[[None], None]] = []
 

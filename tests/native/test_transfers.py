@@ -123,6 +123,14 @@ def test_what_is_not_plain_is_left_alone(name: str) -> None:
     assert images.table.collect() == (0, 0, 0)
 
 
+def test_of_a_device_without_renderer_only_2d_transfers_are_executed() -> None:
+    images = Images()
+    images.table.with_3d = False
+    assert images.run(to_3d(Box(0, 0, 0, 1, 1, 1))) is None
+    assert images.run(to_2d(Rect(0, 0, 1, 1))) is not None
+    assert images.table.collect() == (1, 0, 0)
+
+
 @pytest.mark.parametrize("length", [0, 23, 24, 55])
 def test_a_short_request_is_left_alone(length: int) -> None:
     images = Images()

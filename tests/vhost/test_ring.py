@@ -209,6 +209,23 @@ def test_a_new_memory_table_holds_at_once() -> None:
             ring.answer(Chain(0, (), ((SIZE + 64, 8),)), b"12345678")
 
 
+@pytest.mark.parametrize("answered", [0, 5])
+def test_a_driver_has_no_more_chains_in_flight_than_descriptors(answered: int) -> None:
+    """A head that is made available again before it is used would take memory without limit."""
+    with standing() as stand:
+        ring = stand.ring()
+        stand.ram.write(stand.driver.desc, DESC.pack(0x8000, 8, WRITE, 0))
+        stand.offer(0, [0] * 6)
+        chains = [chain for chain, _ in ring.take()]
+        assert len(chains) == 6
+        for chain in chains[:answered]:
+            ring.answer(chain, b"")
+        ring.publish()
+        stand.offer(6, [0] * (NUM - 6 + answered) + [0])
+        with pytest.raises(RingError, match="8 chains are not answered"):
+            list(iter(ring.take, []))
+
+
 def test_a_poll_ends_at_once_where_a_chain_waits() -> None:
     with standing() as stand:
         ring = stand.ring()

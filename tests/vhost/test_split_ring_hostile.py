@@ -112,6 +112,7 @@ def test_an_available_index_too_far_ahead(base: int, ahead: int) -> None:
 def test_a_full_queue_is_not_too_far_ahead(base: int) -> None:
     ram = Ram(4)
     ram.describe(0, [(at, 1, 0, 0) for at in range(4)])
+    ram.store(ram.used + 2, base)
     ring = ring_of(ram, 3, 1, 2, 0, base=base)
     chains = [ring.pop() for _ in range(5)]
     assert [chain and chain.head for chain in chains] == [3, 1, 2, 0, None]

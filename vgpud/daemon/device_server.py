@@ -10,7 +10,6 @@ import asyncio
 import logging
 import os
 import socket
-from itertools import count
 
 from vgpud.coherency import kvm_mode
 from vgpud.coherency.kvm_mode import Finding, KvmMode
@@ -20,7 +19,7 @@ from vgpud.coherency.slot_policy import SlotOwner
 from vgpud.control.events import Events
 from vgpud.errors import VgpudError
 from vgpud.gpu.blobs.buffers import BlobBuffers, resolve
-from vgpud.gpu.blobs.vmm_blobs import FIRST_ID
+from vgpud.gpu.blobs.vmm_blobs import BlobIds
 from vgpud.gpu.compose import compose
 from vgpud.gpu.counters import Counters
 from vgpud.gpu.device import GpuDevice
@@ -70,7 +69,7 @@ class DeviceServer:
         """What decides the guest's memory types, as last probed; None before the first probe."""
         self.socket: str | None = None
         """Where front-ends connect; None before `serve`, and for a device that has no listener."""
-        self._blob_ids = count(FIRST_ID)
+        self._blob_ids = BlobIds()
         self._events = events
         self._slots = self._given = slots
         self._nodes = nodes if nodes is not None else RenderNodes()

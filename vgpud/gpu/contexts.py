@@ -142,7 +142,9 @@ class Contexts:
         self._makers.pop(resource_id, None)
 
     def save(self) -> tuple[ContextState, ...]:
-        """Return the contexts' states."""
+        """Return the contexts' states; raise `Unsupported` if a blob is in a renderer's memory."""
+        for resource_id in self._makers:
+            raise Unsupported(f"blob {resource_id} is in a renderer's memory: it can't be saved")
         return tuple(
             ContextState(
                 context.id, context.capset_id, context.name, tuple(sorted(context.attached))

@@ -111,6 +111,7 @@ class GpuDevice(Device):
         await self._executor.check_threads()
 
     def close(self) -> None:
+        self._timelines.drop()  # what completes from here on has nobody to answer
         self._executor.close()
         self._front_end_slots.connect(None)
         self.gpu.close()
@@ -141,17 +142,25 @@ class GpuDevice(Device):
             self._driven = True
             self._timelines.resume()
             self.gpu.resume()
+            self._operations.resume()
             queue.start(handler.handle, handler.fast_path)
         else:
             queue.start(handler.handle)
 
     async def stop_queue(self, index: int) -> None:
+        """Stop a queue; the VMM's operations go on, because it may use a paused VM's device."""
         if index == CONTROL_QUEUE:
-            await self.quiesce()
+            await self._hold()
 
     async def reset(self) -> None:
-        await self.quiesce()
-        await self._operations.stop()
+        await self._operations.stop("the device was reset meanwhile")
+        try:
+            await self._reset()
+        finally:
+            self._operations.resume()
+
+    async def _reset(self) -> None:
+        await self._hold()
         self._timelines.drop()
         for handler in self._queues.values():
             handler.forget()
@@ -164,13 +173,19 @@ class GpuDevice(Device):
             self.gpu.count_reset()
 
     async def quiesce(self) -> None:
+        """Complete or hold all work, and stop the VMM's operations; no others start until a queue
+        is started, or the device is reset."""
+        await self._operations.stop("the device is being saved")
+        await self._hold()
+
+    async def _hold(self) -> None:
         await self.gpu.quiesce()
         self._timelines.hold()
 
     async def save(self) -> DeviceState:
         """Return the device's state, once every command that was taken has been answered.
 
-        Raises `VgpudError` where a blob's bytes are lost.
+        Raises `VgpudError` where a blob's bytes are lost, or in a renderer's memory.
         """
         self._timelines.resume()
         self.gpu.resume()

@@ -124,14 +124,13 @@ class DmaRenderer:
         self._executor.submit(timeline, work, partial(self._done, stream.traffic, done))
 
     async def quiesce(self) -> None:
-        await self._executor.pause()
+        """Do nothing: all work is the executor's, which the device pauses."""
 
     def resume(self) -> None:
-        self._executor.resume()
+        """Do nothing: the device resumes the executor."""
 
     def reset(self) -> None:
         self._contexts.clear()
-        self._executor.drop()
 
     def close(self) -> None:
         self._contexts.clear()

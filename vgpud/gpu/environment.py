@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import count
 
 from vgpud.coherency.kvm_mode import KvmMode
-from vgpud.gpu.blobs.vmm_blobs import FIRST_ID
+from vgpud.gpu.blobs.vmm_blobs import BlobIds
 from vgpud.gpu.counters import Counters
 from vgpud.gpu.renderers import MakeRenderers, make_renderers
 from vgpud.memory.render_nodes import RenderNodes
@@ -29,5 +28,5 @@ class Environment:
     counters: Counters = field(default_factory=Counters)
     publish: Publish = unheard
     nodes: RenderNodes = field(default_factory=RenderNodes)
-    blob_ids: Iterator[int] = field(default_factory=lambda: count(FIRST_ID))
+    blob_ids: BlobIds = field(default_factory=BlobIds)
     make_renderers: MakeRenderers = make_renderers

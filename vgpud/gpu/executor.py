@@ -91,7 +91,7 @@ class Executor:
         self._halted = False
         self._closed = False
         self._running = 0
-        self._copies = 0
+        self._copies: set[object] = set()
         self.submitted = 0
         self._changed = asyncio.Event()
         self._failure: asyncio.Future[None] = self._loop.create_future()
@@ -120,11 +120,12 @@ class Executor:
     async def run_in_thread(self, copy: Callable[[], None]) -> None:
         """Run a long copy on one of the threads; once begun it is waited for, even by a caller
         that is cancelled, however often."""
-        self._copies += 1
+        begun = object()
+        self._copies.add(begun)
         try:
             await self._finished(copy)
         finally:
-            self._copies -= 1
+            self._copies.discard(begun)
             self._changed.set()
 
     async def _finished(self, copy: Callable[[], None]) -> None:
@@ -143,10 +144,14 @@ class Executor:
         raise cancelled
 
     async def pause(self) -> None:
-        """Stop between two steps: when this returns nothing runs on any thread, and no step does
-        until `resume`."""
+        """Stop between two steps: when this returns no step runs, and none does until `resume`.
+
+        Copies that have begun are waited for, but not those that begin meanwhile: there could
+        always be another one. Nothing runs on any thread if whoever copies has been stopped before.
+        """
         self._halted = True
-        while self._running or self._copies:
+        begun = set(self._copies)
+        while self._running or not begun.isdisjoint(self._copies):
             self._changed.clear()
             await self._changed.wait()
 

@@ -18,15 +18,19 @@ class TransferFastPath:
     """The images of one device that the fast path knows, and their backing in the guest's
     `memory`."""
 
-    __slots__ = ("_images", "_memory", "_table")
+    __slots__ = ("_images", "_mark", "_memory")
 
     def __init__(self, memory: GuestMemory) -> None:
         self._images = TransferTable()
         self._memory = memory
-        self._table = memory.table
+        self._mark = memory.mark()
 
     def __len__(self) -> int:
         return len(self._images)
+
+    def refuse_3d(self) -> None:
+        """Leave TRANSFER_TO_HOST_3D to the slow path, because the device has no renderer."""
+        self._images.with_3d = False
 
     def enter(
         self, resource_id: ResourceId, width: int, height: int, pixels: Extents, backing: Extents
@@ -35,7 +39,7 @@ class TransferFastPath:
         if resource_id in self._images or pixels.access != PLAIN or backing.access != PLAIN:
             return
         if self.ready() is None:
-            self._table = self._memory.table
+            self._mark = self._memory.mark()
         self._images.add(resource_id, width, height, pixels.spans, backing.spans, (pixels, backing))
 
     def remove(self, resource_id: ResourceId) -> None:
@@ -48,7 +52,7 @@ class TransferFastPath:
 
     def ready(self) -> FastPath | None:
         """Return the fast path, or None if it has no images; a new memory table removes all."""
-        if self._table is not self._memory.table:
+        if not self._memory.is_current(self._mark):
             self._images.clear()
         return self._images.fast_path if len(self._images) else None
 

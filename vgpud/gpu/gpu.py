@@ -102,6 +102,8 @@ class Gpu:
             spec.renderers,
             RendererParts(executor, images, self.quota, self.counters, max_blob_size=spec.window),
         )
+        if not self._renderers:
+            self.transfers.refuse_3d()
         self.contexts = Contexts(self.resources, self.quota, self._renderers)
         self.scanouts = Scanouts(spec.name, spec.outputs, self.resources)
         self.cursors = Cursors(self.resources, self.scanouts.check)
@@ -272,19 +274,22 @@ class Gpu:
         self._events &= ~ConfigEvent(clear & ConfigEvent.DISPLAY)
 
     async def quiesce(self) -> None:
-        """Stop all renderers: none accesses memory or completes anything until `resume`."""
+        """Stop all renderers and the executor's work: none accesses memory or completes anything
+        until `resume`. Copies that have begun are waited for."""
         for renderer in self._renderers:
             await renderer.quiesce()
+        await self._executor.pause()
 
     def resume(self) -> None:
-        """Let the renderers continue where `quiesce` stopped them."""
+        """Continue where `quiesce` stopped."""
+        self._executor.resume()
         for renderer in self._renderers:
             renderer.resume()
 
     def save(self) -> GpuState:
         """Return all that driver and VMM have made; `quiesce` comes first.
 
-        Raises `VgpudError` where a blob's bytes are lost.
+        Raises `VgpudError` where a blob's bytes are lost, or in a renderer's memory.
         """
         return GpuState(
             self.scanouts.outputs,
@@ -304,20 +309,21 @@ class Gpu:
         for number, mode in enumerate(state.outputs):
             self.scanouts.resize(number, mode.width, mode.height)
         self._events = ConfigEvent(state.events)
-        for resource in state.resources:
-            match resource:
-                case ImageState():
-                    self._images.restore(resource)
-                case GuestBlobState():
-                    self._blobs.restore_guest(resource)
-                case HostBlobState():
-                    await self._blobs.restore_host(resource)
-                case _ as unreachable:
-                    assert_never(unreachable)
-        for blob in state.vmm_blobs:
-            await self.vmm_blobs.restore(blob)
-        for context in state.contexts:
-            self.contexts.restore(context)
+        with self.quota.checked_at_end():  # a blob costs more until it is in the window again
+            for resource in state.resources:
+                match resource:
+                    case ImageState():
+                        self._images.restore(resource)
+                    case GuestBlobState():
+                        self._blobs.restore_guest(resource)
+                    case HostBlobState():
+                        await self._blobs.restore_host(resource)
+                    case _ as unreachable:
+                        assert_never(unreachable)
+            for blob in state.vmm_blobs:
+                await self.vmm_blobs.restore(blob)
+            for context in state.contexts:
+                self.contexts.restore(context)
         for scanout in state.scanouts:
             self.scanouts.restore(scanout)
         for cursor in state.cursors:
@@ -328,6 +334,7 @@ class Gpu:
         comes first."""
         for renderer in self._renderers:
             renderer.reset()
+        self._executor.drop()
         self._clear()
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
 """Operations on a device that its guest has not requested, such as those of the control API.
 
-A reset of the device cancels them.
+They are cancelled when the device is reset, or saved.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from vgpud.errors import Interrupted, VgpudError
 T = TypeVar("T")
 
 _GONE: Final = "the front-end has gone"
-_RESET: Final = "the device was reset meanwhile"
 
 
 class Operations:
@@ -23,6 +22,8 @@ class Operations:
     def __init__(self) -> None:
         self._running: set[asyncio.Task[Any]] = set()
         self._refused: str | None = None  # why no operation may start
+        self._stopped = _GONE  # why they were stopped last
+        self._closed = False
 
     async def run(self, operation: Coroutine[Any, Any, T], tasks: asyncio.TaskGroup) -> T:
         """Run an operation as a task of the group and return its result; raise what it raises.
@@ -48,28 +49,29 @@ class Operations:
         finally:
             task.cancel()  # has no effect unless the caller was cancelled
         if task.cancelled():
-            raise Interrupted(_RESET)
+            raise Interrupted(self._stopped)
         outcome = task.result()
         if isinstance(outcome, VgpudError):
             raise outcome
         return outcome
 
-    async def stop(self) -> None:
-        """Cancel all operations, and wait until they have rolled back; no others start
-        meanwhile."""
-        before, self._refused = self._refused, self._refused or _RESET
-        try:
-            for task in self._running:
-                task.cancel()
-            if self._running:
-                await asyncio.wait([*self._running])
-        finally:
-            self._refused = before
+    async def stop(self, reason: str) -> None:
+        """Cancel all operations, and wait until they have rolled back; no others start until
+        `resume`."""
+        self._stopped = self._refused = _GONE if self._closed else reason
+        for task in self._running:
+            task.cancel()
+        if self._running:
+            await asyncio.wait([*self._running])
+
+    def resume(self) -> None:
+        """Let operations start again, unless the front-end has gone."""
+        self._refused = _GONE if self._closed else None
 
     async def close(self) -> None:
         """Stop all operations, and start no others."""
-        self._refused = _GONE
-        await self.stop()
+        self._closed = True
+        await self.stop(_GONE)
 
 
 async def _outcome(operation: Coroutine[Any, Any, T]) -> T | VgpudError:

@@ -5,6 +5,8 @@ Only the numbers: nothing is allocated here.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from vgpud.errors import OutOfMemory
@@ -16,15 +18,30 @@ class Quota:
 
     limit: int
     used: int = 0
+    _checked: bool = field(default=True, repr=False)
 
     def charge(self, size: int) -> Charge:
         """Charge `size` bytes; raise `OutOfMemory` if that would exceed the limit."""
-        if size > self.limit - self.used:
+        if size > self.limit - self.used and self._checked:
             raise OutOfMemory(
                 f"{size} bytes asked for, {self.limit - self.used} left of {self.limit}",
             )
         self.used += size
         return Charge(self, size)
+
+    @contextmanager
+    def checked_at_end(self) -> Iterator[None]:
+        """Check the limit at the end of the block only, for what takes more memory for a while.
+
+        Raises `OutOfMemory` if it is exceeded then; everything stays charged.
+        """
+        self._checked = False
+        try:
+            yield
+        finally:
+            self._checked = True
+        if self.used > self.limit:
+            raise OutOfMemory(f"{self.used} bytes are needed, the limit is {self.limit}")
 
 
 @dataclass(slots=True)

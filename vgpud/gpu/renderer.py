@@ -44,8 +44,8 @@ class Renderer(Protocol):
     """Executes contexts. All methods are called on the event loop's thread, and must not block.
 
     A renderer is lost when it can't work any more, for instance because its process has died. It
-    has completed all submissions with an error before that; the device then refuses commands that
-    need it.
+    has completed all submissions with an error before that, and it stays lost. The device then
+    refuses commands that need it, and calls only `quiesce`, `resume`, `reset` and `close`.
     """
 
     @property
@@ -109,7 +109,8 @@ class Renderer(Protocol):
         """Continue where `quiesce` stopped."""
 
     def reset(self) -> None:
-        """Destroy all contexts, and drop their submissions; `quiesce` comes first."""
+        """Destroy all contexts, and drop their submissions; `quiesce` comes first. Resources may
+        be destroyed after this."""
 
     def close(self) -> None:
         """End the renderer. No method is called after this."""

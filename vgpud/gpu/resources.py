@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
+from weakref import ref
 
 import numpy as np
 
@@ -41,28 +42,26 @@ BYTES_PER_PIXEL = 4
 
 
 class Backing:
-    """A resource's guest memory: the guest's scatter-gather list, which is resolved again when the
-    memory table changes.
-
-    Raises `InvalidParameter` where an entry is not guest memory.
-    """
+    """A resource's guest memory: the guest's scatter-gather list, which is resolved in the memory
+    table when it is used, and again when that table changes."""
 
     def __init__(self, memory: GuestMemory, entries: MemEntries, charge: Charge) -> None:
         self.size = int(entries["length"].sum(dtype=np.uint64))
         self._memory = memory
         self._entries = entries
         self._charge = charge
-        self._table = memory.table
-        self._extents = self._resolve(self._table)
+        self._resolved: tuple[ref[MemoryTable], Extents] | None = None
 
     @property
     def extents(self) -> Extents:
-        """The list's extents in the present memory table."""
-        if self._table is not self._memory.table:
-            table = self._memory.table
-            self._extents = self._resolve(table)
-            self._table = table
-        return self._extents
+        """The list's extents in the present memory table.
+
+        Raises `InvalidParameter` where an entry is not guest memory.
+        """
+        memory = self._memory
+        if self._resolved is None or not memory.is_current(self._resolved[0]):
+            self._resolved = memory.mark(), self._resolve(memory.table)
+        return self._resolved[1]
 
     def save(self) -> Pages:
         """Return the list's entries."""
@@ -81,8 +80,11 @@ class Backing:
 
 
 def restore_backing(memory: GuestMemory, pages: Pages | None, quota: Quota) -> Backing | None:
-    """Return a resource's saved backing, None if it had none; raise what `make_backing` raises."""
-    return None if pages is None else make_backing(memory, mem_entries(*pages), quota)
+    """Return a resource's saved backing, None if it had none; raise `OutOfMemory`.
+
+    An entry need not be guest memory: a region may have been removed after it was attached.
+    """
+    return None if pages is None else _backing(memory, mem_entries(*pages), quota)
 
 
 def make_backing(memory: GuestMemory, entries: MemEntries, quota: Quota) -> Backing:
@@ -90,12 +92,17 @@ def make_backing(memory: GuestMemory, entries: MemEntries, quota: Quota) -> Back
 
     Raises `InvalidParameter` where an entry is not guest memory, and `OutOfMemory`.
     """
-    charge = quota.charge(4 * entries.nbytes)
+    backing = _backing(memory, entries, quota)
     try:
-        return Backing(memory, entries, charge)
+        _ = backing.extents
     except VgpudError:
-        charge.release()
+        backing.release()
         raise
+    return backing
+
+
+def _backing(memory: GuestMemory, entries: MemEntries, quota: Quota) -> Backing:
+    return Backing(memory, entries, quota.charge(4 * entries.nbytes))
 
 
 @dataclass(slots=True, eq=False)
@@ -185,6 +192,7 @@ class HostBlob:
             self.blob_mem,
             self.size,
             self.mappable,
+            self.plan.memory_type,
             self.contents().read(0, self.size).tobytes(),
             None if placement is None else PlacementState(placement.offset, placement.mapped),
             _saved(self.backing),

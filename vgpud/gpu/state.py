@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 from uuid import UUID
 
+from vgpud.coherency.slot_policy import MemoryType
 from vgpud.gpu.spec import PreferredMode
 from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import BlobMem, ContextId, Format, ResourceId, ScanoutId
@@ -55,12 +56,16 @@ class PlacementState:
 
 @dataclass(frozen=True, slots=True)
 class HostBlobState:
-    """A blob in host memory: the guest's, or the VMM's own (ids of 2**32 and more)."""
+    """A blob in host memory: the guest's, or the VMM's own (ids of 2**32 and more).
+
+    `memory_type` is what the guest was told when it mapped the blob.
+    """
 
     id: ResourceId
     blob_mem: BlobMem
     size: int
     mappable: bool
+    memory_type: MemoryType
     contents: bytes
     placement: PlacementState | None
     backing: Pages | None

@@ -45,7 +45,7 @@ class Timelines:
         self._thread = get_ident()
         self._lines: dict[Timeline, deque[_Entry]] = {}
         self._held = False
-        self._emptied: asyncio.Future[None] | None = None  # for what waits for that
+        self._emptied = asyncio.Event()
 
     @property
     def empty(self) -> bool:
@@ -88,8 +88,8 @@ class Timelines:
     async def drained(self) -> None:
         """Wait until all commands have been answered."""
         while self._lines:
-            self._emptied = self._loop.create_future()
-            await self._emptied
+            self._emptied.clear()
+            await self._emptied.wait()
 
     def hold(self) -> None:
         """Hold all answers until `resume`; commands can still complete."""
@@ -108,6 +108,7 @@ class Timelines:
                 entry.complete = True
         self._lines.clear()
         self._held = False
+        self._emptied.set()
 
     def complete(self, entry: _Entry, error: VgpudError | None) -> None:
         """Complete a command, on any thread."""
@@ -130,5 +131,5 @@ class Timelines:
             if not line:
                 del self._lines[timeline]
             entry.answer(entry.error)
-        if self._emptied is not None and not self._lines and not self._emptied.done():
-            self._emptied.set_result(None)
+        if not self._lines:
+            self._emptied.set()

@@ -77,7 +77,8 @@ class WorkExecutor(BackgroundWork, Protocol):
         timeline are done."""
 
     async def pause(self) -> None:
-        """Stop between two steps: no work touches any buffer after this, until `resume`."""
+        """Stop between two steps, and wait for copies that have begun: no submitted work touches
+        any buffer after this, until `resume`."""
 
     def resume(self) -> None:
         """Continue where `pause` stopped."""

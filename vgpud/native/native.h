@@ -128,7 +128,7 @@ typedef struct {
 typedef struct {
     uint64_t images;
     uint32_t count;
-    uint32_t fences; /* whether a fenced command may be answered as soon as it is executed */
+    uint32_t with_3d; /* whether TRANSFER_TO_HOST_3D is executed, too */
     uint64_t done_2d, done_3d, done_fences; /* commands executed so far */
 } vgpud_transfers;
 

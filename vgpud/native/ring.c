@@ -165,7 +165,7 @@ uint32_t vgpud_ring_take(const vgpud_ring *ring, const vgpud_region *regions, si
 
     if (fast_path != NULL)
         fast_path->served = 0;
-    if (waiting > ring->num)
+    if (waiting > ring->num || (uint16_t)(next - next_used) + waiting > ring->num)
         return VGPUD_RING_UNUSUAL;
     while (served + taken < waiting && served < most && taken < most && size - at >= SHORT) {
         uint32_t slot = (next + served + taken) & (ring->num - 1);

@@ -75,7 +75,7 @@ uint32_t vgpud_transfer(void *device, const uint8_t *request, uint32_t length, u
     if (length < sizeof(header))
         return 0;
     memcpy(&header, request, sizeof(header));
-    if (header.flags & FLAG_FENCE && (header.flags & FLAG_INFO_RING_IDX || !transfers->fences))
+    if (header.flags & FLAG_FENCE && header.flags & FLAG_INFO_RING_IDX)
         return 0;
     if (header.type == TRANSFER_TO_HOST_2D && length >= sizeof(struct transfer_2d)) {
         struct transfer_2d it;
@@ -84,7 +84,8 @@ uint32_t vgpud_transfer(void *device, const uint8_t *request, uint32_t length, u
         if (!copy(transfers, it.resource, it.x, it.y, it.width, it.height, it.offset, 0))
             return 0;
         transfers->done_2d++;
-    } else if (header.type == TRANSFER_TO_HOST_3D && length >= sizeof(struct transfer_3d)) {
+    } else if (header.type == TRANSFER_TO_HOST_3D && transfers->with_3d &&
+               length >= sizeof(struct transfer_3d)) {
         struct transfer_3d it;
 
         memcpy(&it, request, sizeof(it));

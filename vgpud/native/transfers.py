@@ -38,7 +38,7 @@ MAX_IMAGES: Final = 16
 class TransferTable:
     """A table of images by resource id, whose memory it keeps mapped.
 
-    `fast_path` executes transfers to them.
+    `fast_path` executes transfers to them: TRANSFER_TO_HOST_2D, and _3D while `with_3d` is set.
     """
 
     __slots__ = ("_images", "_kept", "_native", "fast_path")
@@ -48,11 +48,20 @@ class TransferTable:
         self._kept: dict[int, tuple[int, int, SpanList, SpanList, object]] = {}
         self._native = ffi.new("vgpud_transfers *")
         self._native.images = address_of(self._images)
-        self._native.fences = True
+        self._native.with_3d = True
         self.fast_path = FastPath(_EXECUTE, self._native)
 
     def __len__(self) -> int:
         return len(self._kept)
+
+    @property
+    def with_3d(self) -> bool:
+        """Whether `fast_path` executes TRANSFER_TO_HOST_3D."""
+        return bool(self._native.with_3d)
+
+    @with_3d.setter
+    def with_3d(self, value: bool) -> None:
+        self._native.with_3d = value
 
     def collect(self) -> tuple[int, int, int]:
         """Return the transfers executed since the last call: 2D, 3D, and those with a fence.

@@ -106,7 +106,7 @@ class MemoryTable:
     used safely, but may no longer be the guest's memory. `tracking` logs what is written.
     """
 
-    __slots__ = ("_columns", "_regions", "_starts", "tracking")
+    __slots__ = ("__weakref__", "_columns", "_regions", "_starts", "tracking")
 
     def __init__(
         self, regions: Sequence[_MappedRegion] = (), tracking: DirtyTracking | None = None

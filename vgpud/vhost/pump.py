@@ -156,6 +156,8 @@ class Pump:
     def _run(self) -> None:
         """Handle chains until none is left, a handler waits, or time is up."""
         self._scheduled = None
+        if self._ended:
+            return
         pending, empty = self._handle(perf_counter() + QUANTUM)
         if pending is None:
             self._wait_for_chains(empty=empty)

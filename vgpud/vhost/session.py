@@ -106,7 +106,12 @@ class Session:
                     Virtqueue(self._device.name, name, tasks) for name in self._device.queues
                 ]
                 self._device.open(tasks)
-                await self._serve()
+                try:
+                    await self._serve()
+                except BaseException:
+                    for queue in self._queues:  # no kick is served while the tasks are ending
+                        queue.close()
+                    raise
                 if self._back_end is not None:
                     self._back_end.cancel()
                 await self._device.end()

@@ -144,6 +144,9 @@ class SplitRing:
             return None
         if waiting > self._num:
             raise RingError(f"avail.idx is {waiting} entries ahead, in a queue of {self._num}")
+        held = (self.indices.next_avail - self.indices.next_used) & 0xFFFF
+        if held >= self._num:  # the driver has not waited for its descriptors to be free
+            raise RingError(f"{held} chains are not answered yet, in a queue of {self._num}")
         head = int(self._views.available[self.indices.next_avail % self._num])
         chain = self._walk(head)
         self.indices.next_avail = (self.indices.next_avail + 1) & 0xFFFF

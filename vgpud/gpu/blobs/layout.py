@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from vgpud.coherency.plan import Duty, Plan
+from vgpud.errors import Unsupported
 from vgpud.gpu.quota import Charge
 from vgpud.gpu.state import HostBlobState
 from vgpud.gpu.wire.protocol import ResourceId
@@ -96,7 +97,16 @@ class BlobLayout(Protocol):
 
 
 async def restore_memory(layout: BlobLayout, state: HostBlobState, plan: Plan) -> HostMemory:
-    """Return the memory of a saved blob, with its bytes and its placement in the window."""
+    """Return the memory of a saved blob, with its bytes and its placement in the window.
+
+    Raises `Unsupported` where the guest maps it with a memory type that would not be true here.
+    """
+    mapped = state.placement is not None and state.placement.mapped
+    if mapped and plan.memory_type is not state.memory_type:
+        raise Unsupported(
+            f"blob {state.id} is mapped {state.memory_type}, and here it would be"
+            f" {plan.memory_type}: {plan.reason}"
+        )
     memory = layout.allocate(state.id, state.size, plan)
     try:
         await memory.make()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from asyncio import Lock
 from collections.abc import Iterator
-from itertools import dropwhile
 
 from vgpud.coherency.slot_policy import BlobKind
 from vgpud.errors import OutOfMemory, VgpudError
@@ -34,12 +33,29 @@ FIRST_ID = 1 << 32
 """The first id: a guest's have 32 bits."""
 
 
+class BlobIds:
+    """The ids of the VMM's blobs on one device, in all its sessions: none is used twice, so that an
+    old one can't name another blob."""
+
+    def __init__(self) -> None:
+        self._next = FIRST_ID
+
+    def take(self) -> ResourceId:
+        """Return an id that has not been used."""
+        taken = ResourceId(self._next)
+        self._next += 1
+        return taken
+
+    def restore(self, used: ResourceId) -> None:
+        """Note that an id has been used, perhaps by an earlier process."""
+        self._next = max(self._next, used + 1)
+
+
 class VmmBlobs:
     """The VMM's blobs on one device.
 
-    `window_lock` serializes changes of the window. `ids` are never used twice, so that an old
-    one can't name another blob. Coroutines may be cancelled, and raise `VgpudError` as the guest's
-    commands do.
+    `window_lock` serializes changes of the window. Coroutines may be cancelled, and raise
+    `VgpudError` as the guest's commands do.
     """
 
     def __init__(
@@ -49,7 +65,7 @@ class VmmBlobs:
         plans: Plans,
         quota: Quota,
         window_lock: Lock,
-        ids: Iterator[int],
+        ids: BlobIds,
         counters: Counters,
         publish: Publish,
     ) -> None:
@@ -79,7 +95,7 @@ class VmmBlobs:
             raise _invalid(f"a blob of {size:#x} bytes: whole pages of {BLOB_ALIGNMENT:#x} needed")
         plan = self._plans.make(BlobKind.HOST3D, size, self._layout.backing)
         charge = self._quota.charge(OVERHEAD)
-        blob_id = ResourceId(next(self._ids))
+        blob_id = self._ids.take()
         try:
             memory = self._layout.allocate(blob_id, size, plan)
         except VgpudError:
@@ -100,9 +116,10 @@ class VmmBlobs:
     def save(self) -> tuple[HostBlobState, ...]:
         """Return the blobs' states.
 
-        Blobs that are mapped outside the window are not included: their VMM maps them again.
+        A blob that is mapped outside the window is saved as one that is not mapped: its VMM maps it
+        again.
         """
-        return tuple(blob.save() for blob in self if blob.memory.placement or not blob.mapped)
+        return tuple(blob.save() for blob in self)
 
     async def restore(self, state: HostBlobState) -> None:
         """Make a blob from its saved state, with its former id."""
@@ -110,13 +127,12 @@ class VmmBlobs:
         charge = self._quota.charge(OVERHEAD)
         try:
             memory = await restore_memory(self._layout, state, plan)
-        except VgpudError:
+        except BaseException:
             charge.release()
             raise
         blob = HostBlob(state.id, state.blob_mem, state.size, state.mappable, plan, charge, memory)
         self._by_id[state.id] = blob
-        # No id is used twice, also where a new process counts from the start again.
-        self._ids = dropwhile(lambda used: used <= state.id, self._ids)
+        self._ids.restore(state.id)
 
     async def map(self, blob: HostBlob, offset: int | None) -> None:
         """Map a blob into the window.
