@@ -86,6 +86,37 @@ def violations(source: str, module: str) -> list[str]:
     return found
 
 
+# Test code that must work without vgpud: it runs before vgpud is installed, or what it computes is
+# compared with what vgpud does.
+ALONE = {
+    *("guest/pictures", "kernel/build", "kernel/machine", "kernel/slot_trials"),
+    *("rig/build", "rig/chroot", "rig/image", "rig/libvirt", "rig/peer", "rig/qemu"),
+    *("support/ring_driver", "control/plain_client"),
+}
+
+# What the tests' front-end may use of vgpud: the codec of messages, and the types of addresses.
+CODEC = ("vgpud.vhost.wire", "vgpud.memory.addresses", "vgpud.errors")
+
+
+def _test_imports(module: str) -> list[str]:
+    """The names of vgpud that a module below tests/ imports."""
+    source = (ROOT / "tests" / f"{module}.py").read_text()
+    package = ".".join(["tests", *module.split("/")[:-1]])
+    return [name for name in imports(source, package) if name.partition(".")[0] == "vgpud"]
+
+
+@pytest.mark.parametrize("module", sorted(ALONE))
+def test_code_that_stands_alone_imports_nothing_of_vgpud(module: str) -> None:
+    assert _test_imports(module) == []
+
+
+@pytest.mark.parametrize("module", ["support/front_end", "support/back_end_requests"])
+def test_the_front_end_shares_only_the_codec(module: str) -> None:
+    found = _test_imports(module)
+    assert found
+    assert [name for name in found if not name.startswith(CODEC)] == []
+
+
 def _name(path: Path) -> str:
     return str(path.relative_to(ROOT / "vgpud").with_suffix(""))
 

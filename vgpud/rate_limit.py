@@ -1,4 +1,7 @@
-"""A rate limit of log lines that a guest or a peer can cause, so that it can't fill the disk."""
+"""A rate limit for log lines that a guest, front-end or client can cause.
+
+Without it such lines could fill the disk.
+"""
 
 from __future__ import annotations
 

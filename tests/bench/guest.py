@@ -230,7 +230,7 @@ def _costs(
 def main(arguments: Sequence[str]) -> int:
     """Print the tables, or with --json the values, and return the exit status."""
     parser = argparse.ArgumentParser(prog="tests.bench.guest")
-    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw it")
     args = parser.parse_args(arguments)
     benches: suite.Benches = {"guest": measure}

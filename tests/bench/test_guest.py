@@ -1,4 +1,4 @@
-"""What must be quicker than what in a guest; on a busy machine too, the margins are so wide."""
+"""Comparisons of speed in a guest, with margins that hold on a busy machine, too."""
 
 from __future__ import annotations
 

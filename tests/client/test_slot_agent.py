@@ -1,4 +1,4 @@
-"""The slot agent against daemons that ask for what they must not have, or for nonsense."""
+"""The slot agent against daemons whose requests are forbidden or malformed."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What KVM makes of guest PAT: every combination of what can be seen, and no claim that is not
-backed by it."""
+"""What KVM makes of guest PAT: every combination of what can be seen, and no claim
+without evidence."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The coherency planner: what it tells, sets up and asks for, in words. That this is right is shown
-in tests/model."""
+"""The coherency planner's decisions, in words: memory type, flags, duties and reason. The model in
+tests/coherency/model shows that they are right."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slot policies: which rule a blob falls to, and whether a device's rules agree on a layout."""
+"""Slot policies: which rule decides for a blob, and whether a device's rules agree on a layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is let in, by the names that this system has."""
+"""Access to the control socket, by the names of this system's users and groups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls to answers, without a socket: what may go wrong, and what each kind of error is said as."""
+"""Calls to answers, without a socket: what may go wrong, and the answer for each kind of error."""
 
 from __future__ import annotations
 

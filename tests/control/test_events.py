@@ -1,4 +1,4 @@
-"""Events: numbered, and handed on whatever is in them."""
+"""Events: their numbers, and their delivery with any contents."""
 
 from __future__ import annotations
 

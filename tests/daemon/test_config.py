@@ -1,4 +1,4 @@
-"""The configuration: what a file means, and what is said about one that is wrong."""
+"""The configuration: the meaning of a file, and the messages about wrong ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this process uses, compared with what it has just taken."""
+"""The process's figures, compared with what the test has just allocated."""
 
 from __future__ import annotations
 

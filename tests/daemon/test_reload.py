@@ -1,4 +1,4 @@
-"""What a changed configuration amounts to: at once, at the next connection, or by a restart."""
+"""When changes take effect: at once, with the next connection, or after a restart."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Random commands: such as make sense, but for a field here and there.
+"""Random commands: most are valid, and some have a wrong field.
 
-From a seed, not from hypothesis: what does harm is a long sequence of commands most of which
-succeed, and that is what its generator rarely makes.
+They are made from a seed and not by hypothesis: long sequences of commands that mostly succeed
+find the faults, and its generator rarely makes such.
 """
 
 from __future__ import annotations

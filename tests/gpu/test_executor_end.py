@@ -1,4 +1,4 @@
-"""The executor: what a copy, a charge and the threads come to in the end."""
+"""The executor's end: what happens to copies, charges and threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operations: done for whoever asks, and over before what they were begun in is."""
+"""Operations: they run for any caller, and end before their session does."""
 
 from __future__ import annotations
 

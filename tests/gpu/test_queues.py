@@ -1,4 +1,4 @@
-"""What becomes of a command on its way through a queue: counted, answered, and told if refused."""
+"""Commands in a queue: they are counted and answered, and refused ones are logged."""
 
 from __future__ import annotations
 

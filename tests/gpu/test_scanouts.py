@@ -1,4 +1,4 @@
-"""Outputs: what they are told to be, what they show, and what is said of damage to a display."""
+"""Outputs: their modes, what they show, and the damage that a display is sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A device as a value: what is saved is what comes back, and every field has been thought of."""
+"""A device as a value: what is saved is restored, and a table covers every field."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Timelines: who is answered when, whatever completes first and on whichever thread."""
+"""Timelines: the order of answers, whatever completes first and on whichever thread."""
 
 from __future__ import annotations
 

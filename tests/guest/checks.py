@@ -1,4 +1,4 @@
-"""Reads what the guest programs say, and says what they are expected to say."""
+"""Checks of the guest programs' output, which it parses, and of the guest driver's messages."""
 
 from __future__ import annotations
 

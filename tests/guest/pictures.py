@@ -1,6 +1,6 @@
 """The guest programs' deterministic pictures, computed here, and the comparison of screens.
 
-The twin of pixel() in tests/rig/programs/guest.h. Must not import vgpud.
+`picture` computes what pixel() in tests/rig/programs/guest.h draws.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the hostile tests share: a guest that writes its ring as it likes, and eyes on the daemon.
+"""What the hostile tests share: a guest that writes its ring as it likes, and the watched daemon.
 
 The daemon under attack is a process of its own, so that what it takes and how long it keeps others
 waiting can be measured from outside.

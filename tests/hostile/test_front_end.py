@@ -1,4 +1,4 @@
-"""A front-end that is broken or means harm: bad messages, bad descriptors, rings at bad moments."""
+"""A front-end that is broken or malicious: bad messages, bad descriptors, rings at bad moments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A guest that means harm, on one device of a daemon that has others."""
+"""A malicious guest, on one device of a daemon that has others."""
 
 from __future__ import annotations
 

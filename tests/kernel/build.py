@@ -2,7 +2,7 @@
 
 Everything is made inside the guest rig's chroot, so that the machine's own compiler and packages
 do not matter, and kept in $VGPUD_KERNEL (default ~/.cache/vgpud-kernel, 1.5 GB). What was made is
-made again only when its recipe changed. Must not import vgpud: the package is built here.
+made again only when its recipe changed. This also builds the project's package.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One boot of the built host under QEMU: a command goes in with its files, its output comes out.
 
-Owns the QEMU process, which is reaped whatever happens. The processor is emulated and has nested
-SVM, so /dev/kvm inside is KVM as on an AMD machine. Must not import vgpud.
+It owns the QEMU process, which is always reaped. The processor is emulated and has nested
+SVM, so /dev/kvm inside is KVM as on an AMD machine.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""vgpud on a kernel that has KVM_MEM_NON_COHERENT_DMA: found and used, with nothing told to it.
+"""vgpud on a kernel that has KVM_MEM_NON_COHERENT_DMA, which it must find without configuration.
 
 One boot of a host with that kernel, in QEMU, runs everything, and one without it part of that; the
-tests judge what came out. KVM in there is real and on an AMD-like processor, but caches are not
+tests check the results. KVM in there is real and on an AMD-like processor, but caches are not
 modelled: this is about the ABI and the way through vgpud, not about what the processor then does.
 """
 

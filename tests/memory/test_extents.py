@@ -1,4 +1,4 @@
-"""Buffers: bounds, access, and whole round trips; what the native side does is in tests/uapi."""
+"""Buffers: bounds, access, and whole round trips; tests/native has the tests of the C code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The list of GPUs: what is found, what a second look makes of changes, and udev against /sys."""
+"""The list of GPUs: what is found, refreshes after changes, and udev compared with /sys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Places in a window, against a model that knows of every page whose it is."""
+"""Placements in a window, compared with a model of each page's owner."""
 
 from __future__ import annotations
 

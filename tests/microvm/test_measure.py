@@ -1,4 +1,4 @@
-"""What follows from measured times, and what must not; and one measurement for real."""
+"""Conclusions from measured times, also wrong ones that must not be drawn; one real measurement."""
 
 from __future__ import annotations
 

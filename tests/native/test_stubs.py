@@ -1,4 +1,4 @@
-"""What mypy believes of the compiled modules is what they are."""
+"""The stubs that mypy reads say what the compiled modules have."""
 
 from __future__ import annotations
 

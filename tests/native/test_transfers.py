@@ -1,4 +1,4 @@
-"""Transfers that are done natively: what is done is right, and what is not plain is left alone."""
+"""Native transfers: their results are right, and unusual ones are left to Python."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 `python3 -m tests.rig.build` builds what is missing and says where it is. Needs root and a machine
 that gets packages from a Debian mirror; everything lands in the cache directory (about 1.2 GB) and
-nothing is left mounted. Must not import vgpud: this runs before the project is installed.
+nothing is left mounted. This runs before the project is installed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The rig's place on disk, and running programs inside its Debian chroot.
 
-Owns the cache directory and the private mount namespace that every program of the rig runs in; it
-must not import vgpud (the rig stands alone) and knows nothing about QEMU or the guest.
+It owns the cache directory and the private mount namespace that every program of the rig runs in.
+It knows nothing about QEMU or the guest.
 """
 
 from __future__ import annotations

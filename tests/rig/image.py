@@ -1,7 +1,7 @@
 """Builds the guest's initramfs: the kernel's virtio modules, busybox, the guest programs, init.
 
 The image's name carries the hash of everything that went into it: a changed program makes a new
-image, and runs that share the cache never take each other's. Must not import vgpud.
+image, and runs that share the cache never take each other's.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """One stock guest that libvirt starts, together with the vhost-user back-end that it chooses.
 
-Owns `virt-qemu-run` (libvirt's QEMU driver without its daemon) and all that it keeps on disk, so
-that nothing of this machine's libvirt is touched. Must not import vgpud: the back-end is a command
-here.
+It owns `virt-qemu-run` (libvirt's QEMU driver without its daemon) and all that it keeps on disk, so
+that nothing of this machine's libvirt is touched. The back-end is only a command here.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """QEMU's own C back-end, vhost-user-gpu, as a peer to compare with.
 
-It serves one front-end on one socket and ends with it. Must not import vgpud.
+It serves one front-end on one socket and ends with it.
 """
 
 from __future__ import annotations

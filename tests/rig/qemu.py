@@ -1,7 +1,7 @@
 """One stock guest in QEMU (TCG, two to three seconds a boot), driven over its console and QMP.
 
-Owns the QEMU process: it is always reaped, also when a test fails. Must not import vgpud: the
-device's back-end is only a socket path here.
+It owns the QEMU process, which is always reaped, also when a test fails. The device's back-end is
+only a socket path here.
 """
 
 from __future__ import annotations

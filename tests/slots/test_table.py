@@ -1,4 +1,4 @@
-"""The slot table: numbers, places, flags, and the way from one state of a VM to the next."""
+"""The slot table: numbers, addresses, flags, and operations from one state to another."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A guest, as far as a back-end can tell: memory in memfds, and a driver for split rings in it.
 
-Made of os and mmap only. It shares nothing with the daemon's ring and memory code on purpose: it is
-what that code is tested with. Used by `tests.support.front_end`.
+It uses the standard library only. It shares nothing with the daemon's ring and memory code on
+purpose: it is what that code is tested with. Used by `tests.support.front_end`.
 
 Source: virtio 1.3, 2.7 "Split Virtqueues".
 """

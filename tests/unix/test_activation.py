@@ -1,4 +1,4 @@
-"""Sockets that a service manager passes: matched, kept or turned away."""
+"""Sockets that a service manager passes: matched, kept or refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The native way of a ring against the one in Python: the same chains, requests, answers and
+"""The fast path of a ring, compared with `split_ring`: the same chains, requests, answers and
 errors, whatever a driver wrote."""
 
 from __future__ import annotations

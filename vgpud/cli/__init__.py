@@ -1,1 +1,1 @@
-"""The programs: `vgpud` with one module for each verb, and `vhost-user-vgpu`."""
+"""The programs: `vgpud`, with modules for its larger verbs, and `vhost-user-vgpu`."""

@@ -67,10 +67,18 @@ def _parser() -> argparse.ArgumentParser:
     agent = parser.add_argument_group(
         "memory slots by an agent of the VMM's (vgpud.client.slot_agent)"
     )
-    agent.add_argument("--agent-fd", type=int, metavar="N", help="the connected socket N to it")
-    agent.add_argument("--agent-window", type=_address, metavar="GPA", help="where the BAR is")
+    agent.add_argument("--agent-fd", type=int, metavar="N", help="connected socket N to the agent")
     agent.add_argument(
-        "--agent-slots", type=_slots, metavar="FIRST:COUNT", help="the slots that it grants"
+        "--agent-window",
+        type=_address,
+        metavar="GPA",
+        help="guest-physical address of the BAR window",
+    )
+    agent.add_argument(
+        "--agent-slots",
+        type=_slots,
+        metavar="FIRST:COUNT",
+        help="slot numbers that the daemon may use",
     )
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="take the first device of this file"

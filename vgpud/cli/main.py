@@ -86,7 +86,7 @@ def _add_serve(parser: VerbParser) -> None:
 
 def _add_doctor(parser: VerbParser) -> None:
     parser.set_defaults(action=_doctor)
-    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--measure", action="store_true", help="also time loads in a guest, by memory type"
     )
@@ -112,9 +112,12 @@ def _add_bench(parser: VerbParser) -> None:
         metavar="NAME",
         help=f"one of {', '.join(bench.NAMES)} (default: all that this host has the means for)",
     )
-    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="also draw it, as .png, .svg or .pdf says"
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="also draw a picture; FILE ends with .png, .svg or .pdf",
     )
 
 
@@ -138,10 +141,16 @@ def _add_ctl(parser: VerbParser) -> None:
 def _add_install_units(parser: VerbParser) -> None:
     parser.set_defaults(action=_install_units)
     parser.add_argument(
-        "--prefix", type=Path, metavar="DIR", help="has bin/vgpud in it (default: this program's)"
+        "--prefix",
+        type=Path,
+        metavar="DIR",
+        help="the directory that has bin/vgpud (default: this program's)",
     )
     parser.add_argument(
-        "--root", type=Path, metavar="DIR", help="what will be / on another system (default: /)"
+        "--root",
+        type=Path,
+        metavar="DIR",
+        help="the directory that becomes / on another system (default: /)",
     )
     parser.add_argument(
         "--uninstall", action="store_true", help="remove the files that were not changed"

@@ -178,20 +178,20 @@ def of_agent(
     return found
 
 
-def of_front_end(host: HostKvm, peer: FrontEndProcess) -> Finding:
+def of_front_end(host: HostKvm, front_end: FrontEndProcess) -> Finding:
     """Return the mode of the VM that a vhost-user front-end runs.
 
     That is known only when the guest runs: QEMU connects its sockets before it opens KVM.
     """
-    if peer.kvm_vms is None:
-        return Finding(KvmMode.UNKNOWN, f"the VMM's process can't be examined: {peer.problem}")
-    if peer.kvm_vms == 0:
-        if peer.is_qemu:
+    if front_end.kvm_vms is None:
+        return Finding(KvmMode.UNKNOWN, f"the VMM's process can't be examined: {front_end.problem}")
+    if front_end.kvm_vms == 0:
+        if front_end.is_qemu:
             return Finding(KvmMode.EMULATED, "without KVM nothing overrides guest PAT")
         # Such as libvirt, which connects a socket and passes it to QEMU.
         return Finding(
             KvmMode.UNKNOWN,
-            f"{peer.program} has no KVM VM open, but may have connected for a VMM that has",
+            f"{front_end.program} has no KVM VM open, but may have connected for a VMM that has",
         )
     if host.vendor is Vendor.SVM:
         return _svm(host.tdp)
@@ -200,17 +200,17 @@ def of_front_end(host: HostKvm, peer: FrontEndProcess) -> Finding:
     if host.tdp is False:
         return _shadow()
     # Before the host's facts: QEMU does not start with this option where KVM can't do it.
-    if peer.is_qemu and peer.honor_guest_pat is HonorGuestPat.ON:
+    if front_end.is_qemu and front_end.honor_guest_pat is HonorGuestPat.ON:
         return Finding(KvmMode.QUIRK_DISABLED, "QEMU was started with honor-guest-pat=on")
-    if peer.is_qemu and peer.honor_guest_pat is HonorGuestPat.OFF:
+    if front_end.is_qemu and front_end.honor_guest_pat is HonorGuestPat.OFF:
         return Finding(KvmMode.FORCED_WB, "QEMU was started with honor-guest-pat=off")
     if host.ignore_guest_pat_quirk is False and (
-        peer.is_qemu or host.non_coherent_dma_flag is False
+        front_end.is_qemu or host.non_coherent_dma_flag is False
     ):
         return _forced()
-    if not peer.is_qemu:
-        return Finding(KvmMode.UNKNOWN, f"how {peer.program} sets up its VM can't be seen")
-    if peer.honor_guest_pat is HonorGuestPat.AUTO and host.ignore_guest_pat_quirk:
+    if not front_end.is_qemu:
+        return Finding(KvmMode.UNKNOWN, f"how {front_end.program} sets up its VM can't be seen")
+    if front_end.honor_guest_pat is HonorGuestPat.AUTO and host.ignore_guest_pat_quirk:
         return Finding(KvmMode.QUIRK_DISABLED, "QEMU was started with honor-guest-pat=auto")
     return Finding(
         KvmMode.UNKNOWN,

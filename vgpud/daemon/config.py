@@ -51,7 +51,7 @@ class Config(Table):
 
     @classmethod
     def default(cls) -> Self:
-        """One device, gpu0, and the default for everything else; raises ConfigError."""
+        """Return a configuration with one device, gpu0, and defaults; raises ConfigError."""
         return cls.from_toml("", source="built-in defaults")
 
     @classmethod

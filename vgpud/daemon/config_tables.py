@@ -56,7 +56,7 @@ _ACCOUNT: Final = r"[A-Za-z0-9_][A-Za-z0-9_.@\\-]{0,254}\$?"
 
 
 def default_runtime_dir(environment: Mapping[str, str]) -> str:
-    """Where sockets go by default: where systemd says, else the user's place, else /run/vgpud."""
+    """Return the sockets' default directory: systemd's, else the user's, else /run/vgpud."""
     if granted := environment.get("RUNTIME_DIRECTORY"):
         return granted.split(":", maxsplit=1)[0]  # systemd lists all of them, separated by colons
     if session := environment.get("XDG_RUNTIME_DIR"):

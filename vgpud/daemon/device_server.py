@@ -13,7 +13,7 @@ import socket
 
 from vgpud.coherency import kvm_mode
 from vgpud.coherency.kvm_mode import Finding, KvmMode
-from vgpud.coherency.probes import front_end as peer
+from vgpud.coherency.probes import front_end as probe_front_end
 from vgpud.coherency.probes import kvm as probe_kvm
 from vgpud.coherency.slot_policy import SlotOwner
 from vgpud.control.events import Events
@@ -116,8 +116,8 @@ class DeviceServer:
         """Set another specification, for the same name.
 
         The limit, the rules, `guest_pat` and the outputs' modes take effect at once. Window,
-        layout, buffers, slots, renderers and the number of outputs take effect at the next
-        connection.
+        layout, buffers, render node, slots, renderers and the number of outputs take effect at the
+        next connection.
         """
         assert spec.name == self.spec.name
         if spec == self.spec:
@@ -238,7 +238,7 @@ class DeviceServer:
         elif self._slots is not None:
             found = kvm_mode.of_agent(probe_kvm.probe())
         else:
-            found = kvm_mode.of_front_end(probe_kvm.probe(), peer.probe(self._pid))
+            found = kvm_mode.of_front_end(probe_kvm.probe(), probe_front_end.probe(self._pid))
         if found != self.finding:  # a guest can cause any number of probes, by resets
             log.info("guest PAT device=%s kvm=%s: %s", self.name, found.mode, found.reason)
         self.finding = found

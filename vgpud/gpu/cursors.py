@@ -1,4 +1,4 @@
-"""Cursors: the two commands of the cursor queue. Source: virtio 1.3, 5.7.6.10 "controlq: cursorq"
+"""Cursors: the two commands of the cursor queue. Source: virtio 1.3, 5.7.6.10 "cursorq"
 UPDATE_CURSOR and MOVE_CURSOR.
 """
 

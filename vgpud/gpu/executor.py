@@ -108,7 +108,7 @@ class Executor:
         self._append(key, _Job(work, done))
 
     def busy(self, resource: ResourceId) -> bool:
-        """Tell whether work that touches the resource waits or runs."""
+        """Return whether work that touches the resource waits or runs."""
         return self._touched.get(resource, 0) > 0  # not [], which calls __missing__
 
     async def drained(self, resource: ResourceId) -> None:

@@ -1,6 +1,6 @@
 """The placements of blobs in a host-visible window.
 
-The guest chooses the offsets (virtio 1.3, 5.7.6.10 RESOURCE_MAP_BLOB), and the map decides whether
+The guest chooses the offsets (virtio 1.3, 5.7.6.9 RESOURCE_MAP_BLOB), and the map decides whether
 a placement is allowed. A blob that is unmapped is *parked*: it keeps its placement until another
 blob needs the range. Most blobs are destroyed right after they are unmapped, so their contents need
 not be moved.

@@ -167,7 +167,7 @@ def _run(
                     _picture(recorder, event, event.offset),
                 )
             case _:
-                raise GuestFailedError(f"the guest reported {event} out of turn")
+                raise GuestFailedError(f"the guest reported {event} out of order")
     chains = tuple(vmm.stop())
     if pat is None or pictures is None:
         raise GuestFailedError("the guest ended too early")

@@ -58,7 +58,7 @@ class TileShadow:
 
         Byte n of a pixel here is byte `order[n]` of a pixel there. Return which of the tiles that
         the rectangle touches have changed, or were not known: (rows, columns) of 0 and 1. Raises
-        ValueError if the rectangle leaves the shadow, or the rows leave their buffer.
+        Raises ValueError if the rectangle leaves the shadow, or the rows leave their buffer.
         """
         across, down = TILE
         if not (width and height):

@@ -1,4 +1,4 @@
-"""The measurement of copies measures: a small one, for its shape and what it prints."""
+"""The measurement of copies: the form of its figures, and its output, by a small one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must be quicker than what, with margins so wide that a busy machine is no failure.
+"""Comparisons of speed, with margins that hold on a busy machine, too.
 
 The figures that are aimed for are tighter; `vgpud bench` shows them.
 """

@@ -1,4 +1,4 @@
-"""The picture of `vgpud bench --plot`, and what is said where none can be drawn."""
+"""The picture of `vgpud bench --plot`, and the message where none can be drawn."""
 
 from __future__ import annotations
 

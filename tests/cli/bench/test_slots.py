@@ -1,4 +1,4 @@
-"""The measurement of slots measures: a small one, for its shape and its order."""
+"""The measurement of slots: the form and the order of its figures, by a small one."""
 
 from __future__ import annotations
 

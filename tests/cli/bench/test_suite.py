@@ -1,4 +1,4 @@
-"""`vgpud bench`: what it prints for people and machines, and without KVM."""
+"""`vgpud bench`: its text, its JSON, and its output without KVM."""
 
 from __future__ import annotations
 

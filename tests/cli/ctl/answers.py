@@ -1,4 +1,4 @@
-"""What a daemon could answer, for tests of what is made of it."""
+"""Answers that a daemon could give, for tests of how they are shown."""
 
 from __future__ import annotations
 

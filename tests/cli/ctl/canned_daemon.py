@@ -1,4 +1,4 @@
-"""A control socket with canned answers, also such as no daemon would give."""
+"""A control socket with canned answers, also with answers that no daemon would give."""
 
 from __future__ import annotations
 

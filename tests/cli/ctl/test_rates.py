@@ -1,4 +1,4 @@
-"""Rates from two looks at the metrics."""
+"""Rates from two snapshots of the metrics."""
 
 from __future__ import annotations
 

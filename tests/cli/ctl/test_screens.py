@@ -1,4 +1,4 @@
-"""What people are shown of the daemon's answers."""
+"""The daemon's answers as text for people."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def pictured(daemon: CannedDaemon) -> Iterator[CannedDaemon]:
     os.close(fd)
 
 
-# -- For people, and for machines ------------------------------------------------------------------
+# -- Text and JSON ---------------------------------------------------------------------------------
 
 
 def test_status(ctl: Run) -> None:

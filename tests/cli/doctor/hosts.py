@@ -1,4 +1,4 @@
-"""Hosts of every kind that doctor is to be of use on, as their facts."""
+"""The facts of every kind of host on which doctor must be useful."""
 
 from __future__ import annotations
 

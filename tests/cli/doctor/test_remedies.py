@@ -1,4 +1,4 @@
-"""For each thing that falls short the right command; for a host that has all, none."""
+"""Remedies: the right command for each problem, and none for a host without problems."""
 
 from __future__ import annotations
 

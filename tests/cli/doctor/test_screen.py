@@ -1,4 +1,4 @@
-"""The screen: on every kind of host it fits, and says the plans and nothing that is not so."""
+"""The screen: it fits on every kind of host, and what it says of plans is true and complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is at the other end: real processes with and without KVM, recorded ones, and real QEMUs."""
+"""Facts about front-end processes: real ones with and without KVM, recorded ones, real QEMUs."""
 
 from __future__ import annotations
 

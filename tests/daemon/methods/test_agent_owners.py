@@ -1,4 +1,4 @@
-"""Who may be whose agent: one socket, several devices."""
+"""Which client may be the agent of a device: one socket, several devices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Blobs in and out of the window, in both layouts: whose bytes are where, whatever came before."""
+"""Blobs in and out of the window, in both layouts: the bytes at each offset, after any history."""
 
 from __future__ import annotations
 

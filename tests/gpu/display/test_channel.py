@@ -1,4 +1,4 @@
-"""The display channel: what a VMM gets to see, when it reads and when it does not."""
+"""The display channel: what a VMM receives, when it reads and when it does not."""
 
 from __future__ import annotations
 

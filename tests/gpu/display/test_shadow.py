@@ -1,4 +1,4 @@
-"""What a display channel sends again and what not, and that a display always ends up right."""
+"""Which pixels a display channel sends again, and that a display is always right in the end."""
 
 from __future__ import annotations
 

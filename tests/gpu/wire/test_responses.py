@@ -1,4 +1,4 @@
-"""Responses and the configuration space: both ways, truncated, with fences, beyond their room."""
+"""Responses and the configuration space: both ways, truncated, with fences, too large."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A front-end for the session's tests that is nothing but bytes."""
+"""A front-end for the connection's tests that sends bytes and has no socket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the back-end's session answers, refuses, and does not let its user get wrong."""
+"""What the back-end's connection answers and refuses, and which calls are errors of its user."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def _add(
     parser.set_defaults(action=partial(verbs.run, verb))
     # These options may also come after the verb.
     _add_daemon(parser, default=argparse.SUPPRESS)
-    about = "no effect: the answer is always JSON" if only_json else "for machines"
+    about = "no effect: the answer is always JSON" if only_json else "print JSON"
     parser.add_argument("--json", action="store_true", help=about)
     return parser
 

@@ -1,7 +1,7 @@
 """The interface of the two layouts, which allocate host blobs and map them into the guest's window.
 
 The layouts are `window_layout` and `per_blob_layout`. A blob's bytes are zeros at first, and are
-kept from `allocate` to `destroy`, mapped or not. Source: virtio 1.3, 5.7.6.10 RESOURCE_MAP_BLOB and
+kept from `allocate` to `destroy`, mapped or not. Source: virtio 1.3, 5.7.6.9 RESOURCE_MAP_BLOB and
 RESOURCE_UNMAP_BLOB.
 """
 

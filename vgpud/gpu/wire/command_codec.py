@@ -1,8 +1,8 @@
 """Commands to and from bytes: what a command is, how one is declared, and the table of all.
 
-The commands themselves are in `vgpud.gpu.wire.commands`; importing it fills the table. Decoding is
-on every command's way (tens of thousands a second): hence a table looked up by type, and for each
-class a function that makes it, not a chain of cases.
+The commands themselves are in `vgpud.gpu.wire.commands`; importing it fills the table. Every
+command is decoded (tens of thousands a second), so there is a table by type, and for each class a
+function that makes it, instead of a chain of cases.
 
 Specification: virtio 1.3, 5.7.6.7 to 5.7.6.10.
 """
@@ -160,7 +160,7 @@ def decode_body(header: Header, request: Bytes) -> Command:
 def encode(command: Command) -> bytes:
     """Encode a command as a driver would.
 
-    ValueError if its header is of another command's type, or a debug name is too long.
+    Raises ValueError if its header is of another command's type, or a debug name is too long.
     """
     if command.header.type != command.command_type:
         raise ValueError(f"{type(command).__name__} with a header of type {command.header.type:#x}")

@@ -1,8 +1,8 @@
 """Every command a driver can put on the control or the cursor queue, as values with their layouts.
 
-Fields are in the order of the wire and hold what was sent, unjudged: a format, an id or a rectangle
-may be nonsense, which is the device's business. Counts that say how much follows are left out: what
-follows is here itself. `vgpud.gpu.wire.command_codec` says what a declaration means.
+Fields are in the order of the wire and hold what was sent, unchecked: the device checks formats,
+ids and rectangles. Counts are left out, since the data that they count is a field.
+`vgpud.gpu.wire.command_codec` says what a declaration means.
 
 Specification: virtio 1.3, 5.7.6.8 "controlq (2d)", 5.7.6.9 "controlq (3d)", 5.7.6.10 "cursorq".
 """
@@ -371,9 +371,9 @@ class ResourceUnmapBlob(Command):
 @command(CommandType.UPDATE_CURSOR, "III4xIII4x")
 @value
 class UpdateCursor(Command):
-    """Set a cursor's image and place; resource 0 hides it.
+    """Set a cursor's image and position; resource 0 hides it.
 
-    `x` and `y` are u32 as sent: Linux puts negative places here, which wrap.
+    `x` and `y` are u32 as sent: Linux puts negative positions here, which wrap.
     """
 
     header: Header
@@ -388,7 +388,7 @@ class UpdateCursor(Command):
 @command(CommandType.MOVE_CURSOR, "III4xIII4x")
 @value
 class MoveCursor(Command):
-    """Set a cursor's place. The fields after `y` are on the wire and mean nothing."""
+    """Set a cursor's position. The fields after `y` are ignored."""
 
     header: Header
     scanout_id: ScanoutId

@@ -1,4 +1,4 @@
-"""The DMA context's language: its capability set, and the packets that SUBMIT_3D brings.
+"""The DMA context's formats: its capability set, and the packets of SUBMIT_3D.
 
 A context of capset 30 lets a guest on a host without a 3D renderer have vgpud's DMA engine work on
 blobs. It is vgpud's own and this module is its definition.
@@ -137,7 +137,7 @@ Packet: TypeAlias = Nop | Fill | Copy | Blit | Crc32
 
 
 def decode(stream: Bytes, max_packets: int = MAX_PACKETS) -> Iterator[Packet]:
-    """Read packets one at a time: each is handed out before the next is looked at.
+    """Read packets one at a time: each is yielded before the next is read.
 
     Raises `InvalidParameter` at the first bad packet: an unknown opcode, a length that is not the
     opcode's or leaves the stream, a zero field that is not, a leftover of less than a dword, or one

@@ -1,6 +1,6 @@
 """EDID blocks: how an output tells the guest its name and the mode it prefers.
 
-Owns the making of a block from an output's size, and enough parsing to check one.
+It makes blocks from an output's size, and parses enough of them to check one.
 
 Specification: VESA E-EDID Standard, release A, revision 2 (EDID 1.4).
 """
@@ -97,7 +97,7 @@ def edid(
     clock than the block can say (655.35 MHz in the first one) gets that one, and so a lower rate.
     `name` is cut to 13 characters, and what is not printable ASCII becomes "?". `mm` is the
     picture's size in millimetres, by default that of 100 dots an inch; what exceeds 2550 is cut.
-    ValueError if a number is out of its range.
+    Raises ValueError if a number is out of its range.
     """
     if not (1 <= width <= MAX_SIZE and 1 <= height <= MAX_SIZE):
         raise ValueError(f"an output of {width} x {height}, 1 to {MAX_SIZE} is possible")
@@ -122,7 +122,10 @@ def edid(
 
 
 def parse(data: bytes) -> Parsed:
-    """Read an EDID such as `edid` makes; ValueError if its size, magic or a checksum is wrong."""
+    """Read an EDID such as `edid` makes.
+
+    Raises ValueError if its size, its magic or a checksum is wrong.
+    """
     if len(data) < BLOCK_SIZE or len(data) != BLOCK_SIZE * (1 + data[126]):
         raise ValueError(f"an EDID of {len(data)} bytes")
     blocks = [data[at : at + BLOCK_SIZE] for at in range(0, len(data), BLOCK_SIZE)]
@@ -256,7 +259,7 @@ def _unpack_detailed(packed: bytes) -> cvt.Timing:
 
 
 def _range_limits(timings: Sequence[cvt.Timing]) -> bytes:
-    """Limits that hold all the modes offered; they offer no further ones by themselves."""
+    """Return a range-limits descriptor that covers all offered modes and adds none."""
     v_min, v_max, v_flags = _limits([timing.v_hz for timing in timings], _OTHER_V_HZ)
     h_min, h_max, h_flags = _limits([timing.h_khz for timing in timings], _OTHER_H_KHZ)
     clock_khz = max(_OTHER_CLOCK_KHZ, *(timing.clock_khz for timing in timings))
@@ -267,7 +270,7 @@ def _range_limits(timings: Sequence[cvt.Timing]) -> bytes:
 
 
 def _limits(values: Sequence[float], others: tuple[int, int]) -> tuple[int, int, int]:
-    """Widen limits to hold some values; with them, the flag that adds 255 to the upper one."""
+    """Return limits that cover both arguments, and the flag that adds 255 to the upper one."""
     low = max(min(others[0], *map(int, values)), 1)
     high = min(max(others[1], *map(ceil, values)), 510)
     return (low, high, 0) if high <= 255 else (low, high - 255, 2)

@@ -1,8 +1,8 @@
 """The eight pixel formats of virtio-GPU's 2D resources, as orders of the same four bytes.
 
-Every format is four bytes a pixel, so each is a permutation of every other. What displays take is
-x8r8g8b8 as a little-endian u32, which is B, G, R, X in memory; a format's fourth byte, be it alpha
-or nothing, goes to X as it is, so that the same bytes serve as a8r8g8b8 for cursors.
+Every format is four bytes a pixel, so each is a permutation of every other. Displays take
+x8r8g8b8 as a little-endian u32, which is B, G, R, X in memory. A format's fourth byte, alpha or
+unused, is copied to X unchanged, so that the same bytes serve as a8r8g8b8 for cursors.
 
 Specification: virtio 1.3, 5.7.6.8 `enum virtio_gpu_formats`; names spell bytes in memory order.
 """
@@ -48,17 +48,17 @@ _ALPHA: Final = frozenset(
 
 
 def is_known(value: int) -> bool:
-    """Whether a number that a guest sent is a `Format`."""
+    """Return whether a number that a guest sent is a `Format`."""
     return value in _BGRX
 
 
 def has_alpha(pixel_format: Format) -> bool:
-    """Whether the fourth byte is alpha rather than nothing."""
+    """Return whether the fourth byte is alpha; if not, it is unused."""
     return pixel_format in _ALPHA
 
 
 def xrgb_order(pixel_format: Format) -> tuple[int, int, int, int]:
-    """Where B, G, R and the fourth byte are in a pixel of this format."""
+    """Return the positions of B, G, R and the fourth byte in a pixel of this format."""
     return _BGRX[pixel_format]
 
 

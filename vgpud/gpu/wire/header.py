@@ -19,14 +19,14 @@ _LAYOUT = Struct("<IIQIB3x")
 HEADER_SIZE: Final = _LAYOUT.size
 assert HEADER_SIZE == 24
 
-# Plain ints: an IntFlag's operators look up a member each time, too slow for every command's way.
+# Plain ints: an IntFlag's operators look up a member each time, too slow to do for every command.
 _FENCE = int(Flag.FENCE)
 _INFO_RING_IDX = int(Flag.INFO_RING_IDX)
 
 
 @value
 class Header:
-    """What a command is, and how its completion is to be told apart from others'.
+    """The header of a command or response: its type, flags, fence, context and ring.
 
     `type` is a plain int: it may be one that is not known. Unknown bits of `flags` are kept.
     """
@@ -77,7 +77,7 @@ class Box:
 def decode_header(message: Bytes) -> Header | None:
     """Read the header of a request or response; None if it is shorter than a header.
 
-    Apart from `decode`, so that a command that can not be decoded is still answered with its fence.
+    Unlike `decode` it takes any command, so that one that can't be decoded gets its fence back.
     """
     if len(message) < HEADER_SIZE:
         return None

@@ -1,7 +1,6 @@
 """The numbers of the virtio-GPU device: command and response types, feature bits, enumerations.
 
-Names are those of the specification without the VIRTIO_GPU_ prefix. Nothing here has behaviour, and
-nothing may be imported but the standard library's enum and typing.
+Names are those of the specification without the VIRTIO_GPU_ prefix.
 
 Specification: virtio 1.3, 5.7 "GPU Device"; `blob_alignment` and its feature bit are of virtio 1.4.
 """

@@ -46,7 +46,7 @@ class OkNoData:
 
 @dataclass(frozen=True, slots=True)
 class DisplayMode:
-    """One output: its place and preferred size in pixels, and whether anything is plugged in."""
+    """One output: its position and preferred size in pixels, and whether anything is plugged in."""
 
     rect: Rect
     enabled: bool
@@ -71,7 +71,7 @@ class CapsetInfo:
 
 @dataclass(frozen=True, slots=True)
 class CapsetData:
-    """A capability set; its layout is a matter of its id."""
+    """A capability set, whose layout depends on its id."""
 
     data: bytes
 
@@ -115,7 +115,7 @@ _UNPLUGGED = DisplayMode(Rect(0, 0, 0, 0), enabled=False)
 def encode(response: Response, header: Header) -> bytes:
     """Encode the response to the command that came with `header`, echoing its fence.
 
-    ValueError if a value does not fit its place: what a guest sends never leads there.
+    Raises ValueError if a value does not fit its field; no request of a guest causes that.
     """
     match response:
         case OkNoData():  # first, as nearly all are
@@ -144,7 +144,10 @@ def encode(response: Response, header: Header) -> bytes:
 
 
 def decode(message: Bytes) -> tuple[Header, Response]:
-    """Decode a response, as a driver would; ValueError if it is short or of no known type."""
+    """Decode a response, as a driver would.
+
+    Raises ValueError if it is short or of no known type.
+    """
     header = decode_header(message)
     if header is None:
         raise ValueError(f"a response of {len(message)} bytes, a header is {HEADER_SIZE}")
@@ -152,7 +155,7 @@ def decode(message: Bytes) -> tuple[Header, Response]:
 
 
 def decode_body(response_type: int, body: bytes) -> Response:
-    """Decode what follows a response's header; ValueError as with `decode`."""
+    """Decode what follows a response's header; raises ValueError as `decode` does."""
     if response_type & ~0xFF == ResponseType.ERR_UNSPEC:
         return Error(response_type)
     decoder = _DECODERS.get(response_type)

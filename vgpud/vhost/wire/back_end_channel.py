@@ -92,7 +92,7 @@ class ShmemMap(BackEndMessage):
         return self.layout.pack(self.shmid, self.fd_offset, self.shm_offset, self.length, flags)
 
 
-# It has a VhostUserMMap, too, whose fd_offset and flags mean nothing.
+# Its payload is a VhostUserMMap, too, whose fd_offset and flags are ignored.
 @back_end_request(BackEndRequestId.SHMEM_UNMAP, "=B7x8xQQ8x", always_answered=True)
 @dataclass(frozen=True, slots=True)
 class ShmemUnmap(BackEndMessage):
@@ -171,7 +171,7 @@ class BackEndRequester:
             raise
 
     def close(self) -> tuple[BackEndMessage, ...]:
-        """End the channel; the requests that will never be answered, oldest first."""
+        """End the channel; return the requests that will never be answered, oldest first."""
         self._failure = self._failure or "closed"
         unanswered = tuple(self._waiting)
         self._waiting.clear()

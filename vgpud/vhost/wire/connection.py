@@ -1,9 +1,10 @@
 """The back-end's end of a vhost-user connection, sans-IO: bytes and handles in, requests out.
 
-Decides what a front-end may say and when: framing, header flags, feature negotiation, the extension
-that each request needs, the number of descriptors, and whether an answer is due. It has no policy:
-every request that is legal is returned. A descriptor is an opaque handle here, of whatever type the
-caller's transport has. Source: vhost-user.rst, "Communication" and "Front-end message types".
+It checks what a front-end sends and when: framing, header flags, feature negotiation, the protocol
+feature that each request needs, the number of descriptors, and whether an answer is due. It has no
+policy: every request that is legal is returned. A descriptor is an opaque handle here, of whatever
+type the caller's transport has. Source: vhost-user.rst, "Communication" and "Front-end message
+types".
 
     connection = Connection[Fd](features, protocol_features)
     while True:
@@ -190,8 +191,8 @@ class Connection(Generic[H]):
         bytes.
 
         A request that has a reply of its own needs one of the right type (SET_LOG_BASE's may be
-        left out), all others must have none; a GET_CONFIG's must be of the place and size asked
-        for. `TypeError` or `ValueError` otherwise.
+        left out), all others must have none; a GET_CONFIG's must be of the requested offset and
+        size. Raises `TypeError` or `ValueError` otherwise.
         """
         request = received.message.request_id
         reply_type = received.message.reply

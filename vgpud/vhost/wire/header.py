@@ -1,6 +1,6 @@
 """The twelve bytes before every vhost-user payload, in either direction and on either channel.
 
-Owns their layout and nothing else: whether a header is legal depends on who sent it, and when.
+It has the layout only; `connection` and `back_end_channel` check headers.
 Source: vhost-user.rst, "Header".
 """
 
@@ -13,7 +13,7 @@ from vgpud.vhost.wire.protocol import HEADER, FrontEndRequest
 
 @dataclass(frozen=True, slots=True)
 class MessageHeader:
-    """The twelve bytes before every payload, unjudged."""
+    """The twelve bytes before every payload, unchecked."""
 
     request: int
     flags: int

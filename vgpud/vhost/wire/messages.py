@@ -1,4 +1,4 @@
-"""What a vhost-user front-end asks, as values: a class a request, with its layout and its reply.
+"""The requests of a vhost-user front-end: one class for each, with its layout and its reply.
 
 File descriptors are not part of a value: they travel with its bytes. A request is here if a
 front-end may send it to a back-end that offers MQ, LOG_SHMFD, REPLY_ACK, BACKEND_REQ, CONFIG,
@@ -182,7 +182,9 @@ class SetVringNum(Request):
 @request(FrontEndRequest.SET_VRING_ADDR, "=IIQQQQ")
 @dataclass(frozen=True, slots=True)
 class SetVringAddr(Request):
-    """Set where ring `index` is, in front-end addresses; `log` is the used ring's place in the log.
+    """Set where ring `index` is, in front-end addresses.
+
+    `log` is the used ring's address in the log.
 
     The guest chooses these addresses, so what they point at, and how they are aligned, is not
     checked here: a bad one must cost the guest its ring, not its session.

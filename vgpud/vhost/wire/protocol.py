@@ -1,6 +1,6 @@
 """The numbers of the vhost-user protocol: request ids, feature bits, header flags and limits.
 
-Owns the constants alone: no message is described here, no byte is read. Source: vhost-user.rst,
+It has constants only; messages are in `messages`. Source: vhost-user.rst,
 "Message Specification", "Protocol features", "Front-end message types" and "Back-end message
 types"; names are the specification's.
 """

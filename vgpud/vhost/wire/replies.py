@@ -1,4 +1,4 @@
-"""What a vhost-user back-end answers, as values and as bytes.
+"""The replies of a vhost-user back-end, as values and as bytes.
 
 A request's own reply is named where the request is declared, in `messages`; an acknowledgement,
 which any other request may ask for, is a `U64Reply`. Both directions are here, so that a front-end

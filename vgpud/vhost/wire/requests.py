@@ -1,8 +1,8 @@
 """Requests of a vhost-user front-end: how one is declared, and turned into bytes and back.
 
-The requests themselves are in `messages`; importing it fills the table `REQUESTS`. The checks are
-those that need nothing but the message itself: which one may come when, and with how many
-descriptors it came, is `connection`'s to judge. Both directions are here, so that a front-end can
+The requests themselves are in `messages`; importing it fills the table `REQUESTS`. The checks here
+need nothing but the message itself; `connection` checks the order of requests and the number of
+descriptors. Both directions are here, so that a front-end can
 be made of the same parts. Source: vhost-user.rst, "Front-end message types".
 """
 
