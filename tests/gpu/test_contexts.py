@@ -26,7 +26,7 @@ def machine() -> Iterator[Machine]:
 
 
 def test_the_capability_set_is_what_the_design_says(machine: Machine) -> None:
-    count = int.from_bytes(machine.gpu.config()[12:16], "little")
+    count = int.from_bytes(machine.gpu.config_space.read()[12:16], "little")
     assert count == 1
     assert machine.do(d.capset_info(0)) == CapsetInfo(30, 1, 16)
     answer = machine.do(d.get_capset(30, 1))

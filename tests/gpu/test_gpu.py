@@ -81,12 +81,15 @@ def test_the_features_are_those_of_the_design(machine: Machine) -> None:
 
 
 def test_the_configuration_space(machine: Machine) -> None:
-    words = [int.from_bytes(machine.gpu.config()[at : at + 4], "little") for at in range(0, 20, 4)]
+    words = [
+        int.from_bytes(machine.gpu.config_space.read()[at : at + 4], "little")
+        for at in range(0, 20, 4)
+    ]
     assert words == [0, 0, 1, 1, 4096]
     for offset in (0, 1, 3, 4, 7, 8, 16, 19, 20, 21, 1 << 31):
         for data in (b"", b"\xff", b"\xff" * 4, b"\xff" * 64):
-            machine.gpu.write_config(offset, data)
-    assert len(machine.gpu.config()) == 20
+            machine.gpu.config_space.write(offset, data)
+    assert len(machine.gpu.config_space.read()) == 20
 
 
 def test_a_reset_drops_everything(machine: Machine) -> None:

@@ -59,7 +59,7 @@ def machine(second: SecondRenderer) -> Iterator[Machine]:
 
 
 def test_capsets_are_those_of_all_renderers(machine: Machine) -> None:
-    assert int.from_bytes(machine.gpu.config()[12:16], "little") == 2
+    assert int.from_bytes(machine.gpu.config_space.read()[12:16], "little") == 2
     assert machine.do(d.capset_info(0)) == CapsetInfo(CapsetId.DMA, 1, 16)
     assert machine.do(d.capset_info(1)) == CapsetInfo(CAPSET, 3, len(DATA))
     assert machine.do(d.capset_info(2)) == CapsetInfo(0, 0, 0)
@@ -202,7 +202,7 @@ def test_without_a_renderer_it_is_a_display_device() -> None:
             for feature in Feature
             if feature not in {Feature.VIRGL, Feature.CONTEXT_INIT}
         )
-        assert int.from_bytes(gpu.config()[12:16], "little") == 0
+        assert int.from_bytes(gpu.config_space.read()[12:16], "little") == 0
         assert machine.do(d.capset_info(0)) == CapsetInfo(0, 0, 0)
         with refused(ResponseType.ERR_INVALID_PARAMETER):
             machine.do(d.get_capset(CapsetId.DMA, 1))

@@ -39,7 +39,7 @@ def test_each_output_has_its_place_and_size(count: int) -> None:
         assert [mode.rect.x for mode in info.modes] == [
             sum(width for width, _ in sizes[:index]) for index in range(count)
         ]
-        assert int.from_bytes(machine.gpu.config()[8:12], "little") == count
+        assert int.from_bytes(machine.gpu.config_space.read()[8:12], "little") == count
         machine.do(d.create_2d(1, 4, 4))
         for index, (width, height) in enumerate(sizes):
             answer = machine.do(d.get_edid(index))

@@ -96,7 +96,7 @@ def test_what_is_restored_is_what_was_saved(machine: Machine, layout: Layout) ->
     with restored(machine, saved) as other:
         assert other.gpu.save() == saved
         assert other.used == machine.used
-        assert other.gpu.config() == machine.gpu.config()
+        assert other.gpu.config_space.read() == machine.gpu.config_space.read()
         for resource in range(1, 7):
             if resource != 2:  # which has no backing
                 assert other.bytes_of(resource) == machine.bytes_of(resource)
@@ -414,7 +414,7 @@ FIELDS = {
         "scanouts": SAVED,
         "cursors": SAVED,
         "vmm_blobs": SAVED,
-        "_events": SAVED,
+        "config_space": "saved: the pending events",
         "spec": "of the configuration",
         "quota": REBUILT,
         "buffers": "of the host and the configuration",

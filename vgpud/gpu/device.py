@@ -120,10 +120,10 @@ class GpuDevice(Device):
     # The configuration space
 
     def config(self) -> bytes:
-        return self.gpu.config()
+        return self.gpu.config_space.read()
 
     def write_config(self, offset: int, data: bytes) -> None:
-        self.gpu.write_config(offset, data)
+        self.gpu.config_space.write(offset, data)
 
     # The rings
 

@@ -25,6 +25,7 @@ from vgpud.gpu.blobs.slot_owner import BarSlots
 from vgpud.gpu.blobs.vm_facts import VmFacts
 from vgpud.gpu.blobs.vmm_blobs import FIRST_ID, VmmBlobs
 from vgpud.gpu.blobs.window_layout import WindowLayout
+from vgpud.gpu.config_space import ConfigSpace
 from vgpud.gpu.contexts import Contexts, Submission
 from vgpud.gpu.cursors import Cursors
 from vgpud.gpu.display.display import Display
@@ -41,7 +42,6 @@ from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.command_codec import Command
 from vgpud.gpu.wire.protocol import ConfigEvent, Feature, ResourceId
 from vgpud.gpu.work import Answer, WorkExecutor
-from vgpud.memory.window_map import BLOB_ALIGNMENT
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +58,6 @@ CONTEXT_FEATURES = (
     | 1 << Feature.CONTEXT_INIT
 )
 """The feature bits of a device that has a renderer."""
-
-EVENTS_CLEAR_OFFSET = 4  # in the configuration space, 5.7.4
 
 Outcome: TypeAlias = Answer | Submission
 """The result of a command: its response, a coroutine that returns it, or a submission to start."""
@@ -109,7 +107,7 @@ class Gpu:
         self.cursors = Cursors(self.resources, self.scanouts.check)
         self._executor = executor
         self._display: Display | None = None
-        self._events = ConfigEvent(0)
+        self.config_space = ConfigSpace(len(spec.outputs), self.contexts.num_capsets)
         self.plans = Plans(spec.name, self._vm, self._publish)
         self._window_lock = Lock()
         self._blobs = blobs = Blobs(
@@ -210,7 +208,7 @@ class Gpu:
         Raises `InvalidScanoutId`.
         """
         self.scanouts.resize(scanout_id, width, height)
-        self._events |= ConfigEvent.DISPLAY
+        self.config_space.events |= ConfigEvent.DISPLAY
 
     def announce_resize(self, scanout_id: int) -> None:
         """Publish the event of a `resize`."""
@@ -256,23 +254,6 @@ class Gpu:
         """The device's own feature bits, as offered."""
         return FEATURES | (CONTEXT_FEATURES if self._renderers else 0)
 
-    def config(self) -> bytes:
-        """Return the configuration space: 20 bytes."""
-        return responses.config_space(
-            events_read=self._events,
-            num_scanouts=len(self.spec.outputs),
-            num_capsets=self.contexts.num_capsets,
-            blob_alignment=BLOB_ALIGNMENT,
-        )
-
-    def write_config(self, offset: int, data: bytes) -> None:
-        """Handle a write to the configuration space: only events_clear, the second word, has an
-        effect."""
-        space = bytearray(len(self.config()))
-        space[offset : offset + len(data)] = data[: max(len(space) - offset, 0)]
-        clear = int.from_bytes(space[EVENTS_CLEAR_OFFSET : EVENTS_CLEAR_OFFSET + 4], "little")
-        self._events &= ~ConfigEvent(clear & ConfigEvent.DISPLAY)
-
     async def quiesce(self) -> None:
         """Stop all renderers and the executor's work: none accesses memory or completes anything
         until `resume`. Copies that have begun are waited for."""
@@ -293,7 +274,7 @@ class Gpu:
         """
         return GpuState(
             self.scanouts.outputs,
-            int(self._events),
+            int(self.config_space.events),
             self.resources.save(),
             self.vmm_blobs.save(),
             self.contexts.save(),
@@ -308,7 +289,7 @@ class Gpu:
         """
         for number, mode in enumerate(state.outputs):
             self.scanouts.resize(number, mode.width, mode.height)
-        self._events = ConfigEvent(state.events)
+        self.config_space.events = ConfigEvent(state.events)
         with self.quota.checked_at_end():  # a blob costs more until it is in the window again
             for resource in state.resources:
                 match resource:
@@ -355,7 +336,7 @@ class Gpu:
         self.layout.reset()
         self.plans.forget()
         self._vm.forget()
-        self._events = ConfigEvent(0)
+        self.config_space.events = ConfigEvent(0)
 
     async def _execute_after_work(
         self, command: Command, resource_id: ResourceId

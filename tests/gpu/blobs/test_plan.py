@@ -215,6 +215,6 @@ def test_the_guest_is_told_no_other_modes_while_a_display_has_its_own() -> None:
         outputs = (PreferredMode(1280, 720),)
         machine.gpu.reconfigure(replace(machine.spec, outputs=outputs))
         assert machine.events == []
-        assert machine.gpu.config()[:4] == bytes(4)
+        assert machine.gpu.config_space.read()[:4] == bytes(4)
         machine.gpu.detach_display(screen)
         assert machine.gpu.scanouts.outputs == outputs
