@@ -112,6 +112,39 @@ def test_every_request_has_a_handler() -> None:
     assert asyncio.run(handled()) == set(REQUESTS.values())
 
 
+def test_after_an_error_no_kick_is_served(short_directory: Path) -> None:
+    """However long the session's tasks take to end."""
+
+    async def whole() -> None:
+        ending = asyncio.Event()
+
+        async def reluctant() -> None:
+            try:
+                await asyncio.sleep(60)
+            finally:
+                ending.set()
+                await asyncio.sleep(0.2)
+
+        class SlowToEnd(ToyRng):
+            def open(self, tasks: asyncio.TaskGroup) -> None:
+                tasks.create_task(reluctant())
+
+        ours, theirs = socket.socketpair()
+        serving = asyncio.create_task(Session(StreamSocket(ours), SlowToEnd()).run())
+        connected = FrontEnd(theirs)
+        with await asyncio.to_thread(lambda: connected.handshake(queues=1)) as fe:
+            [driver] = fe.drivers
+            await asyncio.to_thread(driver.command, b"in time", 8)
+            fe.sock.sendall(b"\xff" * 12)
+            await ending.wait()
+            driver.submit(b"too late", 8)
+            with pytest.raises(ExceptionGroup):
+                await serving
+            assert driver.collect() == 0
+
+    asyncio.run(whole())
+
+
 # -- Several devices, one after the other ----------------------------------------------------------
 
 
