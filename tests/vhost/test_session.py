@@ -428,7 +428,7 @@ def test_the_log_can_be_turned_on_in_the_middle_of_work(path: Path) -> None:
         whole = entries(BACKING, 4 << 20)
         assert run(fe, c.ResourceCreateBlob, 2, 1, 0, 0, 4 << 20, whole) == OK
         assert run(fe, c.CtxAttachResource, 2, ctx_id=1) == OK
-        copies = [gpu_driver.copy(1, 2, 0, 0, 4 << 20)] * 100 + [gpu_driver.fill(2, 0, 4 << 20, 7)]
+        copies = [gpu_driver.copy(1, 2, 0, 0, 4 << 20)] * 40 + [gpu_driver.fill(2, 0, 4 << 20, 7)]
         head = fe.drivers[0].submit(encode(command(c.Submit3D, dma.encode(copies), ctx_id=1)), 24)
         fe.start_log()
         fe.drivers[0].wait(head)
