@@ -143,8 +143,9 @@ class Contexts:
 
     def save(self) -> tuple[ContextState, ...]:
         """Return the contexts' states; raise `Unsupported` if a blob is in a renderer's memory."""
-        for resource_id in self._makers:
-            raise Unsupported(f"blob {resource_id} is in a renderer's memory: it can't be saved")
+        if self._makers:
+            first = min(self._makers)
+            raise Unsupported(f"blob {first} is in a renderer's memory: it can't be saved")
         return tuple(
             ContextState(
                 context.id, context.capset_id, context.name, tuple(sorted(context.attached))
