@@ -57,36 +57,48 @@ class Screen:
 
 
 class Vmm:
-    """The other end of the socket, which reads only when it is told to."""
+    """The other end of the socket, which reads only when it is told to.
+
+    Once greeted, it answers requests for its features by itself, and counts them in `woken`.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = StreamSocket(sock)
         self.reader = DisplayRequestReader()
+        self.features: int | None = None
+        self.woken = 0
 
     async def next(self, patience: float | None = None) -> tuple[display.DisplayRequest, bytes]:
         """The next request; TimeoutError if for `patience` seconds not even a part of it comes."""
-        while (found := self.reader.next_request()) is None:
-            async with asyncio.timeout(patience):
-                data, _ = await self.socket.recv(1 << 20)
-            assert data, "the display was closed"
-            self.reader.receive_data(data)
-            patience = None
-        return found
+        limit = patience
+        while True:
+            while (found := self.reader.next_request()) is None:
+                async with asyncio.timeout(limit):
+                    data, _ = await self.socket.recv(1 << 20)
+                assert data, "the display was closed"
+                self.reader.receive_data(data)
+                limit = None
+            if self.features is None or found[0] != display.DisplayGetProtocolFeatures():
+                return found
+            self.woken += 1
+            await self.answer(display.DisplayFeatures(self.features))
+            limit = patience
 
     async def greet(self, features: int = EDID) -> None:
         assert await self.next() == (display.DisplayGetProtocolFeatures(), b"")
         await self.answer(display.DisplayFeatures(features))
         assert await self.next() == (display.DisplaySetProtocolFeatures(features & EDID), b"")
+        self.features = features
 
     async def answer(self, reply: display.DisplayReply) -> None:
         await self.socket.send(encode_reply(reply))
 
-    async def all(self) -> list[tuple[display.DisplayRequest, bytes]]:
-        """Everything that comes until nothing does any more."""
+    async def all(self, patience: float = 0.05) -> list[tuple[display.DisplayRequest, bytes]]:
+        """Everything that comes until nothing has come for `patience` seconds."""
         found = []
         with suppress(TimeoutError):
             while True:
-                found.append(await self.next(0.05))
+                found.append(await self.next(patience))
         return found
 
     async def ended(self) -> None:

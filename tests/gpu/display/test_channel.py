@@ -9,6 +9,7 @@ import pytest
 
 from tests.gpu.display.display_vmm import S0, S1, connected, run
 from vgpud.gpu.display import messages as display
+from vgpud.gpu.display.channel import WAKE_AFTER
 from vgpud.gpu.display.messages import (
     DisplayCursorHide,
     DisplayCursorMove,
@@ -227,5 +228,42 @@ def test_an_image_is_copied_when_it_is_given() -> None:
             channel.cursor_update(0, 0, 0, 0, 0, image)
             image[:] = 0
             assert await vmm.next() == (DisplayCursorUpdate(S0, 0, 0, 0, 0, IMAGE.tobytes()), b"")
+
+    run(test)
+
+
+def test_a_vmm_that_was_told_too_late_of_a_message_is_woken_by_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def test() -> None:
+        async with connected() as (channel, vmm, screen):
+            assert await vmm.all(0.5) == []
+            assert vmm.woken == 1  # after the greeting
+            screen.show(0, 64, 64)
+            channel.scanout(0, 64, 64)
+            for value in range(25):  # messages that follow each other soon need no other
+                screen.fill(0, value + 1)
+                channel.damage(0, Rect(0, 0, 64, 64))
+                await vmm.next()
+                await asyncio.sleep(0.01)
+            assert vmm.woken == 1
+            await vmm.all(0.5)
+            assert vmm.woken == 2  # once: its answer needs no other message
+            channel.cursor_move(0, 1, 2, visible=True)
+            await vmm.all(0.5)
+            assert vmm.woken == 3
+
+    monkeypatch.setattr("vgpud.gpu.display.channel.WAKE_AFTER", 0.2)
+    run(test)
+
+
+def test_a_vmm_that_does_not_tell_its_features_is_not_asked_again() -> None:
+    async def test() -> None:
+        async with connected(greet=False) as (channel, vmm, screen):
+            screen.show(0, 64, 64)
+            channel.scanout(0, 64, 64)
+            assert len(await vmm.all()) == 2
+            await asyncio.sleep(3 * WAKE_AFTER)
+            assert await vmm.all() == []
 
     run(test)

@@ -52,6 +52,15 @@ REPLY_TIMEOUT = 4.0
 """Seconds to wait for a reply. A Linux guest waits 5 seconds for the command that needs it, and
 should get an error before that."""
 
+WAKE_AFTER = 0.02
+"""Seconds without a message after which a VMM is sent a request that changes nothing.
+
+QEMU reads this socket with its lock held, and waits for a whole message once its event loop has
+reported one. Since QEMU 10.2 that loop uses io_uring, which can report a message that has been read
+already: the sender's wake-up may come after the bytes that it is for. QEMU then stops, with all of
+the guest's CPUs, until something arrives. So something always does.
+Source: QEMU, hw/display/vhost-user-gpu.c; Linux, io_uring/poll.c."""
+
 MAX_UPDATE = 4 << 20
 """Bytes of pixels that are compared or read, and sent, at a time: a fraction of a millisecond on
 the event loop, however large the display is."""
@@ -105,6 +114,9 @@ class DisplayChannel:
         self._features_unsent = False
         self._closed = False
         self._negotiated = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._sent_at = 0.0  # on the loop's clock
+        self._waking: asyncio.TimerHandle | None = None
 
     # What the device calls
 
@@ -170,6 +182,8 @@ class DisplayChannel:
         """Close the socket; what waits for a reply gets `Unspecified`."""
         self._closed = True
         self._socket.close()
+        if self._waking is not None:
+            self._waking.cancel()
         self._shadows.clear()
         for pending in (*self._unsent, *self._unanswered):
             if not pending.reply.done():
@@ -194,14 +208,18 @@ class DisplayChannel:
     async def _request(self, request: messages.DisplayRequest) -> messages.DisplayReply:
         if self._closed:
             raise _no_reply(request)
-        pending = _PendingRequest(request, asyncio.get_running_loop().create_future())
-        self._unsent.append(pending)
-        self._changed.set()
+        pending = self._ask(request)
         try:
             async with asyncio.timeout(REPLY_TIMEOUT):
                 return await asyncio.shield(pending.reply)
         except TimeoutError:
             raise _no_reply(request) from None
+
+    def _ask(self, request: messages.DisplayRequest) -> _PendingRequest:
+        pending = _PendingRequest(request, self._loop.create_future())
+        self._unsent.append(pending)
+        self._changed.set()
+        return pending
 
     async def _receive(self) -> None:
         while True:
@@ -236,21 +254,19 @@ class DisplayChannel:
         """
         if self._features_unsent:
             self._features_unsent = False
-            await self._socket.send(
-                messages.encode(messages.DisplaySetProtocolFeatures(self._features))
-            )
+            await self._tell(messages.DisplaySetProtocolFeatures(self._features))
         while self._unsent:
             pending = self._unsent.popleft()
             self._unanswered.append(pending)
             await self._socket.send(messages.encode(pending.request))
         while self._sizes:
             _, scanout = self._sizes.popitem()
-            await self._socket.send(messages.encode(scanout))
+            await self._tell(scanout)
         if self._damage:
             await self._send_damage()
         while self._cursors:
             _, cursor = self._cursors.popitem()
-            await self._socket.send(messages.encode(cursor))
+            await self._tell(cursor)
         return bool(self._damage)
 
     async def _send_damage(self) -> None:
@@ -280,12 +296,28 @@ class DisplayChannel:
         update = messages.DisplayUpdate(
             ScanoutId(scanout_id), rect.x, rect.y, rect.width, rect.height
         )
-        # In one call, as far as the socket accepts it: a VMM that has the start waits for the end.
-        await self._socket.send(
-            messages.encode(update), behind=np.ascontiguousarray(pixels).reshape(-1).data
-        )
+        await self._tell(update, np.ascontiguousarray(pixels).reshape(-1).data)
         self._counters.display_updates += 1
         self._counters.display_bytes += pixels.nbytes
+
+    async def _tell(
+        self, request: messages.DisplayRequest, pixels: bytes | memoryview = b""
+    ) -> None:
+        """Send a request that has no reply, and its pixels."""
+        # In one call, as far as the socket accepts it: a VMM that has the start waits for the end.
+        await self._socket.send(messages.encode(request), behind=pixels)
+        self._sent_at = self._loop.time()
+        if self._waking is None and not self._closed:
+            self._waking = self._loop.call_later(WAKE_AFTER, self._wake)
+
+    def _wake(self) -> None:
+        """Send a request that wakes a VMM up, unless another message was sent just now."""
+        self._waking = None
+        left = self._sent_at + WAKE_AFTER - self._loop.time()
+        if left > 0:
+            self._waking = self._loop.call_later(left, self._wake)
+        elif not self._unsent and not self._unanswered:
+            self._ask(messages.DisplayGetProtocolFeatures())
 
 
 def _rows_at_a_time(rect: Rect) -> int:
