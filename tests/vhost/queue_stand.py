@@ -13,7 +13,6 @@ from tests.support.ring_driver import Driver, GuestRam
 from tests.support.until import until_async
 from vgpud.memory.addresses import Gpa, Uva
 from vgpud.native.ring import FastPath
-from vgpud.unix import eventfd
 from vgpud.unix.fd import Fd
 from vgpud.vhost.memory_table import MemoryTable
 from vgpud.vhost.ring_views import RingAddress
@@ -95,7 +94,7 @@ class QueueStand:
 
     @staticmethod
     def fd(number: int) -> Fd:
-        return eventfd.adopt(Fd(os.dup(number)))
+        return Fd(os.dup(number))
 
     @property
     def address(self) -> RingAddress:

@@ -16,7 +16,6 @@ import pytest
 from tests.support.until import until_async
 from tests.vhost.queue_stand import REGION, QueueStand, run, standing
 from vgpud.errors import PeerError
-from vgpud.unix import eventfd
 from vgpud.unix.fd import Fd
 from vgpud.vhost.memory_table import MemoryTable
 from vgpud.vhost.ring import REQUEST_LIMIT
@@ -287,14 +286,14 @@ def session(prepare: Callable[[QueueStand], None]) -> list[BaseException]:
 
 @pytest.mark.parametrize("make", [a_file, a_pipe_that_ended, a_pipe])
 def test_a_kick_that_is_no_eventfd(make: Callable[[QueueStand], Fd]) -> None:
-    (error,) = session(lambda stand: stand.queue.set_kick(eventfd.adopt(make(stand))))
+    (error,) = session(lambda stand: stand.queue.set_kick(make(stand)))
     assert isinstance(error, PeerError)
 
 
 @pytest.mark.parametrize("make", [a_pipe_that_ended])
 def test_a_call_that_is_no_eventfd(make: Callable[[QueueStand], Fd]) -> None:
     def prepare(stand: QueueStand) -> None:
-        stand.queue.set_call(eventfd.adopt(make(stand)))
+        stand.queue.set_call(make(stand))
         describe(stand, (0, 16, 0, 0))
 
     (error,) = session(prepare)
@@ -318,7 +317,7 @@ def test_memory_that_is_truncated(waits: bool) -> None:
 def test_an_err_that_is_no_eventfd_is_no_matter() -> None:
     async def test() -> None:
         async with standing() as stand:
-            stand.queue.set_err(eventfd.adopt(a_pipe_that_ended(stand)))
+            stand.queue.set_err(a_pipe_that_ended(stand))
             stand.start()
             bad_head(stand)
             await until_async(lambda: not stand.queue.running)

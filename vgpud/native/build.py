@@ -27,7 +27,7 @@ MICROVM: Final = PACKAGE / "microvm"
 
 SOURCES: Final = (
     *("cpu.c", "shared_words.c", "cache_lines.c", "rect.c", "tiles.c"),
-    *("ring.c", "transfer.c", "mapping.c", "bench.c"),
+    *("ring.c", "transfer.c", "mapping.c", "eventfd.c", "bench.c"),
 )
 HEADERS: Final = ("native.h", "cpu.h", "cache_lines.h")
 GUEST_SOURCES: Final = ("guest.c", "guest_front_end.c", "guest_measure.c")

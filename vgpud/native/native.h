@@ -158,6 +158,9 @@ uint64_t vgpud_mapping_address(const vgpud_mapping *mapping);
 int vgpud_mapping_faulted(const vgpud_mapping *mapping);
 int vgpud_punch_hole(int fd, uint64_t offset, uint64_t length);
 
+/* eventfd.c: a signal that never waits. It returns 0 or a negative errno. */
+int vgpud_eventfd_signal(int fd);
+
 /* bench.c: for `vgpud bench` only */
 enum {
     VGPUD_BENCH_MEMCPY,       /* and nothing else */

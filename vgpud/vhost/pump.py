@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from vgpud.errors import GuestAddressError, PeerError, RingError
 from vgpud.native.ring import FastPath
-from vgpud.unix import eventfd
+from vgpud.vhost import ring_eventfd
 from vgpud.vhost.coalescing import POLL, POLLING, Coalescing
 from vgpud.vhost.memory_table import MemoryTable
 from vgpud.vhost.ring import Ring
@@ -145,7 +145,7 @@ class Pump:
     def _on_kick(self) -> None:
         assert self._setup.kick is not None
         try:
-            eventfd.drain(self._setup.kick)
+            ring_eventfd.drain(self._setup.kick)
         except PeerError as error:
             self._fail(error)
             return
@@ -278,7 +278,7 @@ class Pump:
         self._coalescing.published()
         if self._ring.publish() and self._setup.call is not None:
             try:
-                eventfd.signal(self._setup.call)
+                ring_eventfd.signal(self._setup.call)
             except PeerError as error:
                 self._fail(error)
 

@@ -17,7 +17,6 @@ from typing import Any, Final, TypeAlias
 
 from vgpud.errors import HostError, PeerError
 from vgpud.memory.dirty_log import DirtyLog
-from vgpud.unix import eventfd
 from vgpud.unix.fd import Fd
 from vgpud.unix.stream_socket import StreamSocket
 from vgpud.vhost.back_end_channel import BackEndChannel
@@ -286,4 +285,4 @@ class Session:
 
 
 def _event(fds: Fds) -> Fd | None:
-    return eventfd.adopt(Fd(fds[0].take())) if fds else None
+    return Fd(fds[0].take()) if fds else None

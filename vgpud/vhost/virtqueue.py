@@ -13,8 +13,8 @@ from contextlib import suppress
 from vgpud.errors import GuestAddressError, PeerError, RingError
 from vgpud.native.ring import FastPath
 from vgpud.rate_limit import RateLimit
-from vgpud.unix import eventfd
 from vgpud.unix.fd import Fd
+from vgpud.vhost import ring_eventfd
 from vgpud.vhost.memory_table import MemoryTable
 from vgpud.vhost.pump import Handler, Pump
 from vgpud.vhost.ring import Ring
@@ -221,4 +221,4 @@ class Virtqueue:
         self.life = step(self.life, RingEvent.BREAK)
         if self.setup.err is not None:
             with suppress(PeerError):  # the ring stops even if that can't be signalled
-                eventfd.signal(self.setup.err)
+                ring_eventfd.signal(self.setup.err)
