@@ -102,13 +102,14 @@ def test_pipes() -> None:
 
 
 def test_without_asynchronous_io() -> None:
-    # It is set up once in a process, and needs a descriptor: a process of its own has none left.
+    # It is set up once in a process, and needs some memory: a process of its own has none left.
     code = f"""
 import os, resource, sys
 from vgpud.unix.fd import Fd
 from vgpud.vhost import ring_eventfd
 fd = Fd(os.eventfd(0))
-resource.setrlimit(resource.RLIMIT_NOFILE, (fd.fileno() + 1,) * 2)
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size, size))
 ring_eventfd.signal(fd)
 ring_eventfd.signal(fd)
 assert ring_eventfd.drain(fd) == 2

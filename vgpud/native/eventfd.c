@@ -3,8 +3,8 @@
  *
  * write(2) waits where the count is full, and O_NONBLOCK belongs to the open file: the other
  * process can clear it at any time. The kernel itself signals an eventfd without ever waiting, when
- * an asynchronous operation ends. So this begins one that ends at once: a read of no bytes.
- * Source: io_submit(2), IOCB_FLAG_RESFD; eventfd(2).
+ * an asynchronous operation ends. So this begins one that fails at once: a read of no bytes of the
+ * eventfd, which has to be one of 8. Source: io_submit(2), IOCB_FLAG_RESFD; eventfd(2).
  */
 #define _GNU_SOURCE
 #include "native.h"
@@ -13,7 +13,7 @@
 #include <linux/aio_abi.h>
 #include <poll.h>
 #include <pthread.h>
-#include <sys/mman.h>
+#include <stdbool.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -21,12 +21,11 @@ enum { RESULTS = 128 }; /* of operations that have ended, before they have to be
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static aio_context_t context;
-static int empty = -1; /* a file with no bytes to read; -1 where there is no asynchronous I/O */
+static bool asynchronous;
 
 static void set_up(void)
 {
-    if (syscall(SYS_io_setup, RESULTS, &context) == 0)
-        empty = memfd_create("vgpud-signal", MFD_CLOEXEC);
+    asynchronous = syscall(SYS_io_setup, RESULTS, &context) == 0;
 }
 
 /* For a kernel or a sandbox without io_setup. It may wait if the count is filled meanwhile. */
@@ -46,6 +45,7 @@ int vgpud_eventfd_signal(int fd)
 {
     struct iocb read_nothing = {
         .aio_lio_opcode = IOCB_CMD_PREAD,
+        .aio_fildes = (uint32_t)fd,
         .aio_buf = (uintptr_t)&context,
         .aio_flags = IOCB_FLAG_RESFD,
         .aio_resfd = (uint32_t)fd,
@@ -53,9 +53,8 @@ int vgpud_eventfd_signal(int fd)
     struct iocb *operations[] = {&read_nothing};
 
     pthread_once(&once, set_up);
-    if (empty < 0)
+    if (!asynchronous)
         return write_one(fd);
-    read_nothing.aio_fildes = (uint32_t)empty;
     while (syscall(SYS_io_submit, context, 1, operations) != 1) {
         struct io_event results[RESULTS];
 
