@@ -25,8 +25,10 @@ def decode(data: bytes) -> np.ndarray:
         assert crc == zlib.crc32(kind + body)
         chunks.append((kind, body))
         at += 12 + length
-    (first, header), (second, packed), last = chunks
-    assert (first, second, last) == (b"IHDR", b"IDAT", (b"IEND", b""))
+    (first, header), *parts, last = chunks
+    assert (first, last) == (b"IHDR", (b"IEND", b""))
+    assert {kind for kind, _ in parts} == {b"IDAT"}
+    packed = b"".join(part for _, part in parts)
     width, height, *rest = struct.unpack(">2I5B", header)
     assert rest == [8, 2, 0, 0, 0]
     rows = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(height, 1 + 3 * width)
