@@ -48,8 +48,6 @@ def _read(fd: int, count: bytearray) -> int:
     # Linux before 5.12, or another kind of file. Only this process reads an eventfd of kicks.
     poll = select.poll()
     poll.register(fd, select.POLLIN)
-    return os.readv(fd, [count]) if poll.poll(0) else _nothing()
-
-
-def _nothing() -> int:
-    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    if not poll.poll(0):
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return os.readv(fd, [count])
