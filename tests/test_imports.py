@@ -12,11 +12,14 @@ ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "vgpud").rglob("*.py"))
 
 # What a package may import besides itself. A package is the first name below `vgpud`.
-_GROUND = {"errors", "publish", "rate_limit"}
+_GROUND = {"errors", "pace", "printable", "publish", "rate_limit", "sorted_numbers"}
 BELOW: dict[str, set[str]] = {
     "errors": set(),
+    "pace": set(),
     "publish": set(),
+    "printable": set(),
     "rate_limit": set(),
+    "sorted_numbers": set(),
     "unix": _GROUND,
     "uapi": _GROUND | {"unix"},
     "native": _GROUND,
@@ -26,7 +29,7 @@ BELOW["coherency"] = BELOW["memory"] | {"memory"}
 BELOW["vhost"] = BELOW["coherency"] | {"coherency"}
 BELOW["slots"] = BELOW["vhost"] | {"vhost"}
 BELOW["control"] = BELOW["gpu"] = BELOW["slots"] | {"slots"}
-BELOW["client"] = {"errors", "publish", "unix", "uapi", "slots", "control"}
+BELOW["client"] = {"errors", "printable", "publish", "unix", "uapi", "slots", "control"}
 BELOW["microvm"] = BELOW["gpu"] | {"gpu", "control", "client"}
 BELOW["daemon"] = BELOW["gpu"] | {"gpu", "control"}
 BELOW["cli"] = BELOW["daemon"] | {"daemon", "client", "microvm"}
@@ -38,7 +41,13 @@ EFFECTS = {"asyncio", "cffi", "mmap", "os", "select", "socket", "subprocess", "t
 PURE = {
     *("coherency/facts", "coherency/kvm_mode", "coherency/plan"),
     *("coherency/planner", "coherency/slot_policy"),
-    *("control/field_docs", "control/methods", "control/models", "control/openrpc"),
+    *(
+        "control/field_docs",
+        "control/grants",
+        "control/methods",
+        "control/models",
+        "control/openrpc",
+    ),
     *("control/params", "control/rpc", "control/slot_calls"),
     *("gpu/display/damage", "gpu/display/display", "gpu/display/messages", "gpu/display/png"),
     *("gpu/display/tiles", "gpu/rects"),
@@ -48,7 +57,8 @@ PURE = {
     *(f"gpu/wire/{name}" for name in ("commands", "value")),
     *("memory/addresses", "memory/backing", "memory/window_map"),
     *("slots/entries", "slots/errors", "slots/ranges", "slots/table"),
-    *("publish", "uapi/memslot", "uapi/page", "uapi/registers"),
+    *("printable", "publish", "sorted_numbers"),
+    *("uapi/memslot", "uapi/page", "uapi/registers"),
     *("vhost/ring_life", "vhost/split_ring"),
     *("vhost/wire/back_end_channel", "vhost/wire/connection", "vhost/wire/header"),
     *("vhost/wire/messages", "vhost/wire/payload", "vhost/wire/protocol"),

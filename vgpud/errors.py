@@ -6,10 +6,35 @@ Anything that is not a `VgpudError` is a bug in vgpud and propagates.
 from __future__ import annotations
 
 import os
+from typing import TypeVar
 
 
 class VgpudError(Exception):
     """The root of every error that vgpud raises on purpose."""
+
+
+_E = TypeVar("_E", bound=BaseException)
+
+
+def stored(error: _E) -> _E:
+    """Return an error without tracebacks, for a variable, an attribute or another thread.
+
+    A traceback keeps the frames that it came through, and with them buffers; and where one of these
+    frames refers to the error, only the garbage collector frees all of it. An error that is stored
+    loses its traceback, and those of the errors that it came of.
+    """
+    seen: set[int] = set()
+    left: list[BaseException | None] = [error]
+    while left:
+        one = left.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        one.__traceback__ = None
+        left += (one.__cause__, one.__context__)
+        if isinstance(one, BaseExceptionGroup):
+            left += one.exceptions
+    return error
 
 
 class ConfigError(VgpudError):
@@ -18,6 +43,10 @@ class ConfigError(VgpudError):
 
 class PeerError(VgpudError):
     """A peer broke a protocol, such as vhost-user. Its session ends, the daemon continues."""
+
+
+class PeerGone(PeerError):  # noqa: N818
+    """A peer has closed its end of a connection. That is a regular end, also of a busy one."""
 
 
 class RingError(VgpudError):

@@ -20,23 +20,37 @@ class RateLimit:
     The suffix has the number of lines that were suppressed since the last one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, factor: int = 1) -> None:
+        """`factor` is how many times as many lines may come."""
+        self._factor = factor
         self._tokens = float(BURST)
         self._last = monotonic()
         self._dropped = 0
 
     def allows(self) -> bool:
         """Return whether a line may be logged now."""
-        now = monotonic()
-        self._tokens = min(BURST, self._tokens + (now - self._last) / INTERVAL)
-        self._last = now
-        if self._tokens < 1:
+        if not self._has_token():
             self._dropped += 1
             return False
-        self._tokens -= 1
+        self._tokens -= 1 / self._factor
         return True
+
+    def dropped(self) -> int:
+        """Return the number of suppressed lines that no suffix has had yet, if a line may be
+        logged for them now, or else 0."""
+        if not self._dropped or not self._has_token():
+            return 0
+        self._tokens -= 1 / self._factor
+        dropped, self._dropped = self._dropped, 0
+        return dropped
 
     def suffix(self) -> str:
         """Return the text to append to the line that `allows` has just allowed."""
         dropped, self._dropped = self._dropped, 0
         return f" ({dropped} more like it not logged)" if dropped else ""
+
+    def _has_token(self) -> bool:
+        now = monotonic()
+        self._tokens = min(BURST, self._tokens + (now - self._last) / INTERVAL)
+        self._last = now
+        return self._tokens >= 1 / self._factor

@@ -153,7 +153,8 @@ def measure(
         raise VgpudError(str(error)) from error
     pictures: dict[str, list[dict[str, Any]]] = {OURS: [], C: [], INSIDE: []}
     contexts: dict[Layout, list[dict[str, Any]]] = {Layout.WINDOW: [], Layout.PER_BLOB: []}
-    with ServeProcess(list(contexts), guest_pat="auto") as daemon:
+    # In /tmp, because the rig's chroot shares that.
+    with ServeProcess(list(contexts), guest_pat="auto", parent="/tmp") as daemon:
         for turn in range(rounds):
             for contender, samples in pictures.items():
                 progress(f"{contender}, round {turn + 1} of {rounds}")

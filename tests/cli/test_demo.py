@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.microvm.kvm import needs_kvm
-from tests.microvm.test_png import decode
+from tests.support.png import decode
 from vgpud.cli import demo
 from vgpud.coherency.facts import Facts, GuestMtrr
 from vgpud.coherency.kvm_mode import Finding, KvmMode

@@ -212,6 +212,32 @@ def test_bad_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().err.startswith("usage: vgpud")
 
 
+def test_config_check_warns_of_limits_that_do_not_go_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text('[[device]]\nname = "gpu0"\noutputs = ["8192x8192"]\n')
+    assert cli.main(["config", "check", str(file)]) == 0
+    output = capsys.readouterr()
+    assert output.out == f"{file}: no fault found\n"
+    [warning] = output.err.splitlines()
+    assert warning.startswith(f'{file}: warning: [[device]] 1: memory_limit = "1GiB": is less than')
+
+
+def test_config_check_names_users_that_are_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "vgpud.toml"
+    path.write_text('[[device]]\nname = "a"\nallow_groups = ["no such group", "0"]\n')
+    assert cli.main(["config", "check", str(path)]) == 0
+    output = capsys.readouterr()
+    assert output.out == f"{path}: no fault found\n"
+    assert output.err == (
+        f"{path}: warning: [[device]] a: allow_groups: no such group: unknown to this system,"
+        " which ignores it then\n"
+    )
+
+
 def test_config_check_says_that_a_file_is_good(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["config", "check", str(ROOT / "config" / "vgpud.toml")]) == 0
     assert capsys.readouterr().out.endswith("vgpud.toml: no fault found\n")

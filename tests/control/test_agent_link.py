@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from tests.control.control_stand import client, serving
 from vgpud.control.access import AccessList
 from vgpud.control.agent_link import ControlLink
 from vgpud.control.call import Address, Caller
+from vgpud.control.grants import AccessGrant, AccessRule
 from vgpud.control.rpc import Incoming
 from vgpud.unix.fd import Fd
 
@@ -25,15 +27,14 @@ class Port:
     def send(self, address: Address, data: bytes, fd: Fd | None) -> None:
         raise AssertionError("nothing is sent")
 
-    def replies_from(self, caller: Caller, sink: Callable[[Incoming | None], None] | None) -> None:
+    def replies_from(
+        self, caller: Caller, device: str, sink: Callable[[Incoming | None], None] | None
+    ) -> None:
         self.sink = sink
 
 
-class Nobody(AccessList):
-    """Nobody may call."""
-
-    def allows(self, caller: Caller) -> bool:
-        return False
+AGENT = AccessRule(("1000",), device="gpu0")
+NOT_THE_MEMORY = AccessRule(("1000",), grants=frozenset({AccessGrant.OBSERVE, AccessGrant.CHANGE}))
 
 
 def test_an_agent_that_may_call_no_more_is_gone() -> None:
@@ -41,13 +42,13 @@ def test_an_agent_that_may_call_no_more_is_gone() -> None:
 
     async def main() -> None:
         port, reasons = Port(), list[str]()
-        link = ControlLink(port, CALLER, reasons.append)
+        link = ControlLink(port, CALLER, "gpu0", reasons.append)
         waiting = asyncio.create_task(link.recv())
         await asyncio.sleep(0)
         assert port.sink is not None
         port.sink(None)
         assert await waiting is None
-        assert reasons == ["it may no longer use the control socket"]
+        assert reasons == ["it may no longer take the device's memory"]
         assert port.sink is None
 
     asyncio.run(main())
@@ -58,12 +59,12 @@ def test_answers_of_those_who_may_call_no_more_end(tmp_path: Path) -> None:
     taken: list[Incoming | None] = []
 
     def change() -> None:
-        running.server.replies_from(CALLER, taken.append)
-        running.server.access = AccessList(["1000"])
+        running.server.replies_from(CALLER, "gpu0", taken.append)
+        running.server.access = AccessList(AGENT)
         assert taken == []
-        running.server.access = Nobody()
+        running.server.access = AccessList(replace(AGENT, device="gpu1"), NOT_THE_MEMORY)
         assert taken == [None]
-        running.server.access = Nobody()
+        running.server.access = AccessList()
 
     with serving(path) as running, client(tmp_path / "agent", path):
         running.do(change)

@@ -22,7 +22,7 @@ CALLER = Caller("/run/me", 1, 2, 3)
 
 def answer(handlers: dict[str, Handler], message: bytes) -> Any:
     """What goes back, None if nothing does."""
-    outgoing = asyncio.run(Dispatcher(handlers).answer(decode(message), CALLER))
+    outgoing = asyncio.run(Dispatcher(handlers, lambda *_: None).answer(decode(message), CALLER))
     return None if outgoing is None else json.loads(outgoing.data)
 
 
@@ -215,7 +215,7 @@ def test_a_long_method_name_is_cut_in_the_answer() -> None:
 def test_whatever_a_batch_says_back_fits_into_a_datagram() -> None:
     one = {"jsonrpc": "2.0", "method": "m" * 900, "id": "i" * 100}
     message = json.dumps([one] * 60).encode()
-    outgoing = asyncio.run(Dispatcher({}).answer(decode(message), CALLER))
+    outgoing = asyncio.run(Dispatcher({}, lambda *_: None).answer(decode(message), CALLER))
     assert outgoing is not None
     assert len(outgoing.data) <= MAX_REPLY
     assert len(json.loads(outgoing.data)) == 60

@@ -30,7 +30,7 @@ class Bed:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.sock = ControlSocket.bound(directory / "control")
+        self.sock = ControlSocket.bound(directory / "control")[0]
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL)
         self.lost: list[tuple[Address, bool]] = []
         self.outbox = Outbox(self.sock, lambda address, gone: self.lost.append((address, gone)))

@@ -22,12 +22,14 @@ from vgpud.control.rpc import (
 )
 from vgpud.errors import PeerError
 
+INVALID = ErrorCode.INVALID_REQUEST
 CALLS = [
     (b'{"jsonrpc":"2.0","method":"daemon.info","id":1}', Call("daemon.info", {}, 1)),
     (b'{"jsonrpc":"2.0","method":"m","params":{"a":[1]},"id":"x"}', Call("m", {"a": [1]}, "x")),
     (b'{"jsonrpc":"2.0","method":"m","params":[1,null],"id":-2}', Call("m", [1, None], -2)),
     (b'{"jsonrpc":"2.0","method":"m","id":null}', Call("m", {}, None)),
     (b'{"jsonrpc":"2.0","method":"m"}', Call("m", {}, notification=True)),
+    (b'{"jsonrpc":"2.0","method":"m","id":1,"timeout":2.5}', Call("m", {}, 1, timeout=2.5)),
 ]
 REPLIES: list[tuple[bytes, Result | Failure]] = [
     (b'{"jsonrpc":"2.0","id":1,"result":{"a":1}}', Result(1, {"a": 1})),
@@ -117,6 +119,10 @@ def test_a_truncated_reply_is_a_peer_error(message: bytes, _: Result | Failure) 
         (b'{"jsonrpc":"2.0","method":"m","params":7,"id":4}', ErrorCode.INVALID_REQUEST, 4),
         (b'{"jsonrpc":"2.0","method":"m","params":null,"id":4}', ErrorCode.INVALID_REQUEST, 4),
         (b'{"jsonrpc":"2.0","method":"m","id":[4]}', ErrorCode.INVALID_REQUEST, None),
+        *(
+            (b'{"jsonrpc":"2.0","method":"m","id":4,"timeout":%s}' % wrong, INVALID, 4)
+            for wrong in (b"0", b"-1", b"1e9", b"1e999", b'"5"', b"true", b"[1]")
+        ),
         (b'{"jsonrpc":"2.0","method":"m","id":true}', ErrorCode.INVALID_REQUEST, None),
         (b'{"jsonrpc":"2.0","method":"m","id":1e999}', ErrorCode.INVALID_REQUEST, None),
     ],

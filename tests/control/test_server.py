@@ -30,6 +30,7 @@ from vgpud.control.access import AccessList
 from vgpud.control.call import Caller, Handlers
 from vgpud.control.dispatch import MAX_BATCH
 from vgpud.control.fitting import MAX_REPLY
+from vgpud.control.grants import AccessRule
 from vgpud.control.models import DaemonInfo, Done
 from vgpud.control.params import Nothing, Paged
 from vgpud.control.rpc import ErrorCode, Incoming
@@ -180,7 +181,7 @@ def test_another_user_is_told_what_lets_it_in(
         user = 65534  # root may say that it is somebody else
     else:
         monkeypatch.setattr(os, "geteuid", lambda: user + 1)
-    closed, opened = AccessList(), AccessList([pwd.getpwuid(user).pw_name])
+    closed, opened = AccessList(), AccessList(AccessRule((pwd.getpwuid(user).pw_name,)))
     monkeypatch.undo()
     credentials = struct.pack("=iII", os.getpid(), user, user if root else os.getgid())
     ancillary = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, credentials)]
@@ -194,8 +195,7 @@ def test_another_user_is_told_what_lets_it_in(
             return answer
 
         error = knock()["error"]
-        assert error["data"]["kind"] == "not-allowed"
-        assert error["data"]["uid"] == user
+        assert (error["data"]["kind"], error["data"]["uid"]) == ("not-allowed", user)
         assert f"uid {user} gid" in error["message"]
         assert "allow_users" in error["message"]
         running.server.access = opened
@@ -283,7 +283,7 @@ def test_answers_go_to_whoever_waits_for_them_and_are_not_answered(
         [caller] = callers
         assert (caller.pid, caller.uid) == (os.getpid(), os.getuid())
         server = running.server
-        running.do(lambda: server.replies_from(caller, taken.append))
+        running.do(lambda: server.replies_from(caller, "gpu0", taken.append))
         for answer in ANSWERS:
             agent.send(answer)
             other.send(answer)
@@ -293,9 +293,9 @@ def test_answers_go_to_whoever_waits_for_them_and_are_not_answered(
         assert ask(other, CALL % 9)["id"] == 9
         assert messages(taken) == [*ANSWERS]
         impostor = Caller(caller.address, caller.pid + 1, caller.uid, caller.gid)
-        running.do(lambda: server.replies_from(impostor, taken.append))
+        running.do(lambda: server.replies_from(impostor, "gpu0", taken.append))
         agent.send(ANSWERS[0])
-        running.do(lambda: server.replies_from(caller, None))
+        running.do(lambda: server.replies_from(caller, "gpu0", None))
         agent.send(ANSWERS[0])
         assert ask(agent, CALL % 10)["id"] == 10
         assert messages(taken) == [*ANSWERS]
@@ -307,9 +307,9 @@ def test_a_sink_is_ended_by_who_has_it(path: Path, tmp_path: Path) -> None:
     with serving(path) as running, client(tmp_path / "agent", path) as agent:
         caller = Caller(str(tmp_path / "agent"), os.getpid(), os.getuid(), os.getgid())
         former = Caller(caller.address, caller.pid + 1, caller.uid, caller.gid)
-        running.do(lambda: running.server.replies_from(former, taken.append))
-        running.do(lambda: running.server.replies_from(caller, taken.append))
-        running.do(lambda: running.server.replies_from(former, None))
+        running.do(lambda: running.server.replies_from(former, "gpu0", taken.append))
+        running.do(lambda: running.server.replies_from(caller, "gpu0", taken.append))
+        running.do(lambda: running.server.replies_from(former, "gpu0", None))
         agent.send(ANSWERS[0])
         assert ask(agent, CALL % 1)["id"] == 1
         assert messages(taken) == [ANSWERS[0]]
@@ -321,7 +321,7 @@ def test_a_sink_that_fails_is_its_own_problem(path: Path, tmp_path: Path) -> Non
 
     with serving(path) as running, client(tmp_path / "agent", path) as agent:
         caller = Caller(str(tmp_path / "agent"), os.getpid(), os.getuid(), os.getgid())
-        running.do(lambda: running.server.replies_from(caller, fail))
+        running.do(lambda: running.server.replies_from(caller, "gpu0", fail))
         agent.send(ANSWERS[0])
         assert ask(agent, CALL % 1)["id"] == 1
 

@@ -17,6 +17,7 @@ from tests.support.until import until
 from vgpud.control.access import AccessList
 from vgpud.control.call import Caller
 from vgpud.control.fitting import MAX_REPLY
+from vgpud.control.grants import AccessGrant
 from vgpud.control.subscriptions import MAX_SUBSCRIBERS
 
 
@@ -231,6 +232,9 @@ def test_whoever_may_call_no_more_gets_no_more_events(
 ) -> None:
     class Nobody(AccessList):
         def allows(self, caller: Caller) -> bool:
+            return False
+
+        def grants_any(self, caller: Caller, grant: AccessGrant) -> bool:
             return False
 
     with client(tmp_path / "sub", path) as sock:

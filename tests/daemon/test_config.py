@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 from pathlib import Path
 
@@ -205,12 +206,16 @@ def test_no_control_socket() -> None:
             'render_node = "/dev/r": of no effect with buffers = "memfd"; use "gem" or "auto"',
         ),
         ('renderers = ["virgl"]', "renderers.0 = \"virgl\": must be 'dma'"),
-        ('renderers = ["dma", "dma"]', "names the same renderer twice"),
+        ('renderers = ["dma", "dma"]', "names the same one twice"),
         ('renderers = "dma"', 'renderers = "dma": must be an array'),
         ("window = true", "window = true: a size"),
         ("socket = 3", "socket = 3: must be a string"),
         ('socket = ""', 'socket = "": '),
-        ('socket = "a\\u0000b"', "must not contain control characters"),
+        ('socket = "a\\u0000b"', "a path can't contain a NUL character"),
+        ('socket = "there/"', "must be the path of a file"),
+        ('socket = ".."', "must be the path of a file"),
+        ('socket = "/"', "must be the path of a file"),
+        ('socket = "."', "must be the path of a file"),
         ("colour = 1", "colour = 1: unknown key; known: name, socket, window, memory_limit"),
     ],
 )
@@ -237,7 +242,13 @@ def test_a_name_that_can_not_name_a_socket(name: str) -> None:
         ('[daemon]\nallow_users = "a"', '[daemon]: allow_users = "a": must be an array'),
         ("[daemon]\nallow_users = [0]", "[daemon]: allow_users.0 = 0: must be a string"),
         ('[daemon]\nallow_users = ["root", ""]', 'allow_users.1 = "": a user or group is a name'),
-        ('[daemon]\nallow_groups = ["a b"]', 'allow_groups.0 = "a b": a user or group is a name'),
+        ('[daemon]\nallow_groups = ["a:b"]', 'allow_groups.0 = "a:b": a user or group is a name'),
+        ('[daemon]\nallow_users = [" "]', 'allow_users.0 = " ": a user or group is a name'),
+        (
+            '[daemon]\nallow_users = ["4294967295"]',
+            'allow_users.0 = "4294967295": the number of a user or group is at most 4294967294',
+        ),
+        ('[daemon]\nallow_groups = ["a\\u000ab"]', "a user or group is a name"),
         (
             '[daemon]\nlog_level = "loud"',
             "[daemon]: log_level = \"loud\": must be 'debug', 'info', 'warning' or 'error'",
@@ -312,6 +323,38 @@ def test_a_window_may_pass_the_limit_where_it_holds_nothing_by_itself() -> None:
     text = '[[device]]\nname = "a"\nmemory_limit = "128MiB"\n[[slot_policy]]\nlayout = "per-blob"'
     [spec] = Config.from_toml(text).device_specs()
     assert (spec.layout, spec.window, spec.memory_limit) == (Layout.PER_BLOB, 256 * MIB, 128 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("table", "warning"),
+    [
+        (
+            'outputs = ["8192x8192"]',
+            (
+                '[[device]] 1: memory_limit = "1GiB": is less than its window, 256MiB, and 5 frames'
+                " of each output (8192x8192), which a guest may be charged for; where memory is"
+                ' refused, frames are lost: set "1536MiB" or more, or smaller outputs (device a)'
+            ),
+        ),
+        ('memory_limit = "256MiB"', 'set "276MiB" or more'),
+        ('outputs = ["3840x2160", "3840x2160", "3840x2160"]\nwindow = "1GiB"', '"1499MiB" or more'),
+        ('outputs = ["3840x2160", "3840x2160", "3840x2160"]\nwindow = "512MiB"', None),
+        ('outputs = ["8192x8192"]\nmemory_limit = "1536MiB"', None),
+        ("", None),
+    ],
+)
+def test_limits_that_do_not_go_together(table: str, warning: str | None) -> None:
+    found = [*Config.from_toml(f'[[device]]\nname = "a"\n{table}').warnings()]
+    assert len(found) == (warning is not None)
+    if warning is not None:
+        assert warning in found[0]
+
+
+def test_the_window_is_charged_where_it_holds_something_only() -> None:
+    text = '[[device]]\nname = "a"\nmemory_limit = "20MiB"\n[[slot_policy]]\nlayout = "per-blob"'
+    assert [*Config.from_toml(text).warnings()] == []
+    [warning] = Config.from_toml(text.replace("20MiB", "19MiB")).warnings()
+    assert "window" not in warning
 
 
 def test_all_faults_are_named_at_once() -> None:
@@ -393,6 +436,44 @@ def test_files_that_can_not_be_read(tmp_path: Path) -> None:
         Config.load(tmp_path / "digits")
 
 
+ACCESS = {"allow_users", "allow_groups", "grants"}
+"""The keys of a device that are the control socket's."""
+
+
 def test_every_key_of_a_device_but_its_socket_reaches_the_device() -> None:
     names = {field.name for field in fields(DeviceSpec)}
-    assert DeviceTable.model_fields.keys() - {"socket"} == names - {"rules", "layout"}
+    sockets = {"socket", "socket_group", "socket_mode"}
+    assert DeviceTable.model_fields.keys() - sockets - ACCESS == names - {"rules", "layout"}
+
+
+@pytest.mark.parametrize(
+    "name", ["my run", "Büro", "\u00a0", "family \U0001f468\u200d\U0001f469", "a\nb", "é", "*"]
+)
+def test_every_name_of_a_file_will_do(name: str) -> None:
+    """The file system knows which names there are."""
+    quoted, path = (json.dumps(text, ensure_ascii=False) for text in (name, f"/{name}"))
+    config = Config.from_toml(f"[daemon]\nruntime_dir = {path}\ncontrol_socket = {quoted}")
+    assert config.control_path == Path("/", name, name)
+
+
+@pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_a_file_from_another_editor(tmp_path: Path, before: bytes, end: bytes) -> None:
+    """With a byte order mark, or with other line ends."""
+    path = tmp_path / "vgpud.toml"
+    path.write_bytes(before + end.join([b"[daemon]", b'log_level = "debug"', b""]))
+    assert Config.load(path).daemon.log_level == "debug"
+    path.write_bytes(before + end.join([b"[daemon]", b"log_level = debug", b""]))
+    with pytest.raises(ConfigError, match="at line 2"):
+        Config.load(path)
+
+
+def test_text_with_a_byte_order_mark() -> None:
+    assert Config.from_toml("\ufeff[daemon]\nlog_level = 'debug'").daemon.log_level == "debug"
+
+
+def test_a_file_of_another_encoding_says_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "vgpud.toml"
+    path.write_text("[daemon]\n", encoding="utf-16")
+    with pytest.raises(ConfigError, match="is not UTF-8 text, so save it as that"):
+        Config.load(path)

@@ -24,7 +24,9 @@ def test_the_file_of_defaults_says_the_defaults() -> None:
 
 def test_the_examples_in_the_file_of_defaults_are_fit_for_use() -> None:
     def used(line: str) -> str:
-        example = line.startswith(("# runtime_dir =", "# socket =", "# match ="))
+        example = line.startswith(
+            ("# runtime_dir =", "# socket =", "# socket_group =", "# match =")
+        )
         return line.removeprefix("# ") if example else line
 
     config = Config.from_toml("\n".join(used(line) for line in default_toml().splitlines()))
@@ -47,12 +49,22 @@ def test_the_file_in_the_tree_is_the_one_that_is_printed() -> None:
         ('[[device]]\nname = "a"\noutputs = []', False),
         (f'[[device]]\nname = "a"\noutputs = {["64x64"] * 17}', False),
         ('[[device]]\nname = "a"\nrender_node = "renderD128"', False),
+        ('[[device]]\nname = "a"\nsocket_group = "kvm"\nsocket_mode = "0600"', True),
+        ('[[device]]\nname = "a"\nsocket_mode = "660"', True),
+        ('[[device]]\nname = "a"\nsocket_mode = "0060"', False),
+        ('[[device]]\nname = "a"\nsocket_mode = "4660"', False),
+        ('[[device]]\nname = "a"\nsocket_mode = "rw-rw----"', False),
+        ('[[device]]\nname = "a"\nsocket_mode = 432', False),
         ('[[device]]\nname = "a"\nrenderers = []', True),
         ('[[device]]\nname = "a"\nrenderers = ["dma"]', True),
         ('[[device]]\nname = "a"\nrenderers = ["dma", "dma"]', False),
         ('[[device]]\nname = "a"\nrenderers = ["virgl"]', False),
         ('[daemon]\nruntime_dir = "run"', False),
-        ('[daemon]\nallow_users = ["a b"]', False),
+        ('[daemon]\nallow_users = ["domain users", "Käthe", "DOM\\\\user$"]', True),
+        ('[daemon]\nallow_users = ["a:b"]', False),
+        ('[[device]]\nname = "a"\ngrants = ["observe", "memory"]', True),
+        ('[[device]]\nname = "a"\ngrants = ["observe", "observe"]', False),
+        ('[[device]]\nname = "a"\ngrants = ["root"]', False),
     ],
 )
 def test_the_schema_agrees_with_the_check(file: str, good: bool) -> None:

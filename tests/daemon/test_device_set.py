@@ -19,6 +19,7 @@ from vgpud.daemon.device_server import DeviceServer
 from vgpud.daemon.device_set import DeviceSet
 from vgpud.errors import ConfigError
 from vgpud.unix.activation import Activated
+from vgpud.unix.listener import SocketPlace
 
 
 @pytest.fixture
@@ -55,12 +56,12 @@ def test_a_socket_that_was_to_be_taken_over_stays_where_another_can_not_be_had(
         old = DeviceServer(spec("old", SlotOwner.FRONTEND), events=Events())
         devices = DeviceSet([old], Activated())
         async with asyncio.TaskGroup() as group:
-            devices.start(old, devices.open({"old": path})["old"], group)
+            devices.start(old, devices.open({"old": SocketPlace(path)})["old"], group)
             for _ in range(2):
                 with pytest.raises(ConfigError, match="exists and is no socket"):
-                    devices.open({"new": path, "bad": taken}, ["old"])
+                    devices.open({"new": SocketPlace(path), "bad": SocketPlace(taken)}, ["old"])
                 assert reachable(path)
-            shared = devices.open({"new": path}, ["old"])["new"]
+            shared = devices.open({"new": SocketPlace(path)}, ["old"])["new"]
             await devices.remove(["old"])
             assert reachable(path)
             shared.close()
@@ -82,8 +83,8 @@ def test_a_device_that_does_not_end_is_left_behind_and_watched(
         good = DeviceServer(spec("good", SlotOwner.FRONTEND), events=events)
         devices = DeviceSet([bad, good], Activated())
         async with asyncio.TaskGroup() as group:
-            paths = {name: directory / name for name in devices}
-            for name, listener in devices.open(paths).items():
+            places = {name: SocketPlace(directory / name) for name in devices}
+            for name, listener in devices.open(places).items():
                 devices.start(devices[name], listener, group)
             await asyncio.sleep(0)
             await devices.remove(["bad", "good"])

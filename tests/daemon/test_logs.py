@@ -104,7 +104,7 @@ def test_no_value_can_forge_a_field(
 ) -> None:
     journal.info("device=%s", value)
     entry = received(reader)
-    shown = value.encode(errors="backslashreplace").decode()
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)
     assert entry["MESSAGE"] == f"device={shown}"
     assert entry["VGPUD_DEVICE"] == shown
 
@@ -121,8 +121,8 @@ def test_a_traceback_is_part_of_the_message(journal: logging.Logger, reader: soc
     except ValueError:
         journal.exception("ended device=%s", "gpu0")
     message = received(reader)["MESSAGE"]
-    assert message.startswith("ended device=gpu0\nTraceback")
-    assert message.endswith("ValueError: oh")
+    assert message.startswith("ended device=gpu0\n  Traceback")
+    assert message.endswith("\n  ValueError: oh")
 
 
 def test_what_no_datagram_holds_goes_as_a_sealed_file(
@@ -182,7 +182,7 @@ def test_syslog(reader: socket.socket) -> None:
     logger.addHandler(handler)
     logger.error("one\ntwo device=%s", "gpu0")
     handler.close()
-    assert reader.recv(1 << 16) == f"<27>vgpud[{os.getpid()}]: one two device=gpu0".encode()
+    assert reader.recv(1 << 16) == f"<27>vgpud[{os.getpid()}]: one\\ntwo device=gpu0".encode()
 
 
 PROGRAM = """
@@ -252,3 +252,95 @@ def test_standard_error_is_the_journals_stream(reader: socket.socket, tmp_path: 
         assert stream.read() == ""
     # A shell in between has sent it elsewhere.
     assert "hello device=gpu0" in run(path, path, env=environment)
+
+
+NAME = "qemu\n2026-11-30 00:00:00,000 CRITICAL vgpud: all guests are lost\x1b[2J\u2028\r"
+ESCAPED = "qemu\\n2026-11-30 00:00:00,000 CRITICAL vgpud: all guests are lost\\x1b[2J\\u2028\\r"
+
+HOSTILE = """
+import sys
+from pathlib import Path
+from vgpud.daemon import logs
+logs.JOURNAL_SOCKET, logs.SYSLOG_SOCKET = map(Path, sys.argv[1:3])
+logs.start("info", "prog")
+log = logs.logging.getLogger("a")
+log.info("front-end device=%s program=%s", "gpu0", sys.argv[3])
+try:
+    raise ValueError(sys.argv[3])
+except ValueError:
+    log.exception("ended device=%s", "gpu0")
+"""
+
+
+def hostile(journal: Path, syslog: Path, **options: object) -> str:
+    done = subprocess.run(  # type: ignore[call-overload]
+        [sys.executable, "-c", HOSTILE, journal, syslog, NAME],
+        cwd=ROOT,
+        check=True,
+        timeout=30,
+        encoding="utf-8",
+        **{"stderr": subprocess.PIPE, **options},
+    )
+    return str(done.stderr or "")
+
+
+def test_no_name_forges_a_line_of_standard_error(tmp_path: Path) -> None:
+    first, second, *trace = hostile(tmp_path / "none", tmp_path / "none").splitlines()
+    assert first.endswith(f" INFO a: front-end device=gpu0 program={ESCAPED}")
+    assert second.endswith(" ERROR a: ended device=gpu0")
+    assert trace[0] == "  Traceback (most recent call last):"
+    assert trace[-2] == "  ValueError: qemu"
+    assert all(line.startswith("  ") for line in trace)
+
+
+@pytest.mark.parametrize("which", ["journal", "syslog"])
+def test_no_name_forges_a_line_of_the_system_log(
+    reader: socket.socket, tmp_path: Path, which: str
+) -> None:
+    paths = dict.fromkeys(("journal", "syslog"), tmp_path / "none")
+    paths[which] = Path(reader.getsockname())
+    hostile(*paths.values(), stderr=subprocess.DEVNULL)
+    for expected in (ESCAPED, "ended device=gpu0"):
+        data = reader.recv(1 << 16)
+        if which == "journal":
+            entry = parsed(data)
+            assert expected in entry["MESSAGE"]
+            assert not any(
+                line.startswith("2026") or "\x1b" in line for line in entry["MESSAGE"].split("\n")
+            )
+        else:
+            assert expected in data.decode()
+            assert len(data.splitlines()) == 1
+
+
+def test_a_pipe_that_nobody_reads_costs_no_time(tmp_path: Path) -> None:
+    program = f"""{PROGRAM}
+from vgpud.daemon.log_limit import UNLIMITED
+for number in range(9000):
+    logs.logging.getLogger("a").warning(str(number) * 99, extra=UNLIMITED)
+"""
+    read, write = os.pipe()
+    try:
+        subprocess.run(
+            [sys.executable, "-c", program, tmp_path / "none", tmp_path / "none"],
+            cwd=ROOT,
+            check=True,
+            timeout=30,
+            stderr=write,
+        )
+    finally:
+        os.close(read)
+        os.close(write)
+
+
+def test_a_narrow_encoding_loses_no_line(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "koi8-r:strict"}
+    done = subprocess.run(
+        [sys.executable, "-c", HOSTILE, tmp_path / "none", tmp_path / "none", "日本語"],
+        cwd=ROOT,
+        check=True,
+        timeout=30,
+        stderr=subprocess.PIPE,
+        env=environment,
+    )
+    assert b"program=\\u65e5\\u672c\\u8a9e" in done.stderr

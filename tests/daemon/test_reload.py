@@ -144,7 +144,7 @@ def test_who_may_call_and_what_is_logged_change_at_once() -> None:
     assert said(difference(config(), new)) == (
         [
             "daemon: allow_users [root] -> []",
-            "daemon: allow_groups [kvm] -> [kvm, gpu]",
+            "daemon: allow_groups [] -> [kvm, gpu]",
             "daemon: log_level info -> debug",
         ],
         [],

@@ -119,7 +119,7 @@ def test_activation(directory: Path) -> None:
             service.terminate()
             assert service.wait() == 0
         names = {path.name for path in run.iterdir()}
-        assert names == {"control.sock", "one.sock", "spare.sock"}, "and two.sock is gone"
+        assert names == {"clients", "control.sock", "one.sock", "spare.sock"}, "two.sock is gone"
 
 
 def test_a_socket_with_a_devices_name_and_another_address(directory: Path) -> None:
@@ -236,13 +236,13 @@ def test_what_is_said_of_each_change(directory: Path) -> None:
     with ManagedDaemon(directory, HEAD + ONE, arguments=["--log-level", "warning"]) as service:
         service.until_said(READY="1")
         service.configure(
-            '[daemon]\nruntime_dir = "/elsewhere"\nlog_level = "debug"\nallow_groups = []\n'
+            '[daemon]\nruntime_dir = "/elsewhere"\nlog_level = "debug"\nallow_groups = ["0"]\n'
             '[[device]]\nname = "one"\nwindow = "2MiB"\nmemory_limit = "64MiB"\n'
         )
         # The socket stays where it is until a restart.
         assert call(service, "config.reload") == {
             "applied": [
-                "daemon: allow_groups [kvm] -> []",
+                "daemon: allow_groups [] -> [0]",
                 "device one: memory_limit 1GiB -> 64MiB",
             ],
             "next_connection": ["device one: window 1MiB -> 2MiB"],

@@ -114,8 +114,9 @@ def update_cursor(
     return kind(header(kind), Scanout(scanout), x, y, ResourceId(resource), hot_x, hot_y)
 
 
-def move_cursor(scanout: int, x: int, y: int) -> Command:
-    return commands.MoveCursor(header(commands.MoveCursor), Scanout(scanout), x, y)
+def move_cursor(scanout: int, x: int, y: int, resource: int = 1) -> Command:
+    kind = commands.MoveCursor
+    return kind(header(kind), Scanout(scanout), x, y, ResourceId(resource))
 
 
 def ctx_create(ctx: int = CTX, context_init: int = CapsetId.DMA) -> Command:

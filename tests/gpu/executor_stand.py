@@ -7,10 +7,10 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 
 from vgpud.errors import VgpudError
-from vgpud.gpu.executor import INLINE_COST, Executor
+from vgpud.gpu.executor import Executor
 from vgpud.gpu.quota import Charge
 from vgpud.gpu.wire.protocol import ContextId, ResourceId
-from vgpud.gpu.work import Timeline, Work
+from vgpud.gpu.work import INLINE_COST, Timeline, Work
 
 LONG = INLINE_COST + 1
 A: Timeline = (ContextId(1), 0)
@@ -55,12 +55,14 @@ def work(
     refusal: VgpudError | None = None,
     charge: Charge | None = None,
 ) -> Work:
-    def run() -> Iterator[None]:
-        for step in steps:
-            step()
-            yield
+    return Work(run_steps(*steps), frozenset(map(ResourceId, resources)), cost, refusal, charge)
 
-    return Work(run(), frozenset(map(ResourceId, resources)), cost, refusal, charge)
+
+def run_steps(*steps: Callable[[], None]) -> Iterator[None]:
+    """Makes steps of functions."""
+    for step in steps:
+        step()
+        yield
 
 
 class Answers:

@@ -200,11 +200,15 @@ class FakeExecutor:
             await Pause()
         await self._patience.wait()
 
-    async def run_in_thread(self, copy: Callable[[], None]) -> None:
+    async def run_steps(self, steps: Iterator[None], cost: int) -> None:
+        await self.run_in_thread(steps)
+
+    async def run_in_thread(self, steps: Iterator[None]) -> None:
         try:
             await self._patience.wait()
         finally:
-            copy()  # once begun it is waited for
+            for _ in steps:  # once begun it is waited for
+                pass
 
 
 class Screen:
@@ -220,6 +224,17 @@ class Screen:
 
     def damage(self, scanout_id: int, rect: Rect) -> None:
         self.told.append(("damage", scanout_id, rect))
+
+    unsettled = False
+
+    def taking(self, scanout_id: int) -> bool:
+        return False
+
+    def settle(self, scanout_id: int) -> bool:
+        return True
+
+    async def finish_settling(self, scanout_id: int) -> None:
+        raise AssertionError("everything is taken at once")
 
     def cursor_update(
         self, scanout_id: int, x: int, y: int, hot_x: int, hot_y: int, image: NDArray[np.uint8]
@@ -258,8 +273,16 @@ class Region:
 
 def screenshot(gpu: Gpu, scanout_id: int) -> NDArray[np.uint8] | None:
     """What a scanout shows: RGB, shape (height, width, 3); None if it is off or can't be read."""
-    read = gpu.scanouts.capture(scanout_id)
-    return None if read is None else read()
+
+    async def take() -> NDArray[np.uint8] | None:
+        capture = await gpu.scanouts.captures.take(scanout_id, gpu.quota)
+        if capture is None:
+            return None
+        picture = np.concatenate([*capture.rows()])
+        capture.release()
+        return picture
+
+    return asyncio.run(take())
 
 
 REGION = 256 * KIB
@@ -392,7 +415,9 @@ class Machine:
 
     def hold(self, command: Command) -> Callable[[], None]:
         """Executes a command that submits work, and leaves that undone; returns what does it."""
-        outcome = self.gpu.execute(command)
+        outcome: object = self.gpu.execute(command)
+        if isinstance(outcome, Coroutine):
+            outcome = finish(outcome)
         assert isinstance(outcome, Submission)
         return self.executor.hold(outcome)
 
@@ -400,7 +425,7 @@ class Machine:
         """Executes a command whose answer has to be waited for."""
         outcome = self.gpu.execute(command)
         assert isinstance(outcome, Coroutine)
-        return outcome
+        return outcome  # type: ignore[return-value]
 
     def bytes_of(self, resource_id: int) -> bytes:
         """A resource's bytes, wherever they are."""
@@ -460,7 +485,7 @@ def stop_at(coroutine: Coroutine[Any, Any, Any]) -> bool:
     return True
 
 
-def finish(coroutine: Coroutine[Any, Any, Any], pauses: int = 100) -> Any:
+def finish(coroutine: Coroutine[Any, Any, Any], pauses: int = 10_000) -> Any:
     """Goes on to the end; returns the result."""
     for _ in range(pauses):
         try:

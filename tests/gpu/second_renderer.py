@@ -14,7 +14,7 @@ from vgpud.gpu.resources import Resource
 from vgpud.gpu.spec import RendererName
 from vgpud.gpu.wire import commands
 from vgpud.gpu.wire.protocol import ContextId, ResourceId
-from vgpud.gpu.work import Answer, Done
+from vgpud.gpu.work import Answer, Done, Start
 from vgpud.memory import memfd
 from vgpud.memory.backing import HostBacking
 from vgpud.memory.buffers import Buffer
@@ -116,10 +116,16 @@ class SecondRenderer:
     def transfer_from_host(self, command: commands.TransferFromHost3D) -> Answer:
         raise Unsupported("no transfers")
 
-    def submit(self, context: ContextId, ring: int | None, data: bytes, done: Done) -> None:
-        if data == BAD:
-            raise InvalidParameter("bad data")
-        self.pending[data] = done
+    def prepare(self, context: ContextId, ring: int | None, data: bytes) -> Start:
+        def start(done: Done) -> None:
+            if data == BAD:
+                raise InvalidParameter("bad data")
+            self.pending[data] = done
+
+        return start
+
+    async def prepare_long(self, context: ContextId, ring: int | None, data: bytes) -> Start:
+        return self.prepare(context, ring, data)
 
     async def quiesce(self) -> None:
         self.quiet = True

@@ -62,8 +62,41 @@ def test_a_cursor_moves_hides_and_comes_back(machine: Machine) -> None:
         ("move", 0, 5, NEGATIVE, True),
         ("move", 0, 6, 7, False),
     ]
-    machine.do(d.move_cursor(0, 8, 9))
+    machine.do(d.move_cursor(0, 8, 9, 0))
     assert screen.take() == [("move", 0, 8, 9, False)]
+
+
+def test_a_move_hides_and_shows_as_on_qemus_devices(machine: Machine) -> None:
+    screen = Screen()
+    machine.gpu.attach_display(screen)
+    pixels = picture(machine, 64, 64, Format.B8G8R8A8_UNORM)
+    machine.all(d.update_cursor(0, 1, 3, 4, 5, 6), d.move_cursor(0, 7, 8, 0))
+    machine.all(d.move_cursor(0, 9, 9, 0), d.move_cursor(0, 10, 11), d.move_cursor(0, 12, 13, 99))
+    assert screen.take() == [
+        ("cursor", 0, 3, 4, 5, 6),
+        ("move", 0, 7, 8, False),
+        ("move", 0, 9, 9, False),
+        ("cursor", 0, 10, 11, 5, 6),
+        ("move", 0, 12, 13, True),
+    ]
+    # An update with resource 0 keeps the image, and sets the hot spot.
+    machine.all(d.update_cursor(0, 0, 1, 2, 20, 21), d.unref(1), d.move_cursor(0, 14, 15))
+    assert screen.take() == [("move", 0, 1, 2, False), ("cursor", 0, 14, 15, 20, 21)]
+    assert np.array_equal(screen.images[-1], pixels)
+    # The output may be off, or have another size meanwhile.
+    machine.all(d.create_2d(2, 64, 64), d.set_scanout(0, 2, Rect(0, 0, 64, 64)))
+    machine.all(d.set_scanout(0, 0, Rect(0, 0, 0, 0)), d.move_cursor(0, 16, 17))
+    assert screen.take()[-1] == ("move", 0, 16, 17, True)
+
+
+def test_a_hidden_cursor_is_not_shown_on_the_next_display(machine: Machine) -> None:
+    picture(machine, 64, 64, Format.B8G8R8A8_UNORM)
+    machine.all(d.update_cursor(0, 1, 3, 4), d.move_cursor(0, 7, 8, 0))
+    screen = Screen()
+    machine.gpu.attach_display(screen)
+    assert screen.take() == [("move", 0, 7, 8, False)]
+    machine.do(d.move_cursor(0, 9, 9))
+    assert screen.take() == [("cursor", 0, 9, 9, 0, 0)]
 
 
 def test_a_cursor_outlives_its_image_and_its_display(machine: Machine) -> None:

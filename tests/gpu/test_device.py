@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import pytest
+
 from tests.gpu import driver as d
+from tests.gpu.machine import Machine
 from tests.support.daemon_thread import DaemonThread
 from tests.support.front_end import FrontEnd
 from tests.support.process import config_toml
 from tests.support.until import until
 from vgpud.daemon.config import Config
+from vgpud.gpu import device as gpu_device
 from vgpud.gpu.compose import compose
 from vgpud.gpu.device import GpuDevice
 from vgpud.gpu.environment import Environment
@@ -78,3 +85,30 @@ def test_a_device_is_saved_with_its_rings_and_work_that_was_under_way(
         restored = run(again(device, state))
         assert restored.gpu == state.gpu
         assert restored.driven
+
+
+def test_a_thread_that_hangs_does_not_keep_a_session_from_ending(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gpu_device, "PATIENCE", 0.05)
+    with Machine() as machine:
+        spec = machine.spec
+
+    async def test() -> None:
+        device = compose(spec, Environment())
+        hanging = threading.Event()
+
+        def hang() -> Iterator[None]:
+            hanging.wait()
+            yield
+
+        stuck = asyncio.create_task(device._executor.run_in_thread(hang()))
+        await asyncio.sleep(0.01)
+        async with asyncio.timeout(5):
+            await device.free()
+        device.close()
+        hanging.set()
+        with suppress(asyncio.CancelledError):
+            await stuck
+
+    asyncio.run(test())

@@ -10,10 +10,11 @@ from time import perf_counter
 
 import pytest
 
-from tests.gpu.executor_stand import LONG, A, Answers, B, C, Gate, run, work
+from tests.gpu.executor_stand import LONG, A, Answers, B, C, Gate, run, run_steps, work
 from vgpud.gpu.errors import InvalidParameter, Unspecified
-from vgpud.gpu.executor import INLINE_COST, QUANTUM, THREADS, Executor
+from vgpud.gpu.executor import QUANTUM, THREADS, Executor
 from vgpud.gpu.wire.protocol import ContextId, ResourceId
+from vgpud.gpu.work import INLINE_COST
 
 
 def ignoring(_: object) -> None:
@@ -235,6 +236,9 @@ def test_a_bug_in_a_step_surfaces_through_failed() -> None:
             await failed
         assert answers.names == []  # nobody is told that it was done
         executor.submit(B, work(lambda: None), answers.named("other"))
+        await asyncio.sleep(0.02)
+        assert answers.names == []  # the session is ending: nothing more runs
+        executor.resume()
         assert await answers.number(1) == ["other"]
         with pytest.raises(ZeroDivisionError):
             executor.submit(C, work(bug, cost=0), answers.named("never"))
@@ -339,7 +343,7 @@ def test_a_pause_waits_for_the_copies_that_have_begun_and_for_no_others() -> Non
         async def copy_again(after: float) -> None:
             await asyncio.sleep(after)
             while copying:
-                await executor.run_in_thread(lambda: time.sleep(0.02))
+                await executor.run_in_thread(run_steps(lambda: time.sleep(0.02)))
 
         tasks = [asyncio.create_task(copy_again(after)) for after in (0, 0.01)]
         await asyncio.sleep(0.03)

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from tests.gpu.executor_stand import LONG, PATIENCE, A, Answers, Gate, run, work
+from tests.gpu.executor_stand import LONG, PATIENCE, A, Answers, Gate, run, run_steps, work
 from vgpud.errors import VgpudError
 from vgpud.gpu.errors import InvalidParameter
 from vgpud.gpu.executor import Executor
@@ -66,7 +66,7 @@ def complaints() -> list[object]:
 def test_a_copy_aside_leaves_the_loop_free_and_raises_what_it_raises() -> None:
     async def main(executor: Executor) -> None:
         gate = Gate()
-        copying = asyncio.create_task(executor.run_in_thread(gate))
+        copying = asyncio.create_task(executor.run_in_thread(run_steps(gate)))
         await gate.reached()
         assert not copying.done()
         gate.open.set()
@@ -76,7 +76,7 @@ def test_a_copy_aside_leaves_the_loop_free_and_raises_what_it_raises() -> None:
             raise InvalidParameter("no")
 
         with pytest.raises(VgpudError, match="no"):
-            await executor.run_in_thread(fail)
+            await executor.run_in_thread(run_steps(fail))
 
     run(main)
 
@@ -94,7 +94,7 @@ def test_a_cancelled_copy_is_waited_for(fails: bool) -> None:
                 raise InvalidParameter("no")
 
         found = complaints()
-        copying = asyncio.create_task(executor.run_in_thread(copy))
+        copying = asyncio.create_task(executor.run_in_thread(run_steps(copy)))
         await gate.reached()
         copying.cancel()
         await asyncio.sleep(0.02)
@@ -114,7 +114,7 @@ def test_a_cancelled_copy_is_waited_for(fails: bool) -> None:
 def test_a_copy_is_waited_for_however_often_it_is_cancelled() -> None:
     async def main(executor: Executor) -> None:
         gate = Gate()
-        copying = asyncio.create_task(executor.run_in_thread(gate))
+        copying = asyncio.create_task(executor.run_in_thread(run_steps(gate)))
         await gate.reached()
         for _ in range(3):
             copying.cancel()
@@ -137,7 +137,7 @@ def test_a_bug_in_a_cancelled_copy_surfaces_through_failed() -> None:
             raise ZeroDivisionError("a bug")
 
         failed = asyncio.create_task(executor.wait_for_failure())
-        copying = asyncio.create_task(executor.run_in_thread(copy))
+        copying = asyncio.create_task(executor.run_in_thread(run_steps(copy)))
         await gate.reached()
         copying.cancel()
         gate.open.set()

@@ -9,12 +9,16 @@ import pytest
 
 from tests.gpu import driver as d
 from tests.gpu.machine import PAGE, Machine
+from tests.hostile.siege import command
 from vgpud.gpu.queues import GpuQueue
 from vgpud.gpu.timelines import Timelines
 from vgpud.gpu.wire import commands
 from vgpud.gpu.wire.command_codec import Command, encode
-from vgpud.gpu.wire.protocol import ResponseType
-from vgpud.vhost.split_ring import Chain
+from vgpud.gpu.wire.header import decode_header
+from vgpud.gpu.wire.protocol import Flag, ResponseType
+from vgpud.gpu.work import Done
+from vgpud.vhost.ring import CUT
+from vgpud.vhost.split_ring import BufferList, Chain
 from vgpud.vhost.virtqueue import Virtqueue
 
 
@@ -23,8 +27,13 @@ class Answers(Virtqueue):
 
     def __init__(self) -> None:
         self.types: list[int] = []
+        self.last = b""
+
+    def forget_unanswered(self) -> None:
+        pass
 
     def complete(self, chain: Chain, response: bytes) -> None:
+        self.last = response
         self.types.append(int.from_bytes(response[:4], "little"))
 
 
@@ -90,3 +99,54 @@ def test_commands_are_counted_by_kind_whatever_becomes_of_them(stand: Stand) -> 
         commands.ResourceUnref: 2,
         commands.CtxCreate: 1,
     }
+
+
+def long_chain(head: int, buffers: int) -> Chain:
+    return Chain(head, (), BufferList.of(tuple((at, 1) for at in range(buffers))))
+
+
+def test_a_chain_of_many_buffers_is_charged_until_it_is_answered(stand: Stand) -> None:
+    quota = stand.machine.gpu.quota
+    before = quota.used
+    fenced = encode(command(commands.GetDisplayInfo, flags=Flag.FENCE))
+
+    async def whole() -> None:
+        timelines = Timelines()
+        queue = GpuQueue(stand.machine.gpu, timelines, cursor=False)
+        queue.queue = stand.answers
+        for end in ("answered", "forgotten", "refused"):
+            finish: list[Done] = []
+            timelines.run(None, finish.append, lambda _: None)
+            queue.handle(long_chain(0, 1000), fenced)
+            queue.handle(long_chain(1, 2), fenced)
+            assert quota.used == before + 16_000
+            queue.handle(long_chain(0, 1000), fenced)  # taken again after a stop
+            assert quota.used == before + 16_000
+            if end == "refused":
+                limit, quota.limit = quota.limit, quota.used + 15_999
+                queue.handle(long_chain(2, 1000), fenced)
+                quota.limit = limit
+                assert stand.answers.types == [ResponseType.ERR_OUT_OF_MEMORY]
+            if end == "forgotten":
+                timelines.drop()
+                queue.forget()
+            else:
+                finish[0](None)
+            assert quota.used == before
+            stand.answers.types.clear()
+
+    asyncio.run(whole())
+
+
+def test_a_request_that_was_cut_is_refused_with_its_fence(stand: Stand) -> None:
+    async def whole() -> None:
+        queue = GpuQueue(stand.machine.gpu, Timelines(), cursor=False)
+        queue.queue = stand.answers
+        request = encode(command(commands.GetDisplayInfo, flags=Flag.FENCE, fence_id=77))
+        queue.handle(Chain(0, (), (), cut=True), request + bytes(CUT - len(request)))
+
+    asyncio.run(whole())
+    assert stand.answers.types == [ResponseType.ERR_UNSPEC]
+    header = decode_header(stand.answers.last)
+    assert header is not None
+    assert (header.flags, header.fence_id) == (Flag.FENCE, 77)

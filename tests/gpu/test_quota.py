@@ -62,3 +62,28 @@ def test_quotas_are_apart() -> None:
     one, other = Quota(LIMIT), Quota(LIMIT)
     one.charge(LIMIT)
     other.charge(LIMIT)
+
+
+def test_what_was_refused_is_a_problem_until_there_is_more() -> None:
+    quota = Quota(4096)
+    quota.note_refusal("CREATE: none left")
+    assert quota.problem == (
+        "memory was refused once: CREATE: none left; raise memory_limit, now 4 KiB, if the host has"
+        " more memory, or use smaller outputs"
+    )
+    quota.note_refusal("a copy: none left")
+    assert "refused 2 times, the last time: a copy: none left" in quota.problem
+
+
+def test_a_refusal_is_forgotten_with_its_limit_and_its_driver() -> None:
+    quota = Quota(4096)
+    found = [quota.problem]
+    quota.note_refusal("CREATE: none left")
+    quota.limit = 4096
+    found.append(quota.problem)
+    quota.limit = 8192
+    found.append(quota.problem)
+    quota.note_refusal("CREATE: none left")
+    quota.forget_refusals()
+    found.append(quota.problem)
+    assert [problem is None for problem in found] == [True, False, True, True]

@@ -333,3 +333,44 @@ def test_an_image_is_not_shown_as_a_blob(machine: Machine) -> None:
     with refused(ResponseType.ERR_INVALID_PARAMETER):
         machine.do(d.set_scanout_blob(0, 1, Rect(0, 0, 64, 64), (64, 64), stride=256))
     assert screenshot(machine.gpu, 0) is None
+
+
+@pytest.mark.parametrize(("width", "height"), [(16385, 1), (1, 16385), (1 << 20, 4), (4, 1 << 20)])
+def test_no_side_of_a_scanout_is_longer_than_a_picture_can_be(width: int, height: int) -> None:
+    with Machine() as machine:
+        machine.do(d.create_2d(1, width, height))
+        machine.do(d.guest_blob(2, *[(LOW, REGION)] * 64))
+        blob = {"stride": min(width * 4, 1 << 20)}
+        for whole in (
+            d.set_scanout(0, 1, Rect(0, 0, width, height)),
+            d.set_scanout_blob(0, 2, Rect(0, 0, width, height), (width, height), **blob),
+        ):
+            with refused(INVALID):
+                machine.do(whole)
+        # A part of a resource may be shown, however large that is.
+        part = Rect(width - 1, height - 1, 1, 1)
+        machine.do(d.set_scanout(0, 1, part))
+        most = Rect(0, 0, min(width, 16384), min(height, 16384))
+        machine.do(d.set_scanout(0, 1, most))
+        assert machine.gpu.scanouts.showing(0) == (most.width, most.height)
+
+
+@pytest.mark.parametrize("pieces", [1, 64])
+def test_what_takes_longer_to_read_is_read_in_smaller_steps(pieces: int) -> None:
+    with Machine() as machine:
+        scanouts = machine.gpu.scanouts
+        assert scanouts.read_cost(0) == 1
+        size = 64 * 64 * 4 // pieces
+        machine.do(d.guest_blob(1, *[(LOW + PAGE * (3 * at % 7), size) for at in range(pieces)]))
+        whole = Rect(0, 0, 64, 64)
+        machine.do(d.set_scanout_blob(0, 1, whole, (64, 64), stride=256))
+        plain = scanouts.read_cost(0)
+        assert (plain > 1) == (pieces > 1)
+        machine.do(
+            d.set_scanout_blob(
+                0, 1, whole, (64, 64), stride=256, pixel_format=Format.R8G8B8A8_UNORM
+            )
+        )
+        assert scanouts.read_cost(0) > plain
+        machine.do(d.detach_backing(1))
+        assert scanouts.read_cost(0) == 1

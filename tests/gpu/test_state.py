@@ -11,6 +11,7 @@ from random import Random
 import pytest
 
 from tests.gpu import driver as d
+from tests.gpu.executor_stand import run_steps
 from tests.gpu.machine import (
     HIGH,
     KIB,
@@ -294,7 +295,7 @@ def test_quiesced_nothing_runs_on_any_thread(renderers: tuple[RendererName, ...]
             time.sleep(0.05)
             running.clear()
 
-        copying = asyncio.create_task(executor.run_in_thread(copy))
+        copying = asyncio.create_task(executor.run_in_thread(run_steps(copy)))
         await begun.wait()
         await device.quiesce()
         assert not running
@@ -366,8 +367,8 @@ FIELDS = {
         "charge": REBUILT,
     },
     "Backing": {
-        "size": "rebuilt from the list",
-        "_entries": SAVED,
+        "_size": "rebuilt from the list",
+        "entries": SAVED,
         "_memory": "the device's own",
         "_resolved": "rebuilt: in the memory table in force",
         "_charge": REBUILT,
@@ -378,13 +379,15 @@ FIELDS = {
         "charge": REBUILT,
     },
     "Scanout": {"view": SAVED, "resource": "rebuilt: found by its id"},
-    "Cursor": dict.fromkeys(("x", "y", "hot_x", "hot_y", "image"), SAVED),
+    "Cursor": dict.fromkeys(("x", "y", "hot_x", "hot_y", "image", "enabled"), SAVED),
     "Scanouts": {
         "_outputs": SAVED,
         "_active": SAVED,
         "_name": "the device's own",
         "_resources": "the device's own",
         "_display": "not needed: the front-end gives it again",
+        "_contexts": "the device's own",
+        "captures": "not needed: the control API's",
     },
     "Cursors": {
         "_cursors": SAVED,
@@ -394,6 +397,7 @@ FIELDS = {
     },
     "Contexts": {
         "_by_id": SAVED,
+        "_attached_to": "rebuilt: an index of what is attached",
         "_makers": "not saved: `save` raises while a blob is in a renderer's memory",
         "_renderers": "of the configuration",
         "_capsets": "of the renderers",
@@ -402,6 +406,7 @@ FIELDS = {
     },
     "VmmBlobs": {
         "_by_id": SAVED,
+        "_numbers": "rebuilt: the ids in order",
         "_ids": "rebuilt: goes on behind the saved ids",
         **dict.fromkeys(
             ("_device", "_layout", "_plans", "_quota", "_window_lock", "_counters", "_publish"),
@@ -429,6 +434,7 @@ FIELDS = {
                 "_publish",
                 "_renderers",
                 "_executor",
+                "_preparation",
                 "_window_lock",
                 "_images",
                 "_blobs",
@@ -440,6 +446,7 @@ FIELDS = {
     "GpuDevice": {
         "gpu": SAVED,
         "_driven": SAVED,
+        "state_lost": "not needed: it is reported to the operator, and no command depends on it",
         "_queues": "saved: as rings",
         "_timelines": "not needed: `save` waits until every command has been answered",
         "_executor": "not needed: `save` waits until nothing runs or waits to run",
@@ -457,7 +464,10 @@ FIELDS = {
         "setup": "saved: but for the descriptors, which the front-end gives again",
         "features": SAVED,
         "_finished": SAVED,
+        "_former": "not needed: a broken ring's handler ends before its next start",
         "life": "rebuilt: STOPPED until the descriptors are there",
+        "_in_flight": "rebuilt: of the heads of the responses that are held",
+        "_fault": "not needed: a broken ring is found to be so again",
         "_pump": "not needed: a ring is saved when it has been stopped",
         "_memory": "not needed: the front-end sends its memory table again",
         **dict.fromkeys(("device", "name", "_tasks", "_complaints"), "the queue's own"),

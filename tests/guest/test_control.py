@@ -19,9 +19,9 @@ import pytest
 
 from tests.guest import checks
 from tests.guest.pictures import Picture, picture, settled_difference
-from tests.microvm.test_png import decode
 from tests.rig.build import Rig
 from tests.rig.qemu import Guest
+from tests.support.png import decode
 from tests.support.process import DaemonProcess, config_toml
 from tests.support.until import until
 from vgpud.client import Client

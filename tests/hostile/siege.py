@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.support.front_end import FrontEnd
-from tests.support.process import DaemonProcess, config_toml
+from tests.support.process import VGPUD, DaemonProcess, config_toml
 from tests.support.ring_driver import DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, GuestRam
 from tests.support.until import until
 from vgpud.gpu.wire import commands as c
@@ -43,6 +43,9 @@ MADE: Final = int(ResponseType.OK_NODATA)
 NO_ENTRIES: Final = np.zeros(0, MEM_ENTRY)
 
 _DESC = struct.Struct("<QIHH")
+_USED_ELEM = struct.Struct("<II")
+_FIRST_SLOT: Final = 1 << 16
+"""Slots are told from heads, which are 16 bits."""
 _TYPES: Final = {kind: kind.command_type for kind in COMMANDS.values()}
 
 
@@ -81,7 +84,11 @@ def rogue_front_end(
 
 
 class RogueRing:
-    """A ring that a guest fills without any regard for what the device has given back."""
+    """A ring that a guest fills as it likes.
+
+    A slot is a request that was laid out in memory; it can be made available many times at once,
+    with another head each time. Heads are numbers below 2**16, good or bad.
+    """
 
     no_pages = NO_ENTRIES
 
@@ -89,7 +96,9 @@ class RogueRing:
         self.fe = fe
         self.driver = fe.drivers[queue]
         self.ram = fe.ram
-        self._slot = 0
+        self._tables: list[tuple[int, int]] = []
+        self._free: list[int] = [*range(self.driver.size)]
+        self._seen = self.driver.last_used
         self._avail = self.driver.last_used
         self._answers: dict[int, int] = {}
         self._requests: dict[int, int] = {}
@@ -105,13 +114,10 @@ class RogueRing:
 
     def table_of(self, entries: bytes) -> int:
         """The same with descriptors as they are to lie in memory."""
-        slot, self._slot = self._slot, self._slot + 1
         gpa = self.ram.alloc(len(entries))
         self.ram.write(gpa, entries)
-        self.ram.write(
-            self.driver.desc + 16 * slot, _DESC.pack(gpa, len(entries), DESC_F_INDIRECT, 0)
-        )
-        return slot
+        self._tables.append((gpa, len(entries)))
+        return _FIRST_SLOT + len(self._tables) - 1
 
     def request(self, data: bytes, response_size: int = 512) -> int:
         """Lay a request out in memory, return its slot."""
@@ -129,14 +135,37 @@ class RogueRing:
         """Have a command that was laid out speak of another resource."""
         self.ram.write(self._requests[slot] + HEADER_SIZE, resource_id.to_bytes(4, "little"))
 
-    def offer(self, slot: int, count: int = 1, *, kick: bool = True) -> None:
-        """Make a slot available, again and again."""
+    def offer(self, slot: int, count: int = 1, *, kick: bool = True) -> list[int]:
+        """Make a slot available, so many times at once; or a head, so many times over.
+
+        Return the heads.
+        """
+        self._collect()
+        heads = []
         for _ in range(count):
-            self._store(self.driver.avail + 4 + 2 * (self._avail % self.driver.size), slot)
+            head = self._head(slot) if slot >= _FIRST_SLOT else slot
+            heads.append(head)
+            self._store(self.driver.avail + 4 + 2 * (self._avail % self.driver.size), head)
             self._avail = (self._avail + 1) & 0xFFFF
         self._store(self.driver.avail + 2, self._avail)
         if kick:
             self.kick()
+        return heads
+
+    def _head(self, slot: int) -> int:
+        """Have a head that is not in use lead to a slot."""
+        head = self._free.pop()
+        gpa, size = self._tables[slot - _FIRST_SLOT]
+        self.ram.write(self.driver.desc + 16 * head, _DESC.pack(gpa, size, DESC_F_INDIRECT, 0))
+        return head
+
+    def _collect(self) -> None:
+        """Take back the heads that the device has used."""
+        used = self.used
+        while self._seen != used:
+            at = self.driver.used + 4 + 8 * (self._seen % self.driver.size)
+            self._free.append(_USED_ELEM.unpack(self.ram.read(at, 8))[0])
+            self._seen = (self._seen + 1) & 0xFFFF
 
     def _store(self, gpa: int, value: int) -> None:
         # In one store, which struct.pack_into is not: it zeroes its target first.
@@ -262,18 +291,21 @@ class Siege:
     POOR_WINDOW = 4 * MIB
     POOR_LIMIT = 8 * MIB
 
-    def __init__(self, layout: str = "window") -> None:
+    def __init__(self, layout: str = "window", program: Sequence[str | Path] = VGPUD) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="vgpud-siege-", dir="/tmp"))
         config = config_toml(self._directory, ("a", "b", "poor"), layout=layout)
         first, poor = config.split('name = "poor"')
         poor = poor.replace("256MiB", "4MiB").replace("1GiB", "8MiB")
         self._config = f'{first}name = "poor"{poor}'
+        self._program = program
         self._logged = 0
         self._peak = 0
         self.daemon = self._start()
 
     def _start(self) -> DaemonProcess:
-        self.daemon = DaemonProcess(self._directory, self._config, devices=self.DEVICES)
+        self.daemon = DaemonProcess(
+            self._directory, self._config, devices=self.DEVICES, program=self._program
+        )
         self.daemon.__enter__()
         self._idle = self.daemon.open_files()
         return self.daemon
@@ -330,9 +362,9 @@ class Siege:
         """How far resident memory has ever risen in this test, in bytes."""
         return self.status("VmHWM") - self._peak
 
-    def assert_serving(self) -> None:
-        """See every device answer."""
-        for device in self.DEVICES:
+    def assert_serving(self, *devices: str) -> None:
+        """See these devices answer, or all of them."""
+        for device in devices or self.DEVICES:
             with FrontEnd(connected(self.socket(device))).handshake() as fe:
                 assert fe.command(encode(command(c.GetDisplayInfo)), response_size=408)
 

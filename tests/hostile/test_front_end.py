@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -22,15 +23,17 @@ from tests.hostile.siege import (
     Siege,
     assert_hung_up,
     command,
+    entries,
     front_end,
 )
 from tests.support.front_end import FrontEnd
 from tests.support.ring_driver import GuestRam
+from tests.support.silent_files import lingering_socket, silent_filesystem
 from tests.support.until import until
 from vgpud.gpu.wire import commands as c
 from vgpud.gpu.wire import dma
 from vgpud.gpu.wire.command_codec import encode
-from vgpud.gpu.wire.protocol import ResponseType
+from vgpud.gpu.wire.protocol import ResourceId, ResponseType
 from vgpud.memory.addresses import Gpa, Uva
 from vgpud.vhost.wire import messages as m
 from vgpud.vhost.wire.protocol import HEADER, FrontEndRequest, ProtocolFeature
@@ -40,6 +43,7 @@ PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
 """No shrinking: a daemon that hangs costs seconds an example."""
 
 LONGEST_WAIT = 0.5
+GIB = 1 << 30
 
 
 # -- Messages --------------------------------------------------------------------------------------
@@ -267,6 +271,66 @@ def test_descriptors_of_the_wrong_kind(siege: Siege, place: str) -> None:
             _kept.pop().close()
     # All at once: the log comes through a pipe, and may be late.
     assert len(siege.warnings) - lines <= 4 * len(ODD_FILES)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_files_that_never_answer(siege: Siege, place: str) -> None:
+    """Their device is not free before they are closed; the others are served meanwhile."""
+    with silent_filesystem() as files, Bystander(siege.socket("b")) as bystander:
+        number = os.open(files.path, os.O_RDWR)
+        files.silence()
+        with front_end(siege) as ring, contextlib.suppress(OSError):
+            ring.fe.send(PLACES[place], [number])
+            ring.offer(ring.request(bytes(24)))
+            ring.fe.send(m.GetFeatures())
+            assert_hung_up(ring.fe)
+        until(lambda: any("descriptors still closing device=a" in line for line in siege.log), 10)
+        siege.assert_serving("poor")
+        files.end()
+        with contextlib.suppress(OSError):  # nor can it be written back
+            os.close(number)
+    assert bystander.worst < LONGEST_WAIT
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_sockets_that_wait_for_their_peer_when_they_are_closed(siege: Siege, place: str) -> None:
+    with lingering_socket(2) as number, Bystander(siege.socket("b")) as bystander:
+        with front_end(siege) as ring, contextlib.suppress(OSError):
+            ring.fe.send(PLACES[place], [number])
+            os.close(number)
+            assert_hung_up(ring.fe)
+        time.sleep(0.2)
+    assert bystander.worst < LONGEST_WAIT
+
+
+def test_a_socket_that_lingers_in_a_message_that_is_not_read(siege: Siege) -> None:
+    with lingering_socket(2) as number, Bystander(siege.socket("b")) as bystander:
+        with front_end(siege) as ring, contextlib.suppress(OSError):
+            ring.fe.send_bytes(_raw(0, 1, b""))
+            ring.fe.send_bytes(b"x", [number])
+            os.close(number)
+            assert_hung_up(ring.fe)
+        time.sleep(0.2)
+    assert bystander.worst < LONGEST_WAIT
+
+
+def test_memory_that_is_truncated_costs_nothing(siege: Siege) -> None:
+    """A thread that copies goes on into pages of this process, and no queue finds out."""
+    size = 4 << 30
+    ram = GuestRam(((0, 64 * MIB), (1 << 32, size)))
+    with contextlib.suppress(OSError), FrontEnd.connect(siege.socket(), ram) as fe:
+        ring = RogueRing(fe.handshake(event_idx=False))
+        ring.context()
+        ring.guest_blob(1, entries((1 << 32) + np.arange(size // GIB, dtype=np.uint64) * GIB, GIB))
+        slot = ring.submit(
+            [dma.Fill(ResourceId(1), at, GIB // 4, 7) for at in range(0, size, GIB // 4)]
+        )
+        ring.offer(slot)
+        time.sleep(0.02)  # a thread is at it
+        os.ftruncate(ram.regions[1].fd, 0)
+        assert_hung_up(fe)
+    assert siege.peak < 512 * MIB
+    until(lambda: "truncated" in "".join(siege.warnings))
 
 
 @pytest.mark.parametrize(("address", "offset"), [(1, 0), (0, 1)])

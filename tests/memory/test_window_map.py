@@ -54,9 +54,10 @@ class Windows(RuleBasedStateMachine):
         offset, size = page * BLOB_ALIGNMENT, pages * BLOB_ALIGNMENT
         if not fits or taken:
             with pytest.raises(OutOfRange):
-                self.map.displaced_by(blob, offset, size)
+                self.map.check(blob, offset, size)
             return
-        displaced = self.map.displaced_by(blob, offset, size)
+        self.map.check(blob, offset, size)
+        displaced = list(self.map.displaced_by(blob, offset, size))
         moves = own is not None and own.page != page
         assert len(displaced) == len(set(displaced))
         assert set(displaced) == {*in_the_way, *([blob] if moves else [])}
@@ -123,7 +124,9 @@ PAGE = BLOB_ALIGNMENT
 )
 def test_placements_that_are_inside(offset: int, size: int) -> None:
     check_placement(offset, size, WINDOW)
-    assert WindowMap[ResourceId](WINDOW).displaced_by(ResourceId(1), offset, size) == []
+    window = WindowMap[ResourceId](WINDOW)
+    window.check(ResourceId(1), offset, size)
+    assert list(window.displaced_by(ResourceId(1), offset, size)) == []
 
 
 @pytest.mark.parametrize(
@@ -148,7 +151,7 @@ def test_placements_that_are_not(offset: int, size: int, reason: str) -> None:
     with pytest.raises(OutOfRange, match=reason):
         check_placement(offset, size, WINDOW)
     with pytest.raises(OutOfRange, match=reason):
-        WindowMap[ResourceId](WINDOW).displaced_by(ResourceId(1), offset, size)
+        WindowMap[ResourceId](WINDOW).check(ResourceId(1), offset, size)
 
 
 def test_asking_changes_nothing() -> None:
@@ -157,24 +160,71 @@ def test_asking_changes_nothing() -> None:
         window.put(ResourceId(number), number * PAGE, PAGE)
         window.park(ResourceId(number))
     for _ in range(2):
+        window.check(ResourceId(3), 0, 3 * PAGE)
         displaced = window.displaced_by(ResourceId(3), 0, 3 * PAGE)
-        assert displaced == [ResourceId(1), ResourceId(2)]
+        assert list(displaced) == [ResourceId(2), ResourceId(1)]
     assert window.placement(ResourceId(1)) == Placement(PAGE, PAGE, mapped=False)
     assert window.placement(ResourceId(3)) is None
 
 
+def test_parked_blobs_may_be_removed_while_they_are_listed() -> None:
+    window = WindowMap[ResourceId](WINDOW)
+    for number in range(16):
+        window.put(ResourceId(number + 1), number * PAGE, PAGE)
+        window.park(ResourceId(number + 1))
+    for other in window.displaced_by(ResourceId(99), 2 * PAGE, 10 * PAGE):
+        window.remove(other)
+    assert len(window) == 6
+
+
+def free(window: WindowMap[ResourceId], size: int) -> int | None:
+    search = window.free_from_end(size)
+    while True:
+        try:
+            next(search)
+        except StopIteration as end:
+            found: int | None = end.value
+            return found
+
+
 def test_free_places_are_found_from_the_end_down() -> None:
     window = WindowMap[ResourceId](16 * PAGE)
-    assert window.free_from_end(PAGE) == 15 * PAGE
-    assert window.free_from_end(16 * PAGE) == 0
-    assert window.free_from_end(17 * PAGE) is None
+    assert free(window, PAGE) == 15 * PAGE
+    assert free(window, 16 * PAGE) == 0
+    assert free(window, 17 * PAGE) is None
     window.put(ResourceId(1), 12 * PAGE, 2 * PAGE)
-    assert window.free_from_end(2 * PAGE) == 14 * PAGE
-    assert window.free_from_end(3 * PAGE) == 9 * PAGE
+    assert free(window, 2 * PAGE) == 14 * PAGE
+    assert free(window, 3 * PAGE) == 9 * PAGE
     window.put(ResourceId(2), 0, PAGE)
-    assert window.free_from_end(11 * PAGE) == PAGE
-    assert window.free_from_end(12 * PAGE) is None
+    assert free(window, 11 * PAGE) == PAGE
+    assert free(window, 12 * PAGE) is None
     window.park(ResourceId(1))
     # Where nobody would have to move comes first.
-    assert window.free_from_end(3 * PAGE) == 9 * PAGE
-    assert window.free_from_end(12 * PAGE) == 4 * PAGE
+    assert free(window, 3 * PAGE) == 9 * PAGE
+    assert free(window, 12 * PAGE) == 4 * PAGE
+
+
+def test_to_a_reserved_range_no_other_blob_comes() -> None:
+    window = WindowMap[ResourceId](16 * PAGE)
+    first, second = ResourceId(1), ResourceId(2)
+    window.put(first, 4 * PAGE, 4 * PAGE)
+    window.reserve(first)
+    window.park(first)
+    for offset, pages in ((4, 1), (2, 3), (7, 2), (0, 16)):
+        with pytest.raises(OutOfRange, match="which was exported"):
+            window.check(second, offset * PAGE, pages * PAGE)
+    window.check(first, 4 * PAGE, 4 * PAGE)
+    window.put(first, 4 * PAGE, 4 * PAGE)  # it may come back itself
+    window.park(first)
+    window.check(first, 6 * PAGE, 4 * PAGE)  # and move
+    assert list(window.displaced_by(first, 6 * PAGE, 4 * PAGE)) == [first]
+    window.remove(first)
+    assert window.placement(first) is None
+    for blob in (first, second):
+        with pytest.raises(OutOfRange, match="which was exported"):
+            window.check(blob, 6 * PAGE, 4 * PAGE)
+    assert free(window, 8 * PAGE) == 8 * PAGE
+    assert free(window, 9 * PAGE) is None
+    window.put(second, 8 * PAGE, 4 * PAGE)
+    window.remove(second)
+    assert free(window, 4 * PAGE) == 12 * PAGE

@@ -6,23 +6,30 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.microvm.kvm import needs_kvm
+from tests.support.front_end import FrontEnd
+from tests.support.kvm_host import Poker, open_kvm
 from tests.support.process import ROOT, Process
 from tests.support.until import until
+from tests.vhost.test_session import MAPPED, make_blob
+from tests.vhost.test_session import run as run_command
 from vgpud.client import Client, SlotAgent
 from vgpud.coherency.probes import kvm as probe_kvm
 from vgpud.coherency.slot_policy import GuestPat, Layout, SlotOwner
 from vgpud.errors import VgpudError
+from vgpud.gpu.wire import commands as c
 from vgpud.microvm.boot import WINDOW_GPA
 from vgpud.microvm.service import DEVICE, Service, configuration
 from vgpud.microvm.slots import NUMBERS
 from vgpud.microvm.vmm import Attach, Outcome, run_front_end
-from vgpud.uapi.kvm import Kvm
+from vgpud.uapi.exits import HltExit
+from vgpud.uapi.kvm import Kvm, Vm
 
 pytestmark = needs_kvm
 
@@ -134,6 +141,50 @@ def test_the_bar_moves_while_blobs_are_mapped(service: Service) -> None:
     away = WINDOW_GPA + (64 << 20)
     assert places == [WINDOW_GPA, *(away, WINDOW_GPA) * 2]
     assert kinds.count("agent.moved") == 4
+
+
+SECRET, SECRET_GPA = b"of the first VM's", 0x80000
+
+
+@contextmanager
+def served_agent(service: Service, vm: Vm) -> Iterator[SlotAgent]:
+    """An agent that answers the daemon's calls, with the window at `SECRET_GPA`."""
+    window = range(SECRET_GPA, SECRET_GPA + WINDOW)
+    with SlotAgent(Client(service.control), vm, numbers=range(8, 16), window=window) as agent:
+        agent.attach(DEVICE)
+        thread = threading.Thread(target=agent.run)
+        thread.start()
+        try:
+            yield agent
+        finally:
+            agent.stop()
+            thread.join()
+
+
+@pytest.mark.parametrize("layout", Layout)
+def test_what_a_vm_had_is_not_set_into_the_next_one(service: Service, layout: Layout) -> None:
+    """Neither into an agent that comes after it, nor by one that comes before its front-end."""
+    with open_kvm() as kvm, closing(Poker(kvm)) as first, closing(Poker(kvm)) as second:
+        with (
+            FrontEnd.connect(service.socket_of(DEVICE)).handshake() as front_end,
+            served_agent(service, first.vm) as agent,
+        ):
+            make_blob(front_end, 1, PAGE)
+            assert run_command(front_end, c.ResourceMapBlob, 1, 0) == MAPPED
+            for at, byte in enumerate(SECRET):
+                first.poke(SECRET_GPA + at, byte)
+            assert len(agent.live) == 1
+        with Client(service.control) as client, served_agent(service, second.vm) as agent:
+            until(lambda: not client.call("device.get", {"device": DEVICE})["connected"])
+            assert list(client.pages("slot.list")) == []
+            assert agent.live == {}
+            assert not isinstance(second.run(SECRET_GPA, 0), HltExit)
+            with FrontEnd.connect(service.socket_of(DEVICE)).handshake() as front_end:
+                make_blob(front_end, 1, PAGE)
+                assert run_command(front_end, c.ResourceMapBlob, 1, 0) == MAPPED
+                assert {second.poke(SECRET_GPA + at, 0) for at in range(len(SECRET))} == {0}
+                assert len(agent.live) == 1
+            until(lambda: agent.live == {})
 
 
 PROGRAM = """

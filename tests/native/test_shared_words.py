@@ -6,10 +6,8 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from vgpud.native.shared_words import SharedU16, dirty_log_set, full_fence
+from vgpud.native.shared_words import SharedU16, full_fence
 
 
 def test_a_shared_word_is_little_endian_and_where_it_was_bound() -> None:
@@ -64,37 +62,3 @@ def test_what_was_written_before_a_store_is_seen_after_its_load() -> None:
         assert data[seen] == seen % 251
     producer.join()
     full_fence()
-
-
-@given(
-    st.integers(0, 40),
-    st.integers(0, 1 << 64).filter(lambda page: page < 1 << 64) | st.integers(0, 400),
-    st.integers(0, 400) | st.just((1 << 64) - 1),
-)
-def test_the_dirty_log_gets_its_bits_and_nothing_else_does(
-    size: int, first: int, pages: int
-) -> None:
-    memory = np.zeros(size + 16, np.uint8)
-    memory[8 : 8 + size] = 0x24
-    dirty_log_set(memory[8 : 8 + size], first, pages)
-
-    bits = np.unpackbits(np.full(size, 0x24, np.uint8), bitorder="little")
-    bits[min(first, bits.size) : min(first + pages, bits.size)] = 1
-    assert np.array_equal(memory[8 : 8 + size], np.packbits(bits, bitorder="little"))
-    assert not memory[:8].any()
-    assert not memory[8 + size :].any()
-
-
-def test_the_dirty_log_loses_no_bit_of_another_thread() -> None:
-    log = np.zeros(256, np.uint8)
-
-    def mark(first: int) -> None:
-        for page in range(first, 2048, 4):
-            dirty_log_set(log, page, 1)
-
-    threads = [threading.Thread(target=mark, args=(first,)) for first in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (log == 0xFF).all()

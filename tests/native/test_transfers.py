@@ -141,7 +141,8 @@ def test_a_short_request_is_left_alone(length: int) -> None:
 def test_what_is_large_is_left_alone() -> None:
     table = TransferTable()
     pixels = np.zeros(256 * 256 * 4, np.uint8)
-    table.add(1, 256, 256, spans(pixels, pixels.size), spans(pixels.copy(), pixels.size), pixels)
+    backing = pixels.copy()
+    table.add(1, 256, 256, spans(pixels, pixels.size), spans(backing, pixels.size), pixels)
     assert execute(table, encode(to_2d(Rect(0, 0, 129, 128), resource=1))) is None
     assert execute(table, encode(to_2d(Rect(0, 0, 128, 128), resource=1))) is not None
 
@@ -163,3 +164,31 @@ def test_images_come_and_go() -> None:
     assert images.run(to_2d(Rect(0, 0, 1, 1), resource=10)) is None
     images.table.clear()
     assert images.run(to_2d(Rect(0, 0, 1, 1), resource=99)) is None
+
+
+def test_a_batch_has_a_cost() -> None:
+    """Bytes, rows and pieces count, of all commands since the batch began."""
+    table = TransferTable()
+    pixels = np.zeros(16 * 16384 * 4, np.uint8)
+    backing = pixels.copy()
+    table.add(1, 16, 16384, spans(pixels, pixels.size), spans(backing, 64), pixels)
+    thin = encode(to_2d(Rect(0, 0, 1, 16384), resource=1))  # as many rows and pieces
+    assert execute(table, thin) is None
+    few = encode(to_2d(Rect(0, 0, 16, 100), resource=1))
+    done = 0
+    while execute(table, few) is not None:
+        done += 1
+    assert 5 < done < 80
+    table.begin_batch()
+    assert execute(table, few) is not None
+
+
+def test_pieces_before_the_rectangle_cost_nothing() -> None:
+    table = TransferTable()
+    pixels = np.zeros(16 * 16384 * 4, np.uint8)
+    backing = np.random.default_rng(5).integers(1, 256, pixels.size, np.uint8)
+    table.add(1, 16, 16384, spans(pixels, pixels.size), spans(backing, 4), pixels)
+    last = encode(to_2d(Rect(3, 16383, 2, 1), (16383 * 16 + 3) * 4, resource=1))
+    assert execute(table, last) is not None
+    assert np.array_equal(pixels[-52:-44], backing[-52:-44])
+    assert not pixels[:-52].any()

@@ -198,8 +198,12 @@ class NoWork:
     async def drained(self, resource: ResourceId) -> None:
         return
 
-    async def run_in_thread(self, copy: Callable[[], None]) -> None:
-        copy()
+    async def run_steps(self, steps: Iterator[None], cost: int) -> None:
+        await self.run_in_thread(steps)
+
+    async def run_in_thread(self, steps: Iterator[None]) -> None:
+        for _ in steps:
+            pass
 
 
 def test_a_device_has_30000_blobs_in_one_window_slot(kvm: Kvm) -> None:

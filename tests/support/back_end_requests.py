@@ -25,6 +25,7 @@ from vgpud.vhost.wire.back_end_channel import (
     FrontEndResponder,
     ShmemMap,
     ShmemUnmap,
+    Withdrawn,
 )
 
 BAR_GPA = 0x40_0000_0000
@@ -199,6 +200,8 @@ class BackendRequests:
                 done = bool(self.bar and self.bar.unmap(message))
             case ConfigChange():
                 return not fds
+            case Withdrawn():  # unknown to a front-end, and so without any effect
+                return False
         if done:
             self._mapped()
         return done

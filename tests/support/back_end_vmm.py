@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.until import until_async
 from vgpud.memory import memfd
 from vgpud.slots.front_end import FrontEndSlots
 from vgpud.unix.fd import Fd
@@ -86,10 +87,8 @@ def run(test: Callable[[Fd], Awaitable[None]]) -> None:
         before = open_fds()
         with memfd.create("blob", SIZE) as fd:
             await test(fd)
-        await asyncio.sleep(0)
-        if open_fds() != before:
-            gc.collect()  # what a failed test left behind
-        assert open_fds() <= before
+        gc.collect()  # what a failed test left behind
+        await until_async(lambda: open_fds() <= before)
 
     asyncio.run(whole())
 

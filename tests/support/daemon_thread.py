@@ -62,11 +62,16 @@ class DaemonThread:
 
         async def read() -> NDArray[np.uint8] | None:
             live = self._daemon.devices[device].live
-            capture = None if live is None else live.gpu.scanouts.capture(scanout_id)
-            return None if capture is None else capture()
+            if live is None:
+                return None
+            capture = await live.gpu.scanouts.captures.take(scanout_id, live.gpu.quota)
+            if capture is None:
+                return None
+            picture = np.concatenate([*capture.rows()])
+            capture.release()
+            return picture
 
-        picture = asyncio.run_coroutine_threadsafe(read(), self._loop).result(STOP_S)
-        return None if picture is None else np.array(picture)
+        return asyncio.run_coroutine_threadsafe(read(), self._loop).result(STOP_S)
 
     def _stop(self) -> None:
         if self._thread.is_alive() and hasattr(self, "_loop"):

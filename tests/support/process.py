@@ -171,13 +171,20 @@ def config_toml(
 class DaemonProcess(Process):
     """A daemon from its start to SIGTERM; leaving the context asserts that it ended well."""
 
-    def __init__(self, directory: Path, config: str, *, devices: Sequence[str] = ("gpu0",)) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        config: str,
+        *,
+        devices: Sequence[str] = ("gpu0",),
+        program: Sequence[str | Path] = VGPUD,
+    ) -> None:
         """Say what to serve; entering the context returns once the sockets of `devices` listen."""
         self.config = directory / "vgpud.toml"
         """The file that it is started with."""
         self.config.write_text(config)
         self._sockets = {name: directory / f"{name}.sock" for name in devices}
-        super().__init__(*VGPUD, "serve", "--config", self.config)
+        super().__init__(*program, "serve", "--config", self.config)
 
     def __enter__(self) -> Self:
         super().__enter__()

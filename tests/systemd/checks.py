@@ -18,6 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -43,7 +44,9 @@ from tests.systemd.host import (
     show,
     until,
 )
+from vgpud.client import Client
 from vgpud.control.rpc import RpcError
+from vgpud.errors import HostError
 
 UNITS = (SERVICE, *SOCKETS, "vgpud@vm1.service", "vgpud@vm1.socket")
 WATCHDOG_S = 6
@@ -54,7 +57,10 @@ name = "gpu0"
 window = "1MiB"
 memory_limit = "{limit}"
 slots = "agent"
+allow_users = ["vmm"]
 """
+FEATURES = "010000000500000008000000"
+"""The head of the answer to VHOST_USER_GET_FEATURES."""
 # Two more, of dma-bufs: one of vgem's buffers, one of a memory file's pages.
 MORE_DEVICES = """\
 [[device]]
@@ -63,11 +69,13 @@ window = "1MiB"
 buffers = "gem"
 render_node = "/dev/dri/renderD128"
 slots = "agent"
+allow_users = ["vmm"]
 [[device]]
 name = "gpu2"
 window = "1MiB"
 buffers = "udmabuf"
 slots = "agent"
+allow_users = ["vmm"]
 [[slot_policy]]
 match = { device = "gpu[12]" }
 layout = "per-blob"
@@ -176,19 +184,39 @@ def privileges() -> str:
 
 
 def callers() -> str:
-    """Who may call is told by the configuration; others get an error, and no silence."""
+    """Who may call is told by the configuration; others get an error, and no silence. They can't
+    fill /run either."""
     assert as_user("vmm", lambda: call("daemon.info"))["pid"] == main_pid()
 
     def refused() -> Json:
+        with suppress(PermissionError):
+            (RUNTIME / "clients" / "file").write_text("")
         try:
-            return call("daemon.info")
-        except RpcError as error:
-            return {"code": error.code, "message": error.message, "data": error.data}
+            with Client(CONTROL, timeout=3) as client:
+                return str(client.call("daemon.info"))
+        except (HostError, RpcError) as error:  # where both see abstract addresses, an answer
+            return str(error)
 
-    said = as_user("stranger", refused)
-    assert said.get("data", {}).get("kind") == "not-allowed", said
+    message: str = as_user("stranger", refused)
+    assert f"uid {pwd.getpwnam('stranger').pw_uid}" in message, message
+    assert "allow_users" in message, message
+    assert [*(RUNTIME / "clients").iterdir()] == []
+    return message
+
+
+def grants() -> str:
+    """A VMM has its own device alone."""
+
+    def refused() -> Json:
+        try:
+            return str(call("config.reload"))
+        except RpcError as error:
+            return {"message": error.message, "data": error.data}
+
+    said = as_user("vmm", refused)
+    assert said["data"]["kind"] == "not-allowed", said
+    assert said["data"]["grant"] == "change", said
     message: str = said["message"]
-    assert str(pwd.getpwnam("stranger").pw_uid) in message, said
     return message
 
 
@@ -323,24 +351,80 @@ def stop() -> str:
     return sh("systemctl", "show", "--property=Result,ExecMainStatus", SERVICE)
 
 
+def connect() -> str:
+    """What a front-end gets that asks for the features: the answer's head, or "closed"."""
+    with socket.socket(socket.AF_UNIX) as front_end:
+        front_end.settimeout(PATIENCE)
+        front_end.connect(os.fspath(RUNTIME / "gpu0.sock"))
+        try:
+            front_end.sendall(bytes((1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0)))  # GET_FEATURES
+            return front_end.recv(12).hex() or "closed"
+        except (BrokenPipeError, ConnectionResetError):
+            return "closed"
+
+
 def device_activation() -> str:
     """A VMM that connects starts the daemon, and is served."""
     sh("systemctl", "start", *SOCKETS)
     assert show(SERVICE, "ActiveState") == "inactive"
-
-    def connect() -> str:
-        with socket.socket(socket.AF_UNIX) as front_end:
-            front_end.settimeout(PATIENCE)
-            front_end.connect(os.fspath(RUNTIME / "gpu0.sock"))
-            # VHOST_USER_GET_FEATURES, and the head of its answer.
-            front_end.sendall(bytes((1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0)))
-            return front_end.recv(12).hex()
-
     answer: str = as_user("vmm", connect)
-    assert answer == "010000000500000008000000", answer
+    assert answer == FEATURES, answer
     assert main_pid() > 0
     sh("systemctl", "stop", SERVICE, *SOCKETS)
     return answer
+
+
+def mended() -> str:
+    """Who calls while the file has a fault is told which, each one costs one start and no more, and
+    all is well as soon as the file is right."""
+    sh("systemctl", "start", *SOCKETS)
+    CONFIG.write_text(DEVICE.format(limit="64 parsecs"))
+    before = starts()
+    said = refused()
+    assert "64 parsecs" in said, said
+    until("failed", lambda: show(SERVICE, "ActiveState") == "failed")
+    assert as_user("vmm", connect) == "closed"
+    until("failed", lambda: show(SERVICE, "ActiveState") == "failed")
+    time.sleep(5)
+    assert starts() == before + 2
+    assert show(SERVICE, "ExecMainStatus") == "2"
+    CONFIG.write_text(DEVICE.format(limit="16MiB"))
+    assert call("daemon.info")["pid"] == main_pid() > 0
+    sh("systemctl", "stop", SERVICE)
+    return said
+
+
+def repaired() -> str:
+    """A program that can't be started leaves nothing behind that has to be reset by hand."""
+    sh("systemctl", "start", *SOCKETS)
+    program, gone = PREFIX / "bin/vgpud", PREFIX / "bin/gone"
+    program.rename(gone)
+    try:
+        for _ in range(12):  # twice as often as systemd starts a service within its usual limit
+            assert as_user("vmm", connect) == "closed"
+        assert [show(unit, "ActiveState") for unit in SOCKETS] == ["active"] * 2
+        results = [show(SERVICE, name) for name in ("Result", "ExecMainStatus")]
+    finally:
+        gone.rename(program)
+    assert as_user("vmm", connect) == FEATURES
+    until("active", lambda: show(SERVICE, "ActiveState") == "active")
+    assert call("daemon.info")["pid"] == main_pid() > 0
+    sh("systemctl", "stop", SERVICE, *SOCKETS)
+    return " ".join(results)
+
+
+def starts() -> int:
+    """How often systemd has started the service."""
+    lines = [entry["MESSAGE"] for entry in journal(UNIT=SERVICE)]
+    return sum(line.startswith("Starting ") for line in lines)
+
+
+def refused() -> str:
+    """What a call that fails is told."""
+    try:
+        return f"not refused: {call('daemon.info')}"
+    except RpcError as error:
+        return error.message
 
 
 def instance() -> str:
@@ -369,8 +453,9 @@ def uninstall() -> str:
 
 
 CHECKS: tuple[Callable[[], str], ...] = (
-    *(install, verify, exposure, groups, activation, ready, privileges, callers, work, buffers),
-    *(announcements, peers, reload, watchdog, stop, device_activation, instance, uninstall),
+    *(install, verify, exposure, groups, activation, ready, privileges, callers, grants, work),
+    *(buffers, announcements, peers, reload, watchdog, stop, device_activation),
+    *(mended, repaired, instance, uninstall),
 )
 
 

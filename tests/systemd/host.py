@@ -28,7 +28,7 @@ CONTROL = RUNTIME / "control.sock"
 CONFIG = Path("/etc/vgpud.toml")
 SERVICE = "vgpud.service"
 SOCKETS = ("vgpud.socket", "vgpud-device@gpu0.socket")
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 Json = Any
 

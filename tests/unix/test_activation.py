@@ -12,7 +12,7 @@ import pytest
 
 from vgpud.unix.activation import Activated
 from vgpud.unix.fd import Fd
-from vgpud.unix.listener import Listener
+from vgpud.unix.listener import Listener, SocketPlace
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_the_environment_of_another_process(directory: Path) -> None:
 
 def test_a_listener_of_our_own_takes_its_file_along(directory: Path) -> None:
     path = directory / "new" / "gpu0.sock"
-    listener = Listener.open(path, "gpu0", Activated())
+    listener = Listener.open(SocketPlace(path), "gpu0", Activated())
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(path))
     listener.close()
@@ -140,9 +140,9 @@ def test_a_listener_of_our_own_takes_its_file_along(directory: Path) -> None:
 
 def test_a_listener_leaves_a_successors_file(directory: Path) -> None:
     path = directory / "gpu0.sock"
-    listener = Listener.open(path, "gpu0", Activated())
+    listener = Listener.open(SocketPlace(path), "gpu0", Activated())
     path.unlink()
-    successor = Listener.open(path, "gpu0", Activated())
+    successor = Listener.open(SocketPlace(path), "gpu0", Activated())
     listener.close()
     assert path.exists()
     successor.close()
@@ -152,7 +152,7 @@ def test_an_activated_listener_can_be_closed_and_opened_again(directory: Path) -
     path = directory / "gpu0.sock"
     activated = Activated([("x", passed(path))])
     for _ in range(2):
-        listener = Listener.open(path, "gpu0", activated)
+        listener = Listener.open(SocketPlace(path), "gpu0", activated)
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(path))
             connection, _ = listener.sock.accept()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 
 import pytest
 
@@ -19,7 +20,8 @@ from tests.support.back_end_vmm import (
 from vgpud.errors import HostError, PeerError
 from vgpud.slots.front_end import FrontEndSlots
 from vgpud.unix.fd import Fd
-from vgpud.vhost.wire.back_end_channel import ConfigChange
+from vgpud.vhost import back_end_channel
+from vgpud.vhost.wire.back_end_channel import ConfigChange, ShmemUnmap, Withdrawn
 
 
 def test_the_end_of_the_channel_fails_who_waits() -> None:
@@ -131,5 +133,106 @@ def test_config_changed_waits_for_nobody(reply_ack: bool) -> None:
             assert not task.done()
             await vmm.answer()
             await task
+
+    run(test)
+
+
+def test_nothing_is_sent_while_held() -> None:
+    async def test(fd: Fd) -> None:
+        async with connected() as (slots, vmm):
+            vmm.link.hold()
+            posted = vmm.link.post(mapping(0), fd.dup())
+            for _ in range(3):
+                vmm.link.config_changed()
+            await vmm.link.confirm_config_change()
+            await vmm.nothing()
+            with pytest.raises(HostError, match="try again when it runs") as refused:
+                await slots.map(fd, 0, 0, SIZE)
+            assert refused.value.errno == errno.EAGAIN
+            vmm.link.resume()
+            message, fds = await vmm.request()
+            assert (message, len(fds)) == (mapping(0), 1)
+            assert await vmm.request() == (ConfigChange(), [])
+            await vmm.answer()
+            await vmm.answer()
+            await vmm.link.answer("a map", posted)
+
+    run(test)
+
+
+def test_what_is_held_is_dropped_with_the_driver() -> None:
+    async def test(fd: Fd) -> None:
+        async with connected() as (_, vmm):
+            vmm.link.hold()
+            vmm.link.post(mapping(0), fd.dup())
+            vmm.link.config_changed()
+            vmm.link.post(ShmemUnmap(SHMID, 0x4000, 0x2000), undo=True)
+            vmm.link.drop()
+            vmm.link.resume()
+            # The front-end may still carry out what this undoes.
+            assert await vmm.request() == (ShmemUnmap(SHMID, 0x4000, 0x2000), [])
+            await vmm.answer()
+            await vmm.nothing()
+
+    run(test)
+
+
+def test_a_request_is_taken_back_that_the_front_end_has_not_begun_to_receive() -> None:
+    """As QEMU, which reads no request before it has stopped its vhost device."""
+
+    async def test(fd: Fd) -> None:
+        async with connected() as (slots, vmm):
+            task = asyncio.create_task(slots.map(fd, 0x1000, 0, 0x2000))
+            change = asyncio.create_task(vmm.link.confirm_config_change())
+            await asyncio.sleep(0.01)
+            vmm.link.hold()
+            await change  # which happens when the channel is used again, if at all
+            message, fds = await vmm.request()
+            assert (message, len(fds)) == (Withdrawn(mapping(0).request_id), 1)
+            await vmm.nothing()
+            assert not task.done()
+            vmm.link.resume()
+            message, fds = await vmm.request()
+            assert (message, len(fds)) == (mapping(0), 1)
+            await vmm.answer()
+            await task
+            assert await vmm.request() == (ConfigChange(), [])
+            await vmm.answer()
+
+    run(test)
+
+
+def test_a_request_is_finished_that_the_front_end_has_begun_to_receive() -> None:
+    async def test(fd: Fd) -> None:
+        async with connected() as (slots, vmm):
+            task = asyncio.create_task(slots.map(fd, 0x1000, 0, 0x2000))
+            data, fds = await vmm.socket.recv(vmm.channel.bytes_wanted)
+            vmm.channel.receive_data(data)
+            assert (len(data), len(fds)) == (1, 1)
+            fds[0].close()
+            vmm.link.hold()
+            assert (await vmm.request())[0] == mapping(0)
+            await vmm.answer()
+            await task
+
+    run(test)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_request_that_is_given_up_is_not_done_later(
+    monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    async def test(fd: Fd) -> None:
+        async with connected() as (_, vmm):
+            monkeypatch.setattr(back_end_channel, "REPLY_TIMEOUT", 0.05)
+            if not begun:
+                vmm.link.hold()
+            task = asyncio.create_task(vmm.link.answer("it", vmm.link.post(mapping(0), fd.dup())))
+            with pytest.raises(HostError, match="did not answer"):
+                await task
+            vmm.link.resume()
+            if begun:
+                assert (await vmm.request())[0] == Withdrawn(mapping(0).request_id)
+            await vmm.nothing()
 
     run(test)

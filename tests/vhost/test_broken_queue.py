@@ -18,7 +18,6 @@ from tests.vhost.queue_stand import REGION, QueueStand, run, standing
 from vgpud.errors import PeerError
 from vgpud.unix.fd import Fd
 from vgpud.vhost.memory_table import MemoryTable
-from vgpud.vhost.ring import REQUEST_LIMIT
 from vgpud.vhost.split_ring import Chain
 
 NOWHERE = 1 << 40
@@ -41,14 +40,10 @@ def request_over_the_end_of_memory(stand: QueueStand) -> None:
     describe(stand, (2 * REGION - 8, 16, 0, 0))
 
 
-def request_too_large(stand: QueueStand) -> None:
-    describe(stand, (0, REQUEST_LIMIT + 1, 0, 0))
-
-
-def too_large_in_pieces(stand: QueueStand) -> None:
-    piece = 2 * REGION
-    table = [(0, piece, 1, at + 1) for at in range(REQUEST_LIMIT // piece)]
-    describe(stand, *table, (0, 1, 0, 0))
+def head_again(stand: QueueStand) -> None:
+    stand.handler.hold = True
+    describe(stand, (0, 16, 0, 0))
+    stand.driver.make_available(0)
 
 
 def answer_outside_of_memory(stand: QueueStand) -> None:
@@ -74,8 +69,7 @@ BAD = pytest.mark.parametrize(
         index_too_far_ahead,
         request_outside_of_memory,
         request_over_the_end_of_memory,
-        request_too_large,
-        too_large_in_pieces,
+        head_again,
         answer_outside_of_memory,
         answer_that_wraps,
     ],
@@ -114,6 +108,7 @@ def test_a_new_driver_makes_a_broken_ring_good(misbehave: Callable[[QueueStand],
             await stand.gave_up()
             await stand.queue.stop()
             stand.driver.reset()
+            stand.handler.hold = False
             stand.queue.set_base(0)
             stand.start()
             assert await stand.command(b"good") == b"doog"

@@ -6,6 +6,7 @@ import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -236,6 +237,20 @@ def test_a_bad_table_changes_nothing_and_its_fds_are_closed(
             memory.with_regions(sent)
         assert all(one.closed for _, one in sent)
         assert len(memory.read(0, 4 * PAGE)) == 4 * PAGE
+
+
+def test_a_table_that_is_refused_leaves_nothing_open() -> None:
+    """Whoever keeps the error, keeps the frames that it went through."""
+    with ram(12) as fd:
+        memory = table(fd, [LOW])
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        sent = [(one, fd.dup()) for one in (LOW, NEXT, Region(5 * PAGE, PAGE, 0, 0))]
+        with pytest.raises(PeerError, match="overlap") as caught:
+            memory.with_regions(sent)
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+        assert caught.value.__traceback__
+        assert len(memory.read(0, PAGE)) == PAGE
+        assert len([os.fstat(one.fd.fileno()) for one in memory.files()]) == 1
 
 
 @pytest.mark.parametrize("path", ["/dev/null", "/"])

@@ -98,8 +98,9 @@ def test_a_driver_and_a_device_on_real_memory(ram: GuestRam) -> None:
         chain = ring.pop()
         assert chain is not None
         assert chain.head == head
-        assert memory.read(*chain.readable[0]) == b"q%d" % number
-        memory.write(chain.writable[0][0], b"a%03d" % number)
+        [request], [(answer, _)] = chain.readable, chain.writable
+        assert memory.read(*request) == b"q%d" % number
+        memory.write(answer, b"a%03d" % number)
         push(ring, head, 4)
         assert driver.wait(head, 0) == b"a%03d" % number
     assert ring.indices.next_avail == 8

@@ -21,6 +21,7 @@ from tests.support.front_end import LOG_PAGE, FrontEnd
 from tests.support.ring_driver import RingTimeoutError
 from tests.support.until import until
 from tests.vhost.toy_rng import ToyRng
+from vgpud.client import Client
 from vgpud.daemon.config import Config
 from vgpud.gpu.display import messages as d
 from vgpud.gpu.wire import commands as c
@@ -174,6 +175,39 @@ def test_a_front_end_that_comes_back(daemon: DaemonThread, path: Path) -> None:
         assert run(fe, c.ResourceUnref, 9) == ResponseType.ERR_INVALID_RESOURCE_ID
         show(fe)
         assert daemon.screenshot() is not None
+
+
+def test_a_driver_that_is_older_than_the_session_is_reported_until_it_is_reset(
+    path: Path, short_directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = "state lost device=gpu0"
+    flush = (c.ResourceFlush, Rect(0, 0, 8, 8), 9)
+
+    def problems() -> list[str]:
+        with Client(short_directory / "control.sock") as client:
+            found: list[str] = client.call("device.get", {"device": "gpu0"})["problems"]
+        return [text for text in found if "before this session" in text]
+
+    with FrontEnd.connect(path).handshake() as fe:
+        show(fe)
+        fe.stop()
+        fe.start()  # as QEMU's stop and cont
+        assert run(fe, *flush) == OK
+        assert problems() == []
+        assert words not in caplog.text
+        fe.reconnect(path)
+        assert run(fe, *flush) == ResponseType.ERR_INVALID_RESOURCE_ID
+        fe.stop()
+        fe.start()
+        assert caplog.text.count(words) == 1
+        assert len(problems()) == 1
+        fe.stop()
+        for driver in fe.drivers:
+            driver.reset()
+        fe.start()
+        show(fe)
+        assert problems() == []
+    assert caplog.text.count(words) == 1
 
 
 def test_a_guest_reset_keeps_the_device(daemon: DaemonThread, path: Path) -> None:

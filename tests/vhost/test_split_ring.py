@@ -97,8 +97,9 @@ class Rings(RuleBasedStateMachine):
     @precondition(lambda self: self.popped and self.popped[-1].index == self.next_avail)
     @rule()
     def put_back(self) -> None:
-        self.ring.put_back()
-        self.waiting.insert(0, self.popped.pop())
+        last = self.popped.pop()
+        self.ring.put_back([last.head])
+        self.waiting.insert(0, last)
         self.next_avail = (self.next_avail - 1) % TURN
 
     @precondition(lambda self: self.popped)

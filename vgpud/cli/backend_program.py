@@ -20,7 +20,7 @@ from socket import SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM, SocketKind
 from typing import TYPE_CHECKING, Final
 
 from vgpud.cli.main import exit_status
-from vgpud.cli.stdout import write_text
+from vgpud.cli.stdout import ProgramParser, write_text
 from vgpud.errors import ConfigError, VgpudError
 from vgpud.memory.addresses import Gpa
 from vgpud.uapi.page import PAGE_SIZE
@@ -48,12 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exit_status(
             "vhost-user-vgpu", lambda: write_text(json.dumps(CAPABILITIES, indent=2))
         )
-    args = _parser().parse_args(arguments)
-    return exit_status("vhost-user-vgpu", lambda: _serve(args))
+    return exit_status("vhost-user-vgpu", lambda: _serve(_parser().parse_args(arguments)))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ProgramParser(
         prog="vhost-user-vgpu",
         description="vhost-user back-end program of a virtio-GPU, for one guest.",
         allow_abbrev=False,
@@ -99,6 +98,7 @@ def _serve(args: argparse.Namespace) -> None:
             raise VgpudError(f"{option} is not available in this version: it has no 3D renderer")
     config = Config.load(args.config)
     logs.start("info", "vhost-user-vgpu")
+    config.log_warnings()
     with ExitStack() as inherited:
         connection, path = None, Path("/")
         if args.fd is not None:

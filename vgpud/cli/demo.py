@@ -17,6 +17,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from vgpud.cli.output_file import write_file
 from vgpud.coherency import kvm_mode
 from vgpud.coherency.facts import Facts, GuestMtrr
 from vgpud.coherency.kvm_mode import Finding
@@ -282,8 +283,5 @@ def _save(outcome: Outcome, out: Path | None) -> Path | None:
     if out is None:
         return None
     path = out / PICTURE
-    try:
-        path.write_bytes(png.encode(outcome.copied[..., 2::-1]))
-    except OSError as error:
-        raise HostError(f"writing {path}", error) from error
+    write_file(path, [png.encode(outcome.copied[..., 2::-1])])
     return path

@@ -10,20 +10,16 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from vgpud import __version__
 from vgpud.cli import completion
 from vgpud.cli.ctl.verb_parser import VerbParser
-from vgpud.cli.stdout import write_text
+from vgpud.cli.stdout import ProgramParser, write_error, write_text
 from vgpud.errors import ConfigError, VgpudError
-
-if TYPE_CHECKING:
-    from vgpud.daemon.config import Config
 
 DONE: Final = 0
 FAILED: Final = 1
@@ -35,8 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     # Only options without a value may come before the verb.
     verb = next((argument for argument in arguments if not argument.startswith("-")), "")
+    return exit_status("vgpud", lambda: _run(verb, arguments))
+
+
+def _run(verb: str, arguments: Sequence[str]) -> None:
     args = parser(verb).parse_args(arguments)
-    return exit_status("vgpud", lambda: args.action(args))
+    args.action(args)
 
 
 def exit_status(program: str, action: Callable[[], None]) -> int:
@@ -52,7 +52,7 @@ def exit_status(program: str, action: Callable[[], None]) -> int:
         _print_errors(program, errors)
     except* KeyboardInterrupt:
         status = FAILED
-        print(f"{program}: interrupted", file=sys.stderr)
+        write_error(f"{program}: interrupted")
     return status
 
 
@@ -62,7 +62,7 @@ def parser(verb: str | None = None) -> argparse.ArgumentParser:
     With `verb`, the parser has all verbs, but options only for that one, so that the modules for
     the options of others are not imported.
     """
-    parser = argparse.ArgumentParser(
+    parser = ProgramParser(
         prog="vgpud", description="Host back-end of a virtio-GPU over vhost-user."
     )
     parser.add_argument("--version", action="version", version=f"vgpud {__version__}")
@@ -177,37 +177,9 @@ _VERBS: Final[dict[str, tuple[str, Callable[[VerbParser], None]]]] = {
 
 def _serve(args: argparse.Namespace) -> None:
     gc.disable()  # imports leave no garbage, and collections take a tenth of the start time
-    from vgpud.cli.foreground import run_daemon
-    from vgpud.daemon import logs
-    from vgpud.daemon.config import Config
-    from vgpud.daemon.daemon import Daemon
-    from vgpud.daemon.notify import Notifier
-    from vgpud.unix.activation import Activated
+    from vgpud.cli import serve
 
-    config = Config.load(args.config)
-    logs.start(args.log_level or config.daemon.log_level, "vgpud")
-    notifier = Notifier.from_environment(os.environ)
-    daemon = Daemon(
-        config,
-        notifier=notifier,
-        activated=Activated.from_environment(os.environ),
-        log_level=args.log_level,
-    )
-    run_daemon(daemon, lambda: write_text("\n".join(_announcement(config, notifier.wanted))))
-
-
-def _announcement(config: Config, short: bool) -> Iterator[str]:
-    from vgpud.cli import qemu_lines
-
-    yield f"vgpud {__version__} is listening; control socket: {config.control_path or 'none'}"
-    if short:  # in a journal, the command lines would be in the way
-        return
-    for spec in config.device_specs():
-        socket = config.socket_path(spec.name)
-        yield f"\n# {spec.name}, all features (guest.qcow2 stands for a disk image of yours):"
-        yield qemu_lines.all_features(socket)
-        yield f"\n# {spec.name}, 2D on QEMU's display:"
-        yield qemu_lines.display(socket)
+    serve.run(args.config, args.log_level)
 
 
 def _doctor(args: argparse.Namespace) -> None:
@@ -232,13 +204,21 @@ def _bench(args: argparse.Namespace) -> None:
 
 
 def _report_progress(what: str) -> None:
-    print(f"vgpud: measuring {what}", file=sys.stderr, flush=True)
+    write_error(f"vgpud: measuring {what}")
 
 
 def _config_check(args: argparse.Namespace) -> None:
+    from vgpud.control import accounts
     from vgpud.daemon.config import Config
 
-    Config.load(args.file)
+    config = Config.load(args.file)
+    warnings = [*config.warnings()]
+    for rule in config.access_rules():
+        for key, name in accounts.unknown(rule):
+            name_is = f"{name}: unknown to this system, which ignores it then"
+            warnings.append(f"{rule.table}: {key}: {name_is}")
+    for warning in warnings:
+        write_error(f"{args.file}: warning: {warning}")
     write_text(f"{args.file}: no fault found")
 
 
@@ -272,4 +252,4 @@ def _print_errors(program: str, errors: BaseExceptionGroup[VgpudError]) -> None:
             _print_errors(program, error)
         else:
             for line in str(error).splitlines():
-                print(f"{program}: {line}", file=sys.stderr)
+                write_error(f"{program}: {line}")

@@ -7,8 +7,6 @@ It receives three kinds of messages: answers, events, and the daemon's calls to 
 from __future__ import annotations
 
 import errno
-import os
-import secrets
 import select
 import socket
 import threading
@@ -21,6 +19,17 @@ from types import TracebackType
 from typing import Final, Self, TypeAlias
 
 from vgpud.client.channel import MAX_FDS, Answer
+from vgpud.client.own_socket import OwnSocket
+from vgpud.client.unanswered import (
+    GRACE,
+    LONGER,
+    PING,
+    TIMEOUT,
+    LateError,
+    failed,
+    slow,
+    unanswered,
+)
 from vgpud.control.rpc import (
     Call,
     ErrorCode,
@@ -44,23 +53,21 @@ MAX_EVENTS: Final = 4096
 HEARTBEAT: Final = 2.0
 """Seconds without a datagram after which a waiting client checks that the daemon is alive: a
 datagram socket does not report that by itself."""
-CLIENTS: Final = "clients"
-"""The directory, next to the daemon's socket, where a client binds its own socket if it may."""
 
-_DENIED: Final = "this user may not use it: ask for permission to the directory, or use sudo"
-_ADVICE: Final = {errno.EACCES: _DENIED, errno.EPERM: _DENIED}
-
+_Params: TypeAlias = dict[str, Json] | list[Json]
+_Result: TypeAlias = tuple[Json, list[Fd]]
 _Received: TypeAlias = tuple[Result | Failure, list[Fd]]
 
 
 class Client:
     """A connection to a daemon, for any number of threads. Raises HostError if there is no daemon.
 
-    `timeout` is how many seconds an answer may take. A daemon's calls to a slot agent, and events,
-    are handled while any thread waits for a datagram.
+    `timeout` is how many seconds a method may take before the daemon gives it up, by default 5 for
+    most and more for some. A daemon's calls to a slot agent, and events, are handled while any
+    thread waits for a datagram.
     """
 
-    def __init__(self, path: Path | str, *, timeout: float = 5.0) -> None:
+    def __init__(self, path: Path | str, *, timeout: float | None = None) -> None:
         self._path = Path(path).absolute()
         self._timeout = timeout
         self._calls = 0
@@ -70,16 +77,14 @@ class Client:
         self._reading = False
         self._stopped = False
         self._condition = threading.Condition()
-        self._own_path: Path | None = None
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        try:
-            # Connected, and before it has a name: so the kernel accepts datagrams from the daemon's
-            # socket only, though others may know the name.
-            self._sock.connect(os.fspath(self._path))
-            self._own_path = _bind(self._sock, self._path)
-        except OSError as error:
-            self._sock.close()
-            raise self._host_error(error) from error
+        self._daemon_pid = 0  # by the credentials of its last datagram
+        self._sock = self._connect()
+        if self._sock.file is None:
+            try:
+                self._be_reachable()
+            except BaseException:
+                self.close()
+                raise
 
     def __enter__(self) -> Self:
         return self
@@ -99,38 +104,28 @@ class Client:
     def close(self) -> None:
         """Close the socket and remove its file; no other thread may use it any more."""
         self._sock.close()
-        if self._own_path is not None:
-            self._own_path.unlink(missing_ok=True)
-            self._own_path = None
 
     def call(
-        self,
-        method: str,
-        params: dict[str, Json] | list[Json] | None = None,
-        *,
-        timeout: float | None = None,
+        self, method: str, params: _Params | None = None, *, timeout: float | None = None
     ) -> Json:
         """Call a method and return its result, which the caller has to validate.
 
-        Raises RpcError if the daemon answers with an error, PeerError if its answer is not valid,
-        and HostError if it does not answer in time. Descriptors of the answer are closed.
+        Raises RpcError if the daemon answers with an error, such as that the method was given up
+        after `timeout` seconds, PeerError if its answer is not valid, and HostError if it does not
+        answer. Descriptors of the answer are closed.
         """
-        value, fds = self._call(method, params, timeout)
+        value, fds = self._ask(method, params, timeout)
         _close(fds)
         return value
 
     def call_with_fd(
-        self,
-        method: str,
-        params: dict[str, Json] | list[Json] | None = None,
-        *,
-        timeout: float | None = None,
+        self, method: str, params: _Params | None = None, *, timeout: float | None = None
     ) -> tuple[Json, Fd]:
         """Call a method and return its result and a descriptor, which the caller closes.
 
         Raises as `call`, and PeerError if the answer has no descriptor or more than one.
         """
-        value, fds = self._call(method, params, timeout)
+        value, fds = self._ask(method, params, timeout)
         if len(fds) != 1:
             text = f"{method}: {len(fds)} descriptors came with the answer, not one"
             _close(fds)
@@ -139,7 +134,11 @@ class Client:
 
     def notify(self, method: str, params: dict[str, Json]) -> None:
         """Call a method as a notification, which is not answered. Raises HostError as `call`."""
-        self._send(encode_call(Call(method, params, notification=True)), self._deadline(None))
+        call = encode_call(Call(method, params, notification=True))
+        try:
+            self._send(call, self._deadline(None))
+        except LateError:
+            raise unanswered(self._path, self._sock) from None
 
     def pages(self, method: str, params: dict[str, Json] | None = None) -> Iterator[Json]:
         """Yield all items of a listing, fetched page by page. Raises as `call`."""
@@ -188,18 +187,53 @@ class Client:
             except TimeoutError:
                 if self._daemon() != pid:
                     error = ConnectionResetError(errno.ECONNRESET, "")
-                    raise self._host_error(error, "the daemon was restarted") from None
+                    raise failed(self._path, error, "the daemon was restarted") from None
 
     def stop(self) -> None:
         """Make all waits return, from any thread; afterwards the client can only be closed."""
         self._stopped = True
         self._sock.shutdown(socket.SHUT_RD)
 
-    def _daemon(self) -> Json:
-        match self.call("daemon.info"):
+    def _daemon(self) -> tuple[int, Json]:
+        """Return what tells the daemon's process from others: its pid here, and its pid there."""
+        try:
+            info = self.call("daemon.info")
+        except RpcError:  # this user has no grant for it, which is an answer all the same
+            info = {"pid": None}
+        match info:
             case {"pid": pid}:
-                return pid
+                return self._daemon_pid, pid
         raise PeerError("daemon.info: the answer has no pid")
+
+    def _connect(self) -> OwnSocket:
+        try:
+            return OwnSocket(self._path)
+        except OSError as error:
+            raise failed(self._path, error) from error
+
+    def _be_reachable(self) -> None:
+        """Return once the daemon has answered to an abstract name, or a file could be made.
+
+        A service does not see abstract names; if it was started by this client's call, it opens the
+        directory for clients now. Raises HostError.
+        """
+        deadline = self._deadline(None)
+        while not self._answers(min(self._seconds(None), PING / 4)):
+            if time.monotonic() > deadline:
+                raise unanswered(self._path, self._sock)
+            self._sock.close()
+            self._sock = self._connect()
+            if self._sock.file is not None:
+                return
+
+    def _answers(self, patience: float) -> bool:
+        """Return whether the daemon answers a call; an error is an answer."""
+        try:
+            with suppress(RpcError):
+                _close(self._call("daemon.info", None, patience, 0.0)[1])
+        except LateError:
+            return False
+        return True
 
     def _events_from(self, params: dict[str, Json]) -> Generator[Json]:
         try:
@@ -216,22 +250,31 @@ class Client:
                 with suppress(HostError):  # a daemon that is gone has no subscription
                     self.notify("events.unsubscribe", {})
 
+    def _ask(self, method: str, params: _Params | None, timeout: float | None) -> _Result:
+        try:
+            return self._call(method, params, timeout)
+        except LateError:
+            if self._answers(PING):
+                raise slow(self._path, method) from None
+            raise unanswered(self._path, self._sock) from None
+
     def _call(
-        self, method: str, params: dict[str, Json] | list[Json] | None, timeout: float | None
-    ) -> tuple[Json, list[Fd]]:
-        deadline = self._deadline(timeout)
+        self, method: str, params: _Params | None, timeout: float | None, grace: float = GRACE
+    ) -> _Result:
+        seconds = self._seconds(timeout, method)
+        deadline = time.monotonic() + seconds + grace
         with self._condition:
             self._calls += 1
             number = self._calls
             self._waiting[number] = None
         received: _Received | None = None
         try:
-            self._send(encode_call(Call(method, params or {}, number)), deadline)
+            self._send(encode_call(Call(method, params or {}, number, timeout=seconds)), deadline)
             while (received := self._waiting[number]) is None:
                 if not self._step(number, deadline):
-                    raise self._host_error(TimeoutError("timed out"))
+                    raise LateError
                 if self._stopped and self._waiting[number] is None:
-                    raise self._host_error(ConnectionAbortedError(errno.ECONNABORTED, ""))
+                    raise failed(self._path, ConnectionAbortedError(errno.ECONNABORTED, ""))
         finally:
             with self._condition:
                 late = self._waiting.pop(number)
@@ -243,8 +286,13 @@ class Client:
             raise reply.error
         return reply.value, fds
 
+    def _seconds(self, timeout: float | None, method: str = "") -> float:
+        if timeout is None:
+            timeout = self._timeout
+        return LONGER.get(method, TIMEOUT) if timeout is None else timeout
+
     def _deadline(self, timeout: float | None) -> float:
-        return time.monotonic() + (self._timeout if timeout is None else timeout)
+        return time.monotonic() + self._seconds(timeout)
 
     def _send(self, data: bytes, deadline: float) -> None:
         while True:
@@ -252,9 +300,9 @@ class Client:
                 self._sock.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             except BlockingIOError:
                 if not self._ready(select.POLLOUT, deadline):
-                    raise self._host_error(TimeoutError("timed out")) from None
+                    raise LateError from None
             except OSError as error:
-                raise self._host_error(error) from error
+                raise failed(self._path, error) from error
             else:
                 return
 
@@ -282,8 +330,13 @@ class Client:
         while True:
             try:
                 received = ancillary.receive(
-                    self._sock, MAX_MESSAGE, max_fds=MAX_FDS, flags=socket.MSG_DONTWAIT
+                    self._sock,
+                    MAX_MESSAGE,
+                    max_fds=MAX_FDS,
+                    credentials=True,
+                    flags=socket.MSG_DONTWAIT,
                 )
+                self._daemon_pid = received.credentials.pid
                 break
             except BlockingIOError:
                 if self._stopped:  # a datagram socket that was shut down has no data
@@ -291,7 +344,7 @@ class Client:
                 if not self._ready(select.POLLIN, deadline):
                     return False
             except OSError as error:
-                raise self._host_error(error) from error
+                raise failed(self._path, error) from error
         try:
             if received.truncated or received.fds_lost:
                 raise PeerError("the daemon's datagram is too large, or has too many descriptors")
@@ -308,7 +361,8 @@ class Client:
             case (Call() as call,):
                 reply = self._reply(call, incoming, fds)
                 if reply:
-                    self._send(reply, self._deadline(None))
+                    with suppress(LateError):  # then the daemon undoes what it has asked for
+                        self._send(reply, self._deadline(None))
             case _:
                 self._take(incoming.expect_reply(), fds)
 
@@ -335,36 +389,6 @@ class Client:
         poller.register(self._sock, event)
         left = None if deadline is None else max(1000 * (deadline - time.monotonic()), 0)
         return bool(poller.poll(left))
-
-    def _host_error(self, error: OSError, advice: str = "") -> HostError:
-        advice = advice or _ADVICE.get(error.errno or 0, "is the daemon running there?")
-        return HostError(f"control socket {self._path}", error, advice)
-
-
-def _bind(sock: socket.socket, path: Path) -> Path | None:
-    """Bind a socket to a name that the daemon can answer to; return its file, if it has one.
-
-    A daemon in a network namespace of its own, such as a service, can't reach abstract names, and
-    may see little more of the filesystem than the directory of its own socket. In the namespace of
-    the daemon, an abstract name serves a user who may not make a file there.
-    """
-    name = f".{os.getpid()}-{secrets.token_hex(4)}"
-    for directory in (path.parent / CLIENTS, path.parent):
-        own = directory / name
-        try:
-            sock.bind(os.fspath(own))
-        except OSError:
-            continue
-        try:
-            own.chmod(
-                0o666
-            )  # the daemon may run as another user; datagrams of others are not accepted
-        except OSError:
-            own.unlink()
-            raise
-        return own
-    sock.bind("")
-    return None
 
 
 def _close(fds: list[Fd]) -> None:

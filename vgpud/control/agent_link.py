@@ -17,7 +17,9 @@ from typing import Final, Protocol
 from vgpud.control.call import Address, Caller
 from vgpud.control.rpc import Incoming, decode
 from vgpud.unix import ancillary
+from vgpud.unix.closer import Closer
 from vgpud.unix.fd import Fd
+from vgpud.unix.received_fd import ReceivedFd
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +54,7 @@ class SocketLink:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._sock = sock
+        self._closer = Closer()
         self._waiting: set[asyncio.Future[None]] = set()
 
     def send(self, data: bytes, fd: Fd | None) -> None:
@@ -62,12 +65,15 @@ class SocketLink:
         loop = asyncio.get_running_loop()
         while self._sock.fileno() != -1:
             try:
-                # Without room for descriptors: no answer has any.
-                data = self._sock.recv(MAX_REPLY, socket.MSG_DONTWAIT)
+                received = ancillary.receive(
+                    self._sock, MAX_REPLY, max_fds=ancillary.MAX_FDS, flags=socket.MSG_DONTWAIT
+                )
             except BlockingIOError:
                 await self._ready(loop.add_reader, loop.remove_reader)
             else:
-                return decode(data) if data else None
+                for fd in received.fds:  # no answer has any
+                    ReceivedFd(fd.take(), self._closer).close()
+                return decode(received.data) if received.data else None
         return None
 
     async def writable(self) -> None:
@@ -80,7 +86,8 @@ class SocketLink:
             ready.get_loop().remove_reader(number)
             ready.get_loop().remove_writer(number)
             _wake(ready)
-        self._sock.close()
+        if number != -1:  # descriptors may be in it that have not been received
+            ReceivedFd(self._sock.detach(), self._closer).close()
 
     async def _ready(self, add: Callable[..., object], remove: Callable[[int], object]) -> None:
         number = self._sock.fileno()
@@ -101,23 +108,28 @@ class ControlPort(Protocol):
     def send(self, address: Address, data: bytes, fd: Fd | None) -> None:
         """Send a datagram now. Raises BlockingIOError if there is no room, or OSError."""
 
-    def replies_from(self, caller: Caller, sink: Callable[[Incoming | None], None] | None) -> None:
+    def replies_from(
+        self, caller: Caller, device: str, sink: Callable[[Incoming | None], None] | None
+    ) -> None:
         """Pass the caller's answers to `sink`, or ignore them again if it is None.
 
-        The sink is called with None, for the last time, when the caller may no longer use the
-        socket.
+        The sink is called with None, for the last time, when the caller has lost the grant of the
+        device's memory.
         """
 
 
 class ControlLink:
-    """A link to a client of the control socket.
+    """A link to a client of the control socket, the agent of `device`.
 
-    `gone` is called once, with the reason, when the client may no longer use the socket or its
-    process has ended. A process in another PID namespace can't be watched.
+    `gone` is called once, with the reason, when the client has lost the grant of the device's
+    memory or its process has ended. A process in another PID namespace can't be watched.
     """
 
-    def __init__(self, port: ControlPort, caller: Caller, gone: Callable[[str], None]) -> None:
+    def __init__(
+        self, port: ControlPort, caller: Caller, device: str, gone: Callable[[str], None]
+    ) -> None:
         self.caller = caller
+        self._device = device
         self._port = port
         self._gone = gone
         self._answers: deque[Incoming] = deque()
@@ -127,7 +139,7 @@ class ControlLink:
         self._process = _watch(caller.pid)
         if self._process is not None:
             asyncio.get_running_loop().add_reader(self._process.fileno(), self._ended)
-        port.replies_from(caller, self._take)
+        port.replies_from(caller, device, self._take)
 
     def send(self, data: bytes, fd: Fd | None) -> None:
         if self._closed:
@@ -155,7 +167,7 @@ class ControlLink:
         if self._closed:
             return
         self._closed = True
-        self._port.replies_from(self.caller, None)
+        self._port.replies_from(self.caller, self._device, None)
         self._answers.clear()
         if self._process is not None:
             asyncio.get_running_loop().remove_reader(self._process.fileno())
@@ -164,7 +176,7 @@ class ControlLink:
 
     def _take(self, answer: Incoming | None) -> None:
         if answer is None:
-            self._end("it may no longer use the control socket")
+            self._end("it may no longer take the device's memory")
         elif self._size + answer.size <= MAX_UNREAD:
             self._answers.append(answer)
             self._size += answer.size

@@ -6,7 +6,7 @@ The handlers are in `daemon.methods`, the server is in `control.server`.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from pydantic import BaseModel
@@ -20,14 +20,23 @@ Address: TypeAlias = str | bytes
 """The address that a client's socket is bound to."""
 
 
+def _everything(device: str | None) -> bool:
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The sender of a datagram, with the credentials that the kernel checked (SCM_CREDENTIALS)."""
+    """The sender of a datagram, with the credentials that the kernel checked (SCM_CREDENTIALS).
+
+    `observes` returns whether it may observe a device, or with None all of them and the daemon: the
+    control server sets it, and listings have only what the caller may observe.
+    """
 
     address: Address
     pid: int
     uid: int
     gid: int
+    observes: Callable[[str | None], bool] = field(default=_everything, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,19 +9,19 @@ import asyncio
 import inspect
 import json
 import logging
-from typing import Final
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeAlias
 
 from pydantic import BaseModel, ValidationError
 
-from vgpud.control.call import Caller, Handler, Handlers, Reply, refused
+from vgpud.control.call import Caller, Handler, Handlers, Reply, Result, refused
 from vgpud.control.fitting import INTERNAL_ERROR, Answer, Outgoing, fit
-from vgpud.control.methods import METHODS
+from vgpud.control.methods import METHODS, Method
 from vgpud.control.models import ErrorKind
 from vgpud.control.params import Params
 from vgpud.control.rpc import Call, ErrorCode, Failure, Incoming, RpcError
 from vgpud.errors import ConfigError, HostError, PeerError, RingError, VgpudError
 from vgpud.publish import Json
-from vgpud.rate_limit import RateLimit
 
 _log = logging.getLogger(__name__)
 
@@ -34,12 +34,19 @@ _MAX_FAULTS: Final = 8
 """Faults of one call that are listed in its answer."""
 
 
-class Dispatcher:
-    """The table of handlers, by method. Raises ValueError for a method that METHODS lacks."""
+Check: TypeAlias = Callable[[Method, Params, Caller], None]
+"""A function that raises RpcError if the caller may not call the method with these parameters."""
 
-    def __init__(self, handlers: Handlers) -> None:
+
+class Dispatcher:
+    """The table of handlers, by method, each of which is called only after `check`.
+
+    Raises ValueError for a method that METHODS lacks.
+    """
+
+    def __init__(self, handlers: Handlers, check: Check) -> None:
         self._handlers: dict[str, Handler] = {}
-        self._bugs = RateLimit()
+        self._check = check
         self.add(handlers)
 
     def add(self, handlers: Handlers) -> None:
@@ -77,9 +84,7 @@ class Dispatcher:
         except VgpudError as error:
             return Answer(call.id, as_rpc_error(error), suppressed=call.notification)
         except Exception:
-            if self._bugs.allows():
-                suffix = self._bugs.suffix()
-                _log.exception("control method failed method=%s%s", call.method, suffix)
+            _log.exception("control method failed method=%s", call.method)
             return Answer(call.id, INTERNAL_ERROR, suppressed=call.notification)
         if isinstance(value, Reply):
             if call.notification:  # it is not in a batch: `_value` refuses that
@@ -98,10 +103,26 @@ class Dispatcher:
         if method.fd is not None and not alone:
             text = f"{method.name} answers with a descriptor: call it alone, not in a batch"
             raise refused(ErrorKind.NOT_POSSIBLE, text)
+        self._check(method, params, caller)
         value = handler(params, caller)
         if inspect.isawaitable(value):
-            value = await value
+            value = await _within(call, value)
         return value
+
+
+async def _within(call: Call, working: Awaitable[Result]) -> Result:
+    """Wait for a handler as long as the call says; what is not done by then is cancelled."""
+    try:
+        async with asyncio.timeout(call.timeout) as limit:
+            return await working
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        text = (
+            f"{call.method} was not done in {call.timeout:g} seconds, and was given up: what it"
+            " waits for, such as the VMM, may be stopped or busy"
+        )
+        raise refused(ErrorKind.TIMED_OUT, text) from None
 
 
 def as_rpc_error(error: VgpudError) -> RpcError:

@@ -16,7 +16,6 @@ from vgpud.control.call import refused
 from vgpud.control.models import ErrorKind, Model, Page
 from vgpud.control.rpc import CallId, ErrorCode, Failure, Result, RpcError, encode
 from vgpud.publish import Json
-from vgpud.rate_limit import RateLimit
 from vgpud.unix.fd import Fd
 
 _log = logging.getLogger(__name__)
@@ -32,7 +31,6 @@ _TOO_LARGE: Final = refused(
 INTERNAL_ERROR: Final = RpcError(
     ErrorCode.INTERNAL_ERROR, "internal error; the daemon's log has more"
 )
-_bugs = RateLimit()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +88,7 @@ def _encoded(answer: Answer, room: int) -> bytes | RpcError:
             text = encode([Result(answer.id, answer.value.model_dump(mode="json"))])
     except Exception:
         # JSON can't express it.
-        if _bugs.allows():
-            _log.exception("control result not encoded%s", _bugs.suffix())
+        _log.exception("control result not encoded")
         return INTERNAL_ERROR
     return text if len(text) <= room else _TOO_LARGE
 

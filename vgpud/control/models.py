@@ -32,13 +32,14 @@ class MapInfoName(StrEnum):
 class ErrorKind(StrEnum):
     """The kind of an error -32000, in `data.kind`."""
 
-    NOT_ALLOWED = "not-allowed"  # the caller may not use this socket
+    NOT_ALLOWED = "not-allowed"  # the caller lacks the grant; `data.grant` says which
     NO_DEVICE = "no-device"
     NO_FRONT_END = "no-front-end"  # nothing is connected to the device
     NO_BLOB = "no-blob"
     NO_AGENT = "no-agent"
     NOT_POSSIBLE = "not-possible"  # not on this device, or not in its present state
     BUSY = "busy"  # another client has it
+    TIMED_OUT = "timed-out"  # it was not done in the time that the call gave it, and given up
     TOO_LARGE = "too-large"  # the answer does not fit into a datagram
     GUEST = "guest"  # a guest would be refused it too: out of memory, a range that is in use
     HOST = "host"  # the system refused; `data.errno` says how

@@ -63,6 +63,7 @@ def document() -> OpenRpcDocument:
     )
     methods = [
         _method(method.name, method.about, method.params, refs[method.result, "serialization"])
+        | {"x-grant": str(method.grant)}
         | ({"x-fd": method.fd} if method.fd else {})
         for method in METHODS.values()
     ]

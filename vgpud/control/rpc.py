@@ -19,6 +19,8 @@ from vgpud.publish import Json
 CallId: TypeAlias = str | int | float | None
 """The id of a call, which its reply repeats; None (null) also for an id that could not be read."""
 
+MAX_WAIT: Final = 86400.0
+"""Seconds. The longest time-out of a call."""
 _QUOTED: Final = 80
 """Bytes of a message that an error quotes."""
 
@@ -46,12 +48,17 @@ class RpcError(VgpudError):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request, or a notification, which is not answered even if it fails."""
+    """A request, or a notification, which is not answered even if it fails.
+
+    `timeout` is how many seconds the server may work on it, an extension of JSON-RPC: it then gives
+    the call up and answers with an error.
+    """
 
     method: str
     params: dict[str, Json] | list[Json]
     id: CallId = None
     notification: bool = False
+    timeout: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +118,17 @@ def encode(replies: Iterable[Result | Failure], *, batch: bool = False) -> bytes
     return _bytes(values if batch else values[0])
 
 
+def refusal(incoming: Incoming | None, error: RpcError) -> bytes:
+    """Return the answer to a message that fails as a whole; no bytes for notifications."""
+    if incoming is None or incoming.batch:
+        return encode([Failure(None, error)])
+    return encode(
+        Failure(call.id, error)
+        for call in incoming.calls
+        if isinstance(call, Failure) or not call.notification
+    )
+
+
 def encode_call(call: Call) -> bytes:
     """Encode a client's call as a message."""
     value: dict[str, Json] = {"jsonrpc": "2.0", "method": call.method}
@@ -118,6 +136,8 @@ def encode_call(call: Call) -> bytes:
         value["params"] = call.params
     if not call.notification:
         value["id"] = call.id
+    if call.timeout is not None:
+        value["timeout"] = min(call.timeout, MAX_WAIT)
     return _bytes(value)
 
 
@@ -148,7 +168,15 @@ def _call(value: Json) -> Call | Failure:
         return _failure(ErrorCode.INVALID_REQUEST, "method must be a string", call_id)
     if not isinstance(params, dict | list):
         return _failure(ErrorCode.INVALID_REQUEST, "params must be an object or an array", call_id)
-    return Call(method, params, call_id, notification="id" not in value)
+    timeout = value.get("timeout")
+    if timeout is not None and not _is_timeout(timeout):
+        text = "timeout must be a number of seconds, more than 0"
+        return _failure(ErrorCode.INVALID_REQUEST, text, call_id)
+    return Call(method, params, call_id, "id" not in value, timeout)
+
+
+def _is_timeout(value: Json) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MAX_WAIT
 
 
 def _is_answer(value: Json) -> bool:

@@ -10,6 +10,7 @@ import logging
 import socket
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, TypeAlias
@@ -18,17 +19,18 @@ import asyncio_dgram
 
 from vgpud.control.access import AccessList
 from vgpud.control.call import Address, Caller, Handlers, refused
+from vgpud.control.client_directory import ClientDirectory
 from vgpud.control.dispatch import Dispatcher
 from vgpud.control.events import Events
-from vgpud.control.methods import OpenRpcDocument
+from vgpud.control.grants import AccessGrant
+from vgpud.control.methods import Method, OpenRpcDocument
 from vgpud.control.models import ErrorKind
 from vgpud.control.openrpc import document
 from vgpud.control.outbox import Outbox
-from vgpud.control.params import Nothing
-from vgpud.control.rpc import ErrorCode, Failure, Incoming, RpcError, decode, encode
+from vgpud.control.params import Nothing, Params
+from vgpud.control.rpc import ErrorCode, Incoming, RpcError, decode, refusal
 from vgpud.control.sockets import MAX_MESSAGE, ControlSocket, Sender
 from vgpud.control.subscriptions import Subscriptions
-from vgpud.rate_limit import RateLimit
 from vgpud.unix.fd import Fd
 from vgpud.unix.socket_file import SocketFile
 
@@ -38,6 +40,12 @@ MAX_ANSWERING: Final = 256
 """Datagrams of all clients that are served at once: some calls have to wait."""
 MAX_ANSWERING_EACH: Final = 32
 """Datagrams of one client that are served at once."""
+MAX_UNKNOWN: Final = 64
+"""Users whose groups are being looked up. Calls of more are lost."""
+WATCHING: Final = 1.0
+"""Seconds after which a client whose call is being served is looked for again."""
+CLEANING: Final = 60.0
+"""Seconds after which files of killed clients are removed again."""
 MAX_READ: Final = 4 << 10
 """Bytes of a message that is decoded for its id although its sender is not allowed."""
 
@@ -50,26 +58,36 @@ class ControlServer:
     With a path, it creates the socket. That raises ConfigError if another server's socket or a file
     of another kind is there, which must not be replaced, and HostError if the socket can't be
     created for other reasons. With a socket that is bound already, it takes over the socket and
-    leaves its file alone.
+    leaves its file alone. It opens `clients`, the directory where clients bind their
+    sockets, to the users that have a grant.
     """
 
     def __init__(
-        self, where: Path | socket.socket, handlers: Handlers, *, access: AccessList, events: Events
+        self,
+        where: Path | socket.socket,
+        handlers: Handlers,
+        *,
+        access: AccessList,
+        events: Events,
+        clients: ClientDirectory | None = None,
     ) -> None:
         self._access = access
-        self._dispatcher = Dispatcher(handlers)
+        self._clients = clients
+        self._dispatcher = Dispatcher(handlers, self._check)
         self._answering: Counter[Address] = Counter()
-        self._sinks: dict[Address, tuple[Caller, ReplySink]] = {}
-        self._limit = RateLimit()
-        self._file = None
+        self._working: dict[asyncio.Task[None], Address] = {}
+        self._unknown: dict[tuple[int, int], list[tuple[bytes, Sender]]] = {}
+        self._looking_up = asyncio.Lock()
+        self._sinks: dict[Address, tuple[Caller, str, ReplySink]] = {}
+        self._file: SocketFile | None = None
         if isinstance(where, Path):
-            self._sock = ControlSocket.bound(where)
-            self._file = SocketFile(where)
+            self._sock, self._file = ControlSocket.bound(where)
         else:
             self._sock = ControlSocket.of(where)
         self._subscriptions = Subscriptions(events, self._sock)
         self._outbox = Outbox(self._sock, self._subscriptions.drop)
         self.add({"rpc.discover": _discover, **self._subscriptions.handlers()})
+        self._open_clients()
 
     def __enter__(self) -> Self:
         return self
@@ -84,20 +102,21 @@ class ControlServer:
 
     @property
     def access(self) -> AccessList:
-        """The callers that are allowed.
+        """The grants of callers.
 
-        Setting it ends the subscriptions of clients that are no longer allowed, and takes no more
-        answers from them.
+        Setting it ends the subscriptions of clients that may no longer observe anything, and takes
+        no more answers from agents that may no longer have the memory of their device.
         """
         return self._access
 
     @access.setter
     def access(self, access: AccessList) -> None:
         self._access = access
-        self._subscriptions.keep(access.allows)
-        for caller, sink in [*self._sinks.values()]:
-            if not access.allows(caller):
-                self.replies_from(caller, None)
+        self._open_clients()
+        self._subscriptions.keep(lambda caller: access.grants_any(caller, AccessGrant.OBSERVE))
+        for caller, device, sink in [*self._sinks.values()]:
+            if not access.grants(caller, AccessGrant.MEMORY, device):
+                self.replies_from(caller, device, None)
                 sink(None)
 
     @property
@@ -114,6 +133,10 @@ class ControlServer:
         if self._file is not None:
             self._file.remove()
 
+    def _open_clients(self) -> None:
+        if self._clients is not None:
+            self._clients.open_to(self._access.users, self._access.groups)
+
     def add(self, handlers: Handlers) -> None:
         """Add handlers. Raises ValueError for a method that METHODS lacks."""
         self._dispatcher.add(handlers)
@@ -125,19 +148,19 @@ class ControlServer:
         """
         self._outbox.send_now(address, data, fd)
 
-    def replies_from(self, caller: Caller, sink: ReplySink | None) -> None:
+    def replies_from(self, caller: Caller, device: str, sink: ReplySink | None) -> None:
         """Pass answers from this client's address, user and process to `sink`.
 
         With None instead of a sink, they are ignored again. Answers of other processes, and of
         clients without a sink, are ignored. The sink is called with None, for the last time, when
-        the client may no longer use the socket.
+        the client has lost the grant of the device's memory.
         """
         if sink is None:
-            owner, _ = self._sinks.get(caller.address, (None, None))
+            owner, *_ = self._sinks.get(caller.address, (None,))
             if owner == caller:  # else another client has that address by now
                 del self._sinks[caller.address]
         else:
-            self._sinks[caller.address] = caller, sink
+            self._sinks[caller.address] = caller, device, sink
 
     async def run(self) -> None:
         """Serve calls until cancelled."""
@@ -148,13 +171,14 @@ class ControlServer:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._outbox.run())
                 group.create_task(self._subscriptions.run(self._outbox))
+                group.create_task(self._watch_clients())
+                if self._clients is not None:
+                    group.create_task(_clean(self._clients))
                 while True:
                     try:
                         message, sender = await stream.recv()
                     except OSError as error:
-                        if self._limit.allows():
-                            text = "control socket receive failed error=%s%s"
-                            _log.warning(text, error, self._limit.suffix())
+                        _log.warning("control socket receive failed error=%s", error)
                         continue
                     assert isinstance(sender, Sender)
                     self._receive(message, sender, group)
@@ -162,7 +186,14 @@ class ControlServer:
             stream.close()
 
     def _receive(self, message: bytes, sender: Sender, group: asyncio.TaskGroup) -> None:
-        caller = sender.caller
+        known = self._clients.seen_here(sender.caller) if self._clients else sender.caller
+        caller = replace(
+            known,
+            observes=lambda device: self._access.grants(known, AccessGrant.OBSERVE, device),
+        )
+        if not self._access.knows(caller):
+            self._look_up(message, sender, group)
+            return
         if not self._access.allows(caller):
             self._refuse(message, caller)
             return
@@ -181,37 +212,66 @@ class ControlServer:
             self._fail(incoming, caller, error)
         else:
             self._answering[caller.address] += 1
-            group.create_task(self._answer(incoming, caller))
+            task = group.create_task(self._answer(incoming, caller))
+            self._working[task] = caller.address
+            task.add_done_callback(self._working.pop)
+
+    def _look_up(self, message: bytes, sender: Sender, group: asyncio.TaskGroup) -> None:
+        """Keep a message until it is known who sent it: that may take seconds, with LDAP."""
+        key = sender.caller.uid, sender.caller.gid
+        waiting = self._unknown.get(key)
+        if waiting is None:
+            if len(self._unknown) >= MAX_UNKNOWN:
+                _log.warning("control call lost, too many unknown users uid=%d", key[0])
+                return
+            waiting = self._unknown[key] = []
+            group.create_task(self._introduce(sender.caller, waiting, group))
+        if len(waiting) < MAX_ANSWERING_EACH:
+            waiting.append((message, sender))
+
+    async def _introduce(
+        self, caller: Caller, waiting: list[tuple[bytes, Sender]], group: asyncio.TaskGroup
+    ) -> None:
+        async with self._looking_up:  # one thread, since others are for devices
+            await asyncio.to_thread(self._access.look_up, caller)
+        del self._unknown[caller.uid, caller.gid]
+        for message, sender in waiting:
+            self._receive(message, sender, group)
+
+    async def _watch_clients(self) -> None:
+        """Cancel the calls of clients that are gone."""
+        while True:
+            before = set(self._working)
+            await asyncio.sleep(WATCHING)
+            for task in before & self._working.keys():  # most calls don't take that long
+                if self._sock.is_gone(self._working[task]):
+                    task.cancel()
+
+    def _check(self, method: Method, params: Params, caller: Caller) -> None:
+        self._access.check(caller, method, getattr(params, "device", None))
 
     def _refuse(self, message: bytes, caller: Caller) -> None:
-        if self._limit.allows():
-            _log.warning(
-                "control caller refused pid=%d uid=%d gid=%d%s",
-                caller.pid,
-                caller.uid,
-                caller.gid,
-                self._limit.suffix(),
-            )
+        text = "control caller refused pid=%d uid=%d gid=%d"
+        _log.warning(text, caller.pid, caller.uid, caller.gid)
         incoming = decode(message) if len(message) <= MAX_READ else None
         if caller.address and (incoming is None or not incoming.answer):
-            data = _refusal(incoming, self._access.refusal(caller))
+            data = refusal(incoming, self._access.refusal(caller))
             if data:
                 self._outbox.send_spare(caller.address, data)
 
     def _fail(self, incoming: Incoming | None, caller: Caller, error: RpcError) -> None:
-        data = _refusal(incoming, error)
+        data = refusal(incoming, error)
         if caller.address and data:
             self._outbox.send(caller.address, data)
 
     def _deliver(self, answer: Incoming, caller: Caller) -> None:
-        owner, sink = self._sinks.get(caller.address, (None, None))
+        owner, _, sink = self._sinks.get(caller.address, (None, None, None))
         if sink is None or owner != caller:
             return
         try:
             sink(answer)
         except Exception:
-            if self._limit.allows():
-                _log.exception("answer not handled client=%r%s", caller, self._limit.suffix())
+            _log.exception("answer not handled client=%r", caller)
 
     async def _answer(self, incoming: Incoming, caller: Caller) -> None:
         try:
@@ -232,16 +292,11 @@ class ControlServer:
         self._fail(incoming, caller, refused(ErrorKind.BUSY, text))
 
 
+async def _clean(clients: ClientDirectory) -> None:
+    while True:
+        await asyncio.sleep(CLEANING)
+        await asyncio.to_thread(clients.clean)
+
+
 def _discover(params: Nothing, caller: Caller) -> OpenRpcDocument:
     return document()
-
-
-def _refusal(incoming: Incoming | None, error: RpcError) -> bytes:
-    """Return the answer to a message that fails as a whole; no bytes for notifications."""
-    if incoming is None or incoming.batch:
-        return encode([Failure(None, error)])
-    return encode(
-        Failure(call.id, error)
-        for call in incoming.calls
-        if isinstance(call, Failure) or not call.notification
-    )

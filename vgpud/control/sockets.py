@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import os
 import socket
 import struct
 import termios
@@ -20,7 +19,7 @@ from vgpud.errors import ConfigError, HostError
 from vgpud.unix import ancillary
 from vgpud.unix.fd import Fd
 from vgpud.unix.send_buffer import set_send_buffer
-from vgpud.unix.socket_file import remove_stale
+from vgpud.unix.socket_file import SocketFile, bind, remove_stale
 
 MAX_MESSAGE: Final = 64 << 10
 """Bytes. Far more than any call needs, and less than a sender's default buffer allows."""
@@ -47,8 +46,8 @@ class ControlSocket(socket.socket):
     """An AF_UNIX datagram socket that receives each sender's credentials."""
 
     @classmethod
-    def bound(cls, path: Path) -> ControlSocket:
-        """Create a socket at `path`; it may replace only a socket that no process has open.
+    def bound(cls, path: Path) -> tuple[ControlSocket, SocketFile]:
+        """Create a socket at `path`, which may replace a socket that no process has open.
 
         Raises ConfigError if another server's socket or a file of another kind is there, which must
         not be replaced, and HostError if the socket can't be created for other reasons.
@@ -57,8 +56,7 @@ class ControlSocket(socket.socket):
         try:
             sock._prepare()
             remove_stale(path, sock.type)
-            sock.bind(os.fspath(path))
-            path.chmod(SOCKET_MODE)
+            file = bind(sock, path, SOCKET_MODE)
         except OSError as error:
             sock.close()
             advice = "set daemon.runtime_dir to a directory that exists and can be written to"
@@ -66,7 +64,7 @@ class ControlSocket(socket.socket):
         except ConfigError:
             sock.close()
             raise
-        return sock
+        return sock, file
 
     @classmethod
     def of(cls, sock: socket.socket) -> ControlSocket:

@@ -22,7 +22,6 @@ from vgpud.control.outbox import Outbox
 from vgpud.control.params import Nothing, Subscribe
 from vgpud.control.rpc import Call, encode_call
 from vgpud.control.sockets import ControlSocket
-from vgpud.rate_limit import RateLimit
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +48,8 @@ class _Subscriber:
             return False
         if self.device is not None and event.device != self.device:
             return False
+        if not self.caller.observes(event.device):
+            return False
         return self.kinds.fullmatch(event.kind) is not None
 
 
@@ -61,7 +62,6 @@ class Subscriptions:
         self._subscribers: dict[Address, _Subscriber] = {}
         self._pending: deque[Event] = deque(maxlen=MAX_PENDING)
         self._wanted = asyncio.Event()
-        self._limit = RateLimit()
         events.listen(self._take)
 
     def __len__(self) -> int:
@@ -80,14 +80,8 @@ class Subscriptions:
         if gone:
             _log.debug("subscriber gone client=%r pid=%d", address, caller.pid)
             return
-        if self._limit.allows():
-            _log.warning(
-                "subscription ended, the client does not read client=%r pid=%d uid=%d%s",
-                address,
-                caller.pid,
-                caller.uid,
-                self._limit.suffix(),
-            )
+        text = "subscription ended, the client does not read client=%r pid=%d uid=%d"
+        _log.warning(text, address, caller.pid, caller.uid)
         text = f"a subscriber stopped reading: process {caller.pid} of user {caller.uid}"
         self._events.publish(CLIENT_DROPPED, text, pid=caller.pid, uid=caller.uid)
 

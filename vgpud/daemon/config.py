@@ -6,6 +6,7 @@ The tables themselves are in `vgpud.daemon.config_tables`; the rules between tab
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from vgpud.coherency.slot_policy import Buffers, Layout, Rule, SlotOwner, layouts
 from vgpud.control.field_docs import WithFieldDocs, field_docs
+from vgpud.control.grants import AccessGrant, AccessRule
 from vgpud.daemon.config_tables import (
     DaemonTable,
     DeviceTable,
@@ -26,7 +28,10 @@ from vgpud.daemon.config_tables import (
     size_text,
 )
 from vgpud.errors import ConfigError
-from vgpud.gpu.spec import DeviceSpec
+from vgpud.gpu.spec import FRAMES_A_PICTURE, DeviceSpec, picture_memory
+from vgpud.unix.listener import SocketPlace
+
+log = logging.getLogger(__name__)
 
 MAX_SOCKET_PATH: Final = 107
 """Bytes. `sockaddr_un.sun_path` less its closing zero, unix(7)."""
@@ -67,7 +72,7 @@ class Config(Table):
         except OSError as error:
             raise ConfigError(f"{path}: can't be read: {error.strerror}") from error
         except ValueError as error:
-            raise ConfigError(f"{path}: is not UTF-8 text: {error}") from error
+            raise ConfigError(f"{path}: is not UTF-8 text, so save it as that: {error}") from error
         config = cls.from_toml(text, source=str(path))
         config._path = Path(path).absolute()  # noqa: SLF001 - of our own class
         return config
@@ -76,7 +81,7 @@ class Config(Table):
     def from_toml(cls, text: str, source: str = "configuration") -> Self:
         """Parse `text`; raises ConfigError with every fault in it, a line each, led by `source`."""
         try:
-            raw = tomllib.loads(text)
+            raw = tomllib.loads(text.removeprefix("\ufeff"))
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{source}: is not TOML: {error}") from error
         except (RecursionError, ValueError) as error:  # which it lets through
@@ -109,6 +114,29 @@ class Config(Table):
         if faults := list(_contradictions(self.daemon, self.device, self.slot_policy)):
             raise ConfigError("\n".join(faults))
 
+    def warnings(self) -> Iterator[str]:
+        """Yield what is valid, but is not likely to be meant: limits that don't go together."""
+        rules = [policy.rule() for policy in self.slot_policy]
+        for number, device in enumerate(self.device, start=1):
+            window = device.window if layouts(rules, device.name) == {Layout.WINDOW} else 0
+            needed = window + picture_memory(device.outputs)
+            if needed > device.memory_limit:
+                modes = ", ".join(f"{mode.width}x{mode.height}" for mode in device.outputs)
+                beside = f"its window, {size_text(window)}, and " if window else ""
+                yield (
+                    f"[[device]] {number}: memory_limit = "
+                    f"{_literal(size_text(device.memory_limit))}: is less than {beside}"
+                    f"{FRAMES_A_PICTURE} frames of each output ({modes}), which a guest may be "
+                    "charged for; where memory is refused, frames are lost: set "
+                    f"{_literal(f'{-(-needed >> 20)}MiB')} or more, or smaller outputs "
+                    f"(device {device.name})"
+                )
+
+    def log_warnings(self) -> None:
+        """Log all warnings."""
+        for warning in self.warnings():
+            log.warning("configuration: %s", warning)
+
     @property
     def path(self) -> Path | None:
         """The file that this was read from, absolute; None if it is from no file."""
@@ -126,7 +154,32 @@ class Config(Table):
 
     def socket_path(self, device: str) -> Path:
         """Return the path of a device's vhost-user socket; raises KeyError."""
-        return self.runtime_dir / {table.name: table.socket_name for table in self.device}[device]
+        return self.socket_place(device).path
+
+    def socket_place(self, device: str) -> SocketPlace:
+        """Return the path, mode and group of a device's vhost-user socket; raises KeyError."""
+        table = {table.name: table for table in self.device}[device]
+        mode = int(table.socket_mode, base=8)
+        return SocketPlace(self.runtime_dir / table.socket_name, mode, table.socket_group)
+
+    def access_rules(self) -> tuple[AccessRule, ...]:
+        """Return who may call which methods of the control API, for which devices."""
+        daemon = self.daemon
+        return (
+            AccessRule(daemon.allow_users, daemon.allow_groups),
+            AccessRule(
+                daemon.observe_users,
+                daemon.observe_groups,
+                frozenset({AccessGrant.OBSERVE}),
+                prefix="observe",
+            ),
+            *(
+                AccessRule(
+                    table.allow_users, table.allow_groups, frozenset(table.grants), table.name
+                )
+                for table in self.device
+            ),
+        )
 
     def device_specs(self) -> tuple[DeviceSpec, ...]:
         """Return the devices in the file's order."""

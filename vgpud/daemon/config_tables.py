@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self, TypeAlias
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -37,7 +37,11 @@ from vgpud.coherency.slot_policy import (
     Rule,
     SlotOwner,
 )
+from vgpud.control.grants import AccessGrant
 from vgpud.gpu.spec import PreferredMode, RendererName
+from vgpud.unix.listener import SOCKET_MODE
+
+_Name = TypeVar("_Name", bound=str)
 
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 
@@ -52,7 +56,13 @@ OUTPUT_SIDE: Final = range(32, 8192 + 1)
 """Pixels. Linux's virtio_gpu driver takes no mode outside of it."""
 
 _NAME: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}"
-_ACCOUNT: Final = r"[A-Za-z0-9_][A-Za-z0-9_.@\\-]{0,254}\$?"
+_ACCOUNT: Final = r"[^:\x00-\x1f\x7f]+"
+"""What can be a field of passwd(5) and group(5). Which names exist, the system's databases know."""
+_MAX_ID: Final = (1 << 32) - 2
+"""The highest number of a user or group: the kernel has one more for "none"."""
+
+
+_MODE: Final = r"0?[67][0-7]{2}"
 
 
 def default_runtime_dir(environment: Mapping[str, str]) -> str:
@@ -105,9 +115,15 @@ def _output(value: object) -> PreferredMode:
 
 
 def _path(value: str) -> str:
-    if not value.isprintable():
-        raise ValueError("a path must not contain control characters")
+    if "\0" in value:
+        raise ValueError("a path can't contain a NUL character")
     return value
+
+
+def _file(value: str) -> str:
+    if (value and Path(value).name in ("", "..")) or value.endswith(("/", "/.")):
+        raise ValueError("must be the path of a file, not of a directory")
+    return _path(value)
 
 
 def _absolute(value: str) -> str:
@@ -118,8 +134,10 @@ def _absolute(value: str) -> str:
 
 def _account(value: str) -> str:
     """Check a user's or group's name or number; whether it exists is not checked."""
-    if not re.fullmatch(_ACCOUNT, value):
+    if not re.fullmatch(_ACCOUNT, value) or value.isspace():
         raise ValueError('a user or group is a name, as in "kvm", or a number, as in "107"')
+    if value.isascii() and value.isdecimal() and int(value[:20]) > _MAX_ID:
+        raise ValueError(f"the number of a user or group is at most {_MAX_ID}")
     return value
 
 
@@ -131,15 +149,21 @@ def _name(value: str) -> str:
     return value
 
 
+def _mode(value: str) -> str:
+    if not re.fullmatch(_MODE, value):
+        raise ValueError('a mode is octal permissions that let the owner in, as in "0660"')
+    return value
+
+
 def _count(outputs: tuple[PreferredMode, ...]) -> tuple[PreferredMode, ...]:
     if not 1 <= len(outputs) <= MAX_OUTPUTS:
         raise ValueError(f"must be 1 to {MAX_OUTPUTS} outputs")
     return outputs
 
 
-def _distinct(names: tuple[RendererName, ...]) -> tuple[RendererName, ...]:
+def _distinct(names: tuple[_Name, ...]) -> tuple[_Name, ...]:
     if len({*names}) < len(names):
-        raise ValueError("names the same renderer twice")
+        raise ValueError("names the same one twice")
     return names
 
 
@@ -164,6 +188,7 @@ OutputMode = Annotated[
 Account = Annotated[
     str, AfterValidator(_account), WithJsonSchema({"type": "string", "pattern": f"^{_ACCOUNT}$"})
 ]
+Accounts: TypeAlias = tuple[Account, ...]
 AbsolutePath = Annotated[
     str,
     AfterValidator(_absolute),
@@ -214,6 +239,9 @@ def on_reload(table: type[Table]) -> dict[str, OnReload]:
     return dict(sorted(found, key=lambda item: (item[1].resized is not None, item[1].effect.value)))
 
 
+UNORDERED: Final = OnReload(Effect.AT_ONCE, ordered=False)
+
+
 class Table(BaseModel):
     """What all tables share: they do not change, and an unknown key is an error."""
 
@@ -228,12 +256,18 @@ class DaemonTable(Table):
     )
     """The directory of the sockets; by default $RUNTIME_DIRECTORY, $XDG_RUNTIME_DIR/vgpud, or
     /run/vgpud."""
-    control_socket: Annotated[str, AfterValidator(_path), RESTART] = "control.sock"
+    control_socket: Annotated[str, AfterValidator(_file), RESTART] = "control.sock"
     """The socket of the control API, relative to runtime_dir; "" for none."""
-    allow_users: Annotated[tuple[Account, ...], OnReload(Effect.AT_ONCE, ordered=False)] = ("root",)
-    """Users who may use the control socket, besides the daemon's own: names or numbers."""
-    allow_groups: Annotated[tuple[Account, ...], OnReload(Effect.AT_ONCE, ordered=False)] = ("kvm",)
-    """Groups whose members may use the control socket: names or numbers."""
+    allow_users: Annotated[Accounts, UNORDERED] = ("root",)
+    """Users who may call every method for every device over the control socket, besides the
+    daemon's own: names or numbers."""
+    allow_groups: Annotated[Accounts, UNORDERED] = ()
+    """Groups whose members may do so. Not one of VMMs' processes, such as "kvm": then a guest that
+    has broken out of its VMM could reach the memory of all other guests."""
+    observe_users: Annotated[Accounts, UNORDERED] = ()
+    """Users who may observe the daemon and every device, screenshots included."""
+    observe_groups: Annotated[Accounts, UNORDERED] = ()
+    """Groups whose members may do so."""
     log_level: Annotated[LogLevel, AT_ONCE] = "info"
     """What is logged: "debug", "info", "warning" or "error" and above; --log-level overrides it."""
 
@@ -244,7 +278,7 @@ class DeviceTable(Table):
     name: Annotated[str, AfterValidator(_name)] = Field(json_schema_extra={"pattern": f"^{_NAME}$"})
     """Its name in slot policies and in the control API."""
     socket: Annotated[
-        Annotated[str, Field(min_length=1), AfterValidator(_path)] | None,
+        Annotated[str, Field(min_length=1), AfterValidator(_file)] | None,
         OnReload(Effect.RESTART, shown_as="socket_name"),
     ] = Field(default=None, examples=["gpu0.sock"])
     """Its vhost-user socket, relative to runtime_dir; by default NAME.sock."""
@@ -278,6 +312,26 @@ class DeviceTable(Table):
     )
     """What executes the guest's contexts, the preferred one first: "dma", the daemon's own DMA
     engine. With none, [], the device is a display device, without contexts and host blobs."""
+    socket_group: Annotated[Account | None, RESTART] = Field(default=None, examples=["kvm"])
+    """The group of the socket, a name or a number; by default that of the daemon's process. Only
+    root can give the socket to a group that the daemon is not in. A socket that systemd opens has
+    the group and the mode that its unit says."""
+    socket_mode: Annotated[str, AfterValidator(_mode), RESTART] = Field(
+        default=f"{SOCKET_MODE:04o}", json_schema_extra={"pattern": f"^{_MODE}$"}
+    )
+    """The permissions of the socket, in octal as chmod(1) takes them. A VMM that may write to the
+    socket can connect to it."""
+
+    allow_users: Annotated[Accounts, UNORDERED] = ()
+    """Users who may call methods for this device, besides those of [daemon]: names or numbers."""
+    allow_groups: Annotated[Accounts, UNORDERED] = ()
+    """Groups whose members may do so."""
+    grants: Annotated[tuple[AccessGrant, ...], AfterValidator(_distinct), UNORDERED] = Field(
+        default=tuple(AccessGrant), json_schema_extra={"uniqueItems": True}
+    )
+    """What allow_users and allow_groups of this device may do with it: "observe" (see states,
+    events and screenshots), "change" (resize outputs), "memory" (export and map blobs, be its slot
+    agent)."""
 
     @property
     def socket_name(self) -> str:

@@ -22,10 +22,12 @@ from vgpud.coherency.slot_policy import SlotOwner
 from vgpud.control.agent_calls import AgentCalls
 from vgpud.control.agent_link import SocketLink
 from vgpud.control.call import Caller, Handler
+from vgpud.control.client_directory import ClientDirectory
 from vgpud.control.events import Events
 from vgpud.control.models import DaemonInfo, DeviceSummary, Reloaded
 from vgpud.control.params import Nothing
 from vgpud.control.server import ControlServer
+from vgpud.daemon import logs
 from vgpud.daemon.config import Config
 from vgpud.daemon.device_server import DeviceServer
 from vgpud.daemon.device_set import DeviceSet
@@ -47,7 +49,8 @@ from vgpud.memory.render_nodes import HostGpu, RenderNodes
 from vgpud.slots.agent import Grant
 from vgpud.slots.owner import TrackedSlots
 from vgpud.unix.activation import CONTROL, Activated
-from vgpud.unix.socket_file import make_directory
+from vgpud.unix.listener import SocketPlace
+from vgpud.unix.socket_file import CLIENTS, make_directory
 
 log = logging.getLogger(__name__)
 
@@ -66,9 +69,9 @@ class Daemon:
 
     With `connection`, only the first device is served, on that connected socket. `agent` sets the
     first device's memory slots. `slots` sets those of the devices that it names, in a VM of this
-    process (`slots = "local"`). `notifier` and `activated` are from the service manager,
-    `log_level` overrides the configuration's. Raises ConfigError for a device with
-    `slots = "local"` that `slots` lacks.
+    process (`slots = "local"`). `notifier` and `activated` are from the service manager, the latter
+    stays the caller's to close. `log_level` overrides the configuration's. Raises ConfigError for a
+    device with `slots = "local"` that `slots` lacks.
     """
 
     def __init__(
@@ -116,12 +119,11 @@ class Daemon:
         _raise_fd_limit()
         with ExitStack() as cleanup:
             cleanup.callback(self._status.close)
-            cleanup.callback(self._activated.close)
             cleanup.callback(self.devices.close)
             self._connect_agent()
             self._control = self._open_control(cleanup)
-            paths = {} if self._connection is not None else self._paths(self.devices)
-            listeners = self.devices.open(paths)
+            places = {} if self._connection is not None else self._places(self.devices)
+            listeners = self.devices.open(places)
             self._activated.log_unused(self._wanted())
             async with asyncio.TaskGroup() as group:
                 self._reloader.open(group, self._control)
@@ -151,6 +153,11 @@ class Daemon:
         """Have the configuration's file read again; the outcome is logged."""
         self._reloader.request()
 
+    @property
+    def has_listened(self) -> bool:
+        """Whether all sockets were opened."""
+        return self._listening.is_set()
+
     async def wait_listening(self) -> None:
         """Wait until front-ends can connect to every device."""
         await self._listening.wait()
@@ -165,6 +172,7 @@ class Daemon:
         yield GpuWatch(self.events, nodes=self._nodes, users=self._users_of).run()
         yield self._reloader.run()
         yield from self._status.tasks()
+        yield logs.report_suppressed()
 
     async def _serve_connection(self, connection: socket.socket) -> None:
         device = next(iter(self.devices.values()))
@@ -212,7 +220,18 @@ class Daemon:
             **SlotMethods(self.devices).handlers(),
         }
         where = path if passed is None else passed
-        server = ControlServer(where, handlers, access=self._reloader.access(), events=self.events)
+        clients = _client_directory(path.parent / CLIENTS)
+        if clients is not None:
+            cleanup.enter_context(clients)
+            if passed is None:  # else a client may soon start the daemon again
+                cleanup.callback(clients.remove)
+        server = ControlServer(
+            where,
+            handlers,
+            access=self._reloader.access(),
+            events=self.events,
+            clients=clients,
+        )
         cleanup.enter_context(server)
         server.add(AgentMethods(self.devices, server).handlers())
         metrics = MetricsMethods(self._figures, self.events, lambda: server.subscribers)
@@ -221,17 +240,17 @@ class Daemon:
 
     def _figures(self) -> Iterator[DeviceFigures]:
         for device in self.devices.values():
-            slots = {device.slot_owner: len(slots_of(device))}
+            slots = {device.slot_owner: slots_of(device).length}
             yield DeviceFigures(device.counters, describe(device), slots)
 
-    def _paths(self, names: Iterable[str]) -> dict[str, Path]:
-        return {name: self._reloader.config.socket_path(name) for name in names}
+    def _places(self, names: Iterable[str]) -> dict[str, SocketPlace]:
+        return {name: self._reloader.config.socket_place(name) for name in names}
 
     def _wanted(self) -> Iterator[tuple[Path, str, socket.SocketKind]]:
         if self._reloader.config.control_path is not None:
             yield self._reloader.config.control_path, CONTROL, socket.SOCK_DGRAM
-        for name, path in self._paths(self.devices).items():
-            yield path, name, socket.SOCK_STREAM
+        for name, place in self._places(self.devices).items():
+            yield place.path, name, socket.SOCK_STREAM
 
     def _users_of(self, gpu: HostGpu) -> list[str]:
         return [
@@ -259,12 +278,23 @@ class Daemon:
                     connected=device.connected,
                 )
                 for name, device in self.devices.items()
+                if caller.observes(name)
             ),
         )
 
     async def _reload(self, params: Nothing, caller: Caller) -> Reloaded:
         log.info("reload requested pid=%d uid=%d", caller.pid, caller.uid)
-        return await self.reload()
+        # What has begun is completed, since half of a configuration must not remain.
+        return await asyncio.shield(asyncio.ensure_future(self.reload()))
+
+
+def _client_directory(path: Path) -> ClientDirectory | None:
+    try:
+        return ClientDirectory(path)
+    except OSError as error:
+        text = "clients in other namespaces can't be answered path=%s error=%s"
+        log.warning(text, path, error.strerror)
+        return None
 
 
 def _raise_fd_limit() -> None:

@@ -13,10 +13,10 @@ import socket
 
 from vgpud.coherency import kvm_mode
 from vgpud.coherency.kvm_mode import Finding, KvmMode
-from vgpud.coherency.probes import front_end as probe_front_end
 from vgpud.coherency.probes import kvm as probe_kvm
 from vgpud.coherency.slot_policy import SlotOwner
 from vgpud.control.events import Events
+from vgpud.daemon.process_examiner import ProcessExaminer
 from vgpud.errors import VgpudError
 from vgpud.gpu.blobs.buffers import BlobBuffers, resolve
 from vgpud.gpu.blobs.vmm_blobs import BlobIds
@@ -29,6 +29,7 @@ from vgpud.memory.render_nodes import RenderNodes
 from vgpud.publish import Json
 from vgpud.slots.agent import AgentSlots
 from vgpud.slots.owner import TrackedSlots
+from vgpud.unix.closer import Closer
 from vgpud.unix.credentials import peer_credentials
 from vgpud.unix.stream_socket import StreamSocket
 from vgpud.vhost.session import Session
@@ -76,6 +77,7 @@ class DeviceServer:
         self._free = asyncio.Event()
         self._free.set()
         self._pid = 0
+        self._process = ProcessExaminer(self.find_kvm_mode_again)
         self._choose_slots()
 
     @property
@@ -153,7 +155,7 @@ class DeviceServer:
             self.agent.close()
 
     def find_kvm_mode_again(self) -> None:
-        """Find the KVM mode again: an agent that has attached may know more about the VM."""
+        """Find the KVM mode again, as an agent or a thread knows more about the VM by now."""
         if self.live is not None:
             self.live.gpu.find_kvm_mode_again()
 
@@ -165,6 +167,7 @@ class DeviceServer:
         """
         loop = asyncio.get_running_loop()
         self.socket = os.fspath(listener.getsockname())
+        refused = Closer()
         async with asyncio.TaskGroup() as tasks:
             while True:
                 try:
@@ -183,7 +186,7 @@ class DeviceServer:
                         peer_credentials(connection).pid,
                         self._pid,
                     )
-                    connection.close()
+                    refused.run(connection.close)
                     continue
                 except asyncio.CancelledError:
                     connection.close()
@@ -194,13 +197,14 @@ class DeviceServer:
     async def serve_connection(self, connection: socket.socket) -> None:
         """Serve one front-end until it disconnects or breaks the protocol."""
         self._free.clear()
-        self._pid = peer_credentials(connection).pid
+        former, self._pid = self._pid, peer_credentials(connection).pid
         log.info("front-end connected device=%s pid=%d", self.name, self._pid)
         self.counters.sessions += 1
         self._publish("device.connected", "a front-end has connected", pid=self._pid or None)
         try:
             with connection:
                 self._choose_slots()
+                self._drop_agent_of(former)
                 if self._slots is not None:  # slots that the former session left
                     await self._slots.clear()
                 environment = Environment(
@@ -225,6 +229,7 @@ class DeviceServer:
             self._publish("device.failed", "an internal error; the daemon's log has more")
         finally:
             self.live = self.finding = None
+            self._process.close()
             self._choose_slots()
             self._publish(
                 "device.disconnected", "the front-end has disconnected", pid=self._pid or None
@@ -238,11 +243,19 @@ class DeviceServer:
         elif self._slots is not None:
             found = kvm_mode.of_agent(probe_kvm.probe())
         else:
-            found = kvm_mode.of_front_end(probe_kvm.probe(), probe_front_end.probe(self._pid))
+            found = kvm_mode.of_front_end(probe_kvm.probe(), self._process.facts(self._pid))
         if found != self.finding:  # a guest can cause any number of probes, by resets
             log.info("guest PAT device=%s kvm=%s: %s", self.name, found.mode, found.reason)
         self.finding = found
         return found.mode
+
+    def _drop_agent_of(self, former: int) -> None:
+        """Detach the agent if it is in the former front-end's process, and so in another VM than
+        the present front-end's."""
+        if self.agent is None or self.agent.grant is None or not (former and self._pid):
+            return
+        if self.agent.grant.pid == former != self._pid:
+            self.agent.lost(f"it is in process {former}, whose front-end has gone")
 
     def _choose_slots(self) -> None:
         """Set the slot owner that the present specification has, between two sessions."""

@@ -14,7 +14,7 @@ from typing import Final
 
 from vgpud.daemon.device_server import DeviceServer
 from vgpud.unix.activation import Activated
-from vgpud.unix.listener import Listener
+from vgpud.unix.listener import Listener, SocketPlace
 
 log = logging.getLogger(__name__)
 
@@ -50,22 +50,25 @@ class DeviceSet(Mapping[str, DeviceServer]):
         listener = self._listeners.get(name)
         return listener.path if listener is not None else None
 
-    def open(self, paths: Mapping[str, Path], leaving: Iterable[str] = ()) -> dict[str, Listener]:
+    def open(
+        self, places: Mapping[str, SocketPlace], leaving: Iterable[str] = ()
+    ) -> dict[str, Listener]:
         """Open sockets for devices of these names, all or none of them.
 
-        A socket of a device in `leaving` is shared with it, so that the path never lacks a socket.
+        A socket of a device in `leaving` is shared with it, so that the path never lacks a socket;
+        its file stays as it is.
         Raises ConfigError or HostError.
         """
         shared = {self._listeners[name].path: self._listeners[name] for name in leaving}
         opened = {}
         with ExitStack() as undo:
-            for name, path in paths.items():
-                former = shared.get(path)
+            for name, place in places.items():
+                former = shared.get(place.path)
                 if former is not None:
                     opened[name] = former.share()
                     undo.callback(former.unshare, opened[name])
                 else:
-                    opened[name] = self._open(path, name)
+                    opened[name] = Listener.open(place, name, self._activated)
                     undo.callback(opened[name].close)
             undo.pop_all()
         return opened
@@ -121,6 +124,3 @@ class DeviceSet(Mapping[str, DeviceServer]):
             listener.close()
         for server in self._servers.values():
             server.close()
-
-    def _open(self, path: Path, name: str) -> Listener:
-        return Listener.open(path, name, self._activated)

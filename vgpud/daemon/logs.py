@@ -1,15 +1,18 @@
 """The destination of log lines: standard error, the journal with fields, or syslog.
 
-Logging never waits and never raises: a line that a handler can't write at once is lost. Source:
+Logging never waits and never raises: a line that a handler can't write at once is lost. Lines are
+limited (`daemon.log_limit`) and escaped, because guests and others cause and name things. Source:
 systemd's "Native Journal Protocol", systemd.exec(5) on $JOURNAL_STREAM, syslog(3).
 """
 
 from __future__ import annotations
 
+import asyncio
+import atexit
 import errno
 import logging
 import os
-import re
+import select
 import socket
 import stat
 import struct
@@ -19,31 +22,49 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+from vgpud.daemon.log_limit import CONVERSION, LogLimit
 from vgpud.memory import memfd
+from vgpud.printable import printable
+from vgpud.rate_limit import INTERVAL
 from vgpud.unix import ancillary
 
 JOURNAL_SOCKET: Final = Path("/run/systemd/journal/socket")
 SYSLOG_SOCKET: Final = Path("/dev/log")
 LINE: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
+limit: Final = LogLimit()
+"""The limit of this process's log."""
+
 _DEV_NULL: Final = os.makedev(1, 3)
 _LOG_DAEMON: Final = 3 << 3
 _MAX_FIELD: Final = 64
 """Characters of a field's name, the journal's limit."""
-_CONVERSION: Final = re.compile(
-    r"(?:\b(?P<key>[A-Za-z][A-Za-z0-9_]*)=)?%(?P<spec>[-#0 +]*[0-9]*(?:\.[0-9]+)?[a-zA-Z%])"
-)
-"""A printf-style conversion, with its key where it follows `key=`. Neither `%(name)s` nor `%*d`."""
 
 
 def start(level: str, program: str) -> None:
-    """Start logging of `level` ("debug", "info", "warning", "error") and above.
+    """Start logging of `level` ("debug", "info", "warning", "error") and above, with `limit`.
 
     Lines go to the journal if standard error is connected to it. If standard error is closed or
     /dev/null, as in processes that libvirt starts, they go to the journal or to syslog, if there is
     one. Otherwise they go to standard error.
     """
-    logging.basicConfig(handlers=[_handler(program)], level=level.upper())
+    handler = _handler(program)
+    handler.addFilter(limit)
+    logging.basicConfig(handlers=[handler], level=level.upper())
+    atexit.register(_report)
+
+
+async def report_suppressed() -> None:
+    """Log now and then how many lines were left out, until cancelled."""
+    while True:
+        await asyncio.sleep(INTERVAL)
+        _report()
+
+
+def _report() -> None:
+    for handler in logging.getLogger().handlers:
+        if limit in handler.filters:
+            limit.report(handler.emit)
 
 
 def set_level(level: str) -> None:
@@ -58,9 +79,7 @@ def _handler(program: str) -> logging.Handler:
         return JournalHandler(program, JOURNAL_SOCKET)
     if lost and SYSLOG_SOCKET.exists():
         return SyslogHandler(program, SYSLOG_SOCKET)
-    handler = logging.StreamHandler() if found else logging.NullHandler()
-    handler.setFormatter(logging.Formatter(LINE))
-    return handler
+    return StderrHandler() if found else logging.NullHandler()
 
 
 def is_journal(stderr: os.stat_result | None, environment: Mapping[str, str]) -> bool:
@@ -82,16 +101,31 @@ def _stat_stderr() -> os.stat_result | None:
         return None
 
 
-class _DatagramHandler(logging.Handler, ABC):
-    """A handler that sends each record as a datagram to a path, at once or never."""
+class LineFormatter(logging.Formatter):
+    """The one formatter: it escapes what would end a line or act on a terminal.
 
-    def __init__(self, program: str, path: Path) -> None:
+    Values may be from guests, front-ends and clients. The lines of a traceback are indented, so
+    that none looks like a line of the log.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, and the lines of the record's exception, if any."""
+        record.message = printable(record.getMessage() + getattr(record, "suppressed", ""))
+        if self.usesTime():
+            record.asctime = self.formatTime(record, self.datefmt)
+        lines = [self.formatMessage(record)]
+        if record.exc_info:
+            trace = self.formatException(record.exc_info)
+            lines += [f"  {printable(line)}" for line in trace.split("\n")]
+        return "\n".join(lines)
+
+
+class _LineHandler(logging.Handler, ABC):
+    """A handler that sends each record at once or never."""
+
+    def __init__(self, line: str) -> None:
         super().__init__()
-        self.program = program
-        self._path = os.fspath(path)
-        self._sock = socket.socket(
-            socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-        )
+        self.setFormatter(LineFormatter(line))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send the record; if it can't be sent now, it is lost."""
@@ -100,12 +134,48 @@ class _DatagramHandler(logging.Handler, ABC):
         except Exception:  # a failure to log must not disturb the caller
             self.handleError(record)
 
-    @abstractmethod
-    def encode(self, record: logging.LogRecord) -> bytes:
-        """Return the datagram for a record."""
-
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """Ignore the error, because there is no other place to log it."""
+
+    @abstractmethod
+    def encode(self, record: logging.LogRecord) -> bytes:
+        """Return the bytes for a record."""
+
+    @abstractmethod
+    def _send(self, data: bytes) -> None: ...
+
+
+class StderrHandler(_LineHandler):
+    """A handler that writes lines to standard error, while that can take them."""
+
+    def __init__(self) -> None:
+        super().__init__(LINE)
+        self._encoding = sys.stderr.encoding
+        self._poll = select.poll()
+        self._poll.register(2, select.POLLOUT)
+
+    def encode(self, record: logging.LogRecord) -> bytes:
+        """Return the record as a line in the terminal's encoding."""
+        return (self.format(record) + "\n").encode(self._encoding, "backslashreplace")
+
+    def _send(self, data: bytes) -> None:
+        # A pipe or terminal that takes any bytes takes PIPE_BUF of them without waiting.
+        for start in range(0, len(data), select.PIPE_BUF):
+            if not self._poll.poll(0):
+                return
+            os.write(2, data[start : start + select.PIPE_BUF])
+
+
+class _DatagramHandler(_LineHandler):
+    """A handler that sends each record as a datagram to a path."""
+
+    def __init__(self, program: str, path: Path) -> None:
+        super().__init__("%(message)s")
+        self.program = program
+        self._path = os.fspath(path)
+        self._sock = socket.socket(
+            socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        )
 
     def close(self) -> None:
         """Close the socket."""
@@ -125,10 +195,8 @@ class JournalHandler(_DatagramHandler):
 
     def encode(self, record: logging.LogRecord) -> bytes:
         """Return the record in the journal's own format."""
-        # The formatter adds the record's exception, if any.
-        text = logging.Formatter("%(message)s").format(record)
         fields = {
-            "MESSAGE": text,
+            "MESSAGE": self.format(record),
             "PRIORITY": str(_priority(record.levelno)),
             "SYSLOG_IDENTIFIER": self.program,
             "SYSLOG_FACILITY": str(_LOG_DAEMON >> 3),
@@ -150,7 +218,7 @@ class JournalHandler(_DatagramHandler):
 
     def _send_file(self, data: bytes) -> None:
         """Send a record that is too long for a datagram as a file, by its descriptor alone."""
-        with memfd.filled("vgpud-log", data) as file:  # sealed: the journal takes no other
+        with memfd.filled("vgpud-log", [data]) as file:  # sealed: the journal takes no other
             ancillary.send(self._sock, [], [file], address=self._path)
 
 
@@ -159,9 +227,9 @@ class SyslogHandler(_DatagramHandler):
 
     def encode(self, record: logging.LogRecord) -> bytes:
         """Return the record as one line, with spaces in place of line breaks."""
-        text = logging.Formatter("%(message)s").format(record)
+        text = self.format(record)
         head = f"<{_LOG_DAEMON | _priority(record.levelno)}>{self.program}[{os.getpid()}]: "
-        return (head + " ".join(text.splitlines())).encode(errors="backslashreplace")
+        return (head + " ".join(map(str.strip, text.split("\n")))).encode(errors="backslashreplace")
 
 
 def journal_fields(record: logging.LogRecord) -> dict[str, str]:
@@ -174,12 +242,12 @@ def journal_fields(record: logging.LogRecord) -> dict[str, str]:
 
 def _values(template: str, args: tuple[object, ...]) -> Iterator[tuple[str, str]]:
     values = iter(args)
-    for found in _CONVERSION.finditer(template):
+    for found in CONVERSION.finditer(template):
         if found["spec"].endswith("%"):
             continue
         value = next(values, None)
         if found["key"]:
-            yield found["key"], f"%{found['spec']}" % (value,)
+            yield found["key"], printable(f"%{found['spec']}" % (value,))
 
 
 def _field(name: str, value: str) -> bytes:

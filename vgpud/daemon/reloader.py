@@ -17,6 +17,7 @@ from vgpud.daemon import logs
 from vgpud.daemon.config import Config
 from vgpud.daemon.device_server import DeviceServer
 from vgpud.daemon.device_set import DeviceSet
+from vgpud.daemon.log_limit import UNLIMITED
 from vgpud.daemon.reload import ConfigChanges, difference
 from vgpud.daemon.status import ServiceStatus
 from vgpud.errors import ConfigError, VgpudError
@@ -62,8 +63,8 @@ class Reloader:
         return self._log_level or self.config.daemon.log_level
 
     def access(self) -> AccessList:
-        """Return the callers that may use the control socket."""
-        return AccessList(self.config.daemon.allow_users, self.config.daemon.allow_groups)
+        """Return the grants of the control socket's callers."""
+        return AccessList(*self.config.access_rules())
 
     def request(self) -> None:
         """Have the file read again soon; the outcome is logged."""
@@ -123,6 +124,7 @@ class Reloader:
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}".replace("\n", f"\n{path}: ")) from error
         self._check_devices([*changes.added, *changes.changed], config)
+        config.log_warnings()
         return changes
 
     async def _apply(self, changes: ConfigChanges) -> None:
@@ -130,19 +132,15 @@ class Reloader:
         if self.stopping:
             raise ConfigError("the daemon is stopping")
         names = [spec.name for spec in changes.added]
-        paths = {name: changes.config.socket_path(name) for name in names}
-        listeners = self._devices.open(paths, changes.removed)
+        places = {name: changes.config.socket_place(name) for name in names}
+        listeners = self._devices.open(places, changes.removed)
         for spec in changes.added:
             server = self._make_device(spec)
             self._devices.start(server, listeners[spec.name], self._tasks)
             server.added()
-        former, former_level = self.config.daemon, self.log_level
+        former_rules, former_level = self.config.access_rules(), self.log_level
         self.config = changes.config
-        daemon = self.config.daemon
-        if self._control is not None and (daemon.allow_users, daemon.allow_groups) != (
-            former.allow_users,
-            former.allow_groups,
-        ):
+        if self._control is not None and self.config.access_rules() != former_rules:
             self._control.access = self.access()
         if self.log_level != former_level:
             logs.set_level(self.log_level)
@@ -151,7 +149,7 @@ class Reloader:
         await self._devices.remove(changes.removed)
         self._devices.order([table.name for table in changes.config.device])
         for line in changes.lines or ("nothing has changed",):
-            log.info("configuration reloaded: %s", line)
+            log.info("configuration reloaded: %s", line, extra=UNLIMITED)
         self._events.publish(
             "config.reloaded",
             f"the configuration was read again: {len(changes.lines)} changes",
@@ -163,7 +161,7 @@ class Reloader:
     def _report_rejected(self, message: str) -> None:
         faults = message.splitlines()
         for fault in faults:
-            log.error("configuration rejected: %s", fault)
+            log.error("configuration rejected: %s", fault, extra=UNLIMITED)
         self._events.publish(
             "config.rejected", f"the new configuration was rejected: {message}", faults=[*faults]
         )

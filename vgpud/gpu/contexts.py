@@ -18,10 +18,15 @@ from vgpud.gpu.resources import OVERHEAD, Resource, ResourceTable
 from vgpud.gpu.state import ContextState
 from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.protocol import ContextId, ResourceId
-from vgpud.gpu.work import Answer, Done
+from vgpud.gpu.work import Answer, Start
+from vgpud.pace import Pace
 
-ATTACHMENT = 128
-"""Bytes that an attached resource costs its context and the renderer, about."""
+ATTACHMENT = 512
+"""Bytes that an attached resource costs its context, the renderer and the index of attachments,
+about."""
+
+FEW = 256
+"""Attachments that are removed at once: that takes about 0.2 ms."""
 
 OK = responses.OkNoData()
 
@@ -42,17 +47,7 @@ class Context:
 class Submission:
     """A SUBMIT_3D that has been checked and can be started."""
 
-    renderer: Renderer
-    context: ContextId
-    ring: int | None
-    data: bytes
-
-    def start(self, done: Done) -> None:
-        """Submit it to the renderer; `done` is called on any thread when it is complete.
-
-        Raises `VgpudError` where it can't be started; `done` is not called then.
-        """
-        self.renderer.submit(self.context, self.ring, self.data, done)
+    start: Start
 
 
 class Contexts:
@@ -68,6 +63,7 @@ class Contexts:
             (capset, renderer) for renderer in renderers for capset in renderer.capsets
         ]
         self._by_id: dict[ContextId, Context] = {}
+        self._attached_to: dict[ResourceId, set[Context]] = {}
         self._makers: dict[ResourceId, Renderer] = {}
 
     def __len__(self) -> int:
@@ -90,13 +86,14 @@ class Contexts:
         self._create(command.header.ctx_id, command.capset_id, command.debug_name)
         return OK
 
-    def destroy(self, command: commands.CtxDestroy) -> responses.Response:
+    def destroy(self, command: commands.CtxDestroy) -> Answer:
         """Execute CTX_DESTROY; the resources stay."""
         context = self.get(command.header.ctx_id)
-        if context.renderer.lost is None:
-            context.renderer.destroy_context(context.id)
-        context.charge.release()
-        del self._by_id[context.id]
+        if len(context.attached) > FEW:
+            return self._destroy_in_steps(context)
+        for resource_id in [*context.attached]:
+            self._detach(context, resource_id)
+        self._destroy(context)
         return OK
 
     def attach(self, command: commands.CtxAttachResource) -> responses.Response:
@@ -110,13 +107,17 @@ class Contexts:
         self._detach(context, self._resources.get(command.resource_id).id)
         return OK
 
-    def submit(self, command: commands.Submit3D) -> Submission:
-        """Check SUBMIT_3D, and return the submission to start."""
-        header = command.header
-        context = self.get(header.ctx_id)
-        ring = header.ring
-        index = None if ring is None else ring[1]
-        return Submission(require_live(context.renderer), context.id, index, command.data)
+    def submit(self, command: commands.Submit3D) -> Submission | None:
+        """Check SUBMIT_3D, and return the submission to start; None if checking takes long, for
+        `submit_long`."""
+        renderer, stream = self._stream(command)
+        start = renderer.prepare(*stream)
+        return None if start is None else Submission(start)
+
+    async def submit_long(self, command: commands.Submit3D) -> Submission:
+        """Check SUBMIT_3D as `submit` does, and let others run meanwhile."""
+        renderer, stream = self._stream(command)
+        return Submission(await renderer.prepare_long(*stream))
 
     def create_resource(self, command: commands.ResourceCreate3D) -> responses.Response:
         """Execute RESOURCE_CREATE_3D, which names no context, by the first renderer."""
@@ -135,9 +136,27 @@ class Contexts:
         """Record that a renderer has made a resource in its own memory."""
         self._makers[resource_id] = renderer
 
+    def is_attached(self, resource_id: ResourceId, context_id: ContextId) -> bool:
+        """Return whether a resource is attached to a context, whose commands may then use it."""
+        context = self._by_id.get(context_id)
+        return context is not None and resource_id in context.attached
+
+    def attachments(self, resource_id: ResourceId) -> int:
+        """Return the number of contexts that a resource is attached to."""
+        return len(self._attached_to.get(resource_id, ()))
+
+    async def detach_in_steps(self, resource_id: ResourceId) -> None:
+        """Detach a resource from every context, in steps that let the event loop run."""
+        pace = Pace()
+        while contexts := self._attached_to.get(resource_id):
+            context = contexts.pop()
+            context.attached.remove(resource_id)
+            self._detached(context, resource_id)
+            await pace.step()
+
     def forget(self, resource_id: ResourceId) -> None:
         """Detach a resource that is being destroyed from every context."""
-        for context in self._by_id.values():
+        for context in [*self._attached_to.get(resource_id, ())]:
             self._detach(context, resource_id)
         self._makers.pop(resource_id, None)
 
@@ -159,11 +178,21 @@ class Contexts:
         for resource_id in state.attached:
             self._attach(context, self._resources.get(resource_id))
 
+    async def empty(self) -> None:
+        """Destroy all contexts, in steps that let the event loop run."""
+        pace = Pace()
+        while self._by_id:
+            context_id, context = self._by_id.popitem()
+            self._by_id[context_id] = context
+            await self._destroy_in_steps(context)
+            await pace.step()
+
     def clear(self) -> None:
         """Drop all contexts; the renderers are reset or closed as well."""
         for context in self._by_id.values():
             context.charge.release()
         self._by_id.clear()
+        self._attached_to.clear()
         self._makers.clear()
 
     def capset_info(self, command: commands.GetCapsetInfo) -> responses.Response:
@@ -194,6 +223,22 @@ class Contexts:
         self._by_id[context_id] = context
         return context
 
+    async def _destroy_in_steps(self, context: Context) -> responses.Response:
+        pace = Pace()
+        while context.attached:
+            resource_id = context.attached.pop()
+            self._attached_to[resource_id].remove(context)
+            self._detached(context, resource_id)
+            await pace.step()
+        self._destroy(context)
+        return OK
+
+    def _destroy(self, context: Context) -> None:
+        if context.renderer.lost is None:
+            context.renderer.destroy_context(context.id)
+        context.charge.release()
+        del self._by_id[context.id]
+
     def _attach(self, context: Context, resource: Resource) -> None:
         if resource.id in context.attached:
             return
@@ -204,13 +249,29 @@ class Contexts:
             context.charge.shrink(ATTACHMENT)
             raise
         context.attached.add(resource.id)
+        self._attached_to.setdefault(resource.id, set()).add(context)
 
     def _detach(self, context: Context, resource_id: ResourceId) -> None:
         if resource_id in context.attached:
             context.attached.remove(resource_id)
-            context.charge.shrink(ATTACHMENT)
-            if context.renderer.lost is None:
-                context.renderer.detach(context.id, resource_id)
+            self._attached_to[resource_id].remove(context)
+            self._detached(context, resource_id)
+
+    def _detached(self, context: Context, resource_id: ResourceId) -> None:
+        """Do the rest for a resource that has been removed from `attached` and the index."""
+        if not self._attached_to[resource_id]:
+            del self._attached_to[resource_id]
+        context.charge.shrink(ATTACHMENT)
+        if context.renderer.lost is None:
+            context.renderer.detach(context.id, resource_id)
+
+    def _stream(
+        self, command: commands.Submit3D
+    ) -> tuple[Renderer, tuple[ContextId, int | None, bytes]]:
+        ring = command.header.ring
+        context = self.get(command.header.ctx_id)
+        index = None if ring is None else ring[1]
+        return require_live(context.renderer), (context.id, index, command.data)
 
     def _first(self) -> Renderer:
         if not self._renderers:

@@ -1,5 +1,9 @@
 """Cursors: the two commands of the cursor queue. Source: virtio 1.3, 5.7.6.10 "cursorq"
 UPDATE_CURSOR and MOVE_CURSOR.
+
+The specification says nothing about the resource of a MOVE_CURSOR. QEMU's device and its vhost-user
+back-end hide the cursor for resource 0, and show it for any other, which need not be that of the
+image: hw/display/virtio-gpu.c, contrib/vhost-user-gpu/vhost-user-gpu.c. Drivers rely on that.
 """
 
 from __future__ import annotations
@@ -23,14 +27,23 @@ CURSOR_SIZE = 64
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cursor:
-    """A scanout's cursor: its position, and its image as (64, 64, 4) of B, G, R, A if it has
-    one."""
+    """A scanout's cursor: its position, and its last image as (64, 64, 4) of B, G, R, A, if it ever
+    had one. It is shown if it is `enabled` and has an image."""
 
     x: int
     y: int
     hot_x: int
     hot_y: int
     image: NDArray[np.uint8] | None
+    enabled: bool
+
+    @property
+    def visible(self) -> bool:
+        """Whether it is shown."""
+        return self.enabled and self.image is not None
+
+
+_NONE = Cursor(0, 0, 0, 0, None, enabled=False)
 
 
 class Cursors:
@@ -49,26 +62,30 @@ class Cursors:
             self._show(scanout_id, cursor)
 
     def update(self, command: commands.UpdateCursor) -> responses.Response:
-        """Execute UPDATE_CURSOR; resource 0 hides the cursor."""
+        """Execute UPDATE_CURSOR; resource 0 hides the cursor, which keeps its image."""
         self._check(command.scanout_id)
-        image = None
-        if command.resource_id != 0:
-            resource = self._resources.get(command.resource_id)
-            image = _cursor_image(resource)
-        cursor = Cursor(command.x, command.y, command.hot_x, command.hot_y, image)
+        image = self._cursors.get(command.scanout_id, _NONE).image
+        enabled = command.resource_id != 0
+        if enabled:
+            image = _cursor_image(self._resources.get(command.resource_id))
+        cursor = Cursor(command.x, command.y, command.hot_x, command.hot_y, image, enabled=enabled)
         self._cursors[command.scanout_id] = cursor
         self._show(command.scanout_id, cursor)
         return responses.OkNoData()
 
     def move(self, command: commands.MoveCursor) -> responses.Response:
-        """Execute MOVE_CURSOR."""
+        """Execute MOVE_CURSOR; resource 0 hides the cursor, any other shows it."""
         self._check(command.scanout_id)
-        before = self._cursors.get(command.scanout_id, Cursor(0, 0, 0, 0, None))
-        cursor = replace(before, x=command.x, y=command.y)
+        before = self._cursors.get(command.scanout_id, _NONE)
+        enabled = command.resource_id != 0
+        cursor = replace(before, x=command.x, y=command.y, enabled=enabled)
         self._cursors[command.scanout_id] = cursor
-        if self._display is not None:
-            visible = cursor.image is not None
-            self._display.cursor_move(command.scanout_id, cursor.x, cursor.y, visible=visible)
+        if cursor.visible and not before.visible:
+            self._show(command.scanout_id, cursor)  # also a hot spot that was set meanwhile
+        elif self._display is not None:
+            self._display.cursor_move(
+                command.scanout_id, cursor.x, cursor.y, visible=cursor.visible
+            )
         return responses.OkNoData()
 
     def save(self) -> tuple[CursorState, ...]:
@@ -81,6 +98,7 @@ class Cursors:
                 cursor.hot_x,
                 cursor.hot_y,
                 None if cursor.image is None else cursor.image.tobytes(),
+                cursor.enabled,
             )
             for scanout_id, cursor in self._cursors.items()
         )
@@ -91,7 +109,7 @@ class Cursors:
         if state.image is not None:
             flat = np.frombuffer(state.image, np.uint8)
             image = flat.reshape(CURSOR_SIZE, CURSOR_SIZE, BYTES_PER_PIXEL)
-        cursor = Cursor(state.x, state.y, state.hot_x, state.hot_y, image)
+        cursor = Cursor(state.x, state.y, state.hot_x, state.hot_y, image, enabled=state.enabled)
         self._cursors[state.scanout] = cursor
         self._show(state.scanout, cursor)
 
@@ -106,7 +124,7 @@ class Cursors:
         if self._display is None:
             return
         x, y = cursor.x, cursor.y
-        if cursor.image is None:
+        if cursor.image is None or not cursor.visible:
             self._display.cursor_move(scanout_id, x, y, visible=False)
         else:
             self._display.cursor_update(scanout_id, x, y, cursor.hot_x, cursor.hot_y, cursor.image)

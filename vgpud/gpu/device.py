@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
+from contextlib import ExitStack
 from typing import Any, Final, TypeVar
 
 from vgpud.errors import HostError, PeerError
@@ -22,10 +23,10 @@ from vgpud.gpu.queues import GpuQueue
 from vgpud.gpu.spec import DeviceSpec
 from vgpud.gpu.state import DeviceState
 from vgpud.gpu.timelines import Timelines
-from vgpud.gpu.wire.protocol import CONTROL_QUEUE, CURSOR_QUEUE, ShmId
-from vgpud.slots.front_end import FrontEndSlots
+from vgpud.gpu.wire.protocol import CONTROL_QUEUE, CURSOR_QUEUE, ResponseType, ShmId
+from vgpud.slots.front_end import FrontEndMappings, FrontEndSlots
 from vgpud.slots.owner import TrackedSlots
-from vgpud.unix.fd import Fd
+from vgpud.unix.received_fd import ReceivedFd
 from vgpud.unix.stream_socket import StreamSocket
 from vgpud.vhost.back_end_channel import BackEndChannel
 from vgpud.vhost.device import Device
@@ -35,6 +36,16 @@ from vgpud.vhost.virtqueue import Virtqueue
 log = logging.getLogger(__name__)
 
 QUEUES: Final = ("control", "cursor")
+
+_STATE_LOST: Final = (
+    "state lost device=%s: the driver has run before this session, as after a restart of the"
+    " daemon. What it has made is gone, and commands that name it are answered %#x until the guest"
+    " is restarted, or loads its driver again"
+)
+
+PATIENCE = 2.0
+"""Seconds that the end of a session waits for work on the device's threads, which has steps of a
+fraction of a millisecond."""
 
 T = TypeVar("T")
 
@@ -72,6 +83,8 @@ class GpuDevice(Device):
         self._operations = Operations()
         self._resizing = asyncio.Lock()  # one resize at a time, so that it can be undone
         self._driven = False  # whether a driver has started it since the last reset
+        self.state_lost = False
+        """Whether the driver has made things in an earlier session, which this device lacks."""
         self._channel: BackEndChannel | None = None
         self._display: asyncio.Task[None] | None = None
         self._failure: asyncio.Task[None] | None = None
@@ -86,20 +99,25 @@ class GpuDevice(Device):
         self._memory.table = memory
 
     def set_back_end_channel(self, channel: BackEndChannel) -> None:
+        queue = self._queues[CONTROL_QUEUE].queue
+        if queue is None or not queue.running:
+            channel.hold()
         self._channel = channel
         self._front_end_slots.connect(channel)
 
-    def set_display_socket(self, socket: Fd) -> None:
+    def set_display_socket(self, socket: ReceivedFd) -> None:
         if self._display is not None:
             self._display.cancel()
         gpu = self.gpu
-        channel = DisplayChannel(
-            self.name, StreamSocket.of(socket), gpu.scanouts, gpu.quota, gpu.counters
-        )
-        gpu.attach_display(channel)
-        self._display = self._tasks.create_task(self._show(channel))
-        # A task that is cancelled before it starts does not get to the end of `run`.
-        self._display.add_done_callback(lambda _: channel.close())
+        with ExitStack() as stack:
+            stream = StreamSocket.of(socket)
+            stack.callback(stream.close)
+            channel = DisplayChannel(self.name, stream, gpu.scanouts, gpu.quota, gpu.counters)
+            gpu.attach_display(channel)
+            self._display = self._tasks.create_task(self._show(channel))
+            # A task that is cancelled before it starts does not get to the end of `run`.
+            self._display.add_done_callback(lambda _: channel.close())
+            stack.pop_all()
 
     async def end(self) -> None:
         for task in (self._failure, self._display):
@@ -109,6 +127,19 @@ class GpuDevice(Device):
 
     async def alive(self) -> None:
         await self._executor.check_threads()
+
+    async def free(self) -> None:
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._hold()
+        except TimeoutError:  # a thread hangs: `close` does not wait for it
+            return
+        task = asyncio.current_task()
+        # First, so that no other VM's agent sets them. A device that is being stopped or removed
+        # gets no other agent, and the VM keeps the slots.
+        if self.slots is not None and task is not None and not task.cancelling():
+            await self.slots.clear()
+        await self.gpu.empty()
 
     def close(self) -> None:
         self._timelines.drop()  # what completes from here on has nobody to answer
@@ -132,25 +163,37 @@ class GpuDevice(Device):
 
         A control queue that starts at index 0 belongs to a new driver, for which the device is
         reset. At another index, the driver continues after a pause of the VM, and everything that
-        it has made is kept.
+        it has made is kept. If this session has not had the driver yet, what it has made is lost.
         """
         handler = self._queues[index]
         handler.queue = queue
         if index == CONTROL_QUEUE:
             if queue.setup.fresh:
                 await self.reset()
+            elif not self._driven:
+                self.state_lost = True
+                log.warning(_STATE_LOST, self.name, ResponseType.ERR_INVALID_RESOURCE_ID)
+                self.gpu.report_lost_state()
             self._driven = True
             self._timelines.resume()
             self.gpu.resume()
             self._operations.resume()
             queue.start(handler.handle, handler.fast_path)
+            if self._channel is not None and queue.running:
+                self._channel.resume()
         else:
             queue.start(handler.handle)
 
     async def stop_queue(self, index: int) -> None:
-        """Stop a queue; the VMM's operations go on, because it may use a paused VM's device."""
+        """Stop a queue; the VMM's operations go on, because it may use a paused VM's device.
+
+        Requests to the front-end wait until the control queue runs again, as QEMU would die of one.
+        """
         if index == CONTROL_QUEUE:
             await self._hold()
+            # Last, so that no command of the guest finds the channel held before it is cancelled.
+            if self._channel is not None:
+                self._channel.hold()
 
     async def reset(self) -> None:
         await self._operations.stop("the device was reset meanwhile")
@@ -164,10 +207,14 @@ class GpuDevice(Device):
         self._timelines.drop()
         for handler in self._queues.values():
             handler.forget()
-        self.gpu.reset()
+        if self._channel is not None:
+            self._channel.drop()
+        self.state_lost = False
         self._front_end_slots.forget()  # a front-end removes its own mappings itself
         if self.slots is not None:
             await self.slots.clear()
+        await self.gpu.empty()
+        self.gpu.reset()
         if self._driven:
             self._driven = False
             self.gpu.count_reset()
@@ -217,6 +264,7 @@ class GpuDevice(Device):
     async def resize(self, scanout_id: int, width: int, height: int) -> None:
         """Offer the guest another mode, in pixels.
 
+        A driver that does not run is notified when it does; one that starts reads the modes anyway.
         Raises `InvalidScanoutId` for an output that does not exist, `HostError` where the front-end
         does not notify the guest.
         """
@@ -241,9 +289,14 @@ class GpuDevice(Device):
         """
         return await self._operations.run(operation, self._tasks)
 
-    def mappings(self) -> Mapping[int, int]:
-        """Return the mappings that the front-end has made: lengths by offset in the window, in
-        bytes."""
+    def problems(self) -> list[str]:
+        """Return why queues are stopped, a sentence for each that a guest has broken."""
+        found = (handler.problem for handler in self._queues.values())
+        return [problem for problem in found if problem is not None]
+
+    @property
+    def mappings(self) -> FrontEndMappings:
+        """The mappings that the front-end has made."""
         return self._front_end_slots.mapped
 
     async def _show(self, channel: DisplayChannel) -> None:

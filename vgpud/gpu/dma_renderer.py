@@ -6,22 +6,25 @@ packets' format is `gpu.wire.dma`, the engine is `memory.engine`.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from functools import partial
+from time import perf_counter
 from typing import TypeAlias, assert_never
 
-from vgpud.errors import VgpudError
+from vgpud.errors import VgpudError, stored
 from vgpud.gpu.counters import Counters
 from vgpud.gpu.errors import InvalidParameter, InvalidResourceId
 from vgpud.gpu.images import Images
-from vgpud.gpu.quota import Quota
+from vgpud.gpu.quota import Charge, Quota
 from vgpud.gpu.renderer import Capset
-from vgpud.gpu.resources import Resource
+from vgpud.gpu.resources import Backing, GuestBlob, Resource
 from vgpud.gpu.wire import commands, dma
 from vgpud.gpu.wire.protocol import CapsetId, ContextId, ResourceId
-from vgpud.gpu.work import Answer, Done, Traffic, Work, WorkExecutor
-from vgpud.memory.engine import Engine
+from vgpud.gpu.work import Answer, Done, Start, Timeline, Traffic, Work, WorkExecutor
+from vgpud.memory.engine import Engine, blit_cost, crc32_cost
 from vgpud.memory.extents import Extents
+from vgpud.memory.steps import Place, cost
 
 SCRATCH = 4 << 20
 """Bytes that the engine may allocate in addition to the quota, to copy between overlapping
@@ -33,12 +36,15 @@ numbers virgl has from Gallium."""
 
 CRC_SIZE = 4
 
-PACKET_COST = 256
-"""Bytes that a packet counts for in addition to its own, so that many empty ones are long work,
-too."""
+PACKET_COST = 8_000
+"""Nanoseconds that a packet takes in addition to what it moves."""
 
-ROW_COST = 64
-"""Bytes that a row counts for in addition to its own."""
+AT_ONCE = 512
+"""Bytes of a stream that is checked at once: a dozen packets or so, or 128 that do nothing, which
+takes a fraction of a millisecond."""
+
+CHECKING = 0.0003
+"""Seconds for which packets of a longer stream are checked before others are let run."""
 
 MEMORY_PER_BYTE = 16
 """Bytes that a waiting stream takes for each byte of its own: packets as objects, buffers."""
@@ -101,27 +107,42 @@ class DmaRenderer:
     def transfer_from_host(self, command: commands.TransferFromHost3D) -> Answer:
         return self._images.transfer_3d(command, to_host=False)
 
-    def submit(self, context: ContextId, ring: int | None, data: bytes, done: Done) -> None:
-        """Check a stream, and run the packets before the first bad one.
+    def prepare(self, context: ContextId, ring: int | None, data: bytes) -> Start | None:
+        """Check a stream, for the packets before the first bad one to be run.
 
         The submission ends with the error of the bad packet, if there is one.
         """
-        attached = self._contexts[context]
-        charge = self._quota.charge(MEMORY_PER_BYTE * len(data))
-        stream = _PacketStream(self._engine)
-        refusal = None
-        cost = 0
+        if len(data) > AT_ONCE:
+            return None
+        stream = self._stream(context, ring, data)
+        if any(backing is not None for backing in stream.check()):
+            stream.charge.release()
+            return None
+        return partial(self._submit, stream)
+
+    async def prepare_long(self, context: ContextId, ring: int | None, data: bytes) -> Start:
+        stream = self._stream(context, ring, data)
         try:
-            for packet in dma.decode(data, self._capset.max_packets):
-                cost += PACKET_COST + stream.add(packet, context, attached, self._capset)
-        except VgpudError as error:
-            refusal = error.with_traceback(None)  # it waits for the steps before it
+            for backing in stream.check():
+                if backing is None:
+                    await asyncio.sleep(0)
+                else:
+                    await backing.resolve(self._quota, self._executor)
         except BaseException:
-            charge.release()
+            stream.charge.release()
             raise
-        work = Work(stream.run(), frozenset(stream.buffers), cost, refusal, charge)
+        return partial(self._submit, stream)
+
+    def _stream(self, context: ContextId, ring: int | None, data: bytes) -> _PacketStream:
+        charge = self._quota.charge(MEMORY_PER_BYTE * len(data))
+        attached = self._contexts[context]
         timeline = None if ring is None else (context, ring)
-        self._executor.submit(timeline, work, partial(self._done, stream.traffic, done))
+        return _PacketStream(self._engine, self._capset, context, timeline, attached, data, charge)
+
+    def _submit(self, stream: _PacketStream, done: Done) -> None:
+        resources = frozenset(stream.buffers)
+        work = Work(stream.run(), resources, stream.cost, stream.refusal, stream.charge)
+        self._executor.submit(stream.timeline, work, partial(self._done, stream.traffic, done))
 
     async def quiesce(self) -> None:
         """Do nothing: all work is the executor's, which the device pauses."""
@@ -143,32 +164,76 @@ class DmaRenderer:
 class _PacketStream:
     """The checked packets of one SUBMIT_3D and the buffers that they use."""
 
-    def __init__(self, engine: Engine) -> None:
+    __slots__ = (
+        "_attached",
+        "_capset",
+        "_context",
+        "_data",
+        "_engine",
+        "buffers",
+        "charge",
+        "cost",
+        "packets",
+        "refusal",
+        "timeline",
+        "traffic",
+    )
+
+    def __init__(
+        self,
+        engine: Engine,
+        capset: dma.DmaCapset,
+        context: ContextId,
+        timeline: Timeline,
+        attached: Attached,
+        data: bytes,
+        charge: Charge,
+    ) -> None:
         self._engine = engine
+        self._capset = capset
+        self._context = context
+        self._attached = attached
+        self._data = data
+        self.timeline = timeline
+        self.charge = charge
         self.packets: list[dma.Packet] = []
         self.buffers: dict[ResourceId, Extents] = {}
         self.traffic = Traffic()
+        self.cost = 0
+        self.refusal: VgpudError | None = None
 
-    def add(
-        self, packet: dma.Packet, context: ContextId, attached: Attached, capset: dma.DmaCapset
-    ) -> int:
-        """Take a packet, and return about how many bytes it moves; raise `VgpudError` if it is a
-        bad one."""
-        for resource_id in _resources(packet):
-            if resource_id not in self.buffers:
-                resource = attached.get(resource_id)
-                if resource is None:
-                    raise InvalidResourceId(
-                        f"resource {resource_id} is not attached to context {context}"
-                    )
-                self.buffers[resource_id] = resource.contents()
-        moved = self._check(packet)
-        if moved > capset.max_blob_size:  # a guest blob can list the same pages many times
-            raise InvalidParameter(
-                f"a packet moves {moved:#x} bytes, max_blob_size is {capset.max_blob_size:#x}",
+    def check(self) -> Iterator[Backing | None]:
+        """Check the packets before the first bad one, whose error becomes `refusal`.
+
+        Yields None for others to run, and a backing that has to be resolved before the next packet
+        is checked.
+        """
+        try:
+            until = perf_counter() + CHECKING
+            for packet in dma.decode(self._data, self._capset.max_packets):
+                for resource_id in _resources(packet):
+                    if resource_id not in self.buffers:
+                        resource = self._resource(resource_id)
+                        pages = resource.backing if isinstance(resource, GuestBlob) else None
+                        if pages is not None and pages.stale:
+                            yield pages
+                        self.buffers[resource_id] = resource.contents()
+                self.cost += PACKET_COST + self._check(packet)
+                self.packets.append(packet)
+                if perf_counter() >= until:
+                    yield None
+                    until = perf_counter() + CHECKING
+        except VgpudError as error:
+            self.refusal = stored(error)  # it waits for the packets before it
+        self._data = b""
+
+    def _resource(self, resource_id: ResourceId) -> Resource:
+        resource = self._attached.get(resource_id)
+        if resource is None:
+            raise InvalidResourceId(
+                f"resource {resource_id} is not attached to context {self._context}"
             )
-        self.packets.append(packet)
-        return moved + (ROW_COST * packet.height if isinstance(packet, dma.Blit) else 0)
+        return resource
 
     def run(self) -> Iterator[None]:
         """Run the packets, stopping after each and within long ones."""
@@ -237,32 +302,43 @@ class _PacketStream:
             self.traffic.snooped += length
 
     def _check(self, packet: dma.Packet) -> int:
+        """Check a packet; return about how many nanoseconds it takes."""
         buffers = self.buffers
         match packet:
             case dma.Nop():
                 return 0
             case dma.Fill(resource_id, offset, length):
                 buffers[resource_id].check(offset, length)
-                return length
+                self._check_size(length)
+                return cost(length, 1, Place(buffers[resource_id], offset, length))
             case dma.Copy(src, dst, src_offset, dst_offset, length):
                 buffers[src].check(src_offset, length)
                 buffers[dst].check(dst_offset, length)
-                return length
+                self._check_size(length)
+                to = Place(buffers[dst], dst_offset, length)
+                return blit_cost(to, Place(buffers[src], src_offset, length), length, 1)
             case dma.Blit():
                 rows, row_bytes = packet.height, packet.row_bytes
-                buffers[packet.src].check_rect(
-                    packet.src_offset, packet.src_stride, row_bytes, rows
-                )
-                buffers[packet.dst].check_rect(
-                    packet.dst_offset, packet.dst_stride, row_bytes, rows
-                )
-                return row_bytes * rows
+                source = Place(buffers[packet.src], packet.src_offset, packet.src_stride)
+                to = Place(buffers[packet.dst], packet.dst_offset, packet.dst_stride)
+                for buffer, offset, stride in (source, to):
+                    buffer.check_rect(offset, stride, row_bytes, rows)
+                self._check_size(row_bytes * rows)
+                return blit_cost(to, source, row_bytes, rows)
             case dma.Crc32(src, dst, src_offset, length, dst_offset):
                 buffers[src].check(src_offset, length)
                 buffers[dst].check(dst_offset, CRC_SIZE)
-                return length
+                self._check_size(length)
+                return crc32_cost(Place(buffers[src], src_offset, length), length)
             case _ as unreachable:
                 assert_never(unreachable)
+
+    def _check_size(self, moved: int) -> None:
+        """Raise `InvalidParameter` for a packet that moves too much: a guest blob can list the same
+        pages many times."""
+        limit = self._capset.max_blob_size
+        if moved > limit:
+            raise InvalidParameter(f"a packet moves {moved:#x} bytes, max_blob_size is {limit:#x}")
 
 
 def _resources(packet: dma.Packet) -> tuple[ResourceId, ...]:

@@ -9,29 +9,41 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
 
-from vgpud.errors import VgpudError
+from vgpud.errors import VgpudError, stored
 from vgpud.gpu.wire.protocol import ResourceId
-from vgpud.gpu.work import Done, Timeline, Work
+from vgpud.gpu.work import INLINE_COST, Done, Timeline, Work
 from vgpud.unix.thread_priority import lower_thread_priority
 
 THREADS = 2
 """Threads of one device, so that no guest can use another's. Two, so that a ring with short work
 does not wait for one with long work."""
 
-INLINE_COST = 64 << 10
-"""Bytes up to which work is done on the event loop if its timeline is idle: that takes less time
-than the switch to a thread."""
+INLINE_TIME = 0.0005
+"""Seconds after which work on the event loop is continued in a thread, whatever it was reckoned to
+cost."""
 
 MAX_RUNNING = 2 * THREADS
 """Time slices that are submitted to the threads at once: each thread has its next one queued, and
 new work starts soon, however many timelines a guest has."""
+
+LOOP_COST = 2_000_000
+"""Nanoseconds up to which a copy is done on the event loop, in steps with turns of others between
+them: a frame of 2560 x 1600. A thread would have it wait for Python's lock at each of its steps."""
+
+BUSY_TURN = 0.002
+"""Seconds of one turn of all others on the event loop after which the rest of a copy is done in a
+thread, so that the copies of many devices don't fill the loop."""
+
+END = 1.0
+"""Seconds that the end of a session waits for steps that are running, which take a fraction of a
+millisecond."""
 
 QUANTUM = 0.002
 """Seconds after which a timeline with more work releases its thread to others."""
@@ -44,17 +56,12 @@ class _Job:
     work: Work
     done: Done
 
-    def run(self, halted: Callable[[], bool]) -> bool:
+    def run(self, halted: Callable[[], bool], seconds: float = QUANTUM) -> bool:
         """Run steps until none is left, time is up or a halt is requested, on any thread.
 
         Returns whether none is left.
         """
-        steps = self.work.steps
-        until = perf_counter() + QUANTUM
-        while not halted() and perf_counter() < until:
-            if next(steps, self) is self:
-                return True
-        return False
+        return _run(self.work.steps, halted, seconds)
 
     def finish(self, error: VgpudError | None) -> None:
         """Complete the work, with an error or None."""
@@ -65,6 +72,18 @@ class _Job:
         """Release the work's charge."""
         if self.work.charge is not None:
             self.work.charge.release()
+
+
+@dataclass(slots=True, eq=False)
+class _Copy:
+    """A copy whose caller waits for it; `stopped` once no more of its steps are to be run."""
+
+    steps: Iterator[None]
+    stopped: bool = False
+
+    def run(self) -> bool:
+        """Run steps on a thread until none is left, or time is up; return whether none is left."""
+        return _run(self.steps, lambda: self.stopped, QUANTUM)
 
 
 @dataclass(slots=True, eq=False)
@@ -91,7 +110,7 @@ class Executor:
         self._halted = False
         self._closed = False
         self._running = 0
-        self._copies: set[object] = set()
+        self._copies: set[_Copy] = set()
         self.submitted = 0
         self._changed = asyncio.Event()
         self._failure: asyncio.Future[None] = self._loop.create_future()
@@ -101,11 +120,11 @@ class Executor:
         are done."""
         self.submitted += 1
         line = self._lines.get(key)
-        if line is None and work.cost <= INLINE_COST and not self._halted:
-            self._run_now(work, done)
+        job = _Job(work, done)
+        if line is None and work.cost <= INLINE_COST and not self._halted and self._run_now(job):
             return
         self._touched.update(work.resources)
-        self._append(key, _Job(work, done))
+        self._append(key, job)
 
     def busy(self, resource: ResourceId) -> bool:
         """Return whether work that touches the resource waits or runs."""
@@ -117,37 +136,65 @@ class Executor:
             self._changed.clear()
             await self._changed.wait()
 
-    async def run_in_thread(self, copy: Callable[[], None]) -> None:
-        """Run a long copy on one of the threads; once begun it is waited for, even by a caller
-        that is cancelled, however often."""
-        begun = object()
-        self._copies.add(begun)
+    async def run_in_thread(self, steps: Iterator[None]) -> None:
+        """Run a long copy on one of the threads, which it shares with other work.
+
+        A caller that is cancelled waits for the step that is running, however often it is
+        cancelled, and the steps after that are left out.
+        """
+        await self.run_steps(steps, LOOP_COST + 1)
+
+    async def run_steps(self, steps: Iterator[None], cost: int) -> None:
+        """Run a copy as `run_in_thread` does, but a short one on the event loop, with turns of
+        others between its steps."""
+        copy = _Copy(steps)
+        self._copies.add(copy)
         try:
-            await self._finished(copy)
+            if cost <= LOOP_COST and await self._run_in_turns(copy):
+                return
+            while not await self._run_copy(copy):
+                pass
         finally:
-            self._copies.discard(begun)
+            self._copies.discard(copy)
             self._changed.set()
 
-    async def _finished(self, copy: Callable[[], None]) -> None:
-        running = asyncio.ensure_future(self._loop.run_in_executor(self._threads, copy))
-        cancelled: asyncio.CancelledError | None = None
-        while not running.done():
-            try:
-                await asyncio.wait([running])
-            except asyncio.CancelledError as error:
-                cancelled = error
-        if cancelled is None:
-            return running.result()
-        bug = running.exception()
-        if bug is not None and not isinstance(bug, VgpudError):
-            self._fail(bug)
-        raise cancelled
+    async def _run_in_turns(self, copy: _Copy) -> bool:
+        """Run steps of a copy on the event loop while that is not busy; return whether none is
+        left."""
+        for _ in copy.steps:
+            before = perf_counter()
+            await asyncio.sleep(0)
+            if copy.stopped or perf_counter() - before > BUSY_TURN:
+                return False
+        return True
+
+    async def _run_copy(self, copy: _Copy) -> bool:
+        """Run steps of a copy on a thread for a time slice; return whether none is left."""
+        if copy.stopped:
+            raise asyncio.CancelledError
+        running = self._loop.run_in_executor(self._threads, copy.run)
+        try:
+            while not running.done():
+                try:
+                    await asyncio.wait([running])
+                except asyncio.CancelledError:
+                    copy.stopped = True
+            if not copy.stopped:
+                return running.result()
+            if not running.cancelled():
+                bug = running.exception()
+                if bug is not None and not isinstance(bug, VgpudError):
+                    self._fail(bug)
+        finally:
+            del running  # an error of its own would refer to this frame, and this frame to it
+        raise asyncio.CancelledError
 
     async def pause(self) -> None:
         """Stop between two steps: when this returns no step runs, and none does until `resume`.
 
         Copies that have begun are waited for, but not those that begin meanwhile: there could
-        always be another one. Nothing runs on any thread if whoever copies has been stopped before.
+        always be another one. Nothing runs on any thread if all callers of `run_steps` have
+        been cancelled before, and that takes no longer than a step.
         """
         self._halted = True
         begun = set(self._copies)
@@ -177,8 +224,17 @@ class Executor:
 
     async def wait_for_failure(self) -> None:
         """Wait until a step raises something other than a `VgpudError`, which is a bug; raise
-        that."""
-        await self._failure
+        that.
+
+        When this ends, also because it is cancelled, no work runs, and none does until `resume`:
+        the next session may have the same memory. A thread that hangs is not waited for.
+        """
+        try:
+            await self._failure
+        finally:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(END):
+                    await self.pause()
 
     async def check_threads(self) -> None:
         """Wait until each thread has run something new; return at once after `close`."""
@@ -199,6 +255,8 @@ class Executor:
         """End the threads; a step that is running goes on to its end, on memory that it
         keeps alive."""
         self._halted = self._closed = True
+        for copy in self._copies:
+            copy.stopped = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         for barrier in self._barriers:
             barrier.abort()
@@ -206,21 +264,27 @@ class Executor:
         self._lines.clear()  # and with them their buffers, which can be large
         self._failure.cancel()
 
+    def _untouch(self, resources: Iterable[ResourceId]) -> None:
+        touched = self._touched
+        for resource in resources:
+            touched[resource] -= 1
+            if not touched[resource]:
+                del touched[resource]
+
     def _fail(self, bug: BaseException) -> None:
         if not self._failure.done():
             self._failure.set_exception(bug)
 
-    @staticmethod
-    def _run_now(work: Work, done: Done) -> None:
-        error = work.refusal
+    def _run_now(self, job: _Job) -> bool:
+        """Run a job on the event loop, for a short time; return whether it has been finished."""
+        error: VgpudError | None = None
         try:
-            for _ in work.steps:
-                pass
+            if not job.run(lambda: False, INLINE_TIME):
+                return False
         except VgpudError as caught:
-            error = caught
-        if work.charge is not None:
-            work.charge.release()
-        done(error)
+            error = stored(caught)
+        job.finish(error)
+        return True
 
     def _append(self, key: Timeline, job: _Job) -> None:
         line = self._lines.setdefault(key, _Line())
@@ -262,13 +326,22 @@ class Executor:
             self._start(key, line)
             return
         job = line.jobs.popleft()
-        self._touched.subtract(job.work.resources)
-        self._touched += Counter()  # removes zeros
+        self._untouch(job.work.resources)
         if line.jobs:
             self._start(key, line)
         else:
             del self._lines[key]
         job.finish(error)
+
+
+def _run(steps: Iterator[None], halted: Callable[[], bool], seconds: float) -> bool:
+    """Run steps until none is left, time is up or a halt is requested; return whether none is
+    left."""
+    until = perf_counter() + seconds
+    while not halted() and perf_counter() < until:
+        if next(steps, steps) is steps:
+            return True
+    return False
 
 
 def _wait_at(barrier: threading.Barrier) -> None:

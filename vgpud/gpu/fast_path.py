@@ -51,10 +51,14 @@ class TransferFastPath:
         self._images.clear()
 
     def ready(self) -> FastPath | None:
-        """Return the fast path, or None if it has no images; a new memory table removes all."""
+        """Return the fast path for one batch of commands, or None if it has no images; a new memory
+        table removes all."""
         if not self._memory.is_current(self._mark):
             self._images.clear()
-        return self._images.fast_path if len(self._images) else None
+        if not len(self._images):
+            return None
+        self._images.begin_batch()
+        return self._images.fast_path
 
     @property
     def served(self) -> int:

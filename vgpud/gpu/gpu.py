@@ -1,9 +1,6 @@
-"""The virtio-GPU: one guest's resources, scanouts and contexts, and the part that executes each
-command.
-
-Makes the parts, and executes the commands that concern several of them. Commands are decoded
-before; results are responses, submissions to a renderer, or coroutines that return a response.
-Source: virtio 1.3, 5.7 "GPU Device".
+"""The virtio-GPU: makes one guest's resources, scanouts and contexts, has each command executed by
+the part that it concerns, and executes those that concern several. Source: virtio 1.3, 5.7 "GPU
+Device".
 """
 
 from __future__ import annotations
@@ -11,9 +8,10 @@ from __future__ import annotations
 import logging
 import uuid
 from asyncio import Lock
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TypeAlias, assert_never
+from functools import partial
+from typing import Any, assert_never
 
 from vgpud.coherency.slot_policy import Layout
 from vgpud.gpu.blobs.buffers import resolve
@@ -26,12 +24,14 @@ from vgpud.gpu.blobs.vm_facts import VmFacts
 from vgpud.gpu.blobs.vmm_blobs import FIRST_ID, VmmBlobs
 from vgpud.gpu.blobs.window_layout import WindowLayout
 from vgpud.gpu.config_space import ConfigSpace
-from vgpud.gpu.contexts import Contexts, Submission
+from vgpud.gpu.contexts import FEW, Contexts
 from vgpud.gpu.cursors import Cursors
 from vgpud.gpu.display.display import Display
 from vgpud.gpu.environment import Environment
+from vgpud.gpu.features import CONTEXT_FEATURES, FEATURES
 from vgpud.gpu.guest_memory import GuestMemory
 from vgpud.gpu.images import Images
+from vgpud.gpu.preparation import Outcome, Preparation
 from vgpud.gpu.quota import Quota
 from vgpud.gpu.renderers import RendererParts
 from vgpud.gpu.resources import GuestBlob, HostBlob, Image, Resource, ResourceTable
@@ -40,27 +40,10 @@ from vgpud.gpu.spec import DeviceSpec, PreferredMode
 from vgpud.gpu.state import GpuState, GuestBlobState, HostBlobState, ImageState
 from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.command_codec import Command
-from vgpud.gpu.wire.protocol import ConfigEvent, Feature, ResourceId
-from vgpud.gpu.work import Answer, WorkExecutor
+from vgpud.gpu.wire.protocol import ConfigEvent, ResourceId
+from vgpud.gpu.work import WorkExecutor
 
 log = logging.getLogger(__name__)
-
-FEATURES = (
-    1 << Feature.EDID
-    | 1 << Feature.RESOURCE_UUID
-    | 1 << Feature.RESOURCE_BLOB
-    | 1 << Feature.BLOB_ALIGNMENT
-)
-"""The feature bits of every device."""
-
-CONTEXT_FEATURES = (
-    1 << Feature.VIRGL  # without it, a Linux guest makes no host blobs
-    | 1 << Feature.CONTEXT_INIT
-)
-"""The feature bits of a device that has a renderer."""
-
-Outcome: TypeAlias = Answer | Submission
-"""The result of a command: its response, a coroutine that returns it, or a submission to start."""
 
 
 class Gpu:
@@ -103,13 +86,22 @@ class Gpu:
         if not self._renderers:
             self.transfers.refuse_3d()
         self.contexts = Contexts(self.resources, self.quota, self._renderers)
-        self.scanouts = Scanouts(spec.name, spec.outputs, self.resources)
+        self.scanouts = Scanouts(spec.name, spec.outputs, self.resources, self.contexts.is_attached)
         self.cursors = Cursors(self.resources, self.scanouts.check)
         self._executor = executor
+        self._window_lock = Lock()
+        self._preparation = preparation = Preparation(
+            self.resources,
+            self.scanouts,
+            memory,
+            self.quota,
+            executor,
+            self._window_lock,
+            self.execute,
+        )
         self._display: Display | None = None
         self.config_space = ConfigSpace(len(spec.outputs), self.contexts.num_capsets)
         self.plans = Plans(spec.name, self._vm, self._publish)
-        self._window_lock = Lock()
         self._blobs = blobs = Blobs(
             self.resources,
             self.contexts,
@@ -138,12 +130,12 @@ class Gpu:
             commands.SetScanout: self.scanouts.set_scanout,
             commands.ResourceFlush: self.scanouts.flush,
             commands.TransferToHost2D: images.transfer_to_host_2d,
-            commands.ResourceAttachBacking: images.attach_backing,
+            commands.ResourceAttachBacking: preparation.with_list(images.attach_backing),
             commands.ResourceDetachBacking: images.detach_backing,
             commands.GetCapsetInfo: self.contexts.capset_info,
             commands.GetCapset: self.contexts.get_capset,
             commands.ResourceAssignUuid: self._assign_uuid,
-            commands.ResourceCreateBlob: blobs.create,
+            commands.ResourceCreateBlob: preparation.with_list(blobs.create),
             commands.SetScanoutBlob: self.scanouts.set_scanout_blob,
             commands.CtxCreate: self.contexts.create,
             commands.CtxDestroy: self.contexts.destroy,
@@ -152,7 +144,7 @@ class Gpu:
             commands.ResourceCreate3D: self.contexts.create_resource,
             commands.TransferToHost3D: self.contexts.transfer_to_host,
             commands.TransferFromHost3D: self.contexts.transfer_from_host,
-            commands.Submit3D: self.contexts.submit,
+            commands.Submit3D: self._submit,
             commands.ResourceMapBlob: blobs.map,
             commands.ResourceUnmapBlob: blobs.unmap,
             commands.UpdateCursor: self.cursors.update,
@@ -161,10 +153,8 @@ class Gpu:
 
     def execute(self, command: Command) -> Outcome:
         """Execute a command, or return what is left to do for it; raise `VgpudError` on failure."""
-        resource_id = getattr(command, "resource_id", None)
-        if resource_id and self._executor.busy(resource_id):
-            return self._execute_after_work(command, resource_id)
-        return self._execute[type(command)](command)
+        waiting = self._preparation.needed(command)
+        return self._execute[type(command)](command) if waiting is None else waiting
 
     def attach_display(self, display: Display | None) -> None:
         """Show the scanouts and cursors on a VMM's display; None for no display."""
@@ -226,21 +216,25 @@ class Gpu:
         self.counters.resets += 1
         self._publish("device.reset", "the guest's driver is gone, or starts afresh")
 
+    def report_lost_state(self) -> None:
+        """Publish that the driver has run before this session, with another device."""
+        text = "the driver has run before this session, and what it has made is lost"
+        self._publish("device.state-lost", text)
+
     def find_kvm_mode_again(self) -> None:
         """Find the KVM mode again if it is unknown, for instance because an agent has attached."""
         self._vm.find_kvm_mode_again(window_mapped=self.layout.window_mapped)
 
-    def blobs(self) -> Iterator[GuestBlob | HostBlob]:
-        """Yield all blobs, the guest's first."""
-        for resource in self.resources:
-            if not isinstance(resource, Image):
-                yield resource
-        yield from self.vmm_blobs
+    def blobs(self, start: int, stop: int) -> list[GuestBlob | HostBlob]:
+        """Return a part of all blobs, the guest's first, in the order of their ids."""
+        guests = self.resources.blob_count
+        own = self.vmm_blobs.part(max(start - guests, 0), max(stop - guests, 0))
+        return [*self.resources.blobs(start, stop), *own]
 
     @property
     def blob_count(self) -> int:
         """The number of all blobs."""
-        return sum(1 for _ in self.blobs())
+        return self.resources.blob_count + len(self.vmm_blobs)
 
     def find_blob(self, blob_id: int) -> GuestBlob | HostBlob | None:
         """Return the blob of this id, the guest's or the VMM's, if there is one."""
@@ -310,6 +304,17 @@ class Gpu:
         for cursor in state.cursors:
             self.cursors.restore(cursor)
 
+    async def empty(self) -> None:
+        """Drop what driver and VMM have made in steps that let the event loop run, which `reset`
+        and `close` would do in one; `quiesce` comes first, and `reset` or `close` next."""
+        self.scanouts.clear()
+        self.cursors.clear()
+        self.transfers.clear()
+        await self.contexts.empty()
+        await self.resources.empty()
+        await self.vmm_blobs.empty()
+        await self.layout.empty()
+
     def reset(self) -> None:
         """Drop everything that the driver has made, because it was reset or is gone; `quiesce`
         comes first."""
@@ -335,17 +340,15 @@ class Gpu:
         self.vmm_blobs.clear()
         self.layout.reset()
         self.plans.forget()
+        self.quota.forget_refusals()
         self._vm.forget()
         self.config_space.events = ConfigEvent(0)
 
-    async def _execute_after_work(
-        self, command: Command, resource_id: ResourceId
-    ) -> responses.Response:
-        """Execute a command after all work on its resource, whose memory it may move or free."""
-        await self._executor.drained(resource_id)
-        outcome = self._execute[type(command)](command)
-        assert not isinstance(outcome, Submission)  # a SUBMIT_3D names no resource
-        return await outcome if isinstance(outcome, Coroutine) else outcome
+    def _submit(self, command: commands.Submit3D) -> Outcome:
+        outcome = self.contexts.submit(command)
+        if outcome is not None:
+            return outcome
+        return self._preparation.with_window(partial(self.contexts.submit_long, command))
 
     def _take_mode(self, scanout_id: int, mode: PreferredMode) -> None:
         if self.has_display:  # which has modes of its own; this one is used after it
@@ -359,6 +362,8 @@ class Gpu:
         resource = self.resources.get(command.resource_id)
         if isinstance(resource, HostBlob):
             return self._destroy(resource)
+        if self.contexts.attachments(resource.id) > FEW:
+            return self._detach_and_forget(resource)
         return self._forget(resource)
 
     async def _destroy(self, blob: HostBlob) -> responses.Response:
@@ -366,7 +371,11 @@ class Gpu:
             mapped = blob.mapped
             await blob.memory.destroy()
         self.counters.unmaps += mapped
-        return self._forget(blob)
+        return await self._detach_and_forget(blob)
+
+    async def _detach_and_forget(self, resource: Resource) -> responses.Response:
+        await self.contexts.detach_in_steps(resource.id)
+        return self._forget(resource)
 
     def _forget(self, resource: Resource) -> responses.Response:
         self.scanouts.forget(resource.id)

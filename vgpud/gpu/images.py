@@ -6,9 +6,6 @@ Source: virtio 1.3, 5.7.6.8 "controlq (2d)" and 5.7.6.9 "controlq (3d)".
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 from vgpud.errors import OutOfMemory
 from vgpud.gpu.errors import InvalidParameter, Unspecified
 from vgpud.gpu.fast_path import TransferFastPath
@@ -32,12 +29,9 @@ from vgpud.gpu.state import ImageState
 from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import BlobMem, Format, ResourceId
-from vgpud.gpu.work import Answer, BackgroundWork
+from vgpud.gpu.work import INLINE_COST, Answer, BackgroundWork
 from vgpud.memory.extents import Extents
-
-INLINE_TRANSFER = 8 << 20
-"""Bytes up to which a transfer runs on the event loop, for a millisecond or two: enough for a frame
-of 1920 x 1080, but not of 4K."""
+from vgpud.memory.steps import Place, Steps, copy_steps, cost
 
 OK = responses.OkNoData()
 
@@ -169,23 +163,19 @@ class Images:
     ) -> Answer:
         """Copy `shape` (bytes a row, rows) between two positions (offset, stride)."""
         host, backing = resource.contents(), _backing(resource).extents
-        to, to_at, source, source_at = (
-            (host, host_at, backing, backing_at)
-            if to_host
-            else (backing, backing_at, host, host_at)
-        )
-        row_bytes, rows = shape
+        host_place, backing_place = Place(host, *host_at), Place(backing, *backing_at)
+        to, source = (host_place, backing_place) if to_host else (backing_place, host_place)
         # The two do not overlap: one is guest memory, the other host memory.
-        if row_bytes * rows <= INLINE_TRANSFER:
-            to.copy_rect(*to_at, source, *source_at, row_bytes=row_bytes, rows=rows)
-            if to_host and isinstance(resource, Image):
-                size = (resource.width, resource.height)
-                self.transfers.enter(resource.id, *size, host, backing)
-            return OK
-        to.check_rect(*to_at, *shape)
-        source.check_rect(*source_at, *shape)
-        copy = partial(to.copy_rect, *to_at, source, *source_at, row_bytes=row_bytes, rows=rows)
-        return _in_thread(self._executor, copy)
+        steps = copy_steps(to, source, *shape)
+        nanoseconds = cost(*shape, to, source)
+        if nanoseconds > INLINE_COST:
+            return _wait(self._executor, steps, nanoseconds)
+        for _ in steps:
+            pass
+        if to_host and isinstance(resource, Image):
+            size = (resource.width, resource.height)
+            self.transfers.enter(resource.id, *size, host, backing)
+        return OK
 
 
 def check_format(value: int) -> Format:
@@ -203,8 +193,8 @@ def _backing(resource: Resource) -> Backing:
     return resource.backing
 
 
-async def _in_thread(executor: BackgroundWork, copy: Callable[[], None]) -> responses.Response:
-    await executor.run_in_thread(copy)
+async def _wait(executor: BackgroundWork, steps: Steps, cost: int) -> responses.Response:
+    await executor.run_steps(steps, cost)
     return OK
 
 

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
-from vgpud.errors import Interrupted, VgpudError
+from vgpud.errors import Interrupted, VgpudError, stored
 
 T = TypeVar("T")
 
@@ -51,9 +51,12 @@ class Operations:
         if task.cancelled():
             raise Interrupted(self._stopped)
         outcome = task.result()
-        if isinstance(outcome, VgpudError):
-            raise outcome
-        return outcome
+        try:
+            if isinstance(outcome, VgpudError):
+                raise outcome
+            return outcome
+        finally:
+            del task, outcome  # an error would refer to this frame, and this frame to it
 
     async def stop(self, reason: str) -> None:
         """Cancel all operations, and wait until they have rolled back; no others start until
@@ -78,4 +81,4 @@ async def _outcome(operation: Coroutine[Any, Any, T]) -> T | VgpudError:
     try:
         return await operation
     except VgpudError as error:
-        return error
+        return stored(error)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Coroutine
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
-from vgpud.errors import VgpudError
+from vgpud.errors import OutOfMemory, VgpudError
 from vgpud.gpu.contexts import Submission
 from vgpud.gpu.errors import Unspecified, response_code
 from vgpud.gpu.gpu import Gpu
+from vgpud.gpu.quota import Charge
 from vgpud.gpu.timelines import Timelines
 from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.command_codec import Command, decode_body
@@ -22,10 +23,16 @@ from vgpud.gpu.wire.commands import MoveCursor, UpdateCursor
 from vgpud.gpu.wire.header import Header, decode_header
 from vgpud.native.ring import FastPath
 from vgpud.rate_limit import RateLimit
-from vgpud.vhost.split_ring import Chain
+from vgpud.vhost.ring import REQUEST_LIMIT
+from vgpud.vhost.split_ring import BUFFER, Chain
 from vgpud.vhost.virtqueue import Virtqueue
 
 log = logging.getLogger(__name__)
+
+FEW_BUFFERS: Final = 64
+"""Buffers of a response up to which a chain is not charged. A driver has one, or a few where its
+memory is scattered."""
+_BUFFER_SIZE: Final = BUFFER.itemsize
 
 _NO_HEADER = Header(0)
 _CURSOR_COMMANDS = frozenset({UpdateCursor.command_type, MoveCursor.command_type})
@@ -43,6 +50,7 @@ class GpuQueue:
         self._complaints = RateLimit()
         self._counters = gpu.counters
         self._commands = gpu.counters.commands
+        self._charges: dict[int, Charge] = {}  # of the chains that are not answered, by head
 
     def handle(self, chain: Chain, request: bytes) -> Coroutine[Any, Any, None] | None:
         """Execute the command of a chain, as a `vhost.pump.Handler`."""
@@ -51,8 +59,15 @@ class GpuQueue:
             error = Unspecified(f"a request of {len(request)} bytes")
             self._complete(chain, _NO_HEADER, self._refusal(_NO_HEADER, error))
             return None
+        try:
+            self._charge(chain)
+        except OutOfMemory as error:  # at once, because it can't be kept until its fence
+            self._complete(chain, header, self._refusal(header, error))
+            return None
         command: Command | None = None
         try:
+            if chain.cut:
+                raise Unspecified(f"a request of more than {REQUEST_LIMIT} bytes")
             command = decode_body(header, request)
             if (header.type in _CURSOR_COMMANDS) is not self._cursor:
                 name = type(command).__name__
@@ -62,30 +77,47 @@ class GpuQueue:
         except VgpudError as error:
             self._answer(chain, header, self._refusal(header, error, command))
             return None
-        match outcome:
-            case responses.OkNoData():  # first, as it is the usual one, and `Coroutine()` is slow
-                self._answer(chain, header, outcome)
-            case Submission():
-                answer = partial(self._finish, chain, header)
-                self._timelines.run(header.ring, outcome.start, answer)
-            case Coroutine():
-                return self._wait(chain, header, command, outcome)
-            case _:
-                self._answer(chain, header, outcome)
+        # The usual one first, as `isinstance` of a Coroutine is slow.
+        if not isinstance(outcome, responses.OkNoData) and isinstance(outcome, Coroutine):
+            return self._wait(chain, header, command, outcome)
+        self._take(chain, header, outcome)
         return None
 
     def fast_path(self) -> FastPath | None:
-        """Return the fast path, or None while commands are in progress that its commands, or their
-        fences, would have to wait for."""
+        """Return the fast path, or None while there is something that its commands, or their
+        fences, would have to wait for: commands in progress, or a frame that is not taken yet."""
         transfers = self._gpu.transfers
         if transfers.served:  # of the last batch
             self._count()
-        return transfers.ready() if self._timelines.empty else None
+        if not self._timelines.empty or not self._gpu.scanouts.settled:
+            return None
+        return transfers.ready()
 
     def forget(self) -> None:
         """Drop the answers that are not written yet, because the driver has been reset."""
+        for head in [*self._charges]:
+            self._release(head)
         if self.queue is not None:
             self.queue.forget_unanswered()
+
+    @property
+    def problem(self) -> str | None:
+        """Why the queue is stopped; None while it is not, or was stopped by the front-end."""
+        queue = self.queue
+        if queue is None or queue.fault is None:
+            return None
+        return f"the {queue.name} queue is stopped until the guest resets the device: {queue.fault}"
+
+    def _charge(self, chain: Chain) -> None:
+        """Charge the memory that a chain of many buffers takes until it is answered."""
+        if len(chain.writable) > FEW_BUFFERS:
+            self._release(chain.head)  # taken again after a stop
+            charge = self._gpu.quota.charge(_BUFFER_SIZE * len(chain.writable))
+            self._charges[chain.head] = charge
+
+    def _release(self, head: int) -> None:
+        if (charge := self._charges.pop(head, None)) is not None:
+            charge.release()
 
     def _count(self) -> None:
         flat, deep, fences = self._gpu.transfers.collect()
@@ -98,13 +130,22 @@ class GpuQueue:
         chain: Chain,
         header: Header,
         command: Command,
-        outcome: Coroutine[Any, Any, responses.Response],
+        waiting: Coroutine[Any, Any, responses.Response | Submission],
     ) -> None:
+        outcome: responses.Response | Submission
         try:
-            response = await outcome
+            outcome = await waiting
         except VgpudError as error:
-            response = self._refusal(header, error, command)
-        self._answer(chain, header, response)
+            outcome = self._refusal(header, error, command)
+        self._take(chain, header, outcome)
+
+    def _take(self, chain: Chain, header: Header, outcome: responses.Response | Submission) -> None:
+        """Start a submission, or answer with a response."""
+        if isinstance(outcome, Submission):
+            answer = partial(self._finish, chain, header)
+            self._timelines.run(header.ring, outcome.start, answer)
+        else:
+            self._answer(chain, header, outcome)
 
     def _finish(self, chain: Chain, header: Header, error: VgpudError | None) -> None:
         """Answer a submission, which has waited on its timeline already."""
@@ -124,12 +165,17 @@ class GpuQueue:
 
     def _complete(self, chain: Chain, header: Header, response: responses.Response) -> None:
         assert self.queue is not None, "the queue has been started"
+        if self._charges:
+            self._release(chain.head)
         self.queue.complete(chain, responses.encode(response, header))
 
     def _refusal(
         self, header: Header, error: VgpudError, command: Command | None = None
     ) -> responses.Error:
         self._counters.refused += 1
+        if isinstance(error, OutOfMemory):
+            name = "a command" if command is None else type(command).__name__
+            self._gpu.quota.note_refusal(f"{name}: {error}")
         code = response_code(error)
         if self._complaints.allows():
             device, suffix = self._gpu.spec.name, self._complaints.suffix()

@@ -12,20 +12,57 @@ from dataclasses import dataclass, field
 from vgpud.errors import OutOfMemory
 
 
-@dataclass(slots=True)
 class Quota:
     """A device's `memory_limit`, and how much of it is charged, in bytes."""
 
-    limit: int
-    used: int = 0
-    _checked: bool = field(default=True, repr=False)
+    def __init__(self, limit: int) -> None:
+        self.used = 0
+        self._limit = limit
+        self._checked = True
+        self._refusals = 0
+        self._last_refusal = ""
+
+    @property
+    def limit(self) -> int:
+        """The limit; setting it forgets refusals."""
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        if limit != self._limit:
+            self._limit = limit
+            self.forget_refusals()
+
+    @property
+    def problem(self) -> str | None:
+        """What was refused for want of memory since `forget_refusals`, as a sentence."""
+        if not self._refusals:
+            return None
+        times = "once" if self._refusals == 1 else f"{self._refusals} times, the last time"
+        return (
+            f"memory was refused {times}: {self._last_refusal}; raise memory_limit, now"
+            f" {self._limit >> 10} KiB, if the host has more memory, or use smaller outputs"
+        )
+
+    def note_refusal(self, reason: str) -> None:
+        """Note that something was refused, or went without its memory."""
+        self._refusals += 1
+        self._last_refusal = reason
+
+    def forget_refusals(self) -> None:
+        """Forget what was refused: there is a new driver, or limit."""
+        self._refusals = 0
 
     def charge(self, size: int) -> Charge:
         """Charge `size` bytes; raise `OutOfMemory` if that would exceed the limit."""
-        if size > self.limit - self.used and self._checked:
+        if size > self._limit - self.used and self._checked:
             raise OutOfMemory(
-                f"{size} bytes asked for, {self.limit - self.used} left of {self.limit}",
+                f"{size} bytes asked for, {self._limit - self.used} left of {self._limit}",
             )
+        return self.charge_regardless(size)
+
+    def charge_regardless(self, size: int) -> Charge:
+        """Charge `size` bytes, also over the limit: for what the guest has not asked for."""
         self.used += size
         return Charge(self, size)
 
@@ -40,8 +77,8 @@ class Quota:
             yield
         finally:
             self._checked = True
-        if self.used > self.limit:
-            raise OutOfMemory(f"{self.used} bytes are needed, the limit is {self.limit}")
+        if self.used > self._limit:
+            raise OutOfMemory(f"{self.used} bytes are needed, the limit is {self._limit}")
 
 
 @dataclass(slots=True)

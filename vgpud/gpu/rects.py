@@ -1,6 +1,8 @@
-"""Checks and intersections of the rectangles that guests send."""
+"""Checks, intersections and parts of the rectangles that guests send."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from vgpud.gpu.errors import InvalidParameter
 from vgpud.gpu.wire.header import Rect
@@ -28,3 +30,25 @@ def intersect(a: Rect, b: Rect) -> Rect | None:
     right = min(a.x + a.width, b.x + b.width)
     bottom = min(a.y + a.height, b.y + b.height)
     return Rect(x, y, right - x, bottom - y) if x < right and y < bottom else None
+
+
+def cut(rect: Rect, most: int, tile: tuple[int, int] = (1, 1)) -> Iterator[Rect]:
+    """Yield parts of a rectangle of `most` pixels or fewer, from the top; where there is room,
+    they end between tiles of this width and height."""
+    bottom, right = rect.y + rect.height, rect.x + rect.width
+    y = rect.y
+    while y < bottom:
+        height = _whole_tiles(y, max(most // max(rect.width, 1), 1), tile[1], bottom)
+        x = rect.x
+        while x < right:
+            width = _whole_tiles(x, max(most // height, 1), tile[0], right)
+            yield Rect(x, y, width, height)
+            x += width
+        y += height
+
+
+def _whole_tiles(start: int, most: int, tile: int, end: int) -> int:
+    """Return a length of up to `most` that ends at `end`, or if possible between two tiles."""
+    if most >= end - start:
+        return end - start
+    return most - (start + most) % tile if most >= tile else most

@@ -15,7 +15,7 @@ from vgpud.coherency.slot_policy import MemoryType
 from vgpud.gpu.resources import Resource
 from vgpud.gpu.wire import commands
 from vgpud.gpu.wire.protocol import ContextId, ResourceId
-from vgpud.gpu.work import Answer, Done
+from vgpud.gpu.work import Answer, Start
 from vgpud.memory.buffers import Buffer
 
 
@@ -94,12 +94,20 @@ class Renderer(Protocol):
     def transfer_from_host(self, command: commands.TransferFromHost3D) -> Answer:
         """Copy pixels from a resource to its backing; raise `VgpudError` on failure."""
 
-    def submit(self, context: ContextId, ring: int | None, data: bytes, done: Done) -> None:
-        """Execute a command stream, after earlier submissions on the same ring.
+    def prepare(self, context: ContextId, ring: int | None, data: bytes) -> Start | None:
+        """Check a command stream, and return what starts it, after earlier submissions on the same
+        ring; None if that takes longer than a fraction of a millisecond, for `prepare_long`.
 
         `ring` is the ring's index in the context; None for a submission on the device's own
-        timeline. `done` is called once, on any thread, in any order between rings. Raises
-        `VgpudError` where the stream can't be started; `done` is not called then.
+        timeline. Submissions are completed in any order between rings. What is returned is called
+        at once. Raises `VgpudError` where the stream can't be started.
+        """
+
+    async def prepare_long(self, context: ContextId, ring: int | None, data: bytes) -> Start:
+        """Check a command stream as `prepare` does, and let others run meanwhile.
+
+        Until this has returned, the device executes no other command, and no blob is moved. If it
+        is cancelled, nothing is left of the submission.
         """
 
     async def quiesce(self) -> None:

@@ -15,10 +15,10 @@ from weakref import ref
 import numpy as np
 
 from vgpud.coherency.plan import Plan
-from vgpud.errors import GuestAddressError, VgpudError
+from vgpud.errors import GuestAddressError, VgpudError, stored
 from vgpud.gpu.blobs.layout import HostMemory
 from vgpud.gpu.errors import InvalidParameter, InvalidResourceId, Unspecified
-from vgpud.gpu.guest_memory import GuestMemory
+from vgpud.gpu.guest_memory import LONG_LIST, GuestMemory
 from vgpud.gpu.quota import Charge, Quota
 from vgpud.gpu.state import (
     GuestBlobState,
@@ -30,7 +30,10 @@ from vgpud.gpu.state import (
 )
 from vgpud.gpu.wire.mem_entries import MemEntries, mem_entries
 from vgpud.gpu.wire.protocol import BlobMem, Format, ResourceId
+from vgpud.gpu.work import BackgroundWork
 from vgpud.memory.extents import Extents
+from vgpud.pace import Pace
+from vgpud.sorted_numbers import SortedNumbers
 from vgpud.vhost.memory_table import MemoryTable
 
 OVERHEAD = 4096
@@ -46,11 +49,26 @@ class Backing:
     table when it is used, and again when that table changes."""
 
     def __init__(self, memory: GuestMemory, entries: MemEntries, charge: Charge) -> None:
-        self.size = int(entries["length"].sum(dtype=np.uint64))
+        self.entries = entries
         self._memory = memory
-        self._entries = entries
+        self._size: int | None = None
         self._charge = charge
-        self._resolved: tuple[ref[MemoryTable], Extents] | None = None
+        self._resolved: tuple[ref[MemoryTable], Extents | InvalidParameter] | None = None
+
+    @property
+    def size(self) -> int:
+        """The bytes of all entries."""
+        if self._size is None:
+            self._size = int(self.entries["length"].sum(dtype=np.uint64))
+        return self._size
+
+    @property
+    def stale(self) -> bool:
+        """Whether the list has to be resolved again, and is so long that it takes a while."""
+        resolved = self._resolved
+        return len(self.entries) > LONG_LIST and (
+            resolved is None or not self._memory.is_current(resolved[0])
+        )
 
     @property
     def extents(self) -> Extents:
@@ -60,21 +78,33 @@ class Backing:
         """
         memory = self._memory
         if self._resolved is None or not memory.is_current(self._resolved[0]):
-            self._resolved = memory.mark(), self._resolve(memory.table)
-        return self._resolved[1]
+            self._resolved = memory.mark(), self._resolve()
+        resolved = self._resolved[1]
+        if isinstance(resolved, InvalidParameter):
+            raise InvalidParameter(str(resolved))
+        self._size = resolved.size
+        return resolved
+
+    async def resolve(self, quota: Quota, executor: BackgroundWork) -> None:
+        """Resolve a long list in a thread, for `extents`; raise `OutOfMemory`."""
+        async with self._memory.resolved(self.entries, quota, executor):
+            try:
+                self._resolved = self._memory.mark(), self._resolve()
+            except InvalidParameter as error:
+                self._resolved = self._memory.mark(), stored(error)
 
     def save(self) -> Pages:
         """Return the list's entries."""
-        entries = self._entries
+        entries = self.entries
         return tuple(zip(entries["addr"].tolist(), entries["length"].tolist(), strict=True))
 
     def release(self) -> None:
         """Release the list's charge."""
         self._charge.release()
 
-    def _resolve(self, table: MemoryTable) -> Extents:
+    def _resolve(self) -> Extents:
         try:
-            return table.resolve(self._entries)
+            return self._memory.resolve(self.entries)
         except GuestAddressError as error:
             raise InvalidParameter(f"backing: {error}") from error
 
@@ -212,6 +242,7 @@ class ResourceTable:
 
     def __init__(self) -> None:
         self._by_id: dict[ResourceId, Resource] = {}
+        self._blobs = SortedNumbers()
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -222,6 +253,16 @@ class ResourceTable:
     def __contains__(self, resource: Resource) -> bool:
         return self._by_id.get(resource.id) is resource
 
+    @property
+    def blob_count(self) -> int:
+        """The number of blobs among them."""
+        return len(self._blobs)
+
+    def blobs(self, start: int, stop: int) -> list[GuestBlob | HostBlob]:
+        """Return a part of the blobs, which are in the order of their ids."""
+        found = (self._by_id[ResourceId(number)] for number in self._blobs.part(start, stop))
+        return [blob for blob in found if not isinstance(blob, Image)]
+
     def check_free(self, resource_id: ResourceId) -> None:
         """Raise `InvalidResourceId` if a new resource can't have this id."""
         if resource_id == 0 or resource_id in self._by_id:
@@ -230,6 +271,8 @@ class ResourceTable:
     def add(self, resource: Resource) -> None:
         """Add a new resource."""
         self._by_id[resource.id] = resource
+        if not isinstance(resource, Image):
+            self._blobs.add(resource.id)
 
     def find(self, resource_id: ResourceId) -> Resource | None:
         """Return the resource of this id, if there is one."""
@@ -252,6 +295,11 @@ class ResourceTable:
     def remove(self, resource: Resource) -> None:
         """Remove a resource and release its charges, but not what its layout has allocated."""
         del self._by_id[resource.id]
+        self._removed(resource)
+
+    def _removed(self, resource: Resource) -> None:
+        if not isinstance(resource, Image):
+            self._blobs.remove(resource.id)
         if resource.backing is not None:
             resource.backing.release()
         resource.charge.release()
@@ -259,6 +307,14 @@ class ResourceTable:
     def save(self) -> tuple[ResourceState, ...]:
         """Return the states of all resources."""
         return tuple(resource.save() for resource in self)
+
+    async def empty(self) -> None:
+        """Remove all resources, in steps that let the event loop run."""
+        pace = Pace()
+        while self._by_id:
+            _, resource = self._by_id.popitem()
+            self._removed(resource)
+            await pace.step()
 
     def clear(self) -> None:
         """Remove all resources."""

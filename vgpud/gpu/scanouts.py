@@ -7,81 +7,56 @@ and RESOURCE_FLUSH.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vgpud.errors import VgpudError
+from vgpud.gpu.display.capture import Captures
 from vgpud.gpu.display.display import Display
 from vgpud.gpu.display.shadow import Shadow
 from vgpud.gpu.errors import InvalidParameter, InvalidScanoutId
 from vgpud.gpu.images import check_format
 from vgpud.gpu.rects import check_rect, intersect, is_empty
-from vgpud.gpu.resources import BYTES_PER_PIXEL, Image, Resource, ResourceTable
+from vgpud.gpu.resources import BYTES_PER_PIXEL, Image, ResourceTable
+from vgpud.gpu.scanout import Scanout, check_side
 from vgpud.gpu.spec import PreferredMode
 from vgpud.gpu.state import ScanoutState
 from vgpud.gpu.wire import commands, responses
+from vgpud.gpu.wire.command_codec import Command
 from vgpud.gpu.wire.edid import edid
-from vgpud.gpu.wire.formats import to_rgb, to_xrgb, xrgb_order
+from vgpud.gpu.wire.formats import to_xrgb, xrgb_order
 from vgpud.gpu.wire.header import Rect
-from vgpud.gpu.wire.protocol import MAX_SCANOUTS, ResourceId, ScanoutId
-from vgpud.gpu.wire.value import value
-from vgpud.memory.extents import Extents
+from vgpud.gpu.wire.protocol import MAX_SCANOUTS, ContextId, Format, ResourceId, ScanoutId
+from vgpud.gpu.work import Answer
 
 OK = responses.OkNoData()
 
+Waiting: TypeAlias = tuple[Display | Captures, ScanoutId]
+"""A frame that has to be taken: what it is for, and of which scanout."""
 
-@value
-class Scanout:
-    """What one output shows: `view` of a resource."""
-
-    view: ScanoutState
-    resource: Resource
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """The width and height in pixels."""
-        return self.view.rect.width, self.view.rect.height
-
-    @property
-    def whole(self) -> Rect:
-        """The whole scanout as a rectangle in its own coordinates."""
-        return Rect(0, 0, *self.size)
-
-    def pixels(self, rect: Rect) -> NDArray[np.uint8]:
-        """Read a part, in the scanout's own coordinates: (height, width, 4) of uint8 as the format
-        says.
-
-        Raises `VgpudError` where the resource's backing is gone.
-        """
-        return self.pixels_of(self.resource.contents(), rect)
-
-    def offset_of(self, rect: Rect) -> int:
-        """Return where a part begins in the resource, in bytes."""
-        x, y = self.view.rect.x + rect.x, self.view.rect.y + rect.y
-        return self.view.offset + y * self.view.stride + x * BYTES_PER_PIXEL
-
-    def pixels_of(self, contents: Extents, rect: Rect) -> NDArray[np.uint8]:
-        """Read a part of contents that were looked up before; shapes and errors as for `pixels`."""
-        rows = contents.read_rect(
-            self.offset_of(rect), self.view.stride, rect.width * BYTES_PER_PIXEL, rect.height
-        )
-        return rows.reshape(rect.height, rect.width, BYTES_PER_PIXEL)
+_IDENTITY: Final = xrgb_order(Format.B8G8R8X8_UNORM)
 
 
 class Scanouts:
     """The outputs of one device and the commands on them."""
 
     def __init__(
-        self, name: str, outputs: tuple[PreferredMode, ...], resources: ResourceTable
+        self,
+        name: str,
+        outputs: tuple[PreferredMode, ...],
+        resources: ResourceTable,
+        is_attached: Callable[[ResourceId, ContextId], bool],
     ) -> None:
         self._name = name
         self._outputs = list(outputs)
         self._resources = resources
+        self._is_attached = is_attached
         self._active: dict[ScanoutId, Scanout] = {}
         self._display: Display | None = None
+        self.captures = Captures(self)
 
     # For displays and the control API
 
@@ -109,8 +84,13 @@ class Scanouts:
                 display.scanout(scanout_id, *scanout.size)
                 display.damage(scanout_id, scanout.whole)
 
-    def xrgb(self, scanout_id: int, rect: Rect) -> NDArray[np.uint8] | None:
-        """Return a part of a scanout as (height, width, 4) of B, G, R, X.
+    def appearance(self, scanout_id: int) -> tuple[tuple[int, int], Format] | None:
+        """Return the size in pixels and the format of what a scanout shows; None if it is off."""
+        scanout = self._active.get(ScanoutId(scanout_id))
+        return None if scanout is None else (scanout.size, scanout.view.format)
+
+    def pixels(self, scanout_id: int, rect: Rect) -> NDArray[np.uint8] | None:
+        """Return a part of a scanout as (height, width, 4) of bytes in its format.
 
         None if the scanout is off or smaller, or its pages are gone.
         """
@@ -118,9 +98,33 @@ class Scanouts:
         if scanout is None:
             return None
         try:
-            return to_xrgb(scanout.pixels(rect), scanout.view.format)
+            return scanout.pixels(rect)
         except VgpudError:  # its pages are gone, or no longer guest memory
             return None
+
+    def xrgb(self, scanout_id: int, rect: Rect) -> NDArray[np.uint8] | None:
+        """Return a part of a scanout as (height, width, 4) of B, G, R, X, or None as `pixels`."""
+        pixels = self.pixels(scanout_id, rect)
+        if pixels is None:
+            return None
+        return to_xrgb(pixels, self._active[ScanoutId(scanout_id)].view.format)
+
+    def read_cost(self, scanout_id: int) -> int:
+        """Return how many times as long as of plain memory it takes to read a byte, about.
+
+        Small extents cost a step each, other formats are reordered, and cache lines may have to be
+        flushed one by one.
+        """
+        scanout = self._active.get(ScanoutId(scanout_id))
+        if scanout is None:
+            return 1
+        try:
+            contents = scanout.resource.contents()
+        except VgpudError:
+            return 1
+        scattered = 256 * contents.fragments // max(contents.size, 1)
+        reordered = 0 if xrgb_order(scanout.view.format) == _IDENTITY else 4
+        return 1 + scattered + reordered + (8 if contents.access.flush_before_read else 0)
 
     def update(self, scanout_id: int, rect: Rect, shadow: Shadow) -> NDArray[np.uint8] | None:
         """Bring a part of a shadow up to date; return its changed tiles, as `Shadow.take` does.
@@ -136,21 +140,6 @@ class Scanouts:
             return shadow.take(rect, contents, scanout.offset_of(rect), scanout.view.stride, order)
         except VgpudError:
             return None
-
-    def capture(self, scanout_id: int) -> Callable[[], NDArray[np.uint8]] | None:
-        """Return a function that reads a screenshot, (height, width, 3) of R, G, B, on any thread.
-
-        It keeps the memory alive, and may be called at any later time. None if the scanout is off,
-        or its pages are gone.
-        """
-        scanout = self._active.get(ScanoutId(scanout_id))
-        if scanout is None:
-            return None
-        try:
-            contents = scanout.resource.contents()
-        except VgpudError:
-            return None
-        return lambda: to_rgb(scanout.pixels_of(contents, scanout.whole), scanout.view.format)
 
     # Commands
 
@@ -191,7 +180,7 @@ class Scanouts:
             raise _invalid(
                 f"resource {image.id} is a blob: use SET_SCANOUT_BLOB, which has its layout"
             )
-        rect = check_rect(command.rect, image.width, image.height)
+        rect = check_side(check_rect(command.rect, image.width, image.height))
         view = ScanoutState(
             command.scanout_id,
             image.id,
@@ -217,7 +206,7 @@ class Scanouts:
         blob = self._resources.get(command.resource_id)
         if isinstance(blob, Image):
             raise _invalid(f"resource {blob.id} is an image: use SET_SCANOUT")
-        rect = check_rect(command.rect, command.width, command.height)
+        rect = check_side(check_rect(command.rect, command.width, command.height))
         stride, offset = command.strides[0], command.offsets[0]
         row = command.width * BYTES_PER_PIXEL
         if stride < row or offset + stride * (command.height - 1) + row > blob.size:
@@ -239,20 +228,68 @@ class Scanouts:
         self._show(Scanout(view, blob))
         return OK
 
-    def flush(self, command: commands.ResourceFlush) -> responses.Response:
-        """Execute RESOURCE_FLUSH; the rectangle is in the resource's coordinates."""
+    def flush(self, command: commands.ResourceFlush) -> Answer:
+        """Execute RESOURCE_FLUSH; the rectangle is in the resource's coordinates.
+
+        The frame is taken before the command is answered, because the guest may change its pixels
+        then; those of an image only by commands that wait for that (`unsettled`).
+        """
         resource = self._resources.get(command.resource_id)
         if is_empty(command.rect):
             return OK
+        is_image = isinstance(resource, Image)
         if isinstance(resource, Image):
             check_rect(command.rect, resource.width, resource.height)
+        display = self._display
+        if display is None and not self.captures:
+            return OK
+        waiting: list[Waiting] = []
         for scanout_id, scanout in self._active.items():
-            if scanout.resource is resource and self._display is not None:
-                part = intersect(command.rect, scanout.view.rect)
-                if part is not None:
-                    x, y = part.x - scanout.view.rect.x, part.y - scanout.view.rect.y
-                    self._display.damage(scanout_id, Rect(x, y, part.width, part.height))
-        return OK
+            if scanout.resource is not resource:
+                continue
+            part = intersect(command.rect, scanout.view.rect)
+            if part is None:
+                continue
+            x, y = part.x - scanout.view.rect.x, part.y - scanout.view.rect.y
+            if display is not None:
+                display.damage(scanout_id, Rect(x, y, part.width, part.height))
+                if not is_image and not display.settle(scanout_id):
+                    waiting.append((display, scanout_id))
+            if not self.captures.settle(scanout_id):
+                waiting.append((self.captures, scanout_id))
+        return _finish_flush(waiting) if waiting else OK
+
+    @property
+    def settled(self) -> bool:
+        """Whether no frame has been flushed but not taken yet."""
+        return self._display is None or not self._display.unsettled
+
+    def unsettled(self, command: Command) -> Sequence[Waiting]:
+        """Return what a command has to wait for, by `settle`, because it changes the pixels of a
+        frame that has been flushed but not taken yet."""
+        display = self._display
+        if display is None:
+            return ()
+        match command:
+            case commands.SetScanout(scanout_id=shown) | commands.SetScanoutBlob(scanout_id=shown):
+                return ((display, shown),) if display.taking(shown) else ()
+            case (
+                commands.TransferToHost2D(resource_id=drawn)
+                | commands.TransferToHost3D(resource_id=drawn)
+            ):
+                return [
+                    (display, scanout_id)
+                    for scanout_id, scanout in self._active.items()
+                    if scanout.resource.id == drawn and not display.settle(scanout_id)
+                ]
+            case commands.Submit3D(header=header):
+                return [
+                    (display, scanout_id)
+                    for scanout_id, scanout in self._active.items()
+                    if self._is_attached(scanout.resource.id, header.ctx_id)
+                    and not display.settle(scanout_id)
+                ]
+        return ()
 
     def forget(self, resource_id: ResourceId) -> None:
         """Turn off every output that shows a resource that is being destroyed."""
@@ -283,6 +320,7 @@ class Scanouts:
         scanout_id = scanout.view.id
         before = self._active.get(scanout_id)
         self._active[scanout_id] = scanout
+        self.captures.disturb(scanout_id)
         if self._display is None:
             return
         if before is None or before.size != scanout.size:
@@ -290,7 +328,10 @@ class Scanouts:
         self._display.damage(scanout_id, scanout.whole)
 
     def _turn_off(self, scanout_id: ScanoutId) -> None:
-        if self._active.pop(scanout_id, None) is not None and self._display is not None:
+        if self._active.pop(scanout_id, None) is None:
+            return
+        self.captures.disturb(scanout_id)
+        if self._display is not None:
             self._display.scanout(scanout_id, 0, 0)
 
     def _showing(self, scanout_id: int, rect: Rect) -> Scanout | None:
@@ -307,6 +348,17 @@ class Scanouts:
     @staticmethod
     async def _display_edid(display: Display, scanout_id: int) -> responses.Response:
         return responses.Edid(await display.edid(scanout_id))
+
+
+async def settle(waiting: Sequence[Waiting]) -> None:
+    """Wait until frames have been taken, as `Scanouts.unsettled` returned them."""
+    for sink, scanout_id in waiting:
+        await sink.finish_settling(scanout_id)
+
+
+async def _finish_flush(waiting: Sequence[Waiting]) -> responses.Response:
+    await settle(waiting)
+    return OK
 
 
 def _no_scanout(scanout_id: int, count: int) -> InvalidScanoutId:

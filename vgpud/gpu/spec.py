@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from vgpud.coherency.slot_policy import Buffers, GuestPat, Layout, Rule, SlotOwner
 
@@ -14,6 +16,16 @@ class PreferredMode:
 
     width: int
     height: int
+
+
+FRAMES_A_PICTURE: Final = 5
+"""Frames of an output's size that are charged for a guest that draws without a pause: three of its
+own, the shadow, and a copy of the frame that a slow display is being sent."""
+
+
+def picture_memory(outputs: Iterable[PreferredMode]) -> int:
+    """Return how many bytes a guest that uses all outputs is charged for its pictures, about."""
+    return sum(FRAMES_A_PICTURE * 4 * output.width * output.height for output in outputs)
 
 
 class RendererName(StrEnum):

@@ -104,7 +104,8 @@ class ScanoutState:
 
 @dataclass(frozen=True, slots=True)
 class CursorState:
-    """A scanout's cursor; `image` is 64 x 64 pixels of B, G, R, A, None if it is hidden."""
+    """A scanout's cursor; `image` is 64 x 64 pixels of B, G, R, A, None if it never had one. A
+    cursor that is not `enabled` is hidden."""
 
     scanout: int
     x: int
@@ -112,6 +113,7 @@ class CursorState:
     hot_x: int
     hot_y: int
     image: bytes | None
+    enabled: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from threading import get_ident
 
-from vgpud.errors import VgpudError
+from vgpud.errors import VgpudError, stored
 from vgpud.gpu.work import Done, Timeline
 
 
@@ -118,8 +118,7 @@ class Timelines:
                 self._loop.call_soon_threadsafe(self.complete, entry, error)
         elif not entry.complete:
             entry.complete = True
-            if error is not None:  # it may wait for long: no frame, and no data in one, lives on
-                entry.error = error.with_traceback(None)
+            entry.error = None if error is None else stored(error)  # it may wait for long
             if not self._held:
                 self._answer(entry.timeline)
 

@@ -21,8 +21,17 @@ coroutine has ended, and the command can be executed again if the coroutine is c
 Done: TypeAlias = Callable[[VgpudError | None], None]
 """Called when something is done, with the error that ended it, or None."""
 
+Start: TypeAlias = Callable[[Done], None]
+"""Starts a submission; `Done` is called once, on any thread, when it is complete. Raises
+`VgpudError` where it can't be started; `Done` is not called then."""
+
 Timeline: TypeAlias = tuple[ContextId, int] | None
 """A (context, ring index), or None for the device's own timeline."""
+
+
+INLINE_COST = 100_000
+"""Nanoseconds up to which work is done on the event loop if its timeline is idle: a switch to a
+thread and back takes about as long. Where memory is slow, it takes a few times as long."""
 
 
 @dataclass(slots=True)
@@ -40,7 +49,8 @@ class Work:
 
     Each takes a fraction of a millisecond: between two of them work can be paused and resumed.
     Every range was checked when the work was made, and the buffers in it stay mapped for as long as
-    it exists. `resources` are those that the steps touch; `cost` is about how many bytes they move.
+    it exists. `resources` are those that the steps touch; `cost` is about how many nanoseconds they
+    take (`memory.steps`).
     `refusal` is the error that the command is answered with after all steps have run, where the
     packet after them was bad. `charge` is to be released when the work is done or dropped.
     """
@@ -65,8 +75,15 @@ class BackgroundWork(Protocol):
     async def drained(self, resource: ResourceId) -> None:
         """Wait until all work submitted so far that touches the resource is done."""
 
-    async def run_in_thread(self, copy: Callable[[], None]) -> None:
-        """Run a long copy in a thread and wait for it, however often the caller is cancelled."""
+    async def run_in_thread(self, steps: Iterator[None]) -> None:
+        """Run a long copy in a thread, and wait for it.
+
+        A caller that is cancelled waits for the step that is running, and the others are left out.
+        """
+
+    async def run_steps(self, steps: Iterator[None], cost: int) -> None:
+        """Run a copy of about `cost` nanoseconds where it suits others best, and wait for it as for
+        `run_in_thread`."""
 
 
 class WorkExecutor(BackgroundWork, Protocol):
@@ -78,7 +95,8 @@ class WorkExecutor(BackgroundWork, Protocol):
 
     async def pause(self) -> None:
         """Stop between two steps, and wait for copies that have begun: no submitted work touches
-        any buffer after this, until `resume`."""
+        any buffer after this, until `resume`. A copy whose caller was cancelled before ends with
+        its step."""
 
     def resume(self) -> None:
         """Continue where `pause` stopped."""

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vgpud.errors import HostError, PeerError
-from vgpud.memory.mapping import map_file
-from vgpud.native.shared_words import dirty_log_set
+from vgpud.memory.mapping import map_received_file
+from vgpud.native.dirty_log import dirty_log_rect, dirty_log_set
+from vgpud.native.spans import SpanList
 from vgpud.unix.fd import Fd
 
 LOG_PAGE: Final = 4096
@@ -26,7 +30,7 @@ class DirtyLog:
     def __init__(self, fd: Fd, size: int, offset: int = 0) -> None:
         with fd:
             try:
-                self._mapping = map_file(fd, size, offset)
+                self._mapping = map_received_file(fd, size, offset)
             except HostError as error:
                 raise PeerError(f"the dirty log can't be mapped: {error}") from error
         self._bitmap = self._mapping.array
@@ -50,3 +54,18 @@ class DirtyLog:
             first = guest_phys_addr // LOG_PAGE
             end = min(guest_phys_addr + length, self.limit)
             dirty_log_set(self._bitmap, first, -(-end // LOG_PAGE) - first)
+
+    def set_rect(
+        self,
+        spans: SpanList,
+        addresses: NDArray[np.uint64],
+        offset: int,
+        stride: int,
+        row_bytes: int,
+        rows: int,
+    ) -> None:
+        """Mark the pages of a rectangle of a buffer as written, as `set` does.
+
+        `addresses` are the guest-physical addresses of the buffer's spans, one for each.
+        """
+        dirty_log_rect(self._bitmap, spans, addresses, offset, stride, row_bytes, rows)

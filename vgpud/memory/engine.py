@@ -10,32 +10,29 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
 from enum import Enum, auto
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vgpud.errors import OutOfMemory
-from vgpud.memory.extents import Extents, MemoryRanges
+from vgpud.memory.extents import Extents
+from vgpud.memory.steps import STEP, Part, Place, Steps, cost, parts
+from vgpud.native.overlap import PLACE, overlap_steps, sort_steps
+from vgpud.native.spans import BYTES_PER_NS
 
 # A chunk of an overlapping copy and its scratch: both fit in a 64 KiB half of a small L2 cache.
 _CHUNK: Final = 32 * 1024
-# A step of a checksum: so long that the time of the call itself does not matter.
-_CRC_STEP: Final = 256 * 1024
-
-# The bytes of one step: about a tenth of a millisecond, also in rows so narrow that the number of
-# their cache lines counts, and in buffers of many small extents.
-_STEP: Final = 1024 * 1024
-_ROW_COST: Final = 1024
-_FEW: Final = 4096
+# What a step of a checksum may cost to read: zlib takes several times as long as reading.
+_CRC_STEP: Final = STEP // 8
+# Nanoseconds for each extent of both buffers, to find the order of an overlapping copy.
+_ORDER_COST: Final = 500
+# Seconds that one step waits for scratch.
+_WAIT: Final = 0.0002
 
 _R = TypeVar("_R")
-
-Steps: TypeAlias = Generator[None, None, None]
-"""An operation in steps: it stops at each `yield`, and may be resumed at any time on any thread."""
 
 
 class _Order(Enum):
@@ -67,9 +64,8 @@ class Engine:
     def fill_steps(self, dst: Extents, offset: int, length: int, pattern: int) -> Steps:
         """Fill as `fill` does, in short steps."""
         dst.check(offset, length)
-        step = _step_bytes(dst)  # a multiple of the pattern, so that it continues
-        for done in range(0, length, step):
-            dst.fill(offset + done, min(length - done, step), pattern & 0xFFFFFFFF)
+        for _, _, done, width in parts(length, 1, Place(dst, offset, length)):
+            dst.fill(offset + done, width, pattern & 0xFFFFFFFF)
             yield
 
     def copy(
@@ -113,26 +109,22 @@ class Engine:
         row_bytes: int,
         rows: int,
     ) -> Steps:
-        """Copy as `blit` does, in short steps; or in one if no order is safe for the overlap."""
+        """Copy as `blit` does, in short steps."""
         dst_length = dst.check_rect(dst_offset, dst_stride, row_bytes, rows)
         src_length = src.check_rect(src_offset, src_stride, row_bytes, rows)
         if not dst_length:
             return
-        order = _order_of(dst, dst_offset, dst_length, src, src_offset, src_length)
+        order = yield from _order(dst, dst_offset, dst_length, src, src_offset, src_length)
         # Positions in the buffers compare as positions in the rectangle only if strides agree.
         if rows > 1 and src_stride != dst_stride and order is not _Order.ANY:
             order = _Order.NONE
+        to, source = Place(dst, dst_offset, dst_stride), Place(src, src_offset, src_stride)
         if order is _Order.NONE:
-            with self._scratch(row_bytes * rows) as scratch:
-                bounce = scratch.reshape(rows, row_bytes)
-                src.read_rect_into(src_offset, src_stride, bounce)
-                dst.write_rect(dst_offset, dst_stride, bounce)
-            yield
+            yield from self._copy_by_scratch(to, source, row_bytes, rows)
             return
         backward = order is _Order.BACKWARD
         chunk = None if order is _Order.ANY else np.empty(_CHUNK, np.uint8)
-        limit = min(_step_bytes(dst), _step_bytes(src))
-        for row, height, column, width in _rectangles(rows, row_bytes, limit, backward=backward):
+        for row, height, column, width in parts(row_bytes, rows, to, source, backward=backward):
             dst.copy_rect(
                 dst_offset + row * dst_stride + column,
                 dst_stride,
@@ -154,30 +146,63 @@ class Engine:
         """Compute as `crc32` does, in short steps; the last one returns the checksum."""
         src.check(offset, length)
         value = 0
-        out = np.empty((1, min(length, _CRC_STEP)), np.uint8)
-        for done in range(0, length, _CRC_STEP):
-            step = out[:, : min(length - done, _CRC_STEP)]
-            src.read_rect_into(offset + done, step.size, step)
+        out = np.empty((1, min(length, _CRC_STEP * BYTES_PER_NS)), np.uint8)
+        for _, _, done, width in parts(length, 1, Place(src, offset, length), limit=_CRC_STEP):
+            step = out[:, :width]
+            src.read_rect_into(offset + done, width, step)
             value = zlib.crc32(step[0], value)
             yield
         return value
 
-    @contextmanager
-    def _scratch(self, size: int) -> Iterator[NDArray[np.uint8]]:
+    def _copy_by_scratch(self, to: Place, source: Place, row_bytes: int, rows: int) -> Steps:
+        """Read all of a rectangle before any of it is written."""
+        size = row_bytes * rows
         if size > self._scratch_limit:
             raise OutOfMemory(
                 f"an overlapping copy of {size} bytes, {self._scratch_limit} is the most",
             )
-        with self._scratch_freed:
-            # A thread that has scratch memory takes no more before its copy is done: no deadlock.
-            self._scratch_freed.wait_for(lambda: size <= self._scratch_left)
-            self._scratch_left -= size
+        while not self._take_scratch(size):
+            yield
         try:
-            yield np.empty(size, np.uint8)
+            scratch = np.empty((rows, row_bytes), np.uint8)
+            for part in parts(row_bytes, rows, source):
+                offset = source.offset + part.row * source.stride + part.column
+                source.buffer.read_rect_into(offset, source.stride, _part_of(scratch, part))
+                yield
+            for part in parts(row_bytes, rows, to):
+                offset = to.offset + part.row * to.stride + part.column
+                to.buffer.write_rect(offset, to.stride, _part_of(scratch, part))
+                yield
         finally:
             with self._scratch_freed:
                 self._scratch_left += size
                 self._scratch_freed.notify_all()
+
+    def _take_scratch(self, size: int) -> bool:
+        """Wait for a moment until scratch is free; return whether it was taken.
+
+        Whoever has some may need this thread to go on, so no step waits for long.
+        """
+        with self._scratch_freed:
+            if not self._scratch_freed.wait_for(lambda: size <= self._scratch_left, _WAIT):
+                return False
+            self._scratch_left -= size
+            return True
+
+
+def blit_cost(to: Place, source: Place, row_bytes: int, rows: int) -> int:
+    """Return about how many nanoseconds a copy takes; the arguments have been checked."""
+    total = cost(row_bytes, rows, to, source)
+    simple = to.buffer.simple and source.buffer.simple
+    if total and not simple and (to.buffer.fragments > 1 or source.buffer.fragments > 1):
+        for buffer, offset, stride in (to, source):
+            total += _ORDER_COST * buffer.extents_in(offset, (rows - 1) * stride + row_bytes)
+    return total
+
+
+def crc32_cost(source: Place, length: int) -> int:
+    """Return about how many nanoseconds a checksum takes; the arguments have been checked."""
+    return STEP // _CRC_STEP * cost(length, 1, source)
 
 
 def _finish(steps: Generator[None, None, _R]) -> _R:
@@ -189,29 +214,34 @@ def _finish(steps: Generator[None, None, _R]) -> _R:
             return result
 
 
-def _step_bytes(buffer: Extents) -> int:
-    return _STEP if buffer.fragments <= _FEW else _STEP // 16
+def _part_of(scratch: NDArray[np.uint8], part: Part) -> NDArray[np.uint8]:
+    row, rows, column, width = part
+    return scratch[row : row + rows, column : column + width]
 
 
-def _rectangles(
-    rows: int, row_bytes: int, limit: int, *, backward: bool
-) -> Iterator[tuple[int, int, int, int]]:
-    """Yield the steps of a rectangle: (row, rows, byte of the row, bytes), rising or falling."""
-    height = max(limit // max(row_bytes, _ROW_COST), 1)
-    width = min(row_bytes, limit)
-    tops, lefts = range(0, rows, height), range(0, row_bytes, width)
-    for row in reversed(tops) if backward else tops:
-        for column in reversed(lefts) if backward else lefts:
-            yield row, min(height, rows - row), column, min(width, row_bytes - column)
-
-
-def _order_of(
+def _order(
     dst: Extents, dst_offset: int, dst_length: int, src: Extents, src_offset: int, src_length: int
-) -> _Order:
+) -> Generator[None, None, _Order]:
+    """Return the order for a destination and a source, by where they share memory.
+
+    A chunk's write is wrong if it overwrites what a later chunk reads. So ascending order is right
+    if memory that both have is never read later than it is written, that is, if no byte has a
+    higher position in the source than in the destination; descending order is right if none has a
+    lower one. A guest may list the same page twice, in which case there may be both.
+    """
     to, from_ = dst.canonical_address(dst_offset), src.canonical_address(src_offset)
     if to is not None and from_ is not None:
         return _order_of_ranges(to, dst_length, from_, src_length)
-    return _order(dst.ranges(dst_offset, dst_length), src.ranges(src_offset, src_length))
+    source = yield from _places(src, src_offset, src_length)
+    target = yield from _places(dst, dst_offset, dst_length)
+    overlap = yield from overlap_steps(source, target)
+    if not overlap.shared:
+        return _Order.ANY
+    # A page that is twice in one list does no harm where no page is in both lists: ascending order
+    # writes the last position last, as one big write would.
+    if overlap.twice or (overlap.later and overlap.earlier):
+        return _Order.NONE
+    return _Order.BACKWARD if overlap.earlier else _Order.FORWARD
 
 
 def _order_of_ranges(to: int, to_length: int, from_: int, from_length: int) -> _Order:
@@ -221,54 +251,18 @@ def _order_of_ranges(to: int, to_length: int, from_: int, from_length: int) -> _
     return _Order.FORWARD if to <= from_ else _Order.BACKWARD
 
 
-def _order(dst: MemoryRanges, src: MemoryRanges) -> _Order:
-    """Return the order for a source and a destination, by where they share memory.
-
-    A chunk's write is wrong if it overwrites what a later chunk reads. So ascending order is right
-    if memory that both have is never read later than it is written, that is, if no byte has a
-    higher position in the source than in the destination; descending order is right if none has a
-    lower one. A guest may list the same page twice, in which case there may be both.
-    """
-    to_starts, to_ends, to_shift = _by_address(dst)
-    starts, ends, shift = _by_address(src)
-    if _any_shared(to_starts, to_ends) or _any_shared(starts, ends):
-        # A page is twice in one list. If no page is in both lists that does no harm: ascending
-        # order writes the last position last, as one big write would.
-        return _Order.NONE if _touch(to_starts, to_ends, starts, ends) else _Order.ANY
-    # Each list is disjoint by itself, so there are fewer pairs than ranges in both lists.
-    low = to_ends.searchsorted(starts, "right")
-    count = np.maximum(to_starts.searchsorted(ends, "left") - low, 0)
-    if not count.any():
-        return _Order.ANY
-    pair = np.repeat(np.arange(starts.size), count)
-    nth = np.arange(pair.size) - np.repeat(np.cumsum(count) - count, count)
-    # address - shift is a byte's position: this is its position in src minus that in dst.
-    later = to_shift[low[pair] + nth] - shift[pair]
-    if (later <= 0).all():
-        return _Order.FORWARD
-    return _Order.BACKWARD if (later >= 0).all() else _Order.NONE
-
-
-def _by_address(
-    ranges: MemoryRanges,
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return starts and ends in rising order, and what to subtract to get positions."""
-    order = np.argsort(ranges.addresses, kind="stable")
-    starts = ranges.addresses[order]
-    return starts, starts + ranges.lengths[order], starts - ranges.positions[order]
-
-
-def _any_shared(starts: NDArray[np.int64], ends: NDArray[np.int64]) -> bool:
-    return bool((starts[1:] < ends[:-1]).any())
-
-
-def _touch(
-    starts: NDArray[np.int64],
-    ends: NDArray[np.int64],
-    other_starts: NDArray[np.int64],
-    other_ends: NDArray[np.int64],
-) -> bool:
-    """Return whether two lists share a byte, each in rising order of starts."""
-    reach = np.maximum.accumulate(ends)
-    before = starts.searchsorted(other_ends, "left")
-    return bool(((before > 0) & (reach[before - 1] > other_starts)).any())
+def _places(buffer: Extents, offset: int, length: int) -> Generator[None, None, NDArray[np.void]]:
+    """Return the extents of a range in rising order of their canonical addresses."""
+    places = np.empty(buffer.extents_in(offset, length), PLACE)
+    at = done = 0
+    while done < length:
+        if done:
+            yield
+        ranges = buffer.ranges(offset + done, length - done)
+        block = places[at : at + ranges.addresses.size]
+        block["start"] = ranges.addresses
+        block["end"] = ranges.addresses + ranges.lengths
+        block["position"] = ranges.positions + done
+        at += block.size
+        done += int(ranges.positions[-1] + ranges.lengths[-1])
+    return (yield from sort_steps(places))

@@ -7,6 +7,7 @@ native/cache_lines.c says why accesses differ.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from struct import Struct
 from typing import Any, Final, Protocol
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from vgpud.errors import OutOfRange
 from vgpud.memory import mapping
-from vgpud.memory.dirty_log import LOG_PAGE
+from vgpud.memory.dirty_log import DirtyLog
 from vgpud.native.arrays import address_of
 from vgpud.native.spans import BACKWARD, FLUSH_BEFORE_READ, NON_TEMPORAL_WRITE, SPAN, SpanList
 from vgpud.native.tiles import TileShadow
@@ -39,6 +40,9 @@ class MemoryAccess:
 
 _SPAN = Struct("<QQ")
 
+_FEW: Final = 8192
+# Extents whose addresses are found at once, which takes a fraction of a millisecond.
+
 #: For memory that all parties access through the caches.
 PLAIN: Final = MemoryAccess()
 #: For memory that some party accesses past the caches.
@@ -46,14 +50,11 @@ NON_COHERENT: Final = MemoryAccess(flush_before_read=True, non_temporal_write=Tr
 
 
 class DirtySink(Protocol):
-    """A receiver of writes to guest-physical addresses, for the dirty log."""
+    """Says whether writes to guest-physical addresses are logged at the moment."""
 
     @property
-    def log(self) -> object | None:
+    def log(self) -> DirtyLog | None:
         """The dirty log; None while there is none."""
-
-    def mark_dirty(self, guest_phys_addr: int, length: int) -> None:
-        """Mark a range as written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +90,20 @@ class Extents:
         "_addresses",
         "_array",
         "_first_address",
-        "_guest",
-        "_owners",
         "_spans",
         "access",
+        "guest",
+        "owners",
+        "simple",
         "size",
     )
 
     access: MemoryAccess
     size: int
+    owners: tuple[object, ...]
+    guest: GuestPages | None
+    #: Whether it is one extent, and bytes between rows are neither flushed nor logged.
+    simple: bool
 
     def __init__(
         self,
@@ -109,13 +115,14 @@ class Extents:
     ) -> None:
         """Make a buffer of a SPAN array without empty spans; `owners` keep the memory mapped."""
         self._spans = SpanList(spans)
-        self._owners = owners
-        self._guest = guest
+        self.owners = owners
+        self.guest = guest
         self._array: NDArray[np.uint8] | None = None
         self._addresses: NDArray[np.int64] | None = None
         self._first_address: int | None = None
         self.access = access
         self.size = self._spans.size
+        self.simple = len(spans) == 1 and guest is None and not access.flush_around_write
 
     @classmethod
     def from_array(cls, array: NDArray[np.uint8], *, access: MemoryAccess = PLAIN) -> Extents:
@@ -125,6 +132,19 @@ class Extents:
         extents = cls(_span_of(array), (array,), access=access)
         extents._array = array.reshape(-1).view(np.uint8)
         return extents
+
+    @classmethod
+    def join(cls, parts: Sequence[Extents]) -> Extents:
+        """Make a buffer of the extents of others, one after the other, which have the same access
+        and guest memory."""
+        owners = {id(owner): owner for part in parts for owner in part.owners}
+        guests = [part.guest for part in parts if part.guest is not None]
+        guest = None
+        if guests:
+            addresses = np.concatenate([one.addresses for one in guests])
+            guest = GuestPages(guests[0].sink, addresses)
+        spans = np.concatenate([part.spans.array for part in parts])
+        return cls(spans, tuple(owners.values()), access=parts[0].access, guest=guest)
 
     @property
     def array(self) -> NDArray[np.uint8] | None:
@@ -203,7 +223,7 @@ class Extents:
         self._flush_around(offset, length)
         self._spans.scatter(offset, stride, data, self._write_flags)
         self._flush_around(offset, length)
-        self._mark_dirty_rect(offset, stride, row_bytes, len(data))
+        self._log_write(offset, stride, row_bytes, len(data))
 
     def read(self, offset: int, length: int) -> NDArray[np.uint8]:
         """Return a copy of a range, (length,) of uint8."""
@@ -221,7 +241,7 @@ class Extents:
         self._flush_around(offset, length)
         self._spans.fill(offset, length, pattern, self._write_flags)
         self._flush_around(offset, length)
-        self._mark_dirty(offset, length)
+        self._log_write(offset, length, length, 1)
 
     def copy_rect(
         self,
@@ -264,13 +284,7 @@ class Extents:
             flags=source._read_flags | self._write_flags | (BACKWARD if backward else 0),
         )
         self._flush_around(offset, length)
-        if self._guest is not None:
-            self._mark_dirty_rect(offset, stride, row_bytes, rows)
-
-    def copy_from(self, source: Extents) -> None:
-        """Copy all of another buffer, which shares no memory with this one, to offset 0."""
-        size = source.size
-        self.copy_rect(0, size, source, 0, size, row_bytes=size, rows=1)
+        self._log_write(offset, stride, row_bytes, rows)
 
     def flush(self, offset: int, length: int) -> None:
         """Write back and invalidate a range's cache lines at a sync point, whatever the access."""
@@ -287,23 +301,39 @@ class Extents:
             self._first_address = mapping.canonical_address(address)
         return None if self._first_address is None else self._first_address + offset
 
-    def ranges(self, offset: int, length: int) -> MemoryRanges:
-        """Return the memory of a range of one byte or more."""
+    def ranges(self, offset: int, length: int, most: int = _FEW) -> MemoryRanges:
+        """Return the memory of a range of one byte or more, or of its first `most` extents."""
         spans = self._spans.array
-        if self._addresses is None:
-            self._addresses = mapping.canonical_addresses(spans["address"])
         first, last = self._range(offset, length)
+        last = min(last, first + most - 1)
         ends = self._spans.ends[first : last + 1]
         starts = ends - spans["length"][first : last + 1].astype(np.int64)
         begin: NDArray[np.int64] = np.maximum(starts, offset)
         lengths: NDArray[np.int64] = np.minimum(ends, offset + length) - begin
-        addresses = self._addresses[first : last + 1] + (begin - starts)
+        addresses = self._canonical_addresses(first, last + 1) + (begin - starts)
         return MemoryRanges(addresses, begin - offset, lengths)
+
+    def _canonical_addresses(self, first: int, end: int) -> NDArray[np.int64]:
+        spans = self._spans.array
+        if len(spans) > _FEW:
+            return mapping.canonical_addresses(spans["address"][first:end])
+        if self._addresses is None:  # it takes a while where there are many mappings
+            self._addresses = mapping.canonical_addresses(spans["address"])
+        return self._addresses[first:end]
 
     @property
     def fragments(self) -> int:
         """How many extents the buffer consists of."""
         return len(self._spans.array)
+
+    def extents_in(self, offset: int, length: int) -> int:
+        """Return how many extents a range of one byte or more covers."""
+        return 1 if len(self._spans.array) == 1 else self._spans.covered(offset, length)
+
+    @property
+    def logged(self) -> bool:
+        """Whether writes are marked in a dirty log at the moment."""
+        return self.guest is not None and self.guest.sink.log is not None
 
     @property
     def _read_flags(self) -> int:
@@ -324,26 +354,10 @@ class Extents:
         first, last = ends.searchsorted([offset, offset + length - 1], "right")
         return int(first), int(last)
 
-    def _mark_dirty_rect(self, offset: int, stride: int, row_bytes: int, rows: int) -> None:
-        if self._guest is None or not row_bytes or not rows:
-            return
-        if rows == 1 or stride - row_bytes < LOG_PAGE:  # no page between two rows
-            self._mark_dirty(offset, (rows - 1) * stride + row_bytes)
-        elif self._guest.sink.log is not None:
-            for row in range(rows):
-                self._mark_dirty(offset + row * stride, row_bytes)
-
-    def _mark_dirty(self, offset: int, length: int) -> None:
-        guest = self._guest
-        if guest is None or not length or guest.sink.log is None:
-            return
-        first, last = self._range(offset, length)
-        for index in range(first, last + 1):
-            end = int(self._spans.ends[index])
-            start = end - int(self._spans.array["length"][index])
-            skip = max(0, offset - start)
-            address = int(guest.addresses[index]) + skip
-            guest.sink.mark_dirty(address, min(end, offset + length) - start - skip)
+    def _log_write(self, offset: int, stride: int, row_bytes: int, rows: int) -> None:
+        guest = self.guest
+        if guest is not None and (log := guest.sink.log) is not None:
+            log.set_rect(self._spans, guest.addresses, offset, stride, row_bytes, rows)
 
 
 def _span_of(array: NDArray[np.uint8]) -> NDArray[np.void]:

@@ -23,7 +23,9 @@ from numpy.typing import NDArray
 from vgpud.errors import HostError
 from vgpud.native.mapping import GuardedMapping
 from vgpud.uapi.page import PAGE_SIZE
+from vgpud.unix.closer import Closer
 from vgpud.unix.fd import Fd
+from vgpud.unix.file_kind import FileKind, file_kind
 
 # A canonical address is the number of a file times 2**48, plus the offset in the file. Number 0 is
 # memory of no file, whose canonical address is the address itself (below 2**47 on x86-64, as this
@@ -31,6 +33,9 @@ from vgpud.unix.fd import Fd
 _FILE_SHIFT = 48
 _MAX_FILES = 1 << 15
 _NO_END = 1 << 64  # sorts after every mapping of the same address
+
+_ADDRESSES = 1 << 47
+"""Bytes of addresses that a process has on x86-64: mmap gives out no higher ones unless asked."""
 
 
 class _Mappings:
@@ -43,10 +48,26 @@ class _Mappings:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._ended: deque[tuple[GuardedMapping, tuple[int, int]]] = deque()
+        self._ended: deque[tuple[GuardedMapping, tuple[int, int], bool]] = deque()
         self._files: dict[tuple[int, int], tuple[int, int]] = {}  # number, mappings
         self._free = list(range(_MAX_FILES - 1, 0, -1))
         self._mappings: list[tuple[int, int, int]] = []  # start, end, canonical start
+        self._used = 0  # bytes of addresses
+        # For memory that others share: the last to unmap it frees its pages, which takes long.
+        self._unmapper = Closer(idle=None)
+
+    @property
+    def unused(self) -> int:
+        """Bytes of addresses that no mapping has; about half of them may be in one piece."""
+        return _ADDRESSES - self._used
+
+    def knows(self, file: tuple[int, int]) -> bool:
+        """Return whether a part of a file is mapped."""
+        return file in self._files
+
+    def receive(self) -> None:
+        """Prepare for mappings that end later than `end` is called."""
+        self._unmapper.begin()
 
     def add(self, address: int, end: int, file: tuple[int, int], offset: int) -> None:
         with self._lock:
@@ -57,12 +78,13 @@ class _Mappings:
                 number = self._free.pop()
             self._files[file] = number, users + 1
             insort(self._mappings, (address, end, (number << _FILE_SHIFT) + offset))
-
+            self._used += end - address
         self._work_off()
 
-    def end(self, guarded: GuardedMapping, file: tuple[int, int]) -> None:
-        """Forget a mapping and unmap it, now or as soon as the lock is free."""
-        self._ended.append((guarded, file))
+    def end(self, guarded: GuardedMapping, file: tuple[int, int], received: bool) -> None:
+        """Forget a mapping and unmap it, now or as soon as the lock is free; in a thread if it is
+        of a file that was received."""
+        self._ended.append((guarded, file, received))
         self._work_off()
 
     def _work_off(self) -> None:
@@ -73,7 +95,7 @@ class _Mappings:
             finally:
                 self._lock.release()
 
-    def _remove(self, guarded: GuardedMapping, file: tuple[int, int]) -> None:
+    def _remove(self, guarded: GuardedMapping, file: tuple[int, int], received: bool) -> None:
         # The entry first: the kernel may use the address for the next mapping at once.
         del self._mappings[bisect_left(self._mappings, (guarded.address,))]
         number, users = self._files.pop(file)
@@ -81,7 +103,17 @@ class _Mappings:
             self._files[file] = number, users - 1
         else:
             self._free.append(number)
+        if received:
+            self._unmapper.run(lambda: self._unmap(guarded))
+        else:
+            guarded.unmap()
+            self._used -= guarded.length
+
+    def _unmap(self, guarded: GuardedMapping) -> None:
         guarded.unmap()
+        with self._lock:
+            self._used -= guarded.length
+        self._work_off()
 
     def canonical_address(self, address: int) -> int:
         with self._lock:
@@ -127,6 +159,9 @@ class Mapping:
             "data": (self._guarded.address + self._skip, not self._writable),
         }
 
+    def __len__(self) -> int:
+        return self._length
+
     @property
     def array(self) -> NDArray[np.uint8]:
         """The mapped bytes, without a copy."""
@@ -136,7 +171,7 @@ class Mapping:
     def faulted(self) -> bool:
         """Whether an access found its page lost: the file was truncated after it was mapped.
 
-        Since then the array has private zeros instead of what others see.
+        Since then the whole array has private zeros instead of what others see.
         """
         return self._guarded.faulted
 
@@ -147,7 +182,44 @@ def map_file(fd: Fd, length: int, offset: int = 0, *, writable: bool = True) -> 
     Raises HostError, also (with ENXIO) if a regular file is too short: mmap would succeed, and an
     access beyond the end fail.
     """
-    operation = f"mmap of {length} bytes at offset 0x{offset:x}"
+    return _map(fd, length, offset, writable=writable, received=False)
+
+
+def map_received_file(fd: Fd, length: int, offset: int = 0) -> Mapping:
+    """Map `length` bytes of a file that another process has sent, as `map_file` does.
+
+    One mapping has at most half of the addresses that are left, so that the next finds some. Raises
+    HostError, also for a file that `received_file` refuses.
+    """
+    received_file(fd)
+    if length > _mappings.unused // 2:
+        advice = f"it is more than half of the {_mappings.unused} bytes of addresses that are left"
+        raise HostError(_operation(length, offset), OSError(errno.ENOMEM, ""), advice)
+    _mappings.receive()
+    return _map(fd, length, offset, writable=True, received=True)
+
+
+def received_file(fd: Fd) -> tuple[int, int]:
+    """Return the device and the inode number of a file that another process has sent.
+
+    The file must be a memory file, a file on tmpfs or hugetlbfs, or a dma-buf that is mapped in
+    this process already, because it is its own: an access to another file could wait for a disk, or
+    for a server that never answers. Raises HostError, without asking the file itself.
+    """
+    kind = file_kind(fd)
+    if kind in {FileKind.MEMORY, FileKind.DMA_BUF}:
+        file = _identity(os.fstat(fd.fileno()))
+        if kind is FileKind.MEMORY or _mappings.knows(file):
+            return file
+    advice = (
+        "it must be a memory file, or on tmpfs or hugetlbfs: with QEMU, memory-backend-memfd, or "
+        "memory-backend-file with mem-path=/dev/shm"
+    )
+    raise HostError("sharing memory in a file", OSError(errno.EMEDIUMTYPE, ""), advice)
+
+
+def _map(fd: Fd, length: int, offset: int, *, writable: bool, received: bool) -> Mapping:
+    operation = _operation(length, offset)
     try:
         status = os.fstat(fd.fileno())
         if length <= 0 or offset < 0:
@@ -167,7 +239,7 @@ def map_file(fd: Fd, length: int, offset: int = 0, *, writable: bool = True) -> 
         if error.errno == errno.ENOMEM:
             advice = "more mappings or address space than the system allows (vm.max_map_count)"
         raise HostError(operation, error, advice) from error
-    file = status.st_dev, status.st_ino
+    file = _identity(status)
     try:
         _mappings.add(guarded.address, guarded.address + total, file, offset - skip)
     except OSError as error:
@@ -175,8 +247,16 @@ def map_file(fd: Fd, length: int, offset: int = 0, *, writable: bool = True) -> 
         raise HostError(operation, error, "too many files are mapped") from error
     mapping = Mapping(guarded, skip, length, writable)
     # Not at exit: the process's end unmaps all, and other threads may still use the memory.
-    weakref.finalize(mapping, _mappings.end, guarded, file).atexit = False
+    weakref.finalize(mapping, _mappings.end, guarded, file, received).atexit = False
     return mapping
+
+
+def _operation(length: int, offset: int) -> str:
+    return f"mmap of {length} bytes at offset 0x{offset:x}"
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def map_shared(fd: Fd, length: int, offset: int = 0, *, writable: bool = True) -> NDArray[np.uint8]:

@@ -6,6 +6,7 @@ has the blobs' ranges.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 import numpy as np
@@ -36,6 +37,15 @@ class HostWindow:
         """Free the pages of a range, which then reads as zeros, also for the guest."""
         memfd.punch_hole(self.fd, offset, size)
 
+    def clear_steps(self, offset: int, size: int) -> Iterator[None]:
+        """Do the same in short steps, on any thread."""
+        return memfd.punch_hole_steps(self.fd, offset, size)
+
+    def free(self) -> None:
+        """Free all pages, so that the file reads as zeros wherever it is mapped, and close it."""
+        self.clear(0, self.size)
+        self.close()
+
     def allocated(self) -> int:
         """Return how many bytes of the host's memory the window takes at the moment."""
         return memfd.allocated_bytes(self.fd)
@@ -46,3 +56,4 @@ class HostWindow:
         Its memory is freed when the VMM's mapping and the last view in this process are gone.
         """
         self.fd.close()
+        self._view = np.empty(0, np.uint8)

@@ -3,16 +3,18 @@
 The guest chooses the offsets (virtio 1.3, 5.7.6.9 RESOURCE_MAP_BLOB), and the map decides whether
 a placement is allowed. A blob that is unmapped is *parked*: it keeps its placement until another
 blob needs the range. Most blobs are destroyed right after they are unmapped, so their contents need
-not be moved.
+not be moved. A placement whose memory others have is *reserved*: no other blob comes there, also
+after the blob was removed.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from vgpud.errors import OutOfRange
+from vgpud.sorted_numbers import SortedNumbers
 from vgpud.uapi.page import PAGE_SIZE
 
 Key = TypeVar("Key")
@@ -20,6 +22,9 @@ Key = TypeVar("Key")
 
 BLOB_ALIGNMENT: Final = PAGE_SIZE
 """Bytes. Offsets and sizes of mapped blobs are multiples of it: KVM and the guest map pages."""
+
+_SEARCH_STEP: Final = 256
+"""Placements that a search looks at in one step: it takes about 0.1 ms."""
 
 
 @dataclass(slots=True)
@@ -29,6 +34,7 @@ class Placement:
     offset: int
     size: int
     mapped: bool = True
+    reserved: bool = False
 
     @property
     def end(self) -> int:
@@ -51,9 +57,10 @@ class WindowMap(Generic[Key]):
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._offsets: list[int] = []  # sorted
-        self._owner: dict[int, Key] = {}  # by offset
+        self._at: dict[int, tuple[Key | None, Placement]] = {}  # by offset; None: removed
         self._placements: dict[Key, Placement] = {}
+        self._taken = SortedNumbers()  # offsets that are mapped or reserved
+        self._parked = SortedNumbers()  # offsets of the other blobs
 
     def __len__(self) -> int:
         return len(self._placements)
@@ -62,76 +69,130 @@ class WindowMap(Generic[Key]):
         """Return the blob's placement, mapped or parked; None if it has none."""
         return self._placements.get(blob)
 
-    def displaced_by(self, blob: Key, offset: int, size: int) -> list[Key]:
-        """Return the parked blobs that must be removed before `blob` can be put at `offset`.
+    def check(self, blob: Key, offset: int, size: int) -> None:
+        """Raise `OutOfRange` unless `blob` can be put at `offset` once the parked blobs there, and
+        the blob itself if it is parked elsewhere, have been removed.
 
-        `blob` itself is among them if it moves. Raises `OutOfRange` if the range is not allowed, if
-        it overlaps a mapped blob, or if `blob` is mapped already.
+        The range must be allowed, and overlap no mapped blob and no reserved range of another.
         """
         check_placement(offset, size, self.size)
         own = self._placements.get(blob)
-        displaced = []
-        if own is not None:
-            if own.mapped:
-                raise OutOfRange(
-                    f"blob {blob} is mapped already, at {own.offset:#x}",
-                )
-            if own.offset != offset:
-                displaced.append(blob)
-        # Placements do not overlap, so of those that start before `offset` only the last can reach
-        # into the range.
-        first = max(bisect_left(self._offsets, offset) - 1, 0)
-        for start in self._offsets[first : bisect_left(self._offsets, offset + size)]:
-            other = self._owner[start]
-            there = self._placements[other]
-            if other == blob or there.end <= offset:
-                continue
-            if there.mapped:
-                raise OutOfRange(
-                    f"offset {offset:#x} size {size:#x} overlaps blob {other} at {there.offset:#x}",
-                )
-            displaced.append(other)
-        return displaced
+        if own is not None and own.mapped:
+            raise OutOfRange(f"blob {blob} is mapped already, at {own.offset:#x}")
+        # Placements do not overlap, so only the last that starts before the end can reach into it,
+        # or the one before that if the last is the blob's own.
+        end = offset + size
+        while (last := self._taken.before(end)) is not None and self._at[last][1].end > offset:
+            other, there = self._at[last]
+            if other != blob:
+                raise _overlap(offset, size, other, there)
+            end = last
 
-    def free_from_end(self, size: int) -> int | None:
-        """Return the last offset at which `size` bytes overlap no mapped blob.
+    def displaced_by(self, blob: Key, offset: int, size: int) -> Iterator[Key]:
+        """Yield the parked blobs that must be removed before `blob` can be put at `offset`.
 
-        A range without parked blobs is preferred. None if there is no such range.
+        `blob` itself is among them if it moves. They may be removed meanwhile. `check` must have
+        allowed the range.
         """
-        for count_parked in (True, False):
-            end = self.size - self.size % BLOB_ALIGNMENT
-            for offset in reversed(self._offsets):
-                placement = self._placements[self._owner[offset]]
-                if not (count_parked or placement.mapped):
-                    continue
-                if end - placement.end >= size:
-                    return end - size
-                end = offset
-            if end >= size:
+        own = self._placements.get(blob)
+        if own is not None and own.offset != offset:
+            yield blob
+        end = offset + size
+        while (start := self._parked.before(end)) is not None:
+            other, there = self._at[start]
+            if there.end <= offset:
+                return
+            end = start
+            if other is not None and other != blob:
+                yield other
+
+    def free_from_end(self, size: int) -> Generator[None, None, int | None]:
+        """Search for the last offset at which `size` bytes overlap nothing that is mapped or
+        reserved; the last step returns it, or None.
+
+        A range without parked blobs is preferred. Nothing may change between the steps.
+        """
+        found = yield from self._last_gap(size, _merged(self._taken, self._parked))
+        if found is None and len(self._parked):
+            found = yield from self._last_gap(size, reversed(self._taken))
+        return found
+
+    def _last_gap(self, size: int, offsets: Iterator[int]) -> Generator[None, None, int | None]:
+        end = self.size - self.size % BLOB_ALIGNMENT
+        for count, offset in enumerate(offsets):
+            if end - self._at[offset][1].end >= size:
                 return end - size
-        return None
+            end = offset
+            if count % _SEARCH_STEP == 0:
+                yield
+        return end - size if end >= size else None
 
     def put(self, blob: Key, offset: int, size: int) -> Placement:
         """Map the blob at `offset`, and return its placement.
 
-        `displaced_by` must have allowed that, and all displaced blobs must have been removed.
+        `check` must have allowed that, and all displaced blobs must have been removed.
         """
         placement = self._placements.get(blob)
         if placement is None:
             placement = self._placements[blob] = Placement(offset, size)
-            insort(self._offsets, offset)
-            self._owner[offset] = blob
-        assert placement.offset == offset
-        placement.mapped = True
+            self._at[offset] = blob, placement
+            self._taken.add(offset)
+        else:
+            assert placement.offset == offset
+            self._set_mapped(placement, mapped=True)
         return placement
 
     def park(self, blob: Key) -> None:
         """Unmap the blob, which keeps its placement until another blob needs the range."""
-        self._placements[blob].mapped = False
+        self._set_mapped(self._placements[blob], mapped=False)
+
+    def reserve(self, blob: Key) -> None:
+        """Let no other blob come to where this one is, also after it was removed."""
+        placement = self._placements[blob]
+        if not (placement.mapped or placement.reserved):
+            self._parked.remove(placement.offset)
+            self._taken.add(placement.offset)
+        placement.reserved = True
 
     def remove(self, blob: Key) -> Placement:
         """Remove the blob and return its former placement, whose pages can be freed."""
         placement = self._placements.pop(blob)
-        del self._owner[placement.offset]
-        del self._offsets[bisect_left(self._offsets, placement.offset)]
+        if placement.reserved:
+            self._at[placement.offset] = None, placement
+            return placement
+        (self._taken if placement.mapped else self._parked).remove(placement.offset)
+        del self._at[placement.offset]
         return placement
+
+    def _set_mapped(self, placement: Placement, *, mapped: bool) -> None:
+        if placement.mapped is not mapped and not placement.reserved:
+            former, latter = self._parked, self._taken
+            if not mapped:
+                former, latter = latter, former
+            former.remove(placement.offset)
+            latter.add(placement.offset)
+        placement.mapped = mapped
+
+
+def _overlap(offset: int, size: int, blob: object, there: Placement) -> OutOfRange:
+    what = f"offset {offset:#x} size {size:#x} overlaps"
+    if there.reserved:
+        return OutOfRange(
+            f"{what} the range at {there.offset:#x}, which was exported: no other blob comes there"
+            ' before the device is reset; with layout = "per-blob", exports take no range'
+        )
+    return OutOfRange(f"{what} blob {blob} at {there.offset:#x}")
+
+
+def _merged(some: SortedNumbers, others: SortedNumbers) -> Iterator[int]:
+    """Yield the numbers of both, descending."""
+    one, two = reversed(some), reversed(others)
+    first, second = next(one, None), next(two, None)
+    while first is not None or second is not None:
+        if second is None or (first is not None and first > second):
+            assert first is not None
+            yield first
+            first = next(one, None)
+        else:
+            yield second
+            second = next(two, None)

@@ -48,8 +48,9 @@ class Service:
 
     `config` has the devices, and no `[daemon]`. Its `directory` is created in `parent`, by default
     tempfile's directory; `environment` is by default this process's. When the constructor returns,
-    the daemon listens, `started_s` seconds after its start. Raises `HostError` if the daemon can't
-    be started or takes too long, and `VgpudError` with its log if it ends at once.
+    the daemon listens, `started_s` seconds after its start. Raises `HostError` if the directory
+    can't be made, or the daemon can't be started or takes too long, and `VgpudError` with its log
+    if it ends at once.
     """
 
     def __init__(
@@ -60,8 +61,7 @@ class Service:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         with ExitStack() as cleanup:
-            directory = tempfile.TemporaryDirectory(prefix="vgpud-", dir=parent)
-            self.directory = Path(cleanup.enter_context(directory))
+            self.directory = Path(cleanup.enter_context(_temporary_directory(parent)))
             start = time.perf_counter()
             try:
                 self._start(config, environment, cleanup)
@@ -149,3 +149,14 @@ class Service:
         if not os.read(self._stdout.fileno(), 1):
             lines = self.log[-_LOG_LINES:]
             raise VgpudError("\n".join(["vgpud serve ended at once:", *lines]))
+
+
+def _temporary_directory(parent: str | None) -> tempfile.TemporaryDirectory[str]:
+    """Make a directory that is removed at the end; raises HostError."""
+    try:
+        return tempfile.TemporaryDirectory(prefix="vgpud-", dir=parent, ignore_cleanup_errors=True)
+    except OSError as error:
+        # Without a file name, the error is that no directory will do, and its text lists them.
+        what = f"making {error.filename}" if error.filename else f"{error.strerror}"
+        advice = "set TMPDIR to a directory that can be written to"
+        raise HostError(what, error, advice) from error

@@ -18,6 +18,9 @@ class _Lib:
     VGPUD_FLUSH_BEFORE_READ: int
     VGPUD_NON_TEMPORAL_WRITE: int
     VGPUD_BACKWARD: int
+    VGPUD_COST_ROW: int
+    VGPUD_COST_SPAN: int
+    VGPUD_BYTES_PER_NS: int
     VGPUD_CPU_CLFLUSHOPT: int
     VGPUD_CPU_CLWB: int
     VGPUD_CPU_AVX2: int
@@ -28,6 +31,12 @@ class _Lib:
     VGPUD_TILE_HEIGHT: int
     VGPUD_ORDER_AS_IS: int
     VGPUD_FAST_RESPONSE: int
+    VGPUD_CHAIN_END: int
+    VGPUD_CHAIN_TABLE: int
+    VGPUD_CHAIN_LOOP: int
+    VGPUD_CHAIN_NEXT: int
+    VGPUD_CHAIN_ORDER: int
+    VGPUD_CHAIN_BAD_INDIRECT: int
     VGPUD_RING_UNUSUAL: int
     VGPUD_BENCH_MEMCPY: int
     VGPUD_BENCH_MEMCPY_CLWB: int
@@ -46,6 +55,19 @@ class _Lib:
     def vgpud_dirty_log_set(
         self, bitmap: _CData, bitmap_bytes: int, first_page: int, pages: int, /
     ) -> None: ...
+    def vgpud_dirty_log_rect(
+        self,
+        bitmap: _CData,
+        bitmap_bytes: int,
+        spans: _CData,
+        guests: _CData,
+        count: int,
+        offset: int,
+        stride: int,
+        row_bytes: int,
+        rows: int,
+        /,
+    ) -> int: ...
     def vgpud_gather(
         self,
         spans: _CData,
@@ -93,6 +115,19 @@ class _Lib:
         self, spans: _CData, count: int, offset: int, length: int, pattern: int, flags: int, /
     ) -> int: ...
     def vgpud_flush(self, spans: _CData, count: int, offset: int, length: int, /) -> int: ...
+    def vgpud_sort_places(
+        self, places: _CData, spare: _CData, count: int, state: _CData, most: int, /
+    ) -> int: ...
+    def vgpud_sweep_places(
+        self,
+        places: _CData,
+        count: int,
+        others: _CData,
+        other_count: int,
+        state: _CData,
+        most: int,
+        /,
+    ) -> int: ...
     def vgpud_update_tiles(
         self,
         spans: _CData,
@@ -111,6 +146,16 @@ class _Lib:
     ) -> int: ...
     def vgpud_transfer(
         self, transfers: _CData, request: _CData | bytes, length: int, response: _CData, /
+    ) -> int: ...
+    def vgpud_ring_walk(
+        self,
+        table: _CData,
+        entries: int,
+        indirect: int,
+        walk: _CData,
+        buffers: _CData,
+        room: int,
+        /,
     ) -> int: ...
     def vgpud_ring_take(
         self,
@@ -148,6 +193,7 @@ class _Lib:
     def vgpud_unmap(self, mapping: _CData, /) -> None: ...
     def vgpud_mapping_address(self, mapping: _CData, /) -> int: ...
     def vgpud_mapping_faulted(self, mapping: _CData, /) -> int: ...
+    def vgpud_fault_event(self) -> int: ...
     def vgpud_punch_hole(self, fd: int, offset: int, length: int, /) -> int: ...
     def vgpud_eventfd_signal(self, fd: int, /) -> int: ...
     def vgpud_bench_copies(

@@ -26,10 +26,10 @@ UAPI: Final = PACKAGE / "uapi"
 MICROVM: Final = PACKAGE / "microvm"
 
 SOURCES: Final = (
-    *("cpu.c", "shared_words.c", "cache_lines.c", "rect.c", "tiles.c"),
-    *("ring.c", "transfer.c", "mapping.c", "eventfd.c", "bench.c"),
+    *("cpu.c", "shared_words.c", "cache_lines.c", "rect.c", "dirty_log.c"),
+    *("overlap.c", "tiles.c", "ring.c", "transfer.c", "mapping.c", "eventfd.c", "bench.c"),
 )
-HEADERS: Final = ("native.h", "cpu.h", "cache_lines.h")
+HEADERS: Final = ("native.h", "cpu.h", "cache_lines.h", "spans.h")
 GUEST_SOURCES: Final = ("guest.c", "guest_front_end.c", "guest_measure.c")
 
 # No -march: a module may run on another machine than it was built on. What depends on the CPU is

@@ -4,9 +4,15 @@
  * A front-end shares its memory as a file, and nothing stops it from truncating the file
  * afterwards. An access beyond the new end raises SIGBUS, which would end the daemon with all its
  * other devices. So every mapping is registered here; on a SIGBUS inside one, the handler puts
- * anonymous zero pages in place of the lost pages, marks the mapping as faulted and lets the access
- * run again: the session ends when it next reads the mark. Any other SIGBUS is passed on to the
- * handler that was installed before.
+ * anonymous zero pages in place of the mapping, marks it as faulted, signals an eventfd and lets
+ * the access run again: the session ends when the event loop sees the signal. Any other SIGBUS is
+ * passed on to the handler that was installed before.
+ *
+ * The handler must not fail, and mmap fails for a process that has as many mappings as it may have
+ * (vm.max_map_count). So each mapping has a page of its own behind it, which no access is allowed
+ * to: a spare, which the handler unmaps first. The spare also keeps the kernel from merging the
+ * mapping with a neighbour, so that the whole of it can be replaced, and unmapped, without another
+ * mapping being made.
  *
  * The handler may interrupt any thread at any instruction that touches a mapping, so it takes no
  * lock, allocates nothing and calls the kernel only (mmap is not on POSIX's list of safe functions,
@@ -25,6 +31,7 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -32,11 +39,11 @@
 struct vgpud_mapping {
     atomic_uint sequence;
     atomic_uintptr_t address; /* 0: the entry is free */
-    atomic_size_t length;
-    /* Of the file: a hugetlb mapping can be replaced by whole huge pages only. */
-    atomic_size_t page_size;
+    atomic_size_t length; /* without the spare */
     atomic_int faulted;
 };
+
+enum { SPARE = 4096 };
 
 #define ENTRIES 64
 
@@ -53,7 +60,39 @@ static _Atomic(struct sigaction *) former;
 #define RAISED ((uintptr_t)1)      /* a cause that is no address: a process raised the signal */
 static atomic_uintptr_t passed_on; /* the cause of the last signal that was passed on */
 
-/* Replace the lost pages of the mapping that the address is in; return false if it is in none. */
+/*
+ * What takes the place of lost pages where a private mapping can't be made (vm.overcommit_memory 2,
+ * RLIMIT_DATA): a part of one sparse file, at the mapping's address, which no other mapping has.
+ */
+#define LOST_PAGES_SIZE ((off_t)1 << 47)
+static int lost_pages = -1;
+static int fault_event = -1; /* counts the mappings that have faulted */
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static void set_up(void)
+{
+    fault_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    lost_pages = memfd_create("vgpud-lost-pages", MFD_CLOEXEC);
+    if (lost_pages >= 0 && ftruncate(lost_pages, LOST_PAGES_SIZE) != 0) {
+        close(lost_pages);
+        lost_pages = -1;
+    }
+}
+
+/* Put zeros in place of a mapping; return false if that fails. */
+static bool replace(uintptr_t address, size_t length)
+{
+    const long access = PROT_READ | PROT_WRITE, flags = MAP_FIXED | MAP_NORESERVE;
+    const long private = flags | MAP_PRIVATE | MAP_ANONYMOUS, shared = flags | MAP_SHARED;
+
+    return syscall(SYS_mmap, address, length, access, private, -1L, 0L) != -1 ||
+           syscall(SYS_mmap, address, length, access, shared, (long)lost_pages, address) != -1;
+}
+
+/*
+ * Replace the mapping that the address is in; return false if it is in none. All of it, not only
+ * the lost pages, which may become more: so a mapping is replaced once, and needs one spare.
+ */
 static bool replace_lost_pages(uintptr_t fault)
 {
     for (struct block *block = atomic_load(&blocks); block != NULL; block = block->next)
@@ -62,25 +101,20 @@ static bool replace_lost_pages(uintptr_t fault)
             unsigned sequence = atomic_load(&entry->sequence);
             uintptr_t address = atomic_load(&entry->address);
             size_t length = atomic_load(&entry->length);
-            size_t page_size = atomic_load(&entry->page_size);
-            size_t start;
-            long result;
+            const uint64_t one = 1;
 
             if (address == 0 || sequence % 2 != 0 || sequence != atomic_load(&entry->sequence))
                 continue;
             if (fault < address || fault - address >= length)
                 continue;
-            /*
-             * From the lost page to the end of the mapping: all of it is beyond the new end of the
-             * file, and one mapping can't reach the limit on their number, as thousands of single
-             * pages could.
-             */
-            start = (fault - address) / page_size * page_size;
-            result = syscall(SYS_mmap, address + start, length - start, PROT_READ | PROT_WRITE,
-                             MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-            if (result == -1)
+            /* Another thread is replacing it, or has: the access runs again until it has. */
+            if (atomic_exchange(&entry->faulted, 1))
+                return true;
+            syscall(SYS_munmap, address + length, (size_t)SPARE);
+            if (!replace(address, length))
                 return false;
-            atomic_store(&entry->faulted, 1);
+            /* Never waits; if it fails, the count is full and so has been signalled. */
+            (void)!write(fault_event, &one, sizeof(one));
             return true;
         }
     return false;
@@ -168,35 +202,66 @@ static struct vgpud_mapping *new_entry(void)
     return &block->entry[0];
 }
 
+/*
+ * Reserve addresses for a mapping and its spare, which stays reserved; return NULL if that fails.
+ * The result is a multiple of the page size, as hugetlbfs requires.
+ */
+static uint8_t *reserve(size_t length, size_t page_size)
+{
+    size_t total = length + page_size + SPARE;
+    uint8_t *start = mmap(NULL, total, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    uint8_t *aligned, *end;
+
+    if (start == MAP_FAILED)
+        return NULL;
+    aligned = start + (-(uintptr_t)start & (page_size - 1));
+    end = aligned + length + SPARE;
+    if (aligned != start)
+        munmap(start, (size_t)(aligned - start));
+    if (end != start + total)
+        munmap(end, (size_t)(start + total - end));
+    /* So that it is never merged with what else is reserved in the process. */
+    madvise(aligned, length + SPARE, MADV_DONTFORK);
+    return aligned;
+}
+
 vgpud_mapping *vgpud_map_shared(int fd, uint64_t offset, uint64_t length, uint64_t page_size,
                                 int writable)
 {
     struct vgpud_mapping *entry = NULL;
-    void *address;
+    uint8_t *address;
 
-    if (length == 0 || page_size == 0 || offset > INT64_MAX) {
+    if (length == 0 || length > INT64_MAX / 2 || page_size < SPARE || page_size > INT64_MAX / 4 ||
+        page_size & (page_size - 1) || length % page_size || offset > INT64_MAX) {
         errno = EINVAL;
         return NULL;
     }
-    /* The file's owner has reserved its huge pages, or has not: this mapping reserves none. */
-    address = mmap(NULL, length, writable ? PROT_READ | PROT_WRITE : PROT_READ,
-                   MAP_SHARED | MAP_NORESERVE, fd, (off_t)offset);
-    if (address == MAP_FAILED)
+    pthread_once(&once, set_up);
+    address = reserve(length, page_size);
+    if (address == NULL)
         return NULL;
+    /* The file's owner has reserved its huge pages, or has not: this mapping reserves none. */
+    if (mmap(address, length, writable ? PROT_READ | PROT_WRITE : PROT_READ,
+             MAP_FIXED | MAP_SHARED | MAP_NORESERVE, fd, (off_t)offset) == MAP_FAILED) {
+        int failure = errno;
+
+        munmap(address, length + SPARE);
+        errno = failure;
+        return NULL;
+    }
     pthread_mutex_lock(&writers);
     if (install_handler() == 0)
         entry = new_entry();
     if (entry != NULL) {
         atomic_fetch_add(&entry->sequence, 1);
         atomic_store(&entry->length, length);
-        atomic_store(&entry->page_size, page_size);
         atomic_store(&entry->faulted, 0);
         atomic_store(&entry->address, (uintptr_t)address);
         atomic_fetch_add(&entry->sequence, 1);
     }
     pthread_mutex_unlock(&writers);
     if (entry == NULL) {
-        munmap(address, length);
+        munmap(address, length + SPARE);
         errno = ENOMEM;
     }
     return entry;
@@ -206,16 +271,29 @@ void vgpud_unmap(vgpud_mapping *mapping)
 {
     uintptr_t address;
     size_t length;
+    bool faulted;
 
     pthread_mutex_lock(&writers);
     address = atomic_load(&mapping->address);
     length = atomic_load(&mapping->length);
+    faulted = atomic_load(&mapping->faulted);
     atomic_fetch_add(&mapping->sequence, 1);
     atomic_store(&mapping->address, 0);
     atomic_fetch_add(&mapping->sequence, 1);
     pthread_mutex_unlock(&writers);
-    if (address != 0)
-        munmap((void *)address, length);
+    if (address == 0)
+        return;
+    /* First, because another mapping may be at that address once this one is gone. */
+    if (faulted && lost_pages >= 0)
+        fallocate(lost_pages, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)address,
+                  (off_t)length);
+    munmap((void *)address, faulted ? length : length + SPARE);
+}
+
+int vgpud_fault_event(void)
+{
+    pthread_once(&once, set_up);
+    return fault_event;
 }
 
 uint64_t vgpud_mapping_address(const vgpud_mapping *mapping)

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Final
 
 from vgpud.native._native import ffi, lib
+
+FAULT_EVENT: Final[int] = lib.vgpud_fault_event()
+"""A non-blocking eventfd that is signalled when a mapping has faulted; -1 if there is none.
+
+It is made on import, when the process has descriptors left.
+"""
 
 
 class GuardedMapping:
     """A shared mapping of a file that survives the file's shrinking.
 
-    An access to a lost page finds zeros and turns `faulted` into True. `address` is where the
-    mapping is, `length` its length in bytes. Raises OSError as mmap(2) does.
+    An access to a lost page turns `faulted` into True and puts private zeros in place of the whole
+    mapping, which needs no room for another mapping (vm.max_map_count). `address` is where the
+    mapping is, `length` its length in bytes: whole pages of `page_size`. Raises OSError as mmap(2)
+    does.
     """
 
     __slots__ = ("_handle", "address", "length")

@@ -1,7 +1,8 @@
 /*
- * Split rings: many chains in one call, each checked as vhost/split_ring.py checks it.
+ * Split rings: many chains in one call, each checked as vhost/split_ring.py checks it, and single
+ * chains of any length for that.
  *
- * Only usual chains are handled here: few descriptors, direct or indirect, each descriptor's buffer
+ * Only usual chains are taken here: few descriptors, direct or indirect, each descriptor's buffer
  * in one region of guest memory, a short request, and at most one buffer for the response. Any
  * other chain (malformed, long, across regions) ends the batch before it and is left to
  * vhost/split_ring.py, which alone decides what is an error, and which.
@@ -72,6 +73,50 @@ static void store(uint64_t part, uint64_t offset, uint16_t value)
     __atomic_store_n(word(part, offset), value, __ATOMIC_RELEASE);
 }
 
+static uint8_t *in_flight(const vgpud_ring *ring, uint32_t head)
+{
+    return (uint8_t *)(uintptr_t)ring->in_flight + head;
+}
+
+/*
+ * Follow a chain through a table of descriptors, from walk->index on, and add its buffers to those
+ * that were found before; `room` is for how many. Return one of the VGPUD_CHAIN_ values.
+ */
+int vgpud_ring_walk(const uint8_t *table, uint32_t entries, int indirect, vgpud_walk *walk,
+                    vgpud_span *buffers, uint32_t room)
+{
+    /* No chain visits a descriptor twice. */
+    for (uint32_t visited = 0; visited < entries; visited++) {
+        struct desc desc = fetch(table, walk->index);
+
+        walk->following = desc.next;
+        if (desc.flags & DESC_F_INDIRECT) {
+            /* 2.7.5.3.2: a table may come after normal descriptors, but nothing after it. */
+            if (indirect || desc.flags & DESC_F_NEXT)
+                return VGPUD_CHAIN_BAD_INDIRECT;
+            walk->table = desc.addr;
+            walk->table_bytes = desc.len;
+            return VGPUD_CHAIN_TABLE;
+        }
+        if (!(desc.flags & DESC_F_WRITE) && walk->writable)
+            return VGPUD_CHAIN_ORDER;
+        if (walk->readable + walk->writable >= room)
+            return VGPUD_CHAIN_LOOP;
+        buffers[walk->readable + walk->writable].address = desc.addr;
+        buffers[walk->readable + walk->writable].length = desc.len;
+        if (desc.flags & DESC_F_WRITE)
+            walk->writable++;
+        else
+            walk->readable++;
+        if (!(desc.flags & DESC_F_NEXT))
+            return VGPUD_CHAIN_END;
+        if (desc.next >= entries)
+            return VGPUD_CHAIN_NEXT;
+        walk->index = desc.next;
+    }
+    return VGPUD_CHAIN_LOOP;
+}
+
 /* Take one chain and copy its request, of `size` bytes at most; return 0 if the chain is
  * unusual. */
 static int take_one(const vgpud_ring *ring, const vgpud_region *regions, size_t count,
@@ -83,7 +128,7 @@ static int take_one(const vgpud_ring *ring, const vgpud_region *regions, size_t 
 
     memset(chain, 0, sizeof(*chain));
     chain->head = head;
-    if (head >= ring->num)
+    if (head >= ring->num || *in_flight(ring, head))
         return 0;
     for (int visited = 0; visited < FEW; visited++) {
         struct desc desc = fetch(table, index);
@@ -144,6 +189,8 @@ int64_t vgpud_ring_answer(const vgpud_ring *ring, const vgpud_region *regions, s
         memcpy(to, response, written);
     }
     memcpy(used + RING + 8u * (next & (ring->num - 1)), element, sizeof(element));
+    if (head < ring->num)
+        *in_flight(ring, head) = 0;
     return written;
 }
 
@@ -165,7 +212,7 @@ uint32_t vgpud_ring_take(const vgpud_ring *ring, const vgpud_region *regions, si
 
     if (fast_path != NULL)
         fast_path->served = 0;
-    if (waiting > ring->num || (uint16_t)(next - next_used) + waiting > ring->num)
+    if (waiting > ring->num)
         return VGPUD_RING_UNUSUAL;
     while (served + taken < waiting && served < most && taken < most && size - at >= SHORT) {
         uint32_t slot = (next + served + taken) & (ring->num - 1);
@@ -184,6 +231,7 @@ uint32_t vgpud_ring_take(const vgpud_ring *ring, const vgpud_region *regions, si
             fast_path->served = ++served;
             continue;
         }
+        *in_flight(ring, head) = 1;
         chain->request = at;
         at += chain->length;
         taken++;

@@ -1,8 +1,10 @@
-"""Split rings, several chains a call: the facade of ring.c, for `vhost.ring`."""
+"""Split rings, several chains a call, and long chains: the facade of ring.c, for `vhost.ring` and
+`vhost.split_ring`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from enum import IntEnum
 from struct import Struct
 from typing import Any, Final
 
@@ -10,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgpud.native._native import ffi, lib
+from vgpud.native.arrays import address_of
+from vgpud.native.spans import SPAN
 
 #: A region of guest memory: `vgpud_region` of native.h.
 REGION: Final = np.dtype([("start", "<u8"), ("size", "<u8"), ("address", "<u8")])
@@ -17,6 +21,8 @@ assert REGION.itemsize == ffi.sizeof("vgpud_region")
 
 _CHAIN = Struct("=QIIIIII")
 assert _CHAIN.size == ffi.sizeof("vgpud_chain")
+
+_DESC_SIZE = 16
 
 _UNUSUAL: Final[int] = lib.VGPUD_RING_UNUSUAL
 _TAKE = lib.vgpud_ring_take
@@ -34,6 +40,78 @@ _BUFFER: Final = 64 << 10
 Taken = tuple[int, int, int, bytes]
 """A chain: its head, the guest-physical address and the size of its response's buffer (0 bytes if
 it has none), and its request."""
+
+
+class Stop(IntEnum):
+    """Why a chain could not be followed further in its table.
+
+    END: its last descriptor. TABLE: it continues in an indirect table. The others are errors: LOOP,
+    more descriptors than there are; NEXT, one that is not in the table; ORDER, a device-readable
+    buffer after a device-writable one; BAD_INDIRECT, an indirect table in another, or not at the
+    end.
+    """
+
+    END = lib.VGPUD_CHAIN_END
+    TABLE = lib.VGPUD_CHAIN_TABLE
+    LOOP = lib.VGPUD_CHAIN_LOOP
+    NEXT = lib.VGPUD_CHAIN_NEXT
+    ORDER = lib.VGPUD_CHAIN_ORDER
+    BAD_INDIRECT = lib.VGPUD_CHAIN_BAD_INDIRECT
+
+
+class ChainWalk:
+    """Follows one chain after the other; none has more than `room` buffers.
+
+    After `through`, `index` is the descriptor that ended it, `following` its next, and with TABLE
+    `table` and `table_bytes` are where the chain continues, in guest memory.
+    """
+
+    __slots__ = ("_buffers", "_pointer", "_room", "_walk")
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self._buffers = np.empty(room, SPAN)
+        self._pointer = ffi.from_buffer("vgpud_span *", self._buffers)
+        self._walk = ffi.new("vgpud_walk *")
+
+    def begin(self) -> None:
+        """Begin another chain."""
+        self._walk.readable = self._walk.writable = 0
+
+    def through(self, table: NDArray[np.void], first: int, *, indirect: bool) -> Stop:
+        """Follow the chain through a table, of 16 bytes a descriptor, from the `first` on."""
+        if not 0 <= first < len(table) or table.itemsize != _DESC_SIZE:
+            raise ValueError(f"descriptor {first} in a table of {len(table)}")
+        self._walk.index = first
+        pointer = ffi.from_buffer("uint8_t *", table)
+        return Stop(
+            lib.vgpud_ring_walk(
+                pointer, len(table), indirect, self._walk, self._pointer, self._room
+            )
+        )
+
+    @property
+    def index(self) -> int:
+        return int(self._walk.index)
+
+    @property
+    def following(self) -> int:
+        return int(self._walk.following)
+
+    @property
+    def table(self) -> int:
+        return int(self._walk.table)
+
+    @property
+    def table_bytes(self) -> int:
+        return int(self._walk.table_bytes)
+
+    def buffers(self) -> tuple[NDArray[np.void], NDArray[np.void]]:
+        """Return the device-readable and the device-writable buffers, as SPAN arrays with
+        guest-physical addresses."""
+        middle = self._walk.readable
+        end = middle + self._walk.writable
+        return self._buffers[:middle].copy(), self._buffers[middle:end].copy()
 
 
 class FastPath:
@@ -60,6 +138,7 @@ class FastRing:
     """A mapped ring, and the guest memory that its chains may be in.
 
     `descriptors`, `available` and `used` are addresses of the parts of a ring of `num` descriptors;
+    `in_flight`, of uint8, is set for the head of each chain that was taken and is not answered, and
     `regions` is a REGION array. The caller has checked them and keeps all of it mapped. What the
     driver writes into the ring is checked here, each time.
     """
@@ -68,6 +147,7 @@ class FastRing:
         "_buffer",
         "_chains",
         "_count",
+        "_in_flight",
         "_native",
         "_pointer",
         "_regions",
@@ -82,6 +162,7 @@ class FastRing:
         used: int,
         num: int,
         *,
+        in_flight: NDArray[np.uint8],
         event_idx: bool,
         indirect: bool,
         regions: NDArray[np.void],
@@ -90,8 +171,12 @@ class FastRing:
             raise ValueError(f"a ring of {num} descriptors")
         if regions.dtype != REGION or regions.ndim != 1:
             raise ValueError("regions must be a one-dimensional REGION array")
+        if in_flight.dtype != np.uint8 or in_flight.size < num:
+            raise ValueError(f"in_flight must be {num} bytes")
+        self._in_flight = in_flight
+        heads = address_of(in_flight)
         self._ring = ffi.new(
-            "vgpud_ring *", (descriptors, available, used, num, event_idx, indirect)
+            "vgpud_ring *", (descriptors, available, used, heads, num, event_idx, indirect)
         )
         self._regions = regions.copy()
         self._pointer = ffi.from_buffer("vgpud_region *", self._regions)

@@ -1,4 +1,4 @@
-"""Words and bits that another program accesses at the same time: the facade of shared_words.c."""
+"""Words that another program accesses at the same time: the facade of shared_words.c."""
 
 from __future__ import annotations
 
@@ -42,12 +42,3 @@ class SharedU16:
 def full_fence() -> None:
     """Order all loads and stores before it with all after it, also a store with a later load."""
     lib.vgpud_full_fence()
-
-
-def dirty_log_set(bitmap: NDArray[np.uint8], first_page: int, pages: int) -> None:
-    """Set the bits of `pages` pages in a log that a front-end may clear at the same time.
-
-    Pages beyond the log are left out. This is a full barrier: who sees a bit sees what was written
-    before the call.
-    """
-    lib.vgpud_dirty_log_set(pointer_to(bitmap, writable=True), bitmap.nbytes, first_page, pages)

@@ -23,6 +23,11 @@ FLUSH_BEFORE_READ: Final[int] = lib.VGPUD_FLUSH_BEFORE_READ
 NON_TEMPORAL_WRITE: Final[int] = lib.VGPUD_NON_TEMPORAL_WRITE
 BACKWARD: Final[int] = lib.VGPUD_BACKWARD
 
+#: What a row and a span cost, and a byte, in nanoseconds: native.h has the reasons.
+COST_ROW: Final[int] = lib.VGPUD_COST_ROW
+COST_SPAN: Final[int] = lib.VGPUD_COST_SPAN
+BYTES_PER_NS: Final[int] = lib.VGPUD_BYTES_PER_NS
+
 _SPAN = ffi.typeof("vgpud_span *")
 _NULL = ffi.NULL
 _COPY = lib.vgpud_copy
@@ -50,10 +55,12 @@ class SpanList:
         spans.flags.writeable = False
         self.array = spans
         self._pointer = ffi.from_buffer(_SPAN, spans)
-        self.size = sum(spans["length"].tolist())
+        lengths = spans["length"]
+        # By halves of words, whose sums don't wrap.
+        self.size = (int((lengths >> 32).sum()) << 32) + int((lengths & 0xFFFFFFFF).sum())
         if self.size >= 1 << 63:
             raise ValueError("a buffer of 2**63 bytes or more")
-        self.ends = spans["length"].astype(np.int64).cumsum()
+        self.ends = lengths.astype(np.int64).cumsum()
         self._count = len(spans)
         self._sorted = memoryview(self.ends.data)  # bisect takes a tenth of searchsorted's time
         self._first = self._sorted[0] if self._count else 0
@@ -62,6 +69,11 @@ class SpanList:
     def address(self) -> int:
         """The address of the list itself."""
         return address_of(self.array)
+
+    def covered(self, offset: int, length: int) -> int:
+        """Return how many spans a range of one byte or more covers."""
+        first = bisect_right(self._sorted, offset)
+        return bisect_right(self._sorted, offset + length - 1, first) - first + 1
 
     def tail(self, offset: int) -> tuple[Any, int, int]:
         """Return a pointer to the span at an offset, the spans from it on, and the offset in these.

@@ -18,7 +18,7 @@ TILE: Final[tuple[int, int]] = lib.VGPUD_TILE_WIDTH, lib.VGPUD_TILE_HEIGHT
 class TileShadow:
     """A copy of a picture, for comparisons with it: `pixels` is (height, width, 4) of uint8.
 
-    No tile is known at first: a tile is known once all of it was compared.
+    All pixels are 0 at first, and no tile is known: a tile is known once all of it was compared.
     """
 
     __slots__ = ("_known", "_scratch", "_shadow", "pixels")
@@ -27,7 +27,7 @@ class TileShadow:
 
     def __init__(self, width: int, height: int) -> None:
         across, down = TILE
-        self.pixels = np.empty((height, width, 4), np.uint8)
+        self.pixels = np.zeros((height, width, 4), np.uint8)
         self._known = np.zeros((-(-height // down), -(-width // across)), np.uint8)
         self._scratch = np.empty((down, width, 4), np.uint8)
         self._shadow = ffi.new("vgpud_shadow *")
@@ -57,7 +57,7 @@ class TileShadow:
         """Update a rectangle of the shadow from rows of pixels, `stride` bytes apart from `offset`.
 
         Byte n of a pixel here is byte `order[n]` of a pixel there. Return which of the tiles that
-        the rectangle touches have changed, or were not known: (rows, columns) of 0 and 1. Raises
+        the rectangle touches have changed, or were not known: (rows, columns) of 0 and 1.
         Raises ValueError if the rectangle leaves the shadow, or the rows leave their buffer.
         """
         across, down = TILE

@@ -16,9 +16,7 @@
 enum { TRANSFER_TO_HOST_2D = 0x0105, TRANSFER_TO_HOST_3D = 0x0205, OK_NODATA = 0x1100 };
 enum { FLAG_FENCE = 1, FLAG_INFO_RING_IDX = 2 };
 enum { BYTES_PER_PIXEL = 4 };
-/* Bytes of a rectangle. The event loop runs nothing else during a call: 64 of these, a batch,
- * take a millisecond or less. */
-enum { SMALL = 64 * 1024 };
+enum { SMALL = 64 * 1024 }; /* bytes of a rectangle */
 
 struct header {
     uint32_t type, flags;
@@ -44,12 +42,52 @@ struct transfer_3d {
 _Static_assert(sizeof(struct header) == 24, "virtio 1.3, 5.7.6.7");
 _Static_assert(sizeof(struct transfer_2d) == 56 && sizeof(struct transfer_3d) == 72, "5.7.6.8");
 
-static int copy(const vgpud_transfers *transfers, uint32_t resource, uint32_t x, uint32_t y,
+/* A list of spans from the one at some offset on. */
+struct tail {
+    const vgpud_span *spans;
+    uint64_t count, offset;
+};
+
+/* Return the number of the span that has a byte, `count` if none has. */
+static uint64_t find(const int64_t *ends, uint64_t count, uint64_t offset)
+{
+    uint64_t low = 0, high = count;
+
+    while (low < high) {
+        uint64_t middle = low + (high - low) / 2;
+
+        if ((uint64_t)ends[middle] <= offset)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+/* Find the spans of a range: from its first byte on, so that those before it cost nothing. Return
+ * how many the range covers, 0 if it leaves the buffer. */
+static uint64_t find_range(struct tail *tail, uint64_t spans, uint64_t ends, uint64_t count,
+                           uint64_t offset, uint64_t length)
+{
+    const int64_t *end = (const int64_t *)(uintptr_t)ends;
+    uint64_t last, first;
+
+    if (__builtin_add_overflow(offset, length - 1, &last) || (last = find(end, count, last)) == count)
+        return 0;
+    first = find(end, last, offset);
+    tail->spans = (const vgpud_span *)(uintptr_t)spans + first;
+    tail->count = last - first + 1;
+    tail->offset = offset - (first != 0 ? (uint64_t)end[first - 1] : 0);
+    return tail->count;
+}
+
+static int copy(vgpud_transfers *transfers, uint32_t resource, uint32_t x, uint32_t y,
                 uint32_t width, uint32_t height, uint64_t offset, uint32_t stride)
 {
     const vgpud_image *image = (const vgpud_image *)(uintptr_t)transfers->images;
     const vgpud_image *end = image + transfers->count;
-    uint64_t row;
+    uint64_t row, bytes, gaps, spans, backing_spans, cost;
+    struct tail pixels, backing;
 
     while (image != end && image->resource != resource)
         image++;
@@ -58,11 +96,20 @@ static int copy(const vgpud_transfers *transfers, uint32_t resource, uint32_t x,
         (uint64_t)width * height > SMALL / BYTES_PER_PIXEL)
         return 0;
     row = (uint64_t)image->width * BYTES_PER_PIXEL;
-    return vgpud_copy((const vgpud_span *)(uintptr_t)image->pixels, image->pixels_count,
-                      y * row + (uint64_t)x * BYTES_PER_PIXEL, row,
-                      (const vgpud_span *)(uintptr_t)image->backing, image->backing_count, offset,
-                      stride != 0 ? stride : row, (uint64_t)width * BYTES_PER_PIXEL, height, NULL,
-                      0, 0) == 0;
+    bytes = (uint64_t)width * BYTES_PER_PIXEL;
+    gaps = height - 1;
+    spans = find_range(&pixels, image->pixels, image->pixels_ends, image->pixels_count,
+                       y * row + (uint64_t)x * BYTES_PER_PIXEL, gaps * row + bytes);
+    backing_spans = find_range(&backing, image->backing, image->backing_ends, image->backing_count,
+                               offset, gaps * (stride != 0 ? stride : row) + bytes);
+    cost = bytes * height / VGPUD_BYTES_PER_NS + (uint64_t)height * VGPUD_COST_ROW +
+           (spans + backing_spans) * VGPUD_COST_SPAN;
+    if (spans == 0 || backing_spans == 0 || cost > transfers->left ||
+        vgpud_copy(pixels.spans, pixels.count, pixels.offset, row, backing.spans, backing.count,
+                   backing.offset, stride != 0 ? stride : row, bytes, height, NULL, 0, 0) != 0)
+        return 0;
+    transfers->left -= cost;
+    return 1;
 }
 
 /* Execute a command of the usual case and write its response; return 0 with nothing done for any

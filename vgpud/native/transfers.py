@@ -27,9 +27,15 @@ IMAGE: Final = np.dtype(
         ("pixels_count", "<u8"),
         ("backing", "<u8"),
         ("backing_count", "<u8"),
+        ("pixels_ends", "<u8"),
+        ("backing_ends", "<u8"),
     ]
 )
 assert IMAGE.itemsize == ffi.sizeof("vgpud_image")
+
+BATCH_COST: Final = 1_000_000
+"""Nanoseconds that the commands of one batch may cost, by the reckoning of native.h. The event loop
+runs nothing else meanwhile; what costs more takes the slow path."""
 
 MAX_IMAGES: Final = 16
 """Searching more would take longer than they save: a guest draws to a few images at a time."""
@@ -49,6 +55,7 @@ class TransferTable:
         self._native = ffi.new("vgpud_transfers *")
         self._native.images = address_of(self._images)
         self._native.with_3d = True
+        self._native.left = BATCH_COST
         self.fast_path = FastPath(_EXECUTE, self._native)
 
     def __len__(self) -> int:
@@ -62,6 +69,10 @@ class TransferTable:
     @with_3d.setter
     def with_3d(self, value: bool) -> None:
         self._native.with_3d = value
+
+    def begin_batch(self) -> None:
+        """Let the commands that follow cost `BATCH_COST` together."""
+        self._native.left = BATCH_COST
 
     def collect(self) -> tuple[int, int, int]:
         """Return the transfers executed since the last call: 2D, 3D, and those with a fence.
@@ -114,5 +125,6 @@ class TransferTable:
                     *(resource, width, height, 0),
                     *(pixels.address, len(pixels.array)),
                     *(backing.address, len(backing.array)),
+                    *(address_of(pixels.ends), address_of(backing.ends)),
                 )
         self._native.count = len(self._kept)

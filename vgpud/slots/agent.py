@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
@@ -20,6 +20,7 @@ from vgpud.coherency.probes import kvm as probe_kvm
 from vgpud.errors import HostError
 from vgpud.memory import memfd
 from vgpud.memory.addresses import Gpa
+from vgpud.pace import Pace, paced
 from vgpud.publish import Json, Publish
 from vgpud.rate_limit import RateLimit
 from vgpud.slots.agent_connection import AgentConnection
@@ -107,7 +108,7 @@ class AgentSlots(TrackedSlots):
         """
         if self.connection is not None or len(self.table):
             raise ValueError("an agent is attached, or was")
-        self.table = self._rebuilt(grant)[0]
+        self.table = self._table(grant)
         self._agent, self.grant = agent, grant
 
     async def attach(self, agent: AgentConnection, grant: Grant) -> None:
@@ -125,11 +126,12 @@ class AgentSlots(TrackedSlots):
                 if self._closed:  # while this waited for the lock
                     advice = f"{self._device} is gone, or has no slot agent any more"
                     raise HostError("attaching an agent", OSError(errno.ENODEV, ""), advice)
-                table, operations = self._rebuilt(grant)
+                table, operations = await self._rebuilt(grant)
                 self._agent, self.grant = agent, grant
                 await self._try_flag(grant)
                 await self._perform(Change(operations))
-                self._replace(table, operations)
+                self.table = table
+                await self._announce_all(operations)
         except BaseException:
             if self._agent is agent:
                 self._drop("the last one could not be attached")
@@ -147,20 +149,25 @@ class AgentSlots(TrackedSlots):
         """
         async with self._lock:
             former = self._attached("changing what the agent grants")
-            if not any(address is not None for _, address in self.entries()):
+            if next(self._set_entries(), None) is None:
                 await self._try_flag(grant)
             if grant.numbers == former.numbers:
-                change = self.table.move(grant.base)
+                change = await paced(self.table.move_steps(grant.base))
+                operations = change.operations
                 await self._perform(change)
-                self._commit(change)
+                self.table.commit(change)
             else:
-                table, sets = self._rebuilt(grant)
-                live = [(entry, at) for entry, at in self.entries() if at is not None]
-                operations = (*(DeleteSlot(entry, at) for entry, at in live), *sets)
+                table, sets = await self._rebuilt(grant)
+                deletes, pace = list[Operation](), Pace()
+                for entry, address in self._set_entries():
+                    deletes.append(DeleteSlot(entry, address))
+                    await pace.step()
+                operations = (*deletes, *sets)
                 await self._perform(Change(operations))
-                self._replace(table, operations)
+                self.table = table
             self._attached("changing what the agent grants")  # it may be gone by now
             self.grant = grant
+            await self._announce_all(operations)
         if former.base != grant.base:
             where = "not mapped" if grant.base is None else f"at {grant.base:#x}"
             self._publish_agent("agent.moved", f"the BAR is {where}", grant)
@@ -172,7 +179,7 @@ class AgentSlots(TrackedSlots):
     def detach(self) -> tuple[int, ...]:
         """Detach the agent and return the slots that it had set; pending requests to it fail."""
         grant = self._attached("detaching the agent")
-        slots = tuple(int(entry.slot) for entry, at in self.entries() if at is not None)
+        slots = tuple(int(entry.slot) for entry, _ in self._set_entries())
         self._drop("the last one has detached")
         _log.info("agent detached device=%s pid=%s", self._device, grant.pid)
         self._publish_agent(
@@ -225,23 +232,31 @@ class AgentSlots(TrackedSlots):
             raise HostError(operation, OSError(errno.ENOTCONN, ""), advice)
         return self.grant
 
-    def _rebuilt(self, grant: Grant) -> tuple[SlotTable, tuple[Operation, ...]]:
-        """Return a table of the same slots by another grant, and the operations that set them."""
+    def _set_entries(self) -> Iterator[tuple[Entry, Gpa]]:
+        """Yield the slots that are set in the VM, with their addresses."""
+        for entry in self.table:
+            address = self.table.address(entry)
+            if address is not None:
+                yield entry, address
+
+    def _table(self, grant: Grant) -> SlotTable:
         base = grant.base
         if base is not None and (base % PAGE_SIZE or not 0 <= base < GPA_LIMIT):
             advice = "it must be page-aligned and below 2**52"
             raise HostError(f"a BAR at {base:#x}", OSError(errno.EINVAL, ""), advice)
-        table = SlotTable(grant.numbers, base=base, allow_guest_ram=self._allow_guest_ram)
+        return SlotTable(grant.numbers, base=base, allow_guest_ram=self._allow_guest_ram)
+
+    async def _rebuilt(self, grant: Grant) -> tuple[SlotTable, tuple[Operation, ...]]:
+        """Return a table of the same slots by another grant, and the operations that set them."""
+        table = self._table(grant)
         operations: list[Operation] = []
-        for entry in self.table:
+        pace = Pace()
+        for entry in self.table:  # which changes with the lock only
             change = table.add(entry.offset, entry.size, int(entry.flags), entry.backing, entry.use)
             table.commit(change)
             operations += change.operations
+            await pace.step()
         return table, tuple(operations)
-
-    def _replace(self, table: SlotTable, operations: Sequence[Operation]) -> None:
-        self.table = table
-        self._announce(operations)
 
     async def _try_flag(self, grant: Grant) -> None:
         """Find out whether the agent's VM takes KVM_MEM_NON_COHERENT_DMA, with a scratch page."""

@@ -10,9 +10,36 @@ import asyncio
 import errno
 
 from vgpud.errors import HostError
+from vgpud.sorted_numbers import SortedNumbers
 from vgpud.unix.fd import Fd
 from vgpud.vhost.back_end_channel import BackEndChannel, BackEndRequest
 from vgpud.vhost.wire.back_end_channel import ShmemMap, ShmemUnmap
+
+
+class FrontEndMappings:
+    """The mappings that a front-end has: their lengths by offset in the window, in bytes."""
+
+    def __init__(self) -> None:
+        self._lengths: dict[int, int] = {}
+        self._offsets = SortedNumbers()
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def add(self, offset: int, length: int) -> None:
+        """Add a mapping; at the offset of another one, it replaces that."""
+        if offset not in self._lengths:
+            self._offsets.add(offset)
+        self._lengths[offset] = length
+
+    def remove(self, offset: int) -> None:
+        """Remove the mapping at an offset, if there is one."""
+        if self._lengths.pop(offset, None) is not None:
+            self._offsets.remove(offset)
+
+    def part(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """Return a part of the mappings, in the order of their offsets: offset and length."""
+        return [(offset, self._lengths[offset]) for offset in self._offsets.part(start, stop)]
 
 
 class FrontEndSlots:
@@ -22,8 +49,7 @@ class FrontEndSlots:
         self._shmid = shmid
         self._channel: BackEndChannel | None = None
         self._unmaps: dict[tuple[int, int], BackEndRequest] = {}
-        self.mapped: dict[int, int] = {}
-        """The front-end's mappings: lengths by offset in the window."""
+        self.mapped = FrontEndMappings()
 
     def connect(self, channel: BackEndChannel | None) -> None:
         """Use this channel instead of the former one, which is closed."""
@@ -35,7 +61,7 @@ class FrontEndSlots:
     def forget(self) -> None:
         """Forget all mappings: on a reset of the device the front-end has removed them."""
         self._unmaps.clear()
-        self.mapped.clear()
+        self.mapped = FrontEndMappings()
 
     async def map(
         self, fd: Fd, fd_offset: int, bar_offset: int, length: int, *, flags: int = 0
@@ -52,35 +78,40 @@ class FrontEndSlots:
         try:
             await channel.answer(operation, request)
             done = True
-            self.mapped[bar_offset] = length
+            self.mapped.add(bar_offset, length)
         finally:
-            if not done and not request.refused:
+            if not (done or request.refused or request.withdrawn):
                 # Cancelled before the answer, and the caller may map again: the channel's order
                 # puts this unmap before that.
-                channel.post(ShmemUnmap(self._shmid, bar_offset, length))
+                channel.post(ShmemUnmap(self._shmid, bar_offset, length), undo=True)
 
     async def unmap(self, bar_offset: int, length: int) -> None:
         operation = f"SHMEM_UNMAP of {length:#x} at {bar_offset:#x}"
         channel = self._connected(operation)
-        # A cancelled unmap was sent all the same: a second call waits for its answer.
+        # A cancelled unmap may have been sent: a second call then waits for its answer.
         request = self._unmaps.get((bar_offset, length))
         if request is None:
             request = channel.post(ShmemUnmap(self._shmid, bar_offset, length))
             self._unmaps[bar_offset, length] = request
         try:
             await channel.answer(operation, request)
-        except asyncio.CancelledError:
-            raise
-        except BaseException:
+        except BaseException as error:
             # Without an answer it stays: a second request must wait for that answer.
-            if request.answered.done():
+            failed = request.answered.done() and not isinstance(error, asyncio.CancelledError)
+            if failed or request.withdrawn:
                 self._unmaps.pop((bar_offset, length), None)
             raise
         self._unmaps.pop((bar_offset, length), None)
-        self.mapped.pop(bar_offset, None)
+        self.mapped.remove(bar_offset)
 
     def _connected(self, operation: str) -> BackEndChannel:
         if self._channel is None or not self._channel.open:
             advice = "the front-end has sent no back-end channel"
             raise HostError(operation, OSError(errno.ENOTCONN, ""), advice)
+        if self._channel.held:
+            advice = (
+                "the guest's driver does not run, as while the VM boots or is paused, and QEMU"
+                " would die of the request: try again when it runs"
+            )
+            raise HostError(operation, OSError(errno.EAGAIN, ""), advice)
         return self._channel

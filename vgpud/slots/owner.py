@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from vgpud.errors import HostError
 from vgpud.memory.addresses import Gpa
+from vgpud.pace import Pace, paced
 from vgpud.publish import Publish, unheard
 from vgpud.slots.entries import Entry, SlotBacking, SlotUse
 from vgpud.slots.errors import InDoubtError
@@ -40,6 +41,10 @@ class TrackedSlots(ABC):
     def entries(self) -> list[tuple[Entry, Gpa | None]]:
         """Return the slots with their guest-physical addresses; None if the BAR is not mapped."""
         return [(entry, self.table.address(entry)) for entry in self.table]
+
+    def part(self, start: int, stop: int) -> list[tuple[Entry, Gpa | None]]:
+        """Return a part of `entries`, in the same order."""
+        return [(entry, self.table.address(entry)) for entry in self.table.part(start, stop)]
 
     async def map(
         self,
@@ -79,18 +84,24 @@ class TrackedSlots(ABC):
     async def move(self, base: Gpa | None) -> None:
         """Move all slots to a new address of the BAR; None if the guest has unmapped it."""
         async with self._lock:
-            change = self.table.move(base)
+            change = await paced(self.table.move_steps(base))
             await self._perform(change)
-            self._commit(change)
+            self.table.commit(change)
+            await self._announce_all(change.operations)
 
     async def clear(self) -> None:
         """Unmap all slots, on a reset of the device. Never raises HostError."""
         async with self._lock:
-            for entry in [*self.table]:
+            pace, stuck = Pace(), 0
+            while entries := self.table.part(stuck, stuck + 1):
+                [entry] = entries
                 try:
                     await self._remove(entry)
                 except HostError as error:
+                    before = len(self.table)
                     self._delete_failed(entry, error)
+                    stuck += len(self.table) == before
+                await pace.step()
 
     async def _remove(self, entry: Entry) -> None:
         change = self.table.remove(entry.offset, entry.size, entry.use)
@@ -99,9 +110,11 @@ class TrackedSlots(ABC):
         self._release(entry)
 
     async def _perform(self, change: Change) -> None:
+        pace = Pace()
         for done, operation in enumerate(change.operations):
             try:
                 await self._do(operation)
+                await pace.step()
             except HostError as error:
                 self._refused(operation, error)
                 in_doubt = isinstance(error, InDoubtError)
@@ -112,24 +125,31 @@ class TrackedSlots(ABC):
                 raise
 
     def _commit(self, change: Change) -> None:
+        """Commit a change of one slot."""
         self.table.commit(change)
-        self._announce(change.operations)
+        for operation in change.operations:
+            self._announce(operation)
 
-    def _announce(self, operations: Sequence[Operation]) -> None:
+    async def _announce_all(self, operations: Sequence[Operation]) -> None:
+        pace = Pace()
         for operation in operations:
-            match operation:
-                case SetSlot(entry, address):
-                    kind, done = "slot.set", "set"
-                case DeleteSlot(entry, address):
-                    kind, done = "slot.deleted", "deleted"
-            self._publish(
-                kind,
-                f"slot {entry.slot} was {done}",
-                slot=entry.slot,
-                flags=int(entry.flags),
-                guest_phys_addr=address,
-                memory_size=entry.size,
-            )
+            self._announce(operation)
+            await pace.step()
+
+    def _announce(self, operation: Operation) -> None:
+        match operation:
+            case SetSlot(entry, address):
+                kind, done = "slot.set", "set"
+            case DeleteSlot(entry, address):
+                kind, done = "slot.deleted", "deleted"
+        self._publish(
+            kind,
+            f"slot {entry.slot} was {done}",
+            slot=entry.slot,
+            flags=int(entry.flags),
+            guest_phys_addr=address,
+            memory_size=entry.size,
+        )
 
     def _refused(self, operation: Operation, error: HostError) -> None:
         if isinstance(operation, SetSlot):

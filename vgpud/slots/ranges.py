@@ -9,13 +9,14 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator
 
 from vgpud.slots.entries import Entry, Slot
+from vgpud.sorted_numbers import SortedNumbers
 
 
 class Ranges:
     """Entries that do not overlap, sorted by offset; a look-up takes O(log n)."""
 
     def __init__(self) -> None:
-        self._offsets: list[int] = []
+        self._offsets = SortedNumbers()
         self._entries: dict[int, Entry] = {}
 
     def __len__(self) -> int:
@@ -24,23 +25,27 @@ class Ranges:
     def __iter__(self) -> Iterator[Entry]:
         return (self._entries[offset] for offset in self._offsets)
 
+    def part(self, start: int, stop: int) -> list[Entry]:
+        """Return a part of the entries, in the order of their offsets."""
+        return [self._entries[offset] for offset in self._offsets.part(start, stop)]
+
     def at(self, offset: int) -> Entry | None:
         return self._entries.get(offset)
 
     def overlapping(self, offset: int, size: int) -> Entry | None:
         """Return the last entry that has a byte of the range."""
-        index = bisect_left(self._offsets, offset + size) - 1
-        if index < 0:
+        last = self._offsets.before(offset + size)
+        if last is None:
             return None
-        entry = self._entries[self._offsets[index]]
+        entry = self._entries[last]
         return entry if entry.end > offset else None
 
     def insert(self, entry: Entry) -> None:
-        insort(self._offsets, entry.offset)
+        self._offsets.add(entry.offset)
         self._entries[entry.offset] = entry
 
     def delete(self, entry: Entry) -> None:
-        del self._offsets[bisect_left(self._offsets, entry.offset)]
+        self._offsets.remove(entry.offset)
         del self._entries[entry.offset]
 
 

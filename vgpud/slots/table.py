@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import errno
 import heapq
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -97,6 +97,14 @@ class SlotTable:
         for ranges in self._slots.values():
             yield from ranges
 
+    def part(self, start: int, stop: int) -> list[Entry]:
+        """Return a part of the slots, in the order of `__iter__`."""
+        found: list[Entry] = []
+        for ranges in self._slots.values():
+            found += ranges.part(max(start, 0), max(stop, 0))
+            start, stop = start - len(ranges), stop - len(ranges)
+        return found
+
     def address(self, entry: Entry) -> Gpa | None:
         """Return a slot's guest-physical address; None if the BAR is not mapped."""
         if entry.use is SlotUse.RAM:
@@ -148,27 +156,38 @@ class SlotTable:
         return entry
 
     def move(self, base: Gpa | None) -> Change:
-        """Return the change that moves the BAR's slots to another address; None deletes them.
+        """Return the change that moves the BAR's slots to another address; None deletes them."""
+        steps = self.move_steps(base)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                change: Change = end.value
+                return change
 
-        All are deleted before the first is set, as the old and the new range may overlap. Raises
-        HostError as `add` does.
+    def move_steps(self, base: Gpa | None) -> Generator[None, None, Change]:
+        """Plan as `move` does, in short steps; the last one returns the change.
+
+        All are deleted before the first is set, as the old and
+        the new range may overlap. Raises HostError as `add` does.
         """
         if base == self.base:
             return Change((), base=base, moves=True)
-        entries = list(self._slots[SlotUse.BAR])
-        operations: list[Operation] = []
-        if self.base is not None:
-            operations += (DeleteSlot(entry, Gpa(self.base + entry.offset)) for entry in entries)
-        if base is not None:
-            operation = f"moving a BAR to {base:#x}"
-            if base % PAGE_SIZE:
-                advice = f"the address must be a multiple of {PAGE_SIZE} bytes"
-                raise _refused(operation, errno.EINVAL, advice)
-            for entry in entries:
+        operation = f"moving a BAR to {base:#x}" if base is not None else ""
+        if base is not None and base % PAGE_SIZE:
+            advice = f"the address must be a multiple of {PAGE_SIZE} bytes"
+            raise _refused(operation, errno.EINVAL, advice)
+        deletes: list[Operation] = []
+        sets: list[Operation] = []
+        for entry in self._slots[SlotUse.BAR]:
+            if self.base is not None:
+                deletes.append(DeleteSlot(entry, Gpa(self.base + entry.offset)))
+            if base is not None:
                 address = Gpa(base + entry.offset)
                 self._check_address(operation, entry, address)
-                operations.append(SetSlot(entry, address))
-        return Change(tuple(operations), base=base, moves=True)
+                sets.append(SetSlot(entry, address))
+            yield
+        return Change((*deletes, *sets), base=base, moves=True)
 
     def commit(self, change: Change) -> None:
         """Record that the VM has the change; a second one must not be planned before that."""

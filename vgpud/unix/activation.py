@@ -13,7 +13,8 @@ from collections.abc import Iterable, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
 
 from vgpud.unix.fd import Fd
 
@@ -52,7 +53,7 @@ class _Passed:
 
 
 class Activated:
-    """The sockets that were passed, without those that can't be used."""
+    """The sockets that were passed, without those that can't be used; a context manager."""
 
     def __init__(self, passed: Iterable[tuple[str, Fd]] = ()) -> None:
         """Take the descriptors; log and close those that are no usable sockets.
@@ -86,6 +87,17 @@ class Activated:
             found.append((names[index] if index < len(names) else "unknown", Fd(number)))
         return cls(found)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
     def find(self, path: Path, name: str, kind: socket.SocketKind) -> socket.socket | None:
         """Return a duplicate of the socket that is bound to `path`, or else has this `name`.
 
@@ -117,6 +129,11 @@ class Activated:
                     _KINDS[passed.sock.type],
                     passed.address,
                 )
+
+    @property
+    def sockets(self) -> list[socket.socket]:
+        """All usable sockets, which stay this object's."""
+        return [passed.sock for passed in self._passed]
 
     def close(self) -> None:
         """Close all sockets; their files stay."""

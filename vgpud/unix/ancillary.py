@@ -18,6 +18,9 @@ from vgpud.unix.fd import Fd
 Address: TypeAlias = str | bytes
 """The address of a unix socket: a path, or the bytes of an abstract name."""
 
+MAX_FDS: Final = 253
+"""SCM_MAX_FD: the most descriptors that one message can have."""
+
 _FD_SIZE: Final = array.array("i").itemsize
 
 
@@ -55,6 +58,7 @@ def receive(
     if credentials:
         room += socket.CMSG_SPACE(UCRED_SIZE)
     data, ancillary, received, address = sock.recvmsg(size, room, flags | socket.MSG_CMSG_CLOEXEC)
+    sender = _credentials(ancillary)
     fds = [
         Fd(fd)
         for level, kind, value in ancillary
@@ -67,7 +71,7 @@ def receive(
         bool(received & socket.MSG_TRUNC),
         bool(received & socket.MSG_CTRUNC),
         address or "",
-        _credentials(ancillary),
+        sender,
     )
 
 

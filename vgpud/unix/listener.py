@@ -5,19 +5,39 @@ Source: unix(7); listen(2).
 
 from __future__ import annotations
 
+import errno
+import grp
 import os
 import socket
+import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from vgpud.errors import ConfigError, HostError
 from vgpud.unix.activation import Activated
-from vgpud.unix.socket_file import SocketFile, make_directory, remove_stale
+from vgpud.unix.socket_file import SocketFile, bind, make_directory, remove_stale
 
 BACKLOG: Final = 16
 """How many front-ends may wait for a device: vhost-user serves one at a time."""
 
 SOCKET_MODE: Final = 0o660
+
+_AT_ONCE: Final = struct.pack("@ll", 0, 1)
+"""A timeval of a microsecond, for which accept may wait. O_NONBLOCK of an activated socket belongs
+to all that have the socket, such as the service manager."""
+
+
+@dataclass(frozen=True, slots=True)
+class SocketPlace:
+    """The file of a listening socket: its path, its permissions, and its group.
+
+    A group is a name or a number; None is the group of this process.
+    """
+
+    path: Path
+    mode: int = SOCKET_MODE
+    group: str | None = None
 
 
 class Listener:
@@ -29,23 +49,21 @@ class Listener:
         self._file = file
 
     @classmethod
-    def open(cls, path: Path, device: str, activated: Activated) -> Listener:
-        """Return the activated socket of a device, or else a new one at `path`.
+    def open(cls, place: SocketPlace, device: str, activated: Activated) -> Listener:
+        """Return the activated socket of a device, or else a new one at `place`.
 
-        The file of an activated socket stays when the socket is closed. Raises ConfigError or
-        HostError as `listen`.
+        The file of an activated socket is as the service manager has made it, and stays when the
+        socket is closed. Raises ConfigError or HostError as `listen`.
         """
+        path = place.path
         passed = activated.find(path, device, socket.SOCK_STREAM)
         if passed is not None:
+            passed.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _AT_ONCE)
             bound = passed.getsockname()
             return cls(passed, Path(os.fsdecode(bound)) if bound else path, None)
         make_directory(path.parent)
-        sock = listen(path)
-        try:
-            return cls(sock, path, SocketFile(path))
-        except OSError as error:
-            sock.close()
-            raise HostError(f"listening on {path}", error) from error
+        sock, file = listen(place)
+        return cls(sock, path, file)
 
     def share(self) -> Listener:
         """Return a second owner of the socket, which also becomes the owner of the file."""
@@ -66,19 +84,21 @@ class Listener:
             self._file.remove()
 
 
-def listen(path: Path) -> socket.socket:
-    """Return a new listening stream socket at `path`, which may replace a stale socket file.
+def listen(place: SocketPlace) -> tuple[socket.socket, SocketFile]:
+    """Return a new listening stream socket, which may replace a stale file, and its file.
 
-    Raises `ConfigError` for an invalid path or one that another process listens on, and `HostError`
-    for all other errors.
+    Raises `ConfigError` for an invalid path, one that another process listens on, or an unknown
+    group, and `HostError` for all other errors.
     """
+    path, gid = place.path, _gid(place)
     sock = socket.socket(
         socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
     )
     try:
         remove_stale(path, sock.type)
-        sock.bind(os.fspath(path))
-        path.chmod(SOCKET_MODE)
+        file = bind(sock, path, place.mode)
+        if gid is not None:
+            _change_group(file, gid)
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
@@ -86,10 +106,30 @@ def listen(path: Path) -> socket.socket:
             raise ConfigError(
                 f"socket path of {len(os.fspath(path))} bytes is too long (107 at most): {path}"
             ) from error
-        raise HostError(
-            f"listening on {path}", error, "choose another runtime_dir or socket"
-        ) from error
+        advice = "choose another runtime_dir or socket"
+        if gid is not None and error.errno == errno.EPERM:
+            advice = f"only root, or a member, can give the socket to group {place.group}"
+        raise HostError(f"listening on {path}", error, advice) from error
     except ConfigError:
         sock.close()
         raise
-    return sock
+    return sock, file
+
+
+def _change_group(file: SocketFile, gid: int) -> None:
+    try:
+        file.change_group(gid)
+    except OSError:
+        file.remove()
+        raise
+
+
+def _gid(place: SocketPlace) -> int | None:
+    if place.group is None:
+        return None
+    try:
+        return grp.getgrnam(place.group).gr_gid
+    except KeyError:
+        if place.group.isascii() and place.group.isdecimal():
+            return int(place.group)
+    raise ConfigError(f"{place.path}: socket_group = {place.group!r}: there is no such group")

@@ -1,8 +1,14 @@
-"""The size of a socket's send buffer. Source: socket(7), SO_SNDBUF and SO_SNDBUFFORCE."""
+"""A socket's send buffer: its size, and what is in it.
+
+Source: socket(7), SO_SNDBUF and SO_SNDBUFFORCE; unix(7), SIOCOUTQ.
+"""
 
 from __future__ import annotations
 
+import array
+import fcntl
 import socket
+import termios
 from typing import Final
 
 _SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h; Python has no name for it
@@ -17,3 +23,10 @@ def set_send_buffer(sock: socket.socket, size: int) -> None:
         sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, size)
     except PermissionError:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+
+
+def all_received(sock: socket.socket) -> bool:
+    """Return whether the peer of a unix socket has received every byte that was sent to it."""
+    memory = array.array("i", [0])  # of the kernel, for bytes that were not received
+    fcntl.ioctl(sock, termios.TIOCOUTQ, memory)
+    return memory[0] == 0

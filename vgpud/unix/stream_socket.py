@@ -9,65 +9,72 @@ import asyncio
 import socket
 from collections.abc import Callable, Sequence
 
-from vgpud.errors import PeerError
+from vgpud.errors import PeerError, PeerGone
 from vgpud.unix import ancillary
+from vgpud.unix.closer import Closer
 from vgpud.unix.fd import Fd
-from vgpud.unix.send_buffer import set_send_buffer
-
-MAX_FDS = 32
-"""Room for descriptors in one recvmsg. The largest message has 8 (SET_MEM_TABLE); the kernel drops
-what does not fit."""
+from vgpud.unix.received_fd import ReceivedFd
+from vgpud.unix.send_buffer import all_received, set_send_buffer
 
 
 class StreamSocket:
-    """The owner of a connected socket.
+    """The owner of a connected socket, whose peer need not be trusted: nothing here waits for it.
 
-    One task at a time may receive; tasks that send wait for each other.
+    One task at a time may receive; tasks that send wait for each other. `closer` closes the socket
+    and the descriptors that are received.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, closer: Closer | None = None) -> None:
         # This sets Python's own time-out. A peer that passed the socket shares O_NONBLOCK and can
         # change it at any time: hence MSG_DONTWAIT below.
         sock.setblocking(False)
         self._sock = sock
+        self._closer = Closer() if closer is None else closer
         self._loop = asyncio.get_running_loop()
         self._writing = asyncio.Lock()
         self._waiters: set[asyncio.Future[None]] = set()
 
     @classmethod
-    def of(cls, fd: Fd) -> StreamSocket:
-        """Take a descriptor that a peer sent. Raises `PeerError` if it is no unix stream socket."""
+    def of(cls, fd: ReceivedFd) -> StreamSocket:
+        """Take a descriptor that a peer sent.
+
+        Raises `PeerError`, and takes nothing, if it is no unix stream socket.
+        """
         try:
             sock = socket.socket(fileno=fd.fileno())
         except OSError as error:
             raise PeerError(f"a descriptor was sent that is no socket: {error.strerror}") from error
-        fd.take()
         if (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
-            sock.close()
+            sock.detach()
             raise PeerError("a socket was sent that is no unix stream socket")
-        return cls(sock)
+        fd.take()
+        return cls(sock, fd.closer)
 
-    async def recv(self, limit: int) -> tuple[bytes, list[Fd]]:
+    async def recv(self, limit: int) -> tuple[bytes, list[ReceivedFd]]:
         """Receive at most `limit` bytes with their descriptors; no bytes at the end of the stream.
 
-        Raises `PeerError` if the connection broke, or if the kernel dropped descriptors.
+        A peer that closes its end before it has received everything ends the stream as well. Raises
+        `PeerError` if the connection broke, or if the kernel dropped descriptors.
         """
         while True:
             try:
+                # For descriptors without room, the kernel closes the files within recvmsg.
                 received = ancillary.receive(
-                    self._sock, limit, max_fds=MAX_FDS, flags=socket.MSG_DONTWAIT
+                    self._sock, limit, max_fds=ancillary.MAX_FDS, flags=socket.MSG_DONTWAIT
                 )
                 break
             except BlockingIOError:
                 await self._readable()
+            except ConnectionResetError:
+                return b"", []
             except OSError as error:
                 raise PeerError(f"receiving: {error.strerror}") from error
+        fds = [ReceivedFd(fd.take(), self._closer) for fd in received.fds]
         if received.fds_lost:
-            received.close()
-            raise PeerError(
-                "descriptors were cut off: too many in one message, or too many open files"
-            )
-        return received.data, received.fds
+            for fd in fds:
+                fd.close()
+            raise PeerError("descriptors were cut off: this process has too many open files")
+        return received.data, fds
 
     async def send(
         self,
@@ -78,7 +85,7 @@ class StreamSocket:
     ) -> None:
         """Send all of `data`, and then all of `behind`; duplicates of `fds` go with the first byte.
 
-        Raises `PeerError` if the peer is gone.
+        Raises `PeerGone` if the peer has closed its end, and `PeerError` for other errors.
         """
         unsent = [memoryview(data), memoryview(behind)]
         async with self._writing:
@@ -88,6 +95,8 @@ class StreamSocket:
                 except BlockingIOError:
                     await self._writable()
                     continue
+                except (BrokenPipeError, ConnectionResetError) as error:
+                    raise PeerGone(f"sending: {error.strerror}") from error
                 except OSError as error:
                     raise PeerError(f"sending: {error.strerror}") from error
                 first = len(unsent[0])
@@ -97,8 +106,13 @@ class StreamSocket:
         """Have the kernel hold `size` bytes that the peer has not received, or all it allows."""
         set_send_buffer(self._sock, size)
 
+    @property
+    def all_received(self) -> bool:
+        """Whether the peer has received every byte that was sent; also true of a closed socket."""
+        return self._sock.fileno() == -1 or all_received(self._sock)
+
     def close(self) -> None:
-        """Close the socket, once; tasks that wait on it get `PeerError`."""
+        """Close the socket, soon and once; tasks that wait on it get `PeerError`."""
         if self._sock.fileno() == -1:
             return
         for waiter in self._waiters:
@@ -106,7 +120,12 @@ class StreamSocket:
                 waiter.set_exception(PeerError("the connection was closed by this process"))
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
-        self._sock.close()
+        # Descriptors may be in it that nobody has received.
+        ReceivedFd(self._sock.detach(), self._closer).close()
+
+    async def closed(self) -> None:
+        """Wait until all that was closed is closed, which may take as long as the peer wants."""
+        await self._closer.finished()
 
     async def _readable(self) -> None:
         await self._ready(self._loop.add_reader, self._loop.remove_reader)

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from vgpud.errors import PeerError
-from vgpud.unix.fd import Fd
+from vgpud.unix.received_fd import ReceivedFd
 from vgpud.vhost.back_end_channel import BackEndChannel
 from vgpud.vhost.memory_table import MemoryTable
 from vgpud.vhost.virtqueue import Virtqueue
@@ -41,7 +41,7 @@ class Device:
     def set_back_end_channel(self, channel: BackEndChannel) -> None:
         """Use another back-end channel from now on; the one before it is closed."""
 
-    def set_display_socket(self, socket: Fd) -> None:
+    def set_display_socket(self, socket: ReceivedFd) -> None:
         """Take the socket of VHOST_USER_GPU_SET_SOCKET; raise `PeerError` if the device has no
         display."""
         raise PeerError(f"{self.name} has no display")
@@ -52,6 +52,12 @@ class Device:
 
     async def alive(self) -> None:
         """Wait until every thread of the device has responded, however long it takes."""
+
+    async def free(self) -> None:
+        """Release what takes long, in steps that let the event loop run; the tasks have ended.
+
+        `close` comes next, and does the rest if this is cancelled.
+        """
 
     def close(self) -> None:
         """Release everything; the tasks have ended, or are cancelled with their group."""

@@ -7,69 +7,26 @@ region description" and VHOST_USER_SET_MEM_TABLE.
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vgpud.errors import GuestAddressError, HostError, PeerError
+from vgpud.errors import GuestAddressError, PeerError
 from vgpud.memory.dirty_log import DirtyLog
 from vgpud.memory.extents import PLAIN, Extents, GuestPages, MemoryAccess
-from vgpud.memory.mapping import Mapping, map_file
-from vgpud.native.arrays import address_of
 from vgpud.native.ring import REGION
 from vgpud.native.spans import SPAN
-from vgpud.unix.fd import Fd, SharedFd
+from vgpud.unix.fd import Fd
+from vgpud.vhost.region_mappings import MappedRegion, Region, RegionMappings
 
-_ADDRESS_SPACE: Final = 1 << 64
-
-# Entries of one list that cross from one region into the next. A list names each page about once,
-# and there are few borders; each costs a few microseconds.
-MAX_CROSSING: Final = 1024
-
-
-class Region(Protocol):
-    """One entry of a memory table: `memory_size` bytes from `mmap_offset` of its file."""
-
-    @property
-    def guest_phys_addr(self) -> int:
-        """The region's guest-physical address."""
-
-    @property
-    def memory_size(self) -> int:
-        """The region's size in bytes."""
-
-    @property
-    def userspace_addr(self) -> int:
-        """The region's address in the front-end."""
-
-    @property
-    def mmap_offset(self) -> int:
-        """The region's offset in the file, in bytes."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _MappedRegion:
-    """A region with its mapping, `size` bytes at `address` in this process."""
-
-    start: int
-    size: int
-    userspace_addr: int
-    file: tuple[int, int, int]  # st_dev, st_ino, offset
-    fd: SharedFd
-    mapping: Mapping
-    array: NDArray[np.uint8]
-    address: int
-
-    @property
-    def end(self) -> int:
-        return self.start + self.size
+# The parts that all entries of one list make together, where they cross from one region into the
+# next, besides one for each entry. A list names each page about once, and there are few borders.
+MAX_CROSSING: Final = 1 << 16
 
 
 class RegionFile(NamedTuple):
@@ -106,12 +63,16 @@ class MemoryTable:
     used safely, but may no longer be the guest's memory. `tracking` logs what is written.
     """
 
-    __slots__ = ("__weakref__", "_columns", "_regions", "_starts", "tracking")
+    __slots__ = ("__weakref__", "_columns", "_mappings", "_regions", "_starts", "tracking")
 
     def __init__(
-        self, regions: Sequence[_MappedRegion] = (), tracking: DirtyTracking | None = None
+        self,
+        regions: Sequence[MappedRegion] = (),
+        tracking: DirtyTracking | None = None,
+        mappings: RegionMappings | None = None,
     ) -> None:
         self._regions = tuple(regions)
+        self._mappings = RegionMappings() if mappings is None else mappings
         self._starts = [one.start for one in self._regions]
         self._columns = _columns(self._regions)
         self.tracking = DirtyTracking() if tracking is None else tracking
@@ -120,14 +81,23 @@ class MemoryTable:
         """Return a table of other regions, with the same tracking; every fd is taken.
 
         A region that is the same range of the same file keeps its mapping. Raises PeerError for
-        regions that are empty, overlap, wrap or can't be mapped, and where the log is too short.
+        regions that are empty, overlap, wrap or can't be mapped, for more than the limits of
+        `region_mappings` allow, and where the log is too short.
         """
-        with ExitStack() as stack:
+        mapped: list[MappedRegion] = []
+        with ExitStack() as sent, ExitStack() as failed:
             for _, fd in regions:
-                stack.enter_context(fd)
-            mapped = sorted(
-                (self._map(region, fd) for region, fd in regions), key=lambda one: one.start
-            )
+                sent.enter_context(fd)
+            failed.callback(lambda: MemoryTable(mapped).release(self))
+            self._mappings.check([region for region, _ in regions], self._regions)
+            for region, fd in regions:
+                mapped.append(self._mappings.map(region, fd, self._regions))
+            mapped.sort(key=lambda one: one.start)
+            self._check(mapped)
+            failed.pop_all()
+        return MemoryTable(mapped, self.tracking, self._mappings)
+
+    def _check(self, mapped: Sequence[MappedRegion]) -> None:
         for one, following in pairwise(mapped):
             if following.start < one.end:
                 raise PeerError(
@@ -136,7 +106,6 @@ class MemoryTable:
                 )
         if self.tracking.log is not None:
             _check_log(self.tracking.log, mapped)
-        return MemoryTable(mapped, self.tracking)
 
     def track(self, log: DirtyLog | None) -> None:
         """Log writes under any table of the session from now on; with None, stop logging.
@@ -151,12 +120,17 @@ class MemoryTable:
     def faulted(self) -> bool:
         """Whether the front-end truncated its memory, or the log, while it was in use.
 
-        The lost pages were replaced by zeros; the session has to end.
+        It was replaced by zeros; the session has to end.
         """
         log = self.tracking.log
         if log is not None and log.faulted:
             return True
         return any(region.mapping.faulted for region in self._regions)
+
+    @property
+    def any_faulted(self) -> bool:
+        """Whether the memory of this table, or what is in use of former ones, was truncated."""
+        return self.faulted or self._mappings.faulted
 
     def regions(self) -> NDArray[np.void]:
         """Return the mapped regions in the order of guest addresses, (regions,) of REGION, for
@@ -240,7 +214,7 @@ class MemoryTable:
             error = _outside(int(addresses[bad]), int(lengths[bad]))
             raise GuestAddressError(f"entry {number} of {len(entries)}: {error}")
         if not inside.all():
-            addresses, lengths = self._split(addresses, lengths, inside)
+            addresses, lengths = self._split(addresses, lengths)
             index, _, _ = self._locate(addresses, lengths)
         # Pages that follow each other in one region are one span.
         joined = (addresses[1:] == addresses[:-1] + lengths[:-1]) & (index[1:] == index[:-1])
@@ -256,44 +230,6 @@ class MemoryTable:
         return Extents(
             spans, owners, access=access, guest=GuestPages(self.tracking, addresses[first])
         )
-
-    def _map(self, region: Region, fd: Fd) -> _MappedRegion:
-        start, size = region.guest_phys_addr, region.memory_size
-        where = f"memory region 0x{start:x}+0x{size:x}"
-        if size == 0:
-            raise PeerError(f"{where} is empty")
-        for name, value in (
-            ("guest address", start),
-            ("front-end address", region.userspace_addr),
-            ("file offset", region.mmap_offset),
-        ):
-            if value + size > _ADDRESS_SPACE:
-                raise PeerError(f"{where} wraps: {name} 0x{value:x}")
-        try:
-            status = os.fstat(fd.fileno())
-            file = status.st_dev, status.st_ino, region.mmap_offset
-            former = self._former(file, size)
-            if former is not None:
-                shared, mapping = former.fd, former.mapping
-            else:
-                mapping = map_file(fd, size, region.mmap_offset)
-                shared = SharedFd(fd.take())
-        except OSError as error:
-            raise PeerError(f"{where}: {error.strerror}") from error
-        except HostError as error:
-            raise PeerError(f"{where}: {error}") from error
-        array = mapping.array
-        address = address_of(array)
-        return _MappedRegion(
-            start, size, region.userspace_addr, file, shared, mapping, array, address
-        )
-
-    def _former(self, file: tuple[int, int, int], size: int) -> _MappedRegion | None:
-        # The inode number can't have been reused, as the mapping keeps the file alive.
-        for old in self._regions:
-            if old.file == file and old.size == size and not old.mapping.faulted:
-                return old
-        return None
 
     def _view(self, guest_phys_addr: int, length: int) -> NDArray[np.uint8] | None:
         index = bisect_right(self._starts, guest_phys_addr) - 1
@@ -344,21 +280,23 @@ class MemoryTable:
         self,
         addresses: NDArray[np.uint64],
         lengths: NDArray[np.uint64],
-        inside: NDArray[np.bool_],
     ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         """Split the ranges that cross from one region into the next at the borders."""
-        crossing = np.flatnonzero(~inside)
-        if crossing.size > MAX_CROSSING:
-            raise GuestAddressError(f"{crossing.size} entries cross borders of memory regions")
-        parts: list[NDArray[np.uint64]] = []
-        done = 0
-        both = np.stack((addresses, lengths), axis=1)
-        for at in crossing.tolist():
-            cut = [(a, v.size) for a, v in self._views(int(addresses[at]), int(lengths[at]))]
-            parts += [both[done:at], np.array(cut, np.uint64)]
-            done = at + 1
-        split = np.concatenate([*parts, both[done:]])
-        return split[:, 0], split[:, 1]
+        table = self._columns
+        last = addresses + (lengths - np.uint64(1))  # bytes, since the end may be 2**64
+        first_region = table.start.searchsorted(addresses, "right") - 1
+        parts = table.start.searchsorted(last, "right") - first_region
+        total = int(parts.sum())
+        if total - parts.size > MAX_CROSSING:
+            raise GuestAddressError(
+                f"{total - parts.size} crossings of borders between memory regions"
+            )
+        entry = np.repeat(np.arange(parts.size), parts)
+        nth = np.arange(total) - np.repeat(parts.cumsum() - parts, parts)
+        region = first_region[entry] + nth
+        begin = np.maximum(addresses[entry], table.start[region])
+        end = np.minimum(last[entry], table.start[region] + (table.size[region] - np.uint64(1)))
+        return begin, end - begin + np.uint64(1)
 
 
 class _Columns(NamedTuple):
@@ -371,7 +309,7 @@ class _Columns(NamedTuple):
     run: NDArray[np.uint64]
 
 
-def _columns(regions: Sequence[_MappedRegion]) -> _Columns:
+def _columns(regions: Sequence[MappedRegion]) -> _Columns:
     rows: list[tuple[int, int, int, int]] = []
     for one in reversed(regions):
         adjacent = rows and rows[-1][0] == one.end
@@ -380,7 +318,7 @@ def _columns(regions: Sequence[_MappedRegion]) -> _Columns:
     return _Columns(*np.array(rows[::-1], np.uint64).reshape(-1, 4).T.copy())
 
 
-def _check_log(log: DirtyLog, regions: Sequence[_MappedRegion]) -> None:
+def _check_log(log: DirtyLog, regions: Sequence[MappedRegion]) -> None:
     for region in regions:
         if region.end > log.limit:
             raise PeerError(

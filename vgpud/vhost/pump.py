@@ -14,10 +14,11 @@ from inspect import CORO_CREATED, getcoroutinestate
 from time import perf_counter
 from typing import Any, Final
 
-from vgpud.errors import GuestAddressError, PeerError, RingError
+from vgpud.errors import GuestAddressError, PeerError, RingError, VgpudError, stored
 from vgpud.native.ring import FastPath
 from vgpud.vhost import ring_eventfd
 from vgpud.vhost.coalescing import POLL, POLLING, Coalescing
+from vgpud.vhost.fault_watch import truncated
 from vgpud.vhost.memory_table import MemoryTable
 from vgpud.vhost.ring import Ring
 from vgpud.vhost.ring_setup import RingSetup
@@ -73,6 +74,7 @@ class Pump:
         self._scheduled: asyncio.Handle | None = None
         self._waiting: asyncio.Task[None] | None = None  # awaits `_pending`
         self._pending: Coroutine[Any, Any, None] | None = None  # of a handler that waits
+        self._handled = 0  # the head of the last chain that was given to the handler
         self._ended = False
 
     def begin(self) -> None:
@@ -125,11 +127,12 @@ class Pump:
         self.unwatch()
         if self._scheduled is not None:
             self._scheduled.cancel()
-        unanswered = len(self._taken)
-        if self._waiting is not None and self._waiting is not asyncio.current_task(self._loop):
-            self._waiting.cancel()
+        unanswered = [chain.head for chain, _ in self._taken]
+        if self._waiting is None or self._waiting is not asyncio.current_task(self._loop):
+            if self._waiting is not None:
+                self._waiting.cancel()
             if self._pending is not None:
-                unanswered += 1
+                unanswered.append(self._handled)
                 if getcoroutinestate(self._pending) == CORO_CREATED:
                     self._pending.close()
         # Not handled, or not answered: the next start takes them again.
@@ -166,6 +169,7 @@ class Pump:
         waiting = self._wait()
         try:
             self._waiting = self._tasks.create_task(waiting)
+            self._waiting.add_done_callback(self._waited)
         except RuntimeError:  # the group is being cancelled
             waiting.close()
             pending.close()
@@ -186,6 +190,12 @@ class Pump:
         self._waiting = None
         self._wait_for_chains(empty=empty)
 
+    def _waited(self, task: asyncio.Task[None]) -> None:
+        """Forget a task that has ended: where it was cancelled, it refers to all of its frames."""
+        if self._waiting is task:
+            self._waiting = None
+            self._ended = True  # it did not get to its end
+
     def _wait_for_chains(self, *, empty: bool) -> None:
         """Have `_run` called again: on a kick, by a timer, or when other tasks have run."""
         if not empty:
@@ -199,7 +209,7 @@ class Pump:
             pending, empty = self._handle_all(until)
         except (RingError, GuestAddressError) as error:
             if self._memory.faulted:  # the ring itself may have become zeros
-                self._fail(_truncated())
+                self._fail(truncated())
             else:
                 self._broken(error)
             return None, True
@@ -222,7 +232,7 @@ class Pump:
             if self._memory.faulted:
                 if pending is not None:
                     pending.close()
-                raise _truncated()
+                raise truncated()
             if not empty:
                 return pending, False
             if coalescing.may_hold(ring.unpublished, self._num):
@@ -260,7 +270,9 @@ class Pump:
                             return None, False
                         continue
                 coalescing.end()
-                pending = handler(*taken.popleft())
+                chain, request = taken.popleft()
+                self._handled = chain.head
+                pending = handler(chain, request)
                 now = perf_counter()
                 if pending is not None or self._ended or now >= until:
                     return pending, False
@@ -286,7 +298,7 @@ class Pump:
         """End the session with an error, from a callback of the event loop."""
         self._ended = True
         self.unwatch()
-        failure = _raise(error)
+        failure = _raise(stored(error) if isinstance(error, VgpudError) else error)
         try:
             self._tasks.create_task(failure)
         except RuntimeError:  # it is ending already
@@ -294,8 +306,7 @@ class Pump:
 
 
 async def _raise(error: Exception) -> None:
-    raise error
-
-
-def _truncated() -> PeerError:
-    return PeerError("the front-end truncated the memory that it shared")
+    try:
+        raise error
+    finally:
+        del error  # it refers to this frame

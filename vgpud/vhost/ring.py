@@ -8,18 +8,31 @@ the others one by one, reports every error, and does all writes while the front-
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from vgpud.errors import RingError
+import numpy as np
+from numpy.typing import NDArray
+
 from vgpud.native.arrays import address_of
 from vgpud.native.ring import FastPath, FastRing
 from vgpud.vhost.memory_table import MemoryTable
 from vgpud.vhost.ring_views import RingAddress, ring_views
-from vgpud.vhost.split_ring import F_EVENT_IDX, F_INDIRECT_DESC, Chain, RingViews, SplitRing
+from vgpud.vhost.split_ring import (
+    F_EVENT_IDX,
+    F_INDIRECT_DESC,
+    BufferList,
+    Chain,
+    RingViews,
+    SplitRing,
+)
 
 REQUEST_LIMIT = 8 << 20
 """Bytes of one request. The largest a driver makes is a list of backing pages: 8 MiB list 2 GiB of
-them singly."""
+them singly. A program in the guest can make longer ones, which the device has to answer: it gets
+their first `CUT` bytes."""
+
+CUT = 4096
+"""Bytes that are read of a request that is longer than that: room for a header."""
 
 _RING = 4  # bytes of flags and index before both the available and the used ring
 
@@ -27,19 +40,28 @@ _RING = 4  # bytes of flags and index before both the available and the used rin
 class Ring:
     """A ring of `num` descriptors at `address` in `memory`, from the available index `base` on.
 
-    `features` are those that the driver has acknowledged. Raises `RingError` and
-    `GuestAddressError` for a ring that can't be at this address.
+    `features` are those that the driver has acknowledged; `in_flight` is as for a `SplitRing`.
+    Raises `RingError` and `GuestAddressError` for a ring that can't be at this address.
     """
 
     def __init__(
-        self, memory: MemoryTable, address: RingAddress, num: int, *, base: int = 0, features: int
+        self,
+        memory: MemoryTable,
+        address: RingAddress,
+        num: int,
+        *,
+        base: int = 0,
+        features: int,
+        in_flight: NDArray[np.uint8] | None = None,
     ) -> None:
         self._num = num
         self._features = features
         self._memory = memory
         views = ring_views(memory, address, num)
         log_used = _log_used(memory, address)
-        self._split = SplitRing(views, memory, base=base, features=features, log_used=log_used)
+        self._split = SplitRing(
+            views, memory, base=base, features=features, in_flight=in_flight, log_used=log_used
+        )
         self._indices = self._split.indices
         self._fast = self._bind(views)
         self.served = 0
@@ -69,9 +91,9 @@ class Ring:
         With `fast_path`, the first requests are executed and answered at once, as far as it can:
         `served` is how many, and if there are any, the list may be empty before the ring is.
 
-        The `readable` of the chains is empty, because it has been read.
-        Raises `RingError` where the next chain is malformed or too long, and `GuestAddressError`
-        where its request is not guest memory.
+        The `readable` of the chains is empty, because it has been read; of a request that is too
+        long, `cut`, only the beginning. Raises `RingError` where the next chain is malformed, and
+        `GuestAddressError` where its request is not guest memory.
         """
         if self._split.log_used is not None or self._memory.tracking.log is not None:
             fast_path = None
@@ -89,11 +111,16 @@ class Ring:
                 for head, address, room, request in taken
             ]
         chain = self._split.pop() if unusual else None
-        return [] if chain is None else [(chain, self._gather(chain))]
+        if chain is None:
+            return []
+        readable = BufferList.of(chain.readable)
+        cut = readable.size > REQUEST_LIMIT
+        request = self._gather(readable.first(CUT) if cut else readable)
+        return [(Chain(chain.head, (), chain.writable, cut), request)]
 
-    def put_back(self, count: int = 1) -> None:
+    def put_back(self, heads: Sequence[int]) -> None:
         """Return the chains taken last to the ring, for the next start."""
-        self._split.put_back(count)
+        self._split.put_back(heads)
 
     def answer(self, chain: Chain, response: bytes) -> None:
         """Write a response into its chain, as far as it fits, and the chain into the used ring;
@@ -111,12 +138,15 @@ class Ring:
             if self._fast.answer(at.next_used, chain.head, address, room, response) >= 0:
                 at.next_used = (at.next_used + 1) & 0xFFFF
                 return
-        written = 0
-        for address, length in chain.writable:
-            part = response[written : written + length]
-            if part:
-                self._memory.write(address, part)
-                written += len(part)
+        writable = BufferList.of(chain.writable)
+        written = min(writable.size, len(response))
+        if written:
+            writable, data = writable.first(written), response[:written]
+            if len(writable) == 1:
+                [(address, _)] = writable
+                self._memory.write(address, data)
+            else:
+                self._memory.resolve(writable.entries).write(0, data)
         self._split.put(chain.head, written)
 
     def publish(self) -> bool:
@@ -149,17 +179,18 @@ class Ring:
             address_of(views.available) - _RING,
             address_of(views.used) - _RING,
             self._num,
+            in_flight=self._split.in_flight,
             event_idx=bool(self._features & F_EVENT_IDX),
             indirect=bool(self._features & F_INDIRECT_DESC),
             regions=self._memory.regions(),
         )
 
-    def _gather(self, chain: Chain) -> bytes:
-        if sum(length for _, length in chain.readable) > REQUEST_LIMIT:
-            raise RingError(f"a request of more than {REQUEST_LIMIT} bytes")
-        if len(chain.readable) == 1:
-            return self._memory.read(*chain.readable[0])
-        return b"".join(self._memory.read(address, length) for address, length in chain.readable)
+    def _gather(self, readable: BufferList) -> bytes:
+        if len(readable) == 1:
+            [(address, length)] = readable
+            return self._memory.read(address, length) if length else b""
+        extents = self._memory.resolve(readable.entries)
+        return extents.read(0, extents.size).tobytes()
 
 
 def _log_used(memory: MemoryTable, address: RingAddress) -> Callable[[int, int], None] | None:

@@ -15,12 +15,15 @@ from contextlib import ExitStack
 from time import perf_counter
 from typing import Any, Final, TypeAlias
 
-from vgpud.errors import HostError, PeerError
+from vgpud.errors import HostError, PeerError, PeerGone, VgpudError, stored
 from vgpud.memory.dirty_log import DirtyLog
 from vgpud.unix.fd import Fd
+from vgpud.unix.file_kind import FileKind
+from vgpud.unix.received_fd import ReceivedFd
 from vgpud.unix.stream_socket import StreamSocket
 from vgpud.vhost.back_end_channel import BackEndChannel
 from vgpud.vhost.device import Device
+from vgpud.vhost.fault_watch import end_when_truncated
 from vgpud.vhost.memory_table import MemoryTable
 from vgpud.vhost.pump import QUANTUM
 from vgpud.vhost.ring_life import RingLife
@@ -45,7 +48,10 @@ F_VERSION_1: Final = 1 << 32
 TRANSPORT_FEATURES: Final = F_VERSION_1 | F_INDIRECT_DESC | F_EVENT_IDX
 """The feature bits that are offered for every device, because the rings implement them."""
 
-Fds: TypeAlias = list[Fd]
+CLOSING_PATIENCE: Final = 5.0
+"""Seconds that it may take to close what a front-end sent, before that is logged."""
+
+Fds: TypeAlias = list[ReceivedFd]
 Handler: TypeAlias = Callable[[Any, Fds], Awaitable[MessageReply | None]]
 
 
@@ -60,7 +66,9 @@ class Session:
             protocol_features &= ~ProtocolFeature.SHMEM
         if not device.config():
             protocol_features &= ~ProtocolFeature.CONFIG
-        self._connection = Connection[Fd](device.features | TRANSPORT_FEATURES, protocol_features)
+        self._connection = Connection[ReceivedFd](
+            device.features | TRANSPORT_FEATURES, protocol_features
+        )
         self._memory = MemoryTable()
         self._log: DirtyLog | None = None
         self._queues: list[Virtqueue] = []
@@ -97,31 +105,51 @@ class Session:
 
         Raises an exception group with a `PeerError` if it breaks the protocol.
         """
+        try:
+            await self._run()
+        finally:
+            await self._closed()
+
+    async def _run(self) -> None:
         with ExitStack() as cleanup:
             cleanup.callback(self._close)
-            async with asyncio.TaskGroup() as tasks:
-                self._tasks = tasks
-                self._queues = [
-                    Virtqueue(self._device.name, name, tasks) for name in self._device.queues
-                ]
-                self._device.open(tasks)
-                try:
-                    await self._serve()
-                except BaseException:
-                    for queue in self._queues:  # no kick is served while the tasks are ending
-                        queue.close()
-                    raise
-                if self._back_end is not None:
-                    self._back_end.cancel()
-                await self._device.end()
-                for queue in self._queues:
-                    await queue.stop()
+            try:
+                await self._run_tasks()
+            finally:
+                await self._device.free()
+
+    async def _run_tasks(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            self._queues = [
+                Virtqueue(self._device.name, name, tasks) for name in self._device.queues
+            ]
+            watch = tasks.create_task(end_when_truncated(lambda: self._memory.any_faulted))
+            self._device.open(tasks)
+            try:
+                await self._serve()
+            except BaseException as error:
+                for queue in self._queues:  # no kick is served while the tasks are ending
+                    queue.close()
+                if isinstance(error, VgpudError):
+                    stored(error)  # the group that it becomes part of is a cycle
+                raise
+            watch.cancel()
+            if self._back_end is not None:
+                self._back_end.cancel()
+            await self._device.end()
+            for queue in self._queues:
+                await queue.stop()
 
     async def _serve(self) -> None:
         until = perf_counter() + QUANTUM
         while True:
             while isinstance(received := self._connection.next_event(), Received):
-                await self._socket.send(await self._handle(received))
+                answer = await self._handle(received)
+                try:
+                    await self._socket.send(answer)
+                except PeerGone:
+                    return
             if perf_counter() >= until:  # a front-end may send without a pause
                 await asyncio.sleep(0)
                 until = perf_counter() + QUANTUM
@@ -131,7 +159,7 @@ class Session:
                 return
             self._connection.receive_data(data, fds)
 
-    async def _handle(self, received: Received[Fd]) -> bytes:
+    async def _handle(self, received: Received[ReceivedFd]) -> bytes:
         message = received.message
         fds = list(received.handles)
         try:
@@ -158,7 +186,24 @@ class Session:
         self._device.close()
         self._memory.track(None)
         self._memory.release()
+        self._memory = MemoryTable()  # the session itself is freed later, as a cycle
         self._socket.close()
+
+    async def _closed(self) -> None:
+        """Wait until all that the front-end sent is closed, however long it makes that take: so it
+        can't have more unclosed descriptors than one session has."""
+        closing = asyncio.ensure_future(self._socket.closed())
+        try:
+            await asyncio.wait([closing], timeout=CLOSING_PATIENCE)
+            if not closing.done():
+                log.warning(
+                    "descriptors still closing device=%s: the front-end sent a file whose "
+                    "filesystem or peer does not answer; the device is free when it does",
+                    self._device.name,
+                )
+            await closing
+        finally:
+            closing.cancel()
 
     def _queue(self, index: int) -> Virtqueue:
         if not 0 <= index < len(self._queues):
@@ -172,11 +217,13 @@ class Session:
             queue.set_enabled(True)  # without that feature, rings are enabled from the start
         if queue.life is RingLife.READY:
             queue.features = features
+            await queue.halt()  # the handler of the ring that was here before, if it broke
             await self._device.start_queue(index, queue)
 
     async def _stop(self, index: int) -> int:
         """Stop a queue; return the index of the first available entry that has not been taken."""
         queue = self._queue(index)
+        await queue.halt()  # first, because the device waits for what a handler does in a thread
         await self._device.stop_queue(index)
         return await queue.stop()
 
@@ -200,10 +247,12 @@ class Session:
     async def _set_mem_table(self, message: messages.SetMemTable, fds: Fds) -> None:
         former = self._memory
         self._memory = former.with_regions(list(zip(message.regions, fds, strict=True)))
-        self._device.set_memory(self._memory)
-        for queue in self._queues:
-            queue.set_memory(self._memory)
-        former.release(self._memory)
+        try:
+            self._device.set_memory(self._memory)
+            for queue in self._queues:
+                queue.set_memory(self._memory)
+        finally:
+            former.release(self._memory)
 
     async def _set_log_base(self, message: messages.SetLogBase, fds: Fds) -> None:
         self._log = DirtyLog(fds[0], message.size, message.offset)
@@ -272,17 +321,26 @@ class Session:
 
     async def _set_backend_req_fd(self, _: messages.SetBackendReqFd, fds: Fds) -> None:
         acks = bool(self._connection.protocol_features & ProtocolFeature.REPLY_ACK)
-        channel = BackEndChannel(StreamSocket.of(fds[0]), reply_ack=acks)
-        if self._back_end is not None:
-            self._back_end.cancel()
-        self._device.set_back_end_channel(channel)
-        self._back_end = self._tasks.create_task(channel.run())
-        # A task that is cancelled before it starts does not get to the end of `run`.
-        self._back_end.add_done_callback(lambda _: channel.close())
+        with ExitStack() as stack:
+            socket = StreamSocket.of(fds[0])
+            stack.callback(socket.close)
+            channel = BackEndChannel(socket, reply_ack=acks)
+            if self._back_end is not None:
+                self._back_end.cancel()
+            self._device.set_back_end_channel(channel)
+            self._back_end = self._tasks.create_task(channel.run())
+            # A task that is cancelled before it starts does not get to the end of `run`.
+            self._back_end.add_done_callback(lambda _: channel.close())
+            stack.pop_all()
 
     async def _gpu_set_socket(self, _: messages.GpuSetSocket, fds: Fds) -> None:
         self._device.set_display_socket(fds[0])
 
 
 def _event(fds: Fds) -> Fd | None:
-    return Fd(fds[0].take()) if fds else None
+    """Take the descriptor of an eventfd, if there is one; raise PeerError for another file."""
+    if not fds:
+        return None
+    if fds[0].kind is not FileKind.EVENTFD:
+        raise PeerError("a descriptor was sent for a ring that is no eventfd")
+    return Fd(fds[0].take())

@@ -6,19 +6,23 @@ Virtqueues" (2.7.5.3 indirect descriptors, 2.7.7 and 2.7.8 notification suppress
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vgpud.errors import GuestAddressError, RingError
+from vgpud.native.ring import ChainWalk, Stop
+from vgpud.native.spans import SPAN
 
 DESC = np.dtype([("addr", "<u8"), ("len", "<u4"), ("flags", "<u2"), ("next", "<u2")])
 USED_ELEM = np.dtype([("id", "<u4"), ("len", "<u4")])
+BUFFER = np.dtype([("addr", "<u8"), ("length", "<u8")])
 assert DESC.itemsize == 16
 assert USED_ELEM.itemsize == 8
+assert BUFFER.itemsize == SPAN.itemsize
 
 DESC_F_NEXT = 1
 DESC_F_WRITE = 2
@@ -31,9 +35,9 @@ F_EVENT_IDX = 1 << 29
 
 MAX_QUEUE_SIZE = 32768  # 2.7: "The maximum Queue Size value is 32768"
 MAX_INDIRECT = 4096
-"""Descriptors in an indirect table. Linux makes tables longer than the queue (a large
-ATTACH_BACKING has one for each page of its list, 2048 for the longest), so the queue's own size is
-not the limit that 2.7.5.3.1 asks drivers to keep to. Longer ones would only cost time."""
+"""Descriptors in an indirect table, or as many as the queue has. Linux makes tables longer than the
+queue (a large ATTACH_BACKING has one for each page of its list, 2048 for the longest), so the
+queue's own size is not the limit that 2.7.5.3.1 asks drivers to keep to."""
 
 
 class Index(Protocol):
@@ -75,13 +79,65 @@ class RingViews:
     fence: Callable[[], None]
 
 
+class BufferList:
+    """Buffers in guest memory, in order: 16 bytes each, so that chains which wait cost little.
+
+    `entries` is (buffers,) of BUFFER. It is equal to any sequence of the same (guest-physical
+    address, length in bytes).
+    """
+
+    __slots__ = ("entries",)
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, entries: NDArray[np.void]) -> None:
+        self.entries = entries
+
+    @classmethod
+    def of(cls, buffers: Buffers) -> BufferList:
+        """Return a list of these buffers."""
+        return buffers if isinstance(buffers, cls) else cls(np.array([*buffers], BUFFER))
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(self.entries.tolist())
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, BufferList | tuple):
+            return [*self] == [*other]
+        return NotImplemented
+
+    @property
+    def size(self) -> int:
+        """The number of bytes in all buffers."""
+        return int(self.entries["length"].sum())
+
+    def first(self, size: int) -> BufferList:
+        """Return the buffers of the first `size` bytes, without empty ones."""
+        lengths = self.entries["length"]
+        ends = lengths.cumsum()
+        count = int(ends.searchsorted(size)) + 1  # the buffer that has the last byte
+        cut = self.entries[:count].copy()
+        if count <= len(ends):
+            cut["length"][-1] -= int(ends[count - 1]) - size
+        return BufferList(cut[cut["length"] != 0])
+
+
+Buffers: TypeAlias = "tuple[tuple[int, int], ...] | BufferList"
+
+
 class Chain(NamedTuple):  # one is made for every command: a tuple is the quickest to make
     """A descriptor chain: (guest-physical address, length in bytes) of the buffers that the device
-    reads, then of those that it writes."""
+    reads, then of those that it writes.
+
+    `cut`: only the beginning of the request was read, because it is longer than a request may be.
+    """
 
     head: int
-    readable: tuple[tuple[int, int], ...]
-    writable: tuple[tuple[int, int], ...]
+    readable: Buffers
+    writable: Buffers
+    cut: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -98,6 +154,8 @@ class SplitRing:
     """The device's side of one split virtqueue.
 
     `features` are those that the driver has acknowledged: EVENT_IDX and INDIRECT_DESC count here.
+    `in_flight`, of a uint8 for each descriptor, is set for the heads of chains that were taken and
+    are not answered, also by a device that served this ring before; by default there are none.
     `log_used` is called with (byte offset in the used ring, bytes) after each store there, for a
     front-end that tracks dirty pages.
     """
@@ -108,6 +166,7 @@ class SplitRing:
         memory: Memory,
         *,
         base: int = 0,
+        in_flight: NDArray[np.uint8] | None = None,
         features: int = 0,
         log_used: Callable[[int, int], None] | None = None,
     ) -> None:
@@ -116,6 +175,9 @@ class SplitRing:
         self._num = len(views.descriptors)
         self._event_idx = bool(features & F_EVENT_IDX)
         self._indirect = bool(features & F_INDIRECT_DESC)
+        self._max_indirect = max(MAX_INDIRECT, self._num)
+        self._follow = ChainWalk(self._num + self._max_indirect)
+        self.in_flight = np.zeros(self._num, np.uint8) if in_flight is None else in_flight
         self.log_used = log_used
         # 0 on a new ring; on one that is started again, what the device has published before.
         used = views.used_idx.load()
@@ -144,23 +206,23 @@ class SplitRing:
             return None
         if waiting > self._num:
             raise RingError(f"avail.idx is {waiting} entries ahead, in a queue of {self._num}")
-        held = (self.indices.next_avail - self.indices.next_used) & 0xFFFF
-        if held >= self._num:  # the driver has not waited for its descriptors to be free
-            raise RingError(f"{held} chains are not answered yet, in a queue of {self._num}")
         head = int(self._views.available[self.indices.next_avail % self._num])
         chain = self._walk(head)
+        self.in_flight[head] = True
         self.indices.next_avail = (self.indices.next_avail + 1) & 0xFFFF
         return chain
 
-    def put_back(self, count: int = 1) -> None:
+    def put_back(self, heads: Sequence[int]) -> None:
         """Return the chains popped last to the ring, for the next start."""
-        self.indices.next_avail = (self.indices.next_avail - count) & 0xFFFF
+        self.in_flight[list(heads)] = False
+        self.indices.next_avail = (self.indices.next_avail - len(heads)) & 0xFFFF
 
     def put(self, head: int, written: int) -> None:
         """Write a used element for a chain with `written` bytes in its writable buffers; the driver
         sees it after `publish`."""
         slot = self.indices.next_used % self._num
         self._views.used[slot] = (head, written)
+        self.in_flight[head] = False
         self.indices.next_used = (self.indices.next_used + 1) & 0xFFFF
         if self.log_used is not None:
             self.log_used(4 + slot * USED_ELEM.itemsize, USED_ELEM.itemsize)
@@ -217,37 +279,35 @@ class SplitRing:
     def _walk(self, head: int) -> Chain:
         if head >= self._num:
             raise RingError(f"head {head} is not in a queue of {self._num}")
-        table, index, indirect = self._views.descriptors, head, False
-        readable: list[tuple[int, int]] = []
-        writable: list[tuple[int, int]] = []
-        budget = self._num  # no chain visits a descriptor twice
-        while budget:
-            budget -= 1
-            addr, length, flags, following = table[index].item()
-            if flags & DESC_F_INDIRECT:
-                # 2.7.5.3.2: a table may come after normal descriptors, but nothing after it.
-                if indirect or flags & DESC_F_NEXT:
-                    raise RingError(f"descriptor {index} is INDIRECT and not the last of its chain")
-                table = self._indirect_table(addr, length)
-                index, indirect, budget = 0, True, len(table)
-                continue
-            if flags & DESC_F_WRITE:
-                writable.append((addr, length))
-            elif writable:
-                raise RingError(f"descriptor {index} is to be read, after one to be written")
-            else:
-                readable.append((addr, length))
-            if not flags & DESC_F_NEXT:
-                return Chain(head, tuple(readable), tuple(writable))
-            if following >= len(table):
-                raise RingError(f"next is {following} in a table of {len(table)}")
-            index = following
-        raise RingError(f"the chain at {head} has a loop")
+        if self.in_flight[head]:  # the driver has not waited for its descriptors to be free
+            raise RingError(f"head {head} is available again before it was used")
+        walk, table = self._follow, self._views.descriptors
+        walk.begin()
+        stop = walk.through(table, head, indirect=False)
+        if stop is Stop.TABLE:
+            table = self._indirect_table(walk.table, walk.table_bytes)
+            stop = walk.through(table, 0, indirect=True)
+        match stop:
+            case Stop.END:
+                readable, writable = walk.buffers()
+                return Chain(
+                    head, BufferList(readable.view(BUFFER)), BufferList(writable.view(BUFFER))
+                )
+            case Stop.NEXT:
+                raise RingError(f"next is {walk.following} in a table of {len(table)}")
+            case Stop.ORDER:
+                raise RingError(f"descriptor {walk.index} is to be read, after one to be written")
+            case Stop.LOOP:
+                raise RingError(f"the chain at {head} has a loop")
+            case _:
+                raise RingError(
+                    f"descriptor {walk.index} is INDIRECT and not the last of its chain"
+                )
 
     def _indirect_table(self, addr: int, length: int) -> NDArray[np.void]:
         if not self._indirect:
             raise RingError("INDIRECT descriptor, though INDIRECT_DESC was not negotiated")
-        if length == 0 or length % DESC.itemsize or length > MAX_INDIRECT * DESC.itemsize:
+        if length == 0 or length % DESC.itemsize or length > self._max_indirect * DESC.itemsize:
             raise RingError(f"an indirect table of {length} bytes")
         try:
             return np.frombuffer(self._memory.read(addr, length), DESC)

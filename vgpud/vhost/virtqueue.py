@@ -10,6 +10,8 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 
+import numpy as np
+
 from vgpud.errors import GuestAddressError, PeerError, RingError
 from vgpud.native.ring import FastPath
 from vgpud.rate_limit import RateLimit
@@ -21,7 +23,7 @@ from vgpud.vhost.ring import Ring
 from vgpud.vhost.ring_life import RingEvent, RingLife, step
 from vgpud.vhost.ring_setup import RingSetup, RingState
 from vgpud.vhost.ring_views import RingAddress
-from vgpud.vhost.split_ring import Chain
+from vgpud.vhost.split_ring import MAX_QUEUE_SIZE, Chain
 
 log = logging.getLogger(__name__)
 
@@ -39,16 +41,24 @@ class Virtqueue:
         self.features = 0
         self.setup = RingSetup()
         self.life = RingLife.STOPPED
+        self._fault = ""
         self._tasks = tasks
         self._memory = MemoryTable()
         self._pump: Pump | None = None
+        self._former: Pump | None = None  # of a ring that broke: its handler may still be ending
         self._finished: list[tuple[Chain, bytes]] = []
+        self._in_flight = np.zeros(MAX_QUEUE_SIZE, np.uint8)
         self._complaints = RateLimit()
 
     @property
     def running(self) -> bool:
         """Whether the ring is being served."""
         return self.life is RingLife.RUNNING
+
+    @property
+    def fault(self) -> str | None:
+        """Why the ring is broken; None while it is not."""
+        return self._fault if self.life is RingLife.BROKEN else None
 
     # What the front-end sets
 
@@ -126,9 +136,16 @@ class Virtqueue:
         setup = self.setup
         if self.life is not RingLife.READY or setup.address is None:
             return
+        if setup.fresh:
+            self._in_flight.fill(0)
         try:
             ring = Ring(
-                self._memory, setup.address, setup.num, base=setup.base, features=self.features
+                self._memory,
+                setup.address,
+                setup.num,
+                base=setup.base,
+                features=self.features,
+                in_flight=self._in_flight,
             )
         except (RingError, GuestAddressError) as error:
             self._break(error)
@@ -163,14 +180,24 @@ class Virtqueue:
     def forget_unanswered(self) -> None:
         """Drop the responses that are not written yet, because the driver has been reset."""
         self._finished.clear()
+        self._in_flight.fill(0)
+
+    async def halt(self) -> None:
+        """Take no more chains, and cancel the handler that waits, if there is one.
+
+        When this returns it has ended. So has the handler of a ring that broke.
+        """
+        for pump in (self._pump, self._former):
+            if pump is not None:
+                await pump.cancel()
+        self._former = None
 
     async def stop(self) -> int:
         """Stop the ring; return the index of the first available entry that has not been taken.
 
         A handler may still call `complete`: the response is held until the ring is started again.
         """
-        if self._pump is not None:
-            await self._pump.cancel()
+        await self.halt()
         self._end()  # unless it broke meanwhile
         self.life = step(self.life, RingEvent.STOP)
         self._setup_changed()
@@ -191,11 +218,16 @@ class Virtqueue:
         setup.base, setup.fresh = state.base, state.fresh
         self.features = state.features
         self._finished = list(state.finished)
+        self._in_flight.fill(0)
+        self._in_flight[[chain.head for chain, _ in state.finished]] = 1
         self._setup_changed()
 
     def close(self) -> None:
         """Close everything; the queue's tasks have ended, or are cancelled with their group."""
         self._end()
+        self._former = None
+        self._memory = MemoryTable()
+        self._finished.clear()
         self.setup.close()
 
     def _setup_changed(self) -> None:
@@ -209,6 +241,7 @@ class Virtqueue:
         if self._pump is not None:
             pump, self._pump = self._pump, None
             self.setup.base = pump.end()
+            self._former = pump
 
     def _break(self, error: Exception) -> None:
         """Stop a malformed ring; the session and the other rings continue."""
@@ -218,6 +251,7 @@ class Virtqueue:
                 "queue stopped device=%s queue=%s: %s%s", self.device, self.name, error, suffix
             )
         self._end()
+        self._fault = str(error)
         self.life = step(self.life, RingEvent.BREAK)
         if self.setup.err is not None:
             with suppress(PeerError):  # the ring stops even if that can't be signalled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from tests.cli.bench.test_suite import ROWS
 from vgpud.cli import main as cli
 from vgpud.cli.bench import plot, suite
 from vgpud.cli.bench.slots import SlotCosts
-from vgpud.errors import ConfigError
+from vgpud.errors import ConfigError, HostError
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -51,6 +52,23 @@ def test_without_matplotlib_it_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ConfigError, match=r"pip install 'vgpud\[plot\]'"):
+        plot.check(tmp_path / "x.png")
+
+
+class Unwritable(types.ModuleType):
+    """matplotlib where it can't make a directory for its cache."""
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == "matplotlib.figure":
+            raise OSError("Matplotlib requires access to a writable cache directory")
+
+
+def test_without_a_cache_for_matplotlib_nothing_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "matplotlib.figure", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Unwritable("finder"), *sys.meta_path])
+    with pytest.raises(HostError, match="writable cache directory; set MPLCONFIGDIR"):
         plot.check(tmp_path / "x.png")
 
 

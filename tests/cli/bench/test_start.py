@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from vgpud.cli import main as cli
 from vgpud.cli.bench import daemon as module
 from vgpud.cli.bench.daemon import ServeProcess
 from vgpud.cli.bench.start import measure
 from vgpud.coherency.slot_policy import Layout
-from vgpud.errors import VgpudError
+from vgpud.errors import HostError, VgpudError
 
 
 def test_a_start_is_measured() -> None:
@@ -40,6 +44,30 @@ def test_a_daemon_has_a_socket_for_each_layout_and_leaves_nothing() -> None:
 def test_a_daemon_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_devices", lambda *_: ["nonsense = 1\n"])
     with pytest.raises(VgpudError, match=r"(?s)ended at once:.*nonsense"), ServeProcess():
+        pass
+
+
+@pytest.mark.parametrize("bench", ["ring", "start"])
+def test_without_a_place_for_files_a_bench_is_an_error_in_words(
+    bench: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/proc/none")
+    assert cli.main(["bench", bench]) == 1
+    [*_, line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("vgpud: making /proc/none/vgpud-")
+    assert line.endswith(
+        ": No such file or directory; set TMPDIR to a directory that can be written to"
+    )
+
+
+def test_where_no_directory_will_do_they_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "No usable temporary directory found in ['/tmp', '/var/tmp']"
+
+    def fails(*_: object, **__: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, words)
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", fails)
+    with pytest.raises(HostError, match=re.escape(words)), ServeProcess():
         pass
 
 

@@ -25,6 +25,7 @@ from tests.cli.ctl.canned_daemon import CannedDaemon, File, paged, usual
 from tests.support.process import ROOT, VGPUD, Process
 from tests.support.until import PATIENCE
 from vgpud.cli import main as cli
+from vgpud.client import Client
 from vgpud.control import models
 from vgpud.control.methods import METHODS
 from vgpud.control.rpc import RpcError
@@ -183,6 +184,23 @@ def test_a_screenshot_into_a_file(pictured: CannedDaemon, ctl: Run, tmp_path: Pa
     assert pictured.calls == [("device.screenshot", {"device": "gpu0", "scanout": 2})]
     _, output, _ = ctl("screenshot", "gpu0", "--out", file, "--json")
     assert json.loads(output)["width"] == 640
+
+
+def test_a_screenshot_may_take_longer_than_other_calls(
+    pictured: CannedDaemon, ctl: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shot = pictured.answers["device.screenshot"]
+
+    def later(_: object) -> object:
+        time.sleep(1)
+        return shot
+
+    monkeypatch.setattr(Client.__init__, "__kwdefaults__", {"timeout": 0.3})
+    pictured.answers["device.screenshot"] = later
+    file = tmp_path / "shot.png"
+    assert ctl("screenshot", "gpu0", "--out", file)[0] == 0
+    assert file.read_bytes() == PNG
+    assert ctl("device.screenshot", '{"device": "gpu0"}', "--out", file)[0] == 0
 
 
 def test_a_screenshot_into_a_pipe(pictured: CannedDaemon) -> None:

@@ -16,7 +16,7 @@ from tests.rig.build import Rig
 from tests.rig.chroot import Chroot, cache_directory
 from tests.support.kvm_host import open_kvm
 from vgpud.coherency.kvm_mode import HonorGuestPat
-from vgpud.coherency.probes.front_end import FrontEndFacts, probe
+from vgpud.coherency.probes.front_end import FrontEndFacts, probe, start_time
 from vgpud.unix.credentials import peer_credentials
 
 PATIENCE = 20.0
@@ -115,6 +115,17 @@ def recorded(proc: Path, exe: str, fds: Sequence[str], arguments: Sequence[str])
         ("/usr/bin/qemu-system-x86_64", True),
         ("/usr/bin/qemu-system-x86_64 (deleted)", True),
         ("/usr/libexec/qemu-kvm", True),
+        ("/usr/bin/kvm", True),
+        ("/usr/bin/kvm (deleted)", True),
+        ("/usr/bin/qemu", True),
+        ("/nix/store/0x-qemu-10.1/bin/.qemu-system-x86_64-wrapped", True),
+        ("/nix/store/0x-qemu-10.1/bin/.qemu-system-x86_64-wrapped_", True),
+        ("/nix/store/0x-qemu-10.1/bin/..qemu-kvm-wrapped-wrapped (deleted)", True),
+        ("/nix/store/0x-crosvm/bin/.crosvm-wrapped", False),
+        ("/usr/bin/lkvm", False),
+        ("/usr/bin/kvmtool", False),
+        ("/usr/bin/qemu-img", False),
+        ("/usr/bin/qemu-x86_64", False),
         ("/usr/bin/qemu-storage-daemon", False),
         ("/usr/sbin/libvirtd", False),
         ("/home/qemu-system-x86_64/crosvm", False),
@@ -186,3 +197,31 @@ def test_a_real_qemu(rig: Rig, connect: Connect, accel: str, vms: int, told: str
     assert found == FrontEndFacts(pid, "qemu-system-x86_64", vms, HonorGuestPat(told))
     assert found.is_qemu
     assert probe(pid) == found
+
+
+def test_a_command_line_without_end(tmp_path: Path) -> None:
+    arguments = ["-accel", "kvm,honor-guest-pat=on", *["x" * 1000] * 100]
+    assert recorded(tmp_path, "/qemu-system-x86_64", [], arguments).honor_guest_pat == "unsaid"
+
+
+def test_the_first_descriptors_are_enough_if_a_vm_is_among_them(tmp_path: Path) -> None:
+    recorded(tmp_path, "/q", ["anon_inode:kvm-vm", *["/dev/null"] * 99], [])
+    order = [entry.name for entry in (tmp_path / "7" / "fd").iterdir()]
+    at = order.index("0")
+    found = probe(7, tmp_path, limit=at + 1)
+    assert (found.kvm_vms, found.incomplete) == (1, False)
+    if at:
+        found = probe(7, tmp_path, limit=at)
+        assert (found.kvm_vms, found.incomplete) == (None, True)
+    assert probe(7, tmp_path, limit=100).kvm_vms == 1
+
+
+def test_the_start_time_tells_processes_apart() -> None:
+    ours = start_time(os.getpid())
+    assert ours is not None
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        theirs = start_time(other.pid)
+        assert theirs is not None
+        assert theirs >= ours
+        assert start_time(other.pid) == theirs
+    assert start_time(other.pid) is None

@@ -25,7 +25,9 @@ class Port:
     def send(self, address: Address, data: bytes, fd: Fd | None) -> None:
         raise AssertionError("no agent without slots is asked for anything")
 
-    def replies_from(self, caller: Caller, sink: Callable[[Incoming | None], None] | None) -> None:
+    def replies_from(
+        self, caller: Caller, device: str, sink: Callable[[Incoming | None], None] | None
+    ) -> None:
         pass
 
 

@@ -101,6 +101,78 @@ def test_a_blob_of_the_vmms_is_what_the_guest_sees_in_its_bar(
         assert fe.bar.mappings == {}
 
 
+def test_what_is_unmapped_is_taken_from_the_guest(
+    methods: Methods, fe: FrontEnd, layout: str
+) -> None:
+    blob = create(methods).blob
+    place(methods, blob, offset=SIZE)
+    assert fe.bar is not None
+    fe.bar.write(SIZE, b"secret")
+    # The guest can't prevent it by using up all memory.
+    make_blob(fe, 1, (32 << 20) - used(methods) - 4 * 4096)
+    methods.call("blob.unmap", device="gpu0", blob=blob)
+    if layout == "window":
+        assert fe.bar.read(SIZE, SIZE) == bytes(SIZE)
+    else:
+        assert fe.bar.mappings == {}
+    assert run(fe, c.ResourceUnref, 1) == OK
+    place(methods, blob, offset=2 * SIZE)
+    assert fe.bar.read(2 * SIZE, 6) == b"secret"
+
+
+@pytest.mark.parametrize("end", ["blob.unmap", "blob.destroy"])
+def test_an_export_shows_no_other_blob(
+    methods: Methods, fe: FrontEnd, layout: str, end: str
+) -> None:
+    blob = create(methods).blob
+    place(methods, blob)
+    view = memory(methods.call("blob.export", device="gpu0", blob=blob))
+    offset = WINDOW - SIZE
+    with view:
+        view[:5] = b"first"
+        methods.call(end, device="gpu0", blob=blob)
+        other = create(methods).blob
+        make_blob(fe, 1)
+        if layout == "window":
+            with refused_as_guest(0x1205, "which was exported"):
+                place(methods, other, offset=offset)
+            assert run(fe, c.ResourceMapBlob, 1, offset) == ResponseType.ERR_INVALID_PARAMETER
+        mapped = place(methods, other)
+        assert (mapped.offset == offset) is (layout == "per-blob")
+        assert fe.bar is not None
+        assert mapped.offset is not None
+        fe.bar.write(mapped.offset, b"other")
+        assert view[:5] == (bytes(5) if layout == "window" else b"first")
+        fe.bar.close()  # as a VMM does at a reset
+        fe.reset()
+        mapped = place(methods, create(methods).blob)
+        assert mapped.offset == offset
+        fe.bar.write(offset, b"third")
+        assert view[:5] == (bytes(5) if layout == "window" else b"first")
+
+
+def test_an_export_of_the_guests_shows_no_other_blob(
+    methods: Methods, fe: FrontEnd, layout: str
+) -> None:
+    for blob in (1, 2):
+        make_blob(fe, blob)
+    assert run(fe, c.ResourceMapBlob, 1, 0) == MAPPED
+    with memory(methods.call("blob.export", device="gpu0", blob=1)) as view:
+        assert fe.bar is not None
+        fe.bar.write(0, b"first")
+        assert run(fe, c.ResourceUnmapBlob, 1) == OK
+        assert run(fe, c.ResourceMapBlob, 1, 0) == MAPPED  # it may come back
+        assert run(fe, c.ResourceUnmapBlob, 1) == OK
+        free = MAPPED if layout == "per-blob" else ResponseType.ERR_INVALID_PARAMETER
+        assert run(fe, c.ResourceMapBlob, 2, 0) == free
+        assert run(fe, c.ResourceUnref, 1) == OK
+        if layout == "window":
+            assert run(fe, c.ResourceMapBlob, 2, 0) == ResponseType.ERR_INVALID_PARAMETER
+            assert run(fe, c.ResourceMapBlob, 2, SIZE) == MAPPED
+            fe.bar.write(SIZE, b"other")
+            assert view[:5] == bytes(5)
+
+
 def test_places_are_taken_from_the_end_down_and_free_ones_again(
     methods: Methods, fe: FrontEnd
 ) -> None:

@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 
 from tests.daemon.methods.stand import Methods, kind_of, wait_gone
-from tests.microvm.test_png import decode
 from tests.support.daemon_thread import DaemonThread
 from tests.support.front_end import FrontEnd
+from tests.support.png import decode
 from tests.vhost.test_session import make_blob, run, show
+from vgpud.client import Client
 from vgpud.coherency.slot_policy import SlotOwner
 from vgpud.control.call import Reply
 from vgpud.control.models import Output, Screenshot
@@ -34,7 +35,7 @@ from vgpud.gpu import spec
 from vgpud.gpu.wire import commands as c
 from vgpud.gpu.wire.command_codec import encode
 from vgpud.gpu.wire.header import Header
-from vgpud.gpu.wire.protocol import ResponseType
+from vgpud.gpu.wire.protocol import ResourceId, ResponseType
 from vgpud.vhost.wire.back_end_channel import ConfigChange
 from vgpud.vhost.wire.protocol import ProtocolFeature
 
@@ -111,6 +112,18 @@ def test_a_device_that_is_not_there(methods: Methods) -> None:
         assert kind_of(refused.value) == "no-device"
 
 
+def test_a_command_that_was_refused_memory_is_a_problem(methods: Methods, fe: FrontEnd) -> None:
+    too_large = encode(c.ResourceCreate2D(Header(0x101), ResourceId(9), 1, 8192, 8192))
+    answer = fe.command(too_large, response_size=24)
+    assert int.from_bytes(answer[:4], "little") == ResponseType.ERR_OUT_OF_MEMORY
+    (problem,) = methods.call("device.get", device="gpu0").problems
+    assert problem.startswith("memory was refused once: ResourceCreate2D: 268439552 bytes asked")
+    assert "raise memory_limit, now 65536 KiB" in problem
+    fe.reset()
+    fe.command(encode(c.GetDisplayInfo(Header(0x100))), response_size=24 + 16 * 24)
+    assert methods.call("device.get", device="gpu0").problems == ()
+
+
 # -- device.resize ---------------------------------------------------------------------------------
 
 
@@ -127,6 +140,35 @@ def test_a_resize_reaches_the_guest_as_a_display_event(methods: Methods, fe: Fro
     assert event.data == {"scanout": 1, "width": 1024, "height": 768}
     fe.reset()
     assert mode(fe, 1) == (1024, 768)
+
+
+def test_a_driver_that_does_not_run_is_notified_when_it_continues(
+    methods: Methods, fe: FrontEnd
+) -> None:
+    assert mode(fe, 1) == (800, 600)
+    fe.stop()  # as a VMM that pauses its VM
+    for width in (1024, 1152):
+        methods.call("device.resize", device="gpu0", width=width, height=768, scanout=1)
+    assert methods.kinds().count("device.resized") == 2
+    assert fe.backend.messages == []
+    fe.start()
+    fe.backend.wait(ConfigChange())
+    assert mode(fe, 1) == (1152, 768)
+    assert events_read(fe) == DISPLAY_EVENT
+    assert fe.backend.messages == [ConfigChange()]
+
+
+def test_a_driver_that_starts_is_not_notified_of_what_it_reads_anyway(
+    methods: Methods, daemon: DaemonThread, fe: FrontEnd
+) -> None:
+    fe.stop()
+    methods.call("device.resize", device="gpu0", width=1024, height=768, scanout=1)
+    reconfigure(methods, daemon.daemon.devices["gpu0"], outputs=(spec.PreferredMode(800, 600),) * 2)
+    for driver in fe.drivers:
+        driver.reset()
+    fe.start()
+    assert mode(fe, 0) == (800, 600)
+    assert fe.backend.messages == []
 
 
 def test_a_resize_that_nobody_passes_on_is_undone(methods: Methods, short_directory: Path) -> None:
@@ -154,6 +196,21 @@ def test_two_resizes_that_nobody_passes_on_are_both_undone(methods: Methods, fe:
         assert all(isinstance(one.exception(5), HostError) for one in asking)
     fe.backend.close()
     assert mode(fe, 1) == (800, 600)
+
+
+def test_a_resize_that_was_given_up_is_not_done_later(
+    methods: Methods, fe: FrontEnd, short_directory: Path
+) -> None:
+    """As with a VMM that is stopped, and continues after the caller has been told of it."""
+    fe.backend.answering.clear()
+    params = {"device": "gpu0", "width": 1024, "height": 768, "scanout": 1}
+    with Client(short_directory / "control.sock") as client:
+        with pytest.raises(RpcError, match=r"device\.resize was not done in 0.3 seconds"):
+            client.call("device.resize", params, timeout=0.3)
+        fe.backend.answering.set()
+        client.call("device.resize", {**params, "scanout": 0})
+    assert (mode(fe, 0), mode(fe, 1)) == ((1024, 768), (800, 600))
+    assert methods.kinds().count("device.resized") == 1
 
 
 def test_what_can_not_be_resized(methods: Methods, fe: FrontEnd) -> None:
@@ -199,6 +256,25 @@ def test_of_what_shows_nothing_there_is_no_screenshot(methods: Methods, fe: Fron
     with pytest.raises(RpcError) as refused:
         methods.call("device.screenshot", device="gpu1")
     assert kind_of(refused.value) == "no-front-end"
+
+
+def test_a_screenshot_that_the_device_has_no_memory_for(
+    methods: Methods, fe: FrontEnd, daemon: DaemonThread
+) -> None:
+    show(fe)
+    live = daemon.daemon.devices["gpu0"].live
+    assert live is not None
+    quota = live.gpu.quota
+    charge = quota.charge(quota.limit - quota.used - 1000)
+    with pytest.raises(
+        RpcError, match="a screenshot of 64x64 is charged to memory_limit"
+    ) as caught:
+        methods.call("device.screenshot", device="gpu0")
+    assert kind_of(caught.value) == "guest"
+    charge.release()
+    before = quota.used
+    methods.call("device.screenshot", device="gpu0").fd.close()
+    assert quota.used == before
 
 
 def descriptors() -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import pytest
 
@@ -64,8 +64,12 @@ class Late(FakeExecutor):
     async def drained(self, resource: ResourceId) -> None:
         self.waited_for.append(resource)
 
-    async def run_in_thread(self, copy: Callable[[], None]) -> None:
-        copy()
+    async def run_steps(self, steps: Iterator[None], cost: int) -> None:
+        await self.run_in_thread(steps)
+
+    async def run_in_thread(self, steps: Iterator[None]) -> None:
+        for _ in steps:
+            pass
         await self._patience.wait()
 
 

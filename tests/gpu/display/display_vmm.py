@@ -31,6 +31,7 @@ class Screen:
     def __init__(self) -> None:
         self.pictures: dict[int, NDArray[np.uint8]] = {}
         self.reads: list[tuple[int, Rect]] = []
+        self.cost = 1
 
     def show(self, scanout_id: int, width: int, height: int) -> None:
         self.pictures[scanout_id] = np.zeros((height, width, 4), np.uint8)
@@ -54,6 +55,9 @@ class Screen:
             return None
         part = picture[rect.y : rect.y + rect.height, rect.x : rect.x + rect.width]
         return part if part.shape[:2] == (rect.height, rect.width) else None
+
+    def read_cost(self, scanout_id: int) -> int:
+        return self.cost
 
 
 class Vmm:
@@ -128,6 +132,13 @@ async def connected(
         running.cancel()
         await asyncio.wait([running])
         vmm.socket.close()
+
+
+async def flush(channel: DisplayChannel, scanout_id: int, rect: Rect) -> None:
+    """Flushes a blob as a guest does, and returns when the command is answered."""
+    channel.damage(scanout_id, rect)
+    if not channel.settle(scanout_id):
+        await channel.finish_settling(scanout_id)
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:

@@ -2,6 +2,7 @@
  *
  *   kms           the scenes, each announced by READY and its name
  *   kms frames    flips from a READY on, until there is a line to read, and then a READY
+ *   kms colours   flips of a red and a blue buffer instead, which are drawn once
  *   kms loop      flips and dirty rectangles until the end of the world
  *
  * What is drawn depends on nothing but the mode: two devices that show the same scene show the same pixels.
@@ -132,20 +133,40 @@ static void scenes(void)
 	ready("off");
 }
 
-static void frames_until_told(void)
+static void fill(struct frame *frame, uint32_t colour)
+{
+	uint32_t *pixels = (uint32_t *)frame->map;
+
+	for (uint64_t i = 0; i < frame->size / 4; i++)
+		pixels[i] = colour;
+}
+
+static void one_colour(uint32_t frame, uint32_t *shown)
+{
+	(void)frame;
+	*shown ^= 1;
+	flip(&output, frames[*shown].fb);
+}
+
+static void frames_until_told(void (*one)(uint32_t frame, uint32_t *shown))
 {
 	struct drm_mode_modeinfo fast = quick();
 	struct pollfd told = { .fd = STDIN_FILENO, .events = POLLIN };
 	uint32_t shown = 0, count = 0;
 	double start;
 
-	draw(&frames[0], 1, 0, 0, width, height);
-	draw(&frames[1], 2, 0, 0, width, height);
+	if (one == one_flip) {
+		draw(&frames[0], 1, 0, 0, width, height);
+		draw(&frames[1], 2, 0, 0, width, height);
+	} else {
+		fill(&frames[0], 0xff0000);
+		fill(&frames[1], 0xff);
+	}
 	set_mode(&output, &fast, frames[0].fb, 0, 0);
 	ready("start");
 	start = now();
 	while (!poll(&told, 1, 0))
-		one_flip(++count, &shown);
+		one(++count, &shown);
 	wait_line();
 	printf("FLIPPED %u in %.2f s\n", count, now() - start);
 	ready("frames");
@@ -172,7 +193,9 @@ int main(int argc, char **argv)
 		}
 	}
 	if (argc > 1 && !strcmp(argv[1], "frames"))
-		frames_until_told();
+		frames_until_told(one_flip);
+	else if (argc > 1 && !strcmp(argv[1], "colours"))
+		frames_until_told(one_colour);
 	else
 		scenes();
 	printf("KMS done\n");

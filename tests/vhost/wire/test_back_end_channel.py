@@ -17,6 +17,9 @@ from vgpud.vhost.wire.back_end_channel import (
     ReceivedBackEndMessage,
     ShmemMap,
     ShmemUnmap,
+    Withdrawn,
+    first_byte,
+    withdrawal,
 )
 from vgpud.vhost.wire.protocol import HEADER, BackEndRequestId
 
@@ -195,3 +198,21 @@ def test_the_two_ends_agree(
         while reply := back.next_reply():
             replies.append(reply)
     assert replies == expected
+
+
+@table
+def test_a_message_can_be_withdrawn_after_its_first_byte(
+    request_id: BackEndRequestId, message: BackEndMessage, payload: str
+) -> None:
+    begun = BackEndRequester(reply_ack=True).send(message)
+    assert first_byte(message) == begun[:1]
+    data = first_byte(message) + withdrawal(message)
+    request, flags, size = HEADER.unpack(data)
+    assert request not in list(BackEndRequestId)
+    assert (flags, size) == (1, 0)  # no answer is wanted
+    channel = FrontEndResponder()
+    channel.receive_data(data + begun)
+    received = channel.next_request()
+    assert received == ReceivedBackEndMessage(Withdrawn(request_id), need_reply=False)
+    assert channel.reply(received, 1) == b""
+    assert channel.next_request() == ReceivedBackEndMessage(message, need_reply=True)

@@ -188,6 +188,20 @@ def test_feature_that_was_not_offered(bit: int) -> None:
     assert peer.session.features == 0
 
 
+@pytest.mark.parametrize(
+    ("bit", "words"),
+    [
+        (33, "VIRTIO_F_ACCESS_PLATFORM: .* behind a vIOMMU .*iommu_platform=off"),
+        (34, "VIRTIO_F_RING_PACKED: .*packed=off"),
+        (35, "VIRTIO_F_IN_ORDER: .*in_order=off"),
+    ],
+)
+def test_an_option_of_the_vmm_that_can_not_be_is_named(bit: int, words: str) -> None:
+    features = DEVICE | F_PROTOCOL_FEATURES | 1 << bit
+    complaint = f"has {1 << bit:#x}, which was not offered; {words}"
+    broken(Peer(), complaint, encode_request(m.SetFeatures(features)))
+
+
 def test_ring_features_that_qemu_adds_are_taken() -> None:
     peer = Peer()
     added = sum(1 << bit for bit in (24, 27, 28, 29, 40))

@@ -14,20 +14,23 @@ _ENVIRONMENT: Final = {
     name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
 }
 """The environment that keeps bytecode, because an installed package has it."""
-_SHARED: Final = "/tmp"  # noqa: S108 - a private directory is created in it
 
 
 class ServeProcess(Service):
     """A daemon with a device for each of `layouts`, whose name is the layout's.
 
-    Its directory is in /tmp, because the guest rig's chroot shares that.
+    Its directory is created in `parent`, by default tempfile's directory. Raises as `Service`.
     """
 
     def __init__(
-        self, layouts: Sequence[Layout] = (Layout.WINDOW,), *, guest_pat: str = "honored"
+        self,
+        layouts: Sequence[Layout] = (Layout.WINDOW,),
+        *,
+        guest_pat: str = "honored",
+        parent: str | None = None,
     ) -> None:
         config = "".join(_devices(layouts, guest_pat))
-        super().__init__(config, parent=_SHARED, environment=_ENVIRONMENT)
+        super().__init__(config, parent=parent, environment=_ENVIRONMENT)
 
     def cpu_s(self) -> float:
         """Return the seconds of processor time that the daemon has used."""

@@ -6,12 +6,14 @@ matplotlib is the optional extra `plot`, and is imported only to draw.
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from vgpud.cli.bench.figures import BenchResult, Chart
+from vgpud.cli.output_file import write_file
 from vgpud.errors import ConfigError, HostError
 
 SUFFIXES: Final = (".png", ".svg", ".pdf")
@@ -25,13 +27,21 @@ _FAR: Final = 50
 
 
 def check(path: Path) -> None:
-    """Raise ConfigError unless `draw` can write to `path`, before minutes of measuring."""
+    """Raise ConfigError or HostError unless `draw` can write to `path`.
+
+    It is called before minutes of measuring.
+    """
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"--plot {path}: the name must end in {', '.join(SUFFIXES)}")
     if not os.access(path.parent, os.W_OK) or path.is_dir():
         raise ConfigError(f"--plot {path}: no file can be created there")
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("--plot needs matplotlib: pip install 'vgpud[plot]'")
+    try:
+        importlib.import_module("matplotlib.figure")
+    except OSError as error:  # It makes a directory for its cache.
+        advice = "set MPLCONFIGDIR to a directory that can be written to"
+        raise HostError("loading matplotlib", error, advice) from error
 
 
 def draw(path: Path, heading: str, found: Mapping[str, BenchResult]) -> None:
@@ -51,10 +61,9 @@ def draw(path: Path, heading: str, found: Mapping[str, BenchResult]) -> None:
             axes = grid[index // _COLUMNS][index % _COLUMNS]
             axes.set_visible(True)
             _draw_chart(axes, name, chart)
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise HostError(f"writing {path}", error) from error
+    picture = io.BytesIO()
+    figure.savefig(picture, format=path.suffix.removeprefix("."))
+    write_file(path, [picture.getvalue()])
 
 
 def _draw_chart(axes: object, name: str, chart: Chart) -> None:

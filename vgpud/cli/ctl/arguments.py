@@ -14,7 +14,9 @@ from typing import Final
 
 from vgpud.cli.ctl import verbs
 from vgpud.cli.ctl.verb_parser import VerbParser
+from vgpud.cli.stdout import ProgramParser
 from vgpud.control.methods import METHODS
+from vgpud.control.rpc import MAX_WAIT
 
 SHORTEST_INTERVAL: Final = 0.1
 """Seconds. With a shorter interval, the figures would show the watching itself."""
@@ -23,9 +25,8 @@ SHORTEST_INTERVAL: Final = 0.1
 def add_verbs(parser: VerbParser) -> None:
     """Add the verbs to a parser that has no options yet."""
     _add_daemon(parser, default=None)
-    names = parser.add_subparsers(
-        required=True, metavar="VERB|METHOD", parser_class=argparse.ArgumentParser
-    )
+    _add_timeout(parser, default=None)
+    names = parser.add_subparsers(required=True, metavar="VERB|METHOD", parser_class=ProgramParser)
     _add(names, "status", verbs.status, "the daemon, and its devices")
 
     devices = _add(names, "devices", verbs.devices, "all devices, or all about one")
@@ -75,7 +76,7 @@ def add_verbs(parser: VerbParser) -> None:
 
 
 def _add(
-    names: argparse._SubParsersAction[argparse.ArgumentParser],
+    names: argparse._SubParsersAction[ProgramParser],
     name: str,
     verb: verbs.Verb,
     about: str,
@@ -86,19 +87,20 @@ def _add(
     parser.set_defaults(action=partial(verbs.run, verb))
     # These options may also come after the verb.
     _add_daemon(parser, default=argparse.SUPPRESS)
+    _add_timeout(parser, default=argparse.SUPPRESS)
     about = "no effect: the answer is always JSON" if only_json else "print JSON"
     parser.add_argument("--json", action="store_true", help=about)
     return parser
 
 
-def _add_unknown(names: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
+def _add_unknown(names: argparse._SubParsersAction[ProgramParser], name: str) -> None:
     # An argument that is no method, such as a file's name, does no harm.
     if name not in names.choices:
         _add_method(names, name, "a method that only the daemon knows", with_file=True)
 
 
 def _add_method(
-    names: argparse._SubParsersAction[argparse.ArgumentParser],
+    names: argparse._SubParsersAction[ProgramParser],
     name: str,
     about: str,
     *,
@@ -129,6 +131,16 @@ def _add_daemon(parser: argparse.ArgumentParser, *, default: str | None) -> None
         metavar="SOCKET",
         default=default,
         help="control socket; default: as configured",
+    )
+
+
+def _add_timeout(parser: argparse.ArgumentParser, *, default: str | None) -> None:
+    parser.add_argument(
+        "--timeout",
+        type=_timeout,
+        metavar="SECONDS",
+        default=default,
+        help="how long a method may take until it is given up; default: by method",
     )
 
 
@@ -178,6 +190,16 @@ def _whole(text: str, what: str, allowed: range) -> int:
     if not re.fullmatch(r"[0-9]{1,19}", text) or int(text) not in allowed:
         raise argparse.ArgumentTypeError(f"must be {what}")
     return int(text)
+
+
+def _timeout(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= MAX_WAIT:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds, {MAX_WAIT:.0f} at most")
+    return seconds
 
 
 def _interval(text: str) -> float:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from vgpud.cli.output_file import write_file
 from vgpud.cli.stdout import write_bytes
 from vgpud.errors import HostError
 from vgpud.publish import Json
@@ -24,16 +25,11 @@ def save(fd: Fd, answer: Json, path: Path | None) -> int:
     Raises HostError if the file can't be read or written.
     """
     offset, size = _range(fd, answer)
-    if path is None:
-        for chunk in _contents(fd, offset, size):
-            write_bytes(chunk)
+    if path is not None:
+        write_file(path, _contents(fd, offset, size))
         return size
-    try:
-        with path.open("wb") as file:
-            for chunk in _contents(fd, offset, size):
-                file.write(chunk)
-    except OSError as error:
-        raise HostError(f"writing {path}", error) from error
+    for chunk in _contents(fd, offset, size):
+        write_bytes(chunk)
     return size
 
 

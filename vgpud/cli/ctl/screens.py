@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Final
 
-from vgpud.cli.ctl.tables import NOTHING, address, plain, size, span, table
+from vgpud.cli.ctl.tables import NOTHING, address, size, span, table
 from vgpud.control.models import (
     Agent,
     Blob,
@@ -19,6 +19,7 @@ from vgpud.control.models import (
     Screenshot,
     Slot,
 )
+from vgpud.printable import printable
 from vgpud.publish import Json
 
 _ADDRESSES: Final = {"flags", "fd_offset", "guest_phys_addr", "offset"}
@@ -28,16 +29,16 @@ _ADDRESSES: Final = {"flags", "fd_offset", "guest_phys_addr", "offset"}
 def status(info: DaemonInfo, found: Sequence[DeviceDetails]) -> Iterator[str]:
     """Return lines about the daemon, its devices, and notes about them."""
     yield (
-        f"vgpud {plain(info.version)}, pid {info.pid}, up {span(info.uptime_s)},"
-        f" log level {plain(info.log_level)}"
+        f"vgpud {printable(info.version)}, pid {info.pid}, up {span(info.uptime_s)},"
+        f" log level {printable(info.log_level)}"
     )
-    yield f"configuration: {plain(info.config_file or 'built-in defaults')}"
+    yield f"configuration: {printable(info.config_file or 'built-in defaults')}"
     yield ""
     yield from devices(found)
     notes = [f"{device.name}: {note}" for device in found for note in _notes(device)]
     if notes:
         yield ""
-        yield from map(plain, notes)
+        yield from map(printable, notes)
 
 
 def devices(found: Sequence[DeviceDetails]) -> Iterator[str]:
@@ -86,7 +87,7 @@ def device(found: DeviceDetails) -> Iterator[str]:
     ]
     width = max(len(label) for label, _ in rows)
     for label, value in rows:
-        yield f"{label:{width}}  {plain(value)}"
+        yield f"{label:{width}}  {printable(value)}"
 
 
 def blobs(found: Sequence[Blob]) -> Iterator[str]:
@@ -141,7 +142,7 @@ def event(happened: Event) -> str:
         parts.append(f"resource {happened.resource}")
     parts.append(happened.message)
     parts += [f"{key}={_fact(key, value)}" for key, value in happened.data.items()]
-    return plain(" ".join(parts))
+    return printable(" ".join(parts))
 
 
 def reloaded(result: Reloaded) -> Iterator[str]:
@@ -156,19 +157,20 @@ def reloaded(result: Reloaded) -> Iterator[str]:
     for heading, changes in groups:
         if changes:
             yield f"{heading}:"
-            yield from (f"  {plain(change)}" for change in changes)
+            yield from (f"  {printable(change)}" for change in changes)
 
 
 def resized(result: Resized) -> str:
     """Return a line about the new mode."""
-    return f"{plain(result.device)} output {result.scanout}: offered {result.width}x{result.height}"
+    where = f"{printable(result.device)} output {result.scanout}"
+    return f"{where}: offered {result.width}x{result.height}"
 
 
 def screenshot(result: Screenshot, file: str) -> str:
     """Return a line about the picture and its file."""
     return (
-        f"{plain(result.device)} output {result.scanout}: {result.width}x{result.height},"
-        f" {size(result.size)} in {plain(file)}"
+        f"{printable(result.device)} output {result.scanout}: {result.width}x{result.height},"
+        f" {size(result.size)} in {printable(file)}"
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
+from vgpud.printable import printable
+
 GAP: Final = "  "
 NOTHING: Final = "-"
 """The text of an empty cell."""
@@ -18,10 +20,10 @@ _DAY: Final = 24 * _HOUR
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
     """Return lines with aligned columns; a column whose header starts with ">" is right-aligned.
 
-    Cells are escaped by `plain`.
+    Cells are escaped by `printable`.
     """
     names = [name.removeprefix(">") for name in header]
-    cells = [names, *([plain(cell) for cell in row] for row in rows)]
+    cells = [names, *([printable(cell) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     for row in cells:
         yield GAP.join(
@@ -30,17 +32,13 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]
         ).rstrip()
 
 
-def fitted(lines: Iterable[str], width: int | None) -> Iterator[str]:
-    """Yield lines cut to `width` columns, if that is not None; a cut line ends with an ellipsis."""
+def fitted(lines: Iterable[str], width: int | None, mark: str = "…") -> Iterator[str]:
+    """Yield lines cut to `width` columns, if that is not None; a cut line ends with `mark`."""
     for line in lines:
-        yield line if width is None or len(line) <= width else f"{line[: max(width - 1, 0)]}…"
-
-
-def plain(text: str) -> str:
-    """Return text that is safe for a terminal: unprintable characters are escaped as in Python."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        if width is None or len(line) <= width:
+            yield line
+        else:
+            yield f"{line[: max(width - len(mark), 0)]}{mark}"
 
 
 def size(count: float) -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from vgpud.cli.stdout import ProgramParser
+
 _METHOD: Final = re.compile(r"[a-z]+(\.[a-z_]+)+")
 
 
-class VerbParser(argparse.ArgumentParser):
+class VerbParser(ProgramParser):
     """A parser that calls `add_method` for each argument that looks like a method's name.
 
     It does so before the arguments are parsed.

@@ -9,7 +9,7 @@ import argparse
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict
 from datetime import datetime
@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from vgpud.cli.ctl import answers, files, rates, screens
 from vgpud.cli.ctl.tables import fitted, span
-from vgpud.cli.stdout import is_terminal, write_text
+from vgpud.cli.stdout import ellipsis, is_terminal, write_text
 from vgpud.client import Client
 from vgpud.control import models
 from vgpud.daemon.config import Config
@@ -38,7 +38,7 @@ _ERASE_SCREEN: Final = "\x1b[J"
 
 def run(verb: Verb, args: argparse.Namespace) -> None:
     """Run a verb with the daemon that the arguments name."""
-    with Client(_socket(args)) as client:
+    with Client(_socket(args), timeout=args.timeout) as client:
         verb(client, args)
 
 
@@ -92,7 +92,7 @@ def screenshot(client: Client, args: argparse.Namespace) -> None:
     if args.out is None and args.json:
         raise ConfigError("screenshot: --json needs --out FILE, as the picture goes to stdout")
     params = {"device": args.device, "scanout": args.scanout}
-    value, fd = client.call_with_fd("device.screenshot", params)
+    value, fd = client.call_with_fd("device.screenshot", params, timeout=answers.FILE_TIMEOUT)
     with fd:
         result = answers.checked(value, models.Screenshot, "device.screenshot")
         files.save(fd, value, args.out)
@@ -134,7 +134,7 @@ def events(client: Client, args: argparse.Namespace) -> None:
         with closing(answers.events(client, args.kind or ["*"], args.device)) as found:
             for number, event in enumerate(found, start=1):
                 line = event.model_dump_json() if args.json else screens.event(event)
-                write_text("".join(fitted([line], None if args.json else _width())))
+                write_text("".join(_fitted([line]) if not args.json else [line]))
                 if number == args.count:
                     break
     except KeyboardInterrupt:
@@ -159,7 +159,7 @@ def call(client: Client, args: argparse.Namespace) -> None:
     if args.out is None and not answers.has_file(args.method):
         _print_json(client.call(args.method, args.params))
         return
-    value, fd = client.call_with_fd(args.method, args.params)
+    value, fd = client.call_with_fd(args.method, args.params, timeout=answers.FILE_TIMEOUT)
     with fd:
         if args.out is not None:
             files.save(fd, value, args.out)
@@ -188,7 +188,7 @@ def _show_rates(
         write_text(json.dumps({"uptime_s": now.uptime, "devices": [asdict(row) for row in found]}))
         return
     heading = f"{datetime.now().astimezone():%H:%M:%S}  daemon up {span(now.uptime)}"
-    lines = list(fitted([heading, *rates.lines(found)], _width()))
+    lines = list(_fitted([heading, *rates.lines(found)]))
     if is_terminal():
         room = shutil.get_terminal_size().lines - 1
         write_text(
@@ -207,7 +207,11 @@ def _print_json(value: object) -> None:
 
 
 def _print_lines(lines: Iterable[str]) -> None:
-    write_text("\n".join(fitted(lines, _width())))
+    write_text("\n".join(_fitted(lines)))
+
+
+def _fitted(lines: Iterable[str]) -> Iterator[str]:
+    return fitted(lines, _width(), ellipsis())
 
 
 def _width() -> int | None:

@@ -7,6 +7,8 @@ a fact that can't be seen is None, with the reason. Source: proc(5); QEMU's docu
 from __future__ import annotations
 
 import errno
+import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,7 +17,16 @@ from typing import Final
 
 from vgpud.coherency.kvm_mode import HonorGuestPat
 
+MAX_FILES: Final = 1 << 20
+"""Descriptors that are looked at, more than a process may have by default (fs.nr_open)."""
+MAX_ARGUMENTS: Final = 64 << 10
+"""Bytes of a command line that are looked at; QEMU's have a few."""
+_START_TIME: Final = 19  # of the fields after the program's name
 _KVM_VM: Final = "anon_inode:kvm-vm"
+_QEMU: Final = re.compile(r"qemu-system-.+|qemu-kvm|qemu|kvm|kvm-spice")
+"""The names of QEMU in distributions: kvm is Proxmox's, qemu-kvm is Red Hat's."""
+_WRAPPED: Final = re.compile(r"\.+(.+?)(?:-wrapped_*)+")
+"""A program behind a script of that name, as Nix's wrapProgram calls it, once or several times."""
 _DELETED: Final = " (deleted)"  # an executable that was replaced, as by an upgrade
 
 
@@ -33,16 +44,17 @@ class FrontEndFacts:
     kvm_vms: int | None = None
     honor_guest_pat: HonorGuestPat = HonorGuestPat.UNSAID
     problem: str = ""
+    incomplete: bool = False
+    """Whether it has descriptors that were not looked at, and no VM among the others."""
 
     @property
     def is_qemu(self) -> bool:
         """Whether it is QEMU's system emulator, by the name of its executable."""
-        name = self.program or ""
-        return name.startswith("qemu-system-") or name == "qemu-kvm"
+        return bool(_QEMU.fullmatch(_WRAPPED.sub(r"\1", self.program or "")))
 
 
-def probe(pid: int, proc: Path = Path("/proc")) -> FrontEndFacts:
-    """Return what can be seen of a process now. Raises nothing.
+def probe(pid: int, proc: Path = Path("/proc"), *, limit: int = MAX_FILES) -> FrontEndFacts:
+    """Return what can be seen of a process now, by its first `limit` descriptors. Raises nothing.
 
     QEMU connects its sockets before it opens KVM, so all facts are there only when the guest runs.
     """
@@ -51,21 +63,52 @@ def probe(pid: int, proc: Path = Path("/proc")) -> FrontEndFacts:
     entry = proc / str(pid)
     try:
         program = (entry / "exe").readlink().name.removesuffix(_DELETED)
-        vms = sum(_is_vm(fd) for fd in (entry / "fd").iterdir())
-        arguments = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        vms, complete = _count_vms(entry / "fd", limit)
+        arguments = _arguments(entry / "cmdline")
     except OSError as error:
         reason = error.strerror
         if error.errno == errno.ENOENT:
             reason = "there is no such process, or it is hidden (ProtectProc=, hidepid=)"
         return FrontEndFacts(pid, problem=f"{error.filename}: {reason}")
+    if not vms and not complete:
+        problem = f"it has more than {limit} open files, which are being examined"
+        return FrontEndFacts(pid, program, problem=problem, incomplete=True)
     return FrontEndFacts(pid, program, vms, _honor_guest_pat(arguments))
 
 
-def _is_vm(fd: Path) -> bool:
+def start_time(pid: int, proc: Path = Path("/proc")) -> int | None:
+    """Return when a process was started, in clock ticks since boot: it tells it from a later one.
+
+    None if there is none, or it is hidden.
+    """
     try:
-        return str(fd.readlink()) == _KVM_VM
-    except FileNotFoundError:  # It was closed after it was listed.
-        return False
+        # The name of the program, in parentheses, may have spaces and parentheses itself.
+        fields = (proc / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
+        return int(fields[_START_TIME])
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def _count_vms(directory: Path, limit: int) -> tuple[int, bool]:
+    """Return the number of VMs among the first descriptors, and whether those are all."""
+    vms = 0
+    with os.scandir(directory) as entries:
+        for number, entry in enumerate(entries):
+            if number == limit:
+                return vms, False
+            try:
+                vms += str(Path(entry.path).readlink()) == _KVM_VM
+            except FileNotFoundError:  # It was closed after it was listed.
+                continue
+    return vms, True
+
+
+def _arguments(path: Path) -> list[str]:
+    with path.open("rb") as file:
+        data = file.read(MAX_ARGUMENTS + 1)
+    if len(data) > MAX_ARGUMENTS:
+        return ["-readconfig", ""]  # there may be more of them, with any option
+    return data.decode(errors="replace").split("\0")
 
 
 def _honor_guest_pat(arguments: Sequence[str]) -> HonorGuestPat:

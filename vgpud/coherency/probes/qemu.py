@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-PROGRAMS: Final = ("qemu-system-x86_64", "qemu-kvm", "/usr/libexec/qemu-kvm")
-"""Names and paths of QEMU; the last two are Red Hat's."""
+PROGRAMS: Final = ("qemu-system-x86_64", "qemu-kvm", "/usr/libexec/qemu-kvm", "kvm")
+"""Names and paths of QEMU; the second and the third are Red Hat's, the last is Proxmox's."""
 
 PATIENCE: Final = 5.0
 """Seconds to wait. It takes 0.03, and seconds on a busy machine."""

@@ -56,7 +56,7 @@ class AgentMethods:
                 held = slots.grant.pid if slots.grant is not None else None
                 text = f"pid {held} is the slot agent of {params.device}: it has to detach first"
                 raise refused(ErrorKind.BUSY, text, device=params.device, pid=held)
-            link = ControlLink(self._port, caller, slots.lost)
+            link = ControlLink(self._port, caller, params.device, slots.lost)
             await slots.attach(AgentCalls(link, self._call_ids), grant)
         device.find_kvm_mode_again()
         attached = slots.attached()

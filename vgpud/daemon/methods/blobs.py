@@ -6,8 +6,9 @@ can't change the guest's, because the guest's driver would not know of it.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from vgpud.coherency.slot_policy import BlobKind, Layout
@@ -16,7 +17,14 @@ from vgpud.control.call import Caller, Handler, Reply, refused
 from vgpud.control.models import Blob, BlobExport, Done, ErrorKind, MapInfoName, Page
 from vgpud.control.rpc import ErrorCode, RpcError
 from vgpud.daemon.device_server import DeviceServer
-from vgpud.daemon.methods.lookup import as_guest_error, device_named, devices_of, live_device, page
+from vgpud.daemon.methods.lookup import (
+    Section,
+    as_guest_error,
+    device_named,
+    devices_of,
+    live_device,
+    page,
+)
 from vgpud.errors import HostError
 from vgpud.gpu.blobs.commands import KINDS
 from vgpud.gpu.blobs.per_blob_layout import PerBlobMemory
@@ -59,13 +67,13 @@ class BlobMethods:
         }
 
     def _list(self, asked: params.PagedOfDevice, caller: Caller) -> Page[Blob]:
-        found = [
-            (device, blob)
-            for device in devices_of(self._devices, asked.device)
+        devices = devices_of(self._devices, asked.device, caller)
+        parts = [
+            Section(device.live.gpu.blob_count, partial(_blobs, device, device.live.gpu))
+            for device in devices
             if device.live is not None
-            for blob in device.live.gpu.blobs()
         ]
-        return page(Page[Blob], found, asked, lambda pair: describe(*pair))
+        return page(Page[Blob], parts, asked, lambda pair: describe(*pair))
 
     async def _create(self, asked: params.CreateBlob, caller: Caller) -> Blob:
         device = device_named(self._devices, asked.device)
@@ -165,6 +173,12 @@ def describe(device: DeviceServer, blob: AnyBlob) -> Blob:
         flags=int(blob.plan.slot_flags),
         reason=blob.plan.reason,
     )
+
+
+def _blobs(
+    device: DeviceServer, gpu: Gpu, start: int, stop: int
+) -> Iterator[tuple[DeviceServer, AnyBlob]]:
+    return ((device, blob) for blob in gpu.blobs(start, stop))
 
 
 def _find(device: DeviceServer, gpu: Gpu, blob_id: int) -> AnyBlob:

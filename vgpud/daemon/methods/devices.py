@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from typing import TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
+import os
+from collections import defaultdict
+from collections.abc import Mapping
 
 from vgpud.control import params
 from vgpud.control.call import Caller, Handler, Reply, refused
 from vgpud.control.models import DeviceDetails, ErrorKind, Output, Page, Resized, Screenshot
 from vgpud.daemon.device_server import DeviceServer
 from vgpud.daemon.methods import agents
-from vgpud.daemon.methods.lookup import as_guest_error, device_named, live_device, page
+from vgpud.daemon.methods.lookup import (
+    Section,
+    as_guest_error,
+    device_named,
+    devices_of,
+    live_device,
+    page,
+)
 from vgpud.gpu.blobs.buffers import BlobBuffers
 from vgpud.gpu.display import png
+from vgpud.gpu.display.capture import Capture
 from vgpud.memory import memfd
 from vgpud.unix.fd import Fd
-
-Picture: TypeAlias = NDArray[np.uint8]
 
 
 class DeviceMethods:
@@ -28,7 +32,8 @@ class DeviceMethods:
 
     def __init__(self, devices: Mapping[str, DeviceServer]) -> None:
         self._devices = devices
-        self._screenshots = asyncio.Lock()  # one at a time, because a picture takes much memory
+        # One at a time of a device, because a picture takes much of its memory.
+        self._screenshots: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def handlers(self) -> dict[str, Handler]:
         """Return the handlers of the methods by name."""
@@ -40,7 +45,9 @@ class DeviceMethods:
         }
 
     def _list(self, asked: params.Paged, caller: Caller) -> Page[DeviceDetails]:
-        return page(Page[DeviceDetails], [*self._devices.values()], asked, describe)
+        devices = devices_of(self._devices, None, caller)
+        listed = Section(len(devices), lambda start, stop: devices[start:stop])
+        return page(Page[DeviceDetails], [listed], asked, describe)
 
     def _get(self, asked: params.OfDevice, caller: Caller) -> DeviceDetails:
         return describe(device_named(self._devices, asked.device))
@@ -63,24 +70,24 @@ class DeviceMethods:
 
     async def _screenshot(self, asked: params.TakeScreenshot, caller: Caller) -> Reply:
         device = device_named(self._devices, asked.device)
-        async with self._screenshots:
+        async with self._screenshots[device.name]:
             live = live_device(device)
-            if not live.gpu.has_display:  # a VMM's display decides how many outputs there are
+            gpu = live.gpu
+            if not gpu.has_display:  # a VMM's display decides how many outputs there are
                 _check_output(device, asked.scanout)
-            read = live.gpu.scanouts.capture(asked.scanout)
-            size = live.gpu.scanouts.showing(asked.scanout)
-            if read is None or size is None:
+            with as_guest_error():
+                capture = await live.perform(gpu.scanouts.captures.take(asked.scanout, gpu.quota))
+            if capture is None:
                 what = f"output {asked.scanout} of {device.name} shows nothing"
                 raise refused(ErrorKind.NOT_POSSIBLE, what)
-            name = f"{device.name}-screenshot"
-            fd, length = await _in_a_thread(lambda: _picture(name, read))
+            fd = await _in_a_thread(f"{device.name}-screenshot", capture)
         value = Screenshot(
             device=device.name,
             scanout=asked.scanout,
-            width=size[0],
-            height=size[1],
+            width=capture.width,
+            height=capture.height,
             format="png",
-            size=length,
+            size=os.fstat(fd.fileno()).st_size,
         )
         return Reply(value, fd)
 
@@ -131,6 +138,14 @@ def _problems(device: DeviceServer, buffers: BlobBuffers) -> tuple[str, ...]:
     problems = [*buffers.problems()]
     if device.live is not None:
         problems += device.live.gpu.plans.problems
+        problems += device.live.problems()
+        if (refused_memory := device.live.gpu.quota.problem) is not None:
+            problems.append(refused_memory)
+    if device.live is not None and device.live.state_lost:
+        problems.append(
+            "the guest's driver has run before this session, and what it has made is lost: restart"
+            " the guest, or load its driver again"
+        )
     if device.agent is not None and device.agent.grant is None:
         problems.append('slots = "agent", but no agent is attached: nothing can be mapped')
     if device.live is not None and device.live.gpu.spec != device.spec:
@@ -145,14 +160,15 @@ def _check_output(device: DeviceServer, scanout: int) -> None:
         raise refused(ErrorKind.NOT_POSSIBLE, f"{device.name} has {has}, not {scanout}")
 
 
-def _picture(name: str, read: Callable[[], Picture]) -> tuple[Fd, int]:
-    data = png.encode(read())
-    return memfd.filled(name, data), len(data)
+async def _in_a_thread(name: str, capture: Capture) -> Fd:
+    """Return a file of the picture, which a thread makes; the capture is released then. If the
+    caller is cancelled, the file is closed."""
 
+    def picture() -> Fd:
+        return memfd.filled(name, png.stream(capture.width, capture.height, capture.rows()))
 
-async def _in_a_thread(make: Callable[[], tuple[Fd, int]]) -> tuple[Fd, int]:
-    """Call `make` in a thread; if the caller is cancelled, the descriptor is closed."""
-    making = asyncio.get_running_loop().run_in_executor(None, make)
+    making = asyncio.get_running_loop().run_in_executor(None, picture)
+    making.add_done_callback(lambda _: capture.release())
     try:
         return await asyncio.shield(making)
     except asyncio.CancelledError:
@@ -160,6 +176,6 @@ async def _in_a_thread(make: Callable[[], tuple[Fd, int]]) -> tuple[Fd, int]:
         raise
 
 
-def _close(made: asyncio.Future[tuple[Fd, int]]) -> None:
+def _close(made: asyncio.Future[Fd]) -> None:
     if not made.cancelled() and made.exception() is None:
-        made.result()[0].close()
+        made.result().close()

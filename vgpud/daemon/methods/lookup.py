@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-from vgpud.control.call import refused
+from vgpud.control.call import Caller, refused
 from vgpud.control.models import ErrorKind, Model, Page
 from vgpud.control.params import Paged
 from vgpud.control.rpc import RpcError
@@ -28,9 +29,16 @@ def device_named(devices: Mapping[str, DeviceServer], name: str) -> DeviceServer
     return device
 
 
-def devices_of(devices: Mapping[str, DeviceServer], name: str | None) -> Sequence[DeviceServer]:
-    """Return the device of this name, or all devices for None; raises RpcError (no-device)."""
-    return [*devices.values()] if name is None else [device_named(devices, name)]
+def devices_of(
+    devices: Mapping[str, DeviceServer], name: str | None, caller: Caller
+) -> Sequence[DeviceServer]:
+    """Return the device of this name, or all that the caller may observe for None.
+
+    Raises RpcError (no-device).
+    """
+    if name is not None:
+        return [device_named(devices, name)]
+    return [device for device in devices.values() if caller.observes(device.name)]
 
 
 def live_device(device: DeviceServer) -> GpuDevice:
@@ -54,9 +62,25 @@ def as_guest_error() -> Iterator[None]:
         raise refused(ErrorKind.GUEST, str(error), code=int(response_code(error))) from error
 
 
+@dataclass(frozen=True, slots=True)
+class Section(Generic[T]):
+    """One of the lists that a listing is made of: its length, and a function of the indices (start,
+    stop) that returns a part of it."""
+
+    length: int
+    items: Callable[[int, int], Iterable[T]]
+
+
 def page(
-    kind: type[Page[Item]], all_: Sequence[T], params: Paged, make: Callable[[T], Item]
+    kind: type[Page[Item]], parts: Iterable[Section[T]], params: Paged, make: Callable[[T], Item]
 ) -> Page[Item]:
     """Return the requested part of a listing; `make` is called for the items in it only."""
-    part = all_[params.offset : params.offset + params.limit]
-    return kind(items=tuple(map(make, part)), offset=params.offset, total=len(all_))
+    items: list[Item] = []
+    total = 0
+    for part in parts:
+        start = max(params.offset - total, 0)
+        stop = min(params.offset + params.limit - total, part.length)
+        if start < stop:
+            items += map(make, part.items(start, stop))
+        total += part.length
+    return kind(items=tuple(items), offset=params.offset, total=total)

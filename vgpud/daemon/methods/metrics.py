@@ -57,13 +57,14 @@ class MetricsMethods:
     async def get(self, params: PagedText, caller: Caller) -> Metrics:
         """Return a page, which begins with the line that `offset` is in.
 
-        A page at offset 0 is of a new text, further pages are of the same one.
+        A page at offset 0 is of a new text, further pages are of the same one. It has the figures
+        of devices that the caller may observe.
         """
         # The import takes a tenth of a second, once, which must not block the event loop.
         await asyncio.to_thread(importlib.import_module, _WRITER)
         text = self._unread.pop(caller.address, None) if params.offset else None
         if text is None:
-            text = openmetrics.render(self._figures())
+            text = openmetrics.render(self._figures(caller))
         offset = min(params.offset, len(text))
         if offset < len(text):
             offset = text.rfind("\n", 0, offset) + 1
@@ -76,11 +77,11 @@ class MetricsMethods:
             content_type=openmetrics.CONTENT_TYPE, text=page, offset=offset, total=len(text)
         )
 
-    def _figures(self) -> Figures:
+    def _figures(self, caller: Caller) -> Figures:
         return Figures(
             version=__version__,
             uptime=round(time.monotonic() - self._started, 3),
-            devices=tuple(self._devices()),
+            devices=tuple(each for each in self._devices() if caller.observes(each.device.name)),
             events=self._events,
             subscribers=self._subscribers(),
             process=own_figures(),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 
 from vgpud.coherency.slot_policy import SlotOwner
 from vgpud.control import params
 from vgpud.control.call import Caller, Handler
 from vgpud.control.models import Page, Slot
 from vgpud.daemon.device_server import DeviceServer
-from vgpud.daemon.methods.lookup import devices_of, page
+from vgpud.daemon.methods.lookup import Section, devices_of, page
 from vgpud.slots.entries import SlotUse
+from vgpud.slots.front_end import FrontEndMappings
+from vgpud.slots.owner import TrackedSlots
 
 
 class SlotMethods:
@@ -24,33 +27,38 @@ class SlotMethods:
         return {"slot.list": self._list}
 
     def _list(self, asked: params.PagedOfDevice, caller: Caller) -> Page[Slot]:
-        found = [
-            slot for device in devices_of(self._devices, asked.device) for slot in slots_of(device)
-        ]
-        return page(Page[Slot], found, asked, lambda slot: slot)
+        parts = map(slots_of, devices_of(self._devices, asked.device, caller))
+        return page(Page[Slot], parts, asked, lambda slot: slot)
 
 
-def slots_of(device: DeviceServer) -> list[Slot]:
+def slots_of(device: DeviceServer) -> Section[Slot]:
     """Return a device's mappings: the slots of its table, or what its front-end has mapped."""
     if device.slots is not None:
-        return [
-            Slot(
-                device=device.name,
-                owner=device.slot_owner,
-                slot=entry.slot,
-                use=entry.use,
-                flags=int(entry.flags),
-                bar_offset=entry.offset if entry.use is SlotUse.BAR else None,
-                guest_phys_addr=address,
-                memory_size=entry.size,
-            )
-            for entry, address in device.slots.entries()
-        ]
+        return Section(len(device.slots.table), partial(_tracked, device, device.slots))
     if device.live is None:
-        return []
-    return [
-        Slot(
+        return Section(0, lambda start, stop: ())
+    mappings = device.live.mappings
+    return Section(len(mappings), partial(_mapped, device.name, mappings))
+
+
+def _tracked(device: DeviceServer, slots: TrackedSlots, start: int, stop: int) -> Iterator[Slot]:
+    for entry, address in slots.part(start, stop):
+        yield Slot(
             device=device.name,
+            owner=device.slot_owner,
+            slot=entry.slot,
+            use=entry.use,
+            flags=int(entry.flags),
+            bar_offset=entry.offset if entry.use is SlotUse.BAR else None,
+            guest_phys_addr=address,
+            memory_size=entry.size,
+        )
+
+
+def _mapped(name: str, mappings: FrontEndMappings, start: int, stop: int) -> Iterator[Slot]:
+    for offset, length in mappings.part(start, stop):
+        yield Slot(
+            device=name,
             owner=SlotOwner.FRONTEND,
             slot=None,
             use=SlotUse.BAR,
@@ -59,5 +67,3 @@ def slots_of(device: DeviceServer) -> list[Slot]:
             guest_phys_addr=None,
             memory_size=length,
         )
-        for offset, length in sorted(device.live.mappings().items())
-    ]

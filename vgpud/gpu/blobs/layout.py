@@ -7,7 +7,7 @@ RESOURCE_UNMAP_BLOB.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from vgpud.coherency.plan import Duty, Plan
 from vgpud.errors import Unsupported
@@ -48,13 +48,19 @@ class HostMemory(Protocol):
 
     def export(self) -> tuple[Fd, int] | None:
         """Return a duplicate of the blob's file descriptor, and the blob's offset in the file; None
-        while it is in no file."""
+        while it is in no file. No other blob is ever at that offset."""
 
     async def map(self, offset: int) -> None:
         """Map the blob into the window at `offset`; raise `VgpudError` if that is not possible."""
 
     async def unmap(self) -> None:
-        """Unmap the blob from the window; raise `InvalidParameter` if it is not mapped."""
+        """Unmap the blob from the window; raise `InvalidParameter` if it is not mapped.
+
+        The guest may see its bytes there until another blob needs the range.
+        """
+
+    async def take_away(self) -> None:
+        """Unmap the blob as `unmap` does; the guest can't see its bytes any more after this."""
 
     async def destroy(self) -> None:
         """Unmap the blob if it is mapped, and free its pages."""
@@ -88,6 +94,9 @@ class BlobLayout(Protocol):
         buffer and the charge.
         """
 
+    async def empty(self) -> None:
+        """Drop every blob in steps that let the event loop run; `reset` or `close` comes next."""
+
     def reset(self) -> None:
         """Drop every blob and mapping: the front-end drops the mappings itself when the device
         is reset."""
@@ -119,6 +128,10 @@ async def restore_memory(layout: BlobLayout, state: HostBlobState, plan: Plan) -
         await memory.destroy()
         raise
     return memory
+
+
+FREE_IN_THREAD: Final = 1 << 20
+"""Bytes from which pages are freed in a thread: that takes about 0.1 ms."""
 
 
 def access_of(plan: Plan) -> MemoryAccess:

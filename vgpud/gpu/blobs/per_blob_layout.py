@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from vgpud.coherency.plan import Plan
 from vgpud.errors import AllocationError, HostError, OutOfMemory, VgpudError
-from vgpud.gpu.blobs.layout import access_of, flushed_at_hand_over
+from vgpud.gpu.blobs.layout import FREE_IN_THREAD, access_of, flushed_at_hand_over
 from vgpud.gpu.blobs.slot_owner import BarSlots, RamSlots
 from vgpud.gpu.errors import InvalidParameter, Unspecified
 from vgpud.gpu.quota import Charge, Quota
@@ -16,13 +16,15 @@ from vgpud.gpu.work import BackgroundWork
 from vgpud.memory.backing import HostBacking
 from vgpud.memory.buffers import Buffer, BufferSource
 from vgpud.memory.extents import Extents
+from vgpud.memory.steps import Steps, flush_steps
 from vgpud.memory.window_map import Placement, WindowMap
+from vgpud.pace import Pace
 from vgpud.slots.entries import SlotUse
 from vgpud.unix.fd import Fd
 
 MAX_BLOBS = 8192
-"""Blobs of one device. Each needs a descriptor and a mapping, of which the process has some 65000
-(vm.max_map_count) for all its devices."""
+"""Blobs of one device. Each needs a descriptor and a mapping with its spare: half of the 65530 that
+the process has (vm.max_map_count) for all its devices."""
 
 MAKE_IN_THREAD = 256 << 10
 """Bytes from which a slow source allocates in a thread: zeroing them takes about as long as
@@ -74,7 +76,7 @@ class PerBlobLayout:
         self, blob: ResourceId, size: int, plan: Plan, buffer: Buffer, charge: Charge
     ) -> PerBlobMemory:
         self._check_room()
-        memory = PerBlobMemory(self, blob, size, plan, charge)
+        memory = PerBlobMemory(self, blob, size, plan, charge, shared=True)
         memory.take(buffer)
         self.blobs[blob] = memory
         return memory
@@ -85,6 +87,17 @@ class PerBlobLayout:
             return self._source.allocate(f"{self._name}-blob-{blob}", size)
         except HostError as error:
             raise AllocationError(error) from error
+
+    async def empty(self) -> None:
+        pace = Pace()
+        while self.blobs:
+            blob, memory = self.blobs.popitem()
+            self.blobs[blob] = memory
+            await memory.free_pages()
+            if self.map.placement(blob) is not None:
+                self.map.remove(blob)
+            memory.forget()
+            await pace.step()
 
     def reset(self) -> None:
         for blob in list(self.blobs.values()):
@@ -103,7 +116,14 @@ class PerBlobMemory:
     """A `gpu.blobs.layout.HostMemory`: a file of the blob's size, once it is allocated."""
 
     def __init__(
-        self, layout: PerBlobLayout, blob: ResourceId, size: int, plan: Plan, charge: Charge
+        self,
+        layout: PerBlobLayout,
+        blob: ResourceId,
+        size: int,
+        plan: Plan,
+        charge: Charge,
+        *,
+        shared: bool = False,
     ) -> None:
         self._layout = layout
         self._blob = blob
@@ -114,6 +134,7 @@ class PerBlobMemory:
         self._contents: Extents | None = None
         self._ram: tuple[RamSlots, int] | None = None
         self._forgotten = False
+        self._shared = shared  # others have the file, too
 
     @property
     def made(self) -> bool:
@@ -122,13 +143,14 @@ class PerBlobMemory:
     async def make(self) -> None:
         made: list[Buffer] = []
 
-        def make() -> None:
+        def make() -> Steps:
             made.append(self._layout.buffer(self._blob, self._size))
+            yield
 
         if self._buffer is not None:
             return
         try:
-            await self._layout.executor.run_in_thread(make)
+            await self._layout.executor.run_in_thread(make())
             self.take(made.pop())
         finally:
             for buffer in made:  # the caller was cancelled
@@ -153,15 +175,15 @@ class PerBlobMemory:
         return None if self._ram is None else self._ram[1]
 
     def export(self) -> tuple[Fd, int] | None:
-        return self._file()[0].dup(), 0
+        fd = self._file()[0].dup()
+        self._shared = True
+        return fd, 0
 
     def contents(self) -> Extents:
         return self._file()[1]
 
     async def map(self, offset: int) -> None:
-        self._layout.map.displaced_by(
-            self._blob, offset, self._size
-        )  # which is none: blobs are not parked here
+        self._layout.map.check(self._blob, offset, self._size)  # no blobs are parked here
         if self._ram is not None:
             raise _invalid(f"blob {self._blob} is mapped outside the window")
         fd = await self._handed_over()
@@ -194,10 +216,20 @@ class PerBlobMemory:
         else:
             raise _invalid(f"blob {self._blob} is not mapped")
 
+    async def take_away(self) -> None:
+        await self.unmap()
+
     async def destroy(self) -> None:
         if self.mapped:
             await self.unmap()
+        await self.free_pages()
         self.forget()
+
+    async def free_pages(self) -> None:
+        """Free the pages of a large blob, which would take long in `forget`, unless others have
+        them."""
+        if self._buffer is not None and not self._shared and self._size >= FREE_IN_THREAD:
+            await self._layout.executor.run_in_thread(self._buffer.free_steps())
 
     def forget(self) -> None:
         """Close the file; its pages are freed when the VMM has unmapped it, too."""
@@ -213,7 +245,7 @@ class PerBlobMemory:
         fd, contents = self._file()
         if flushed_at_hand_over(self._plan):
             # New pages, too: the kernel zeroes them through the cache.
-            await self._layout.executor.run_in_thread(lambda: contents.flush(0, self._size))
+            await self._layout.executor.run_in_thread(flush_steps(contents))
         return fd
 
     def take(self, buffer: Buffer) -> None:

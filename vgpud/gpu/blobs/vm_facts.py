@@ -78,7 +78,7 @@ class VmFacts:
         """
         if self._kvm_mode is not KvmMode.UNKNOWN:
             return
-        self._kvm_mode = None
+        self._kvm_mode = self._find_kvm_mode()
         self._facts.clear()
         if not window_mapped:
             self._window_flags = None

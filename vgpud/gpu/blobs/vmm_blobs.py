@@ -25,7 +25,9 @@ from vgpud.gpu.resources import OVERHEAD, HostBlob
 from vgpud.gpu.state import HostBlobState
 from vgpud.gpu.wire.protocol import BlobMem, ResourceId
 from vgpud.memory.window_map import BLOB_ALIGNMENT, check_placement
+from vgpud.pace import Pace, paced
 from vgpud.publish import Publish
+from vgpud.sorted_numbers import SortedNumbers
 
 log = logging.getLogger(__name__)
 
@@ -78,12 +80,17 @@ class VmmBlobs:
         self._counters = counters
         self._publish = publish
         self._by_id: dict[int, HostBlob] = {}
+        self._numbers = SortedNumbers()
 
     def __len__(self) -> int:
         return len(self._by_id)
 
     def __iter__(self) -> Iterator[HostBlob]:
         return iter(self._by_id.values())
+
+    def part(self, start: int, stop: int) -> list[HostBlob]:
+        """Return a part of the blobs, which are in the order of their ids."""
+        return [self._by_id[number] for number in self._numbers.part(start, stop)]
 
     def find(self, blob_id: int) -> HostBlob | None:
         """Return the blob of this id, if there is one."""
@@ -108,7 +115,7 @@ class VmmBlobs:
             charge.release()
             raise
         blob = HostBlob(blob_id, BlobMem.HOST3D, size, True, plan, charge, memory)
-        self._by_id[blob_id] = blob
+        self._add(blob)
         log.debug("blob created device=%s resource=%d size=%#x", self._device, blob_id, size)
         self._announce("created", blob)
         return blob
@@ -131,18 +138,15 @@ class VmmBlobs:
             charge.release()
             raise
         blob = HostBlob(state.id, state.blob_mem, state.size, state.mappable, plan, charge, memory)
-        self._by_id[state.id] = blob
+        self._add(blob)
         self._ids.restore(state.id)
 
     async def map(self, blob: HostBlob, offset: int | None) -> None:
-        """Map a blob into the window.
-
-        Without `offset`, it is mapped where it is parked, or else into the last free range.
-        """
+        """Map a blob into the window, without `offset` into the last free range."""
         async with self._window_lock:
             self._check(blob)
             if offset is None:
-                offset = self._offset_for(blob)
+                offset = await self._last_free(blob.size)
             check_placement(offset, blob.size, self._layout.map.size)
             await blob.memory.map(offset)
         self._counters.maps += 1
@@ -161,10 +165,10 @@ class VmmBlobs:
         self._announce("mapped", blob, guest_phys_addr=address)
 
     async def unmap(self, blob: HostBlob) -> None:
-        """Unmap a blob."""
+        """Unmap a blob: the guest can't see its bytes any more after this."""
         async with self._window_lock:
             self._check(blob)
-            await blob.memory.unmap()
+            await blob.memory.take_away()
         self._counters.unmaps += 1
         self._announce("unmapped", blob)
 
@@ -177,20 +181,24 @@ class VmmBlobs:
             self._counters.unmaps += mapped
             self._forget(blob)
 
+    async def empty(self) -> None:
+        """Forget all blobs as `clear` does, in steps that let the event loop run."""
+        pace = Pace()
+        while self._by_id:
+            _, blob = self._by_id.popitem()
+            self._removed(blob)
+            await pace.step()
+
     def clear(self) -> None:
         """Forget all blobs, because the layout is being reset."""
         for blob in list(self._by_id.values()):
             self._forget(blob)
 
-    def _offset_for(self, blob: HostBlob) -> int:
-        placement = blob.memory.placement
-        if placement is not None:
-            return placement.offset
-        offset = self._layout.map.free_from_end(blob.size)
+    async def _last_free(self, size: int) -> int:
+        offset = await paced(self._layout.map.free_from_end(size))
         if offset is None:
             raise OutOfMemory(
-                f"no {blob.size:#x} bytes in a row are free in the window of "
-                f"{self._layout.map.size:#x}",
+                f"no {size:#x} bytes in a row are free in the window of {self._layout.map.size:#x}",
             )
         return offset
 
@@ -198,8 +206,16 @@ class VmmBlobs:
         if self._by_id.get(blob.id) is not blob:  # destroyed while this waited for the lock
             raise InvalidResourceId(f"no blob {blob.id}")
 
+    def _add(self, blob: HostBlob) -> None:
+        self._by_id[blob.id] = blob
+        self._numbers.add(blob.id)
+
     def _forget(self, blob: HostBlob) -> None:
         del self._by_id[blob.id]
+        self._removed(blob)
+
+    def _removed(self, blob: HostBlob) -> None:
+        self._numbers.remove(blob.id)
         blob.charge.release()
         log.debug("blob destroyed device=%s resource=%d", self._device, blob.id)
         self._announce("destroyed", blob)

@@ -5,6 +5,9 @@ the guest chose. The guest can write to every page of the window at any time, wh
 mapped there or not; so the whole window is charged from the start, and blobs in it cost nothing
 more. For the same reason a range is cleared when a blob is moved into it, and not only when one is
 removed.
+
+Who gets a blob's bytes by `export` gets the window's file, and the blob's placement is reserved: no
+other blob comes there before the device is reset, and then the window gets another file.
 """
 
 from __future__ import annotations
@@ -15,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgpud.coherency.plan import Plan
-from vgpud.errors import AllocationError, HostError, Unsupported
-from vgpud.gpu.blobs.layout import access_of, flushed_at_hand_over
+from vgpud.errors import AllocationError, HostError, Interrupted, Unsupported
+from vgpud.gpu.blobs.layout import FREE_IN_THREAD, access_of, flushed_at_hand_over
 from vgpud.gpu.blobs.slot_owner import BarSlots
-from vgpud.gpu.errors import InvalidParameter
+from vgpud.gpu.blobs.vmm_blobs import FIRST_ID
+from vgpud.gpu.errors import InvalidParameter, Unspecified
 from vgpud.gpu.memory import zeroed
 from vgpud.gpu.quota import Charge, Quota
 from vgpud.gpu.wire.protocol import ResourceId
@@ -26,8 +30,10 @@ from vgpud.gpu.work import BackgroundWork
 from vgpud.memory.backing import HostBacking
 from vgpud.memory.buffers import Buffer
 from vgpud.memory.extents import Extents
+from vgpud.memory.steps import Steps, copy_all_steps, flush_steps
 from vgpud.memory.window import HostWindow
 from vgpud.memory.window_map import Placement, WindowMap
+from vgpud.pace import Pace
 from vgpud.uapi.memslot import SlotFlag
 from vgpud.unix.fd import Fd
 
@@ -38,6 +44,10 @@ back."""
 MOVES_IN_THREAD = 3
 """How often a blob that is displaced is copied in a thread while its guest may write to it, before
 it is copied once more while the guest waits."""
+
+LAST_COPY = 2 << 20
+"""Bytes of the largest blob that is copied while the guest, and so every guest, waits: that takes
+less than a millisecond."""
 
 
 class WindowLayout:
@@ -101,20 +111,46 @@ class WindowLayout:
         await self._slots.map(window.fd, 0, 0, window.size, flags=flags)
         self._mapped = True
 
+    async def clear(self, offset: int, size: int) -> None:
+        """Free the pages of a range of the window, which then reads as zeros."""
+        window = self.window
+        if size < FREE_IN_THREAD:
+            window.clear(offset, size)
+        else:
+            await self.executor.run_in_thread(window.clear_steps(offset, size))
+
+    async def empty(self) -> None:
+        pace = Pace()
+        while self.blobs:
+            blob, memory = self.blobs.popitem()
+            if self.map.placement(blob) is not None:
+                self.map.remove(blob)
+            memory.forget()
+            await pace.step()
+        window = self._forget_window()
+        if window is not None:
+            try:
+                await self.executor.run_in_thread(window.clear_steps(0, window.size))
+            finally:
+                window.close()
+
     def reset(self) -> None:
         for blob in list(self.blobs.values()):
             blob.forget()
+        window = self._forget_window()
+        if window is not None:
+            window.free()
+
+    def _forget_window(self) -> HostWindow | None:
+        """Return the window to be freed, if there is one; the next one is in another file."""
         self.map = WindowMap[ResourceId](self._size)
         self._mapped = False
-        if self._window is not None:
-            self._window.clear(0, self._size)
+        window, self._window = self._window, None
+        return window
 
     def close(self) -> None:
         self.reset()
         self._charge.release()
-        if self._window is not None:
-            self._window.close()
-            self._window = None
 
 
 class WindowBlob:
@@ -129,6 +165,7 @@ class WindowBlob:
         self._access = access_of(plan)
         self._flush = flushed_at_hand_over(plan)
         self._charge = charge
+        self._forgotten = False
         self._private: NDArray[np.uint8] | None = None
         self._contents: Extents | None = None  # as returned last
         self._contents_at: int | None = None  # its offset in the window; None for private memory
@@ -144,7 +181,11 @@ class WindowBlob:
 
     def export(self) -> tuple[Fd, int] | None:
         placement = self.placement
-        return None if placement is None else (self._layout.window.fd.dup(), placement.offset)
+        if placement is None:
+            return None
+        fd = self._layout.window.fd.dup()
+        self._layout.map.reserve(self._blob)
+        return fd, placement.offset
 
     @property
     def made(self) -> bool:
@@ -154,6 +195,8 @@ class WindowBlob:
         pass
 
     def contents(self) -> Extents:
+        if self._forgotten:
+            raise Unspecified(f"blob {self._blob} was destroyed")
         placement = self._layout.map.placement(self._blob)
         at = None if placement is None else placement.offset
         if self._contents is None or self._contents_at != at:
@@ -169,36 +212,44 @@ class WindowBlob:
         return self._private
 
     async def map(self, offset: int) -> None:
-        layout = self._layout
-        displaced = layout.map.displaced_by(self._blob, offset, self._size)
+        layout, pace = self._layout, Pace()
+        layout.map.check(self._blob, offset, self._size)
         await layout.map_window()
-        for other in displaced:
+        for other in layout.map.displaced_by(self._blob, offset, self._size):
             await layout.blobs[other].move_out()
+            await pace.step()
         if layout.map.placement(self._blob) is None:
             await self._move_in(offset)
         layout.map.put(self._blob, offset, self._size)
 
     async def unmap(self) -> None:
-        placement = self._layout.map.placement(self._blob)
-        if placement is None or not placement.mapped:
-            raise InvalidParameter(f"blob {self._blob} is not mapped")
+        self._check_mapped()
         self._layout.map.park(self._blob)
 
+    async def take_away(self) -> None:
+        self._check_mapped()
+        # Over the limit if need be: the guest could prevent it otherwise.
+        await self._move_out(self._layout.quota.charge_regardless(self._size))
+
     async def destroy(self) -> None:
-        if self._layout.map.placement(self._blob) is not None:
-            placement = self._layout.map.remove(self._blob)
-            self._layout.window.clear(placement.offset, placement.size)
+        placement = self._layout.map.placement(self._blob)
+        if placement is not None:
+            await self._layout.clear(placement.offset, placement.size)
+            self._layout.map.remove(self._blob)
         self.forget()
 
     def forget(self) -> None:
         """Free everything that is outside the window."""
-        del self._layout.blobs[self._blob]
+        self._forgotten = True
+        self._layout.blobs.pop(self._blob, None)
         self._private = self._contents = None
         self._charge.release()
 
     async def move_out(self) -> None:
         """Move the blob from the window to private memory, which is charged for again."""
-        charge = self._layout.quota.charge(self._size)
+        await self._move_out(self._layout.quota.charge(self._size))
+
+    async def _move_out(self, charge: Charge) -> None:
         try:
             private = zeroed(self._size)
             await self._copy_out(Extents.from_array(private))
@@ -206,42 +257,51 @@ class WindowBlob:
             charge.release()
             raise
         placement = self._layout.map.remove(self._blob)
-        self._layout.window.clear(placement.offset, placement.size)
         self._private, self._charge = private, charge
         self._contents = None
+        await self._layout.clear(placement.offset, placement.size)
 
     async def _copy_out(self, out: Extents) -> None:
         """Copy the bytes in their final state, although the guest may submit work meanwhile.
 
-        It can if the move is for the VMM: then its commands go on.
+        It can if the move is for the VMM: then its commands go on, of which none touches a blob of
+        the VMM's. Raises `Interrupted` if it does so all the time.
         """
         executor, here = self._layout.executor, self.contents()
         for _ in range(MOVES_IN_THREAD):
             await executor.drained(self._blob)
             submitted = executor.submitted
-            await self._do(lambda: out.copy_from(here))
-            if executor.submitted == submitted:
+            await self._do(copy_all_steps(out, here))
+            if executor.submitted == submitted or self._blob >= FIRST_ID:
                 return
+        if self._size > LAST_COPY:
+            raise Interrupted(f"blob {self._blob} can't be moved: the guest uses it all the time")
         await executor.drained(self._blob)
-        out.copy_from(here)
+        for _ in copy_all_steps(out, here):
+            pass
 
     async def _move_in(self, offset: int) -> None:
         window = self._layout.window
-        window.clear(offset, self._size)
+        await self._layout.clear(offset, self._size)
         if self._private is not None or self._flush:
             view = Extents.from_array(window.view(offset, self._size), access=self._access)
-            await self._do(lambda: self._fill(view))
+            await self._do(self._fill(view))
         self._private = self._contents = None
         self._charge.release()
 
-    def _fill(self, view: Extents) -> None:
+    def _fill(self, view: Extents) -> Steps:
         if self._private is not None:
-            view.copy_from(Extents.from_array(self._private))
+            yield from copy_all_steps(view, Extents.from_array(self._private))
         if self._flush:  # new pages, too: the kernel zeroes them through the cache
-            view.flush(0, self._size)
+            yield from flush_steps(view)
 
-    async def _do(self, work: Callable[[], None]) -> None:
+    def _check_mapped(self) -> None:
+        if not self.mapped:
+            raise InvalidParameter(f"blob {self._blob} is not mapped")
+
+    async def _do(self, steps: Steps) -> None:
         if self._size < COPY_IN_THREAD:
-            work()
+            for _ in steps:
+                pass
         else:
-            await self._layout.executor.run_in_thread(work)
+            await self._layout.executor.run_in_thread(steps)

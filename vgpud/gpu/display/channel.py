@@ -1,10 +1,10 @@
 """The display channel: a VMM's display over the socket of VHOST_USER_GPU_SET_SOCKET.
 
-Implements `gpu.display.display.Display`. No call of the device waits here: it notes what has
-changed, and a task sends that when the socket accepts it: the newest contents of each area, only
-once, and only where they differ from what was sent last. So a slow VMM costs frames, never the
-guest's time, and never more memory than a copy of what it shows. Source: QEMU,
-docs/interop/vhost-user-gpu.rst.
+Implements `gpu.display.display.Display`. What the guest flushes is taken before it can change
+(`gpu.display.scanout_frames`), and a task sends it when the socket accepts it: whole frames, the
+newest after the one before it has been sent, and only where they differ from what was sent last.
+So a slow VMM costs frames, not the guest's time, and never more memory than two copies of what it
+shows. Source: QEMU, docs/interop/vhost-user-gpu.rst.
 """
 
 from __future__ import annotations
@@ -14,18 +14,15 @@ import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vgpud.errors import PeerError
+from vgpud.errors import PeerError, PeerGone
 from vgpud.gpu.counters import Counters
 from vgpud.gpu.display import messages
-from vgpud.gpu.display.damage import Damage
-from vgpud.gpu.display.shadow import TILE, Shadow
-from vgpud.gpu.display.shadows import Shadows
-from vgpud.gpu.display.tiles import rectangles
+from vgpud.gpu.display.frame import BYTES_PER_PIXEL, Frame
+from vgpud.gpu.display.scanout_frames import STEP, ScanoutFrames, ScanoutReader
 from vgpud.gpu.errors import Unspecified
 from vgpud.gpu.quota import Quota
 from vgpud.gpu.wire import responses
@@ -34,18 +31,6 @@ from vgpud.gpu.wire.protocol import ScanoutId
 from vgpud.unix.stream_socket import StreamSocket
 
 log = logging.getLogger(__name__)
-
-
-class ScanoutReader(Protocol):
-    """What the channel reads pixels from: `gpu.scanouts`."""
-
-    def update(self, scanout_id: int, rect: Rect, shadow: Shadow) -> NDArray[np.uint8] | None:
-        """Bring a rectangle of a shadow up to date; return its changed tiles, or None if there is
-        nothing to read or the scanout has another size now."""
-
-    def xrgb(self, scanout_id: int, rect: Rect) -> NDArray[np.uint8] | None:
-        """Return a rectangle as (height, width, 4) of B, G, R, X, or None if there is nothing to
-        read."""
 
 
 REPLY_TIMEOUT = 4.0
@@ -61,18 +46,30 @@ already: the sender's wake-up may come after the bytes that it is for. QEMU then
 the guest's CPUs, until something arrives. So something always does.
 Source: QEMU, hw/display/vhost-user-gpu.c; Linux, io_uring/poll.c."""
 
-MAX_UPDATE = 4 << 20
-"""Bytes of pixels that are compared or read, and sent, at a time: a fraction of a millisecond on
-the event loop, however large the display is."""
+MAX_UPDATE = 64 << 20
+"""Bytes of pixels in a message, 4096 x 4096 of them. A frame is one message if it can be: QEMU
+shows each message by itself, and so may show a frame that is cut in the middle. But it reads a
+message with its lock held, which stops the guest's CPUs for some 20 milliseconds with this size."""
 
 SEND_BUFFER = 9 << 18
-"""The socket's send buffer in bytes, which the kernel doubles for its own bookkeeping: one update
-fits. QEMU reads an update with its lock held, so one that comes in small pieces stops the guest's
-CPUs; more than one update in the buffer would be old pictures."""
+"""The socket's send buffer in bytes, which the kernel doubles for its own bookkeeping: a frame of
+1280 x 800 fits. More in the buffer would be old pictures."""
 
-BYTES_PER_PIXEL = 4
+CHUNK = 256 << 10
+"""Bytes that are sent at a time: they are copied first, and are then still in the CPU's cache."""
 
-_CHUNK = 4096
+TURN = 0.0005
+"""Seconds of sending after which other tasks have their turn. A VMM that has a part of a message
+waits for the rest, so it is not sent in smaller pieces."""
+
+REST = 1.0
+"""Seconds of rest after each second of taking and sending a frame, so that a guest that draws
+faster than its pictures can be sent has its turn."""
+
+MAX_REST = 0.008
+"""The longest such rest, so that a slow display is kept busy."""
+
+_RECEIVED = 4096
 
 
 @dataclass(slots=True, eq=False)
@@ -99,13 +96,14 @@ class DisplayChannel:
         socket.buffer(SEND_BUFFER)
         self._counters = counters if counters is not None else Counters()
         self._scanouts = scanouts
-        self._shadows = Shadows(quota)
+        self._quota = quota
+        self._chunk = np.empty(CHUNK, np.uint8)
         self._reader = messages.DisplayReplyReader()
         self._features = messages.DisplayFeature(0)
         self._unsent: deque[_PendingRequest] = deque()  # in the order to send
         self._unanswered: deque[_PendingRequest] = deque()  # sent, in the order of their replies
         self._sizes: dict[int, messages.DisplayScanout] = {}
-        self._damage: dict[int, Damage] = {}
+        self._frames: dict[int, ScanoutFrames] = {}  # of those that are on, in the order to send
         self._cursors: dict[
             int,
             messages.DisplayCursorUpdate | messages.DisplayCursorMove | messages.DisplayCursorHide,
@@ -121,14 +119,40 @@ class DisplayChannel:
     # What the device calls
 
     def scanout(self, scanout_id: int, width: int, height: int) -> None:
-        self._damage.pop(scanout_id, None)
-        self._shadows.begin(scanout_id, width, height)  # the display discards its old contents
+        before = self._frames.pop(scanout_id, None)
+        if before is not None:
+            before.close()  # the display discards its old contents
+        if width and height:
+            size = width, height
+            self._frames[scanout_id] = ScanoutFrames(
+                ScanoutId(scanout_id), size, self._scanouts, self._quota
+            )
         self._sizes[scanout_id] = messages.DisplayScanout(ScanoutId(scanout_id), width, height)
         self._changed.set()
 
     def damage(self, scanout_id: int, rect: Rect) -> None:
-        self._damage.setdefault(scanout_id, Damage()).add(rect)
-        self._changed.set()
+        frames = self._frames.get(scanout_id)
+        if frames is not None:
+            frames.unread.add(rect)
+            self._changed.set()
+
+    @property
+    def unsettled(self) -> bool:
+        return any(frames.unsettled for frames in self._frames.values())
+
+    def taking(self, scanout_id: int) -> bool:
+        frames = self._frames.get(scanout_id)
+        return frames is not None and frames.taking
+
+    def settle(self, scanout_id: int) -> bool:
+        frames = self._frames.get(scanout_id)
+        return frames is None or self._closed or frames.settle()
+
+    async def finish_settling(self, scanout_id: int) -> None:
+        frames = self._frames.get(scanout_id)
+        if frames is not None and not self._closed:
+            await frames.finish_settling()
+            self._changed.set()
 
     def cursor_update(
         self, scanout_id: int, x: int, y: int, hot_x: int, hot_y: int, image: NDArray[np.uint8]
@@ -175,6 +199,8 @@ class DisplayChannel:
                 await self._receive()
                 sender.cancel()
                 negotiation.cancel()
+        except* PeerGone:
+            pass  # The VMM has closed the socket, while something was being sent.
         finally:
             self.close()
 
@@ -184,7 +210,9 @@ class DisplayChannel:
         self._socket.close()
         if self._waking is not None:
             self._waking.cancel()
-        self._shadows.clear()
+        for frames in self._frames.values():
+            frames.close()
+            frames.end()
         for pending in (*self._unsent, *self._unanswered):
             if not pending.reply.done():
                 pending.reply.set_exception(_no_reply(pending.request))
@@ -223,7 +251,7 @@ class DisplayChannel:
 
     async def _receive(self) -> None:
         while True:
-            data, fds = await self._socket.recv(_CHUNK)
+            data, fds = await self._socket.recv(_RECEIVED)
             for fd in fds:  # no reply has any
                 fd.close()
             if not data:
@@ -242,15 +270,16 @@ class DisplayChannel:
         while True:
             await self._changed.wait()
             self._changed.clear()
+            began = self._loop.time()
             if await self._send_some():
                 self._changed.set()
-                # Let other tasks run: `_send_some` may not have waited, where nothing was sent.
-                await asyncio.sleep(0)
+            # Let other tasks run: `_send_some` may not have waited, where nothing was sent.
+            await asyncio.sleep(min((self._loop.time() - began) * REST, MAX_REST))
 
     async def _send_some(self) -> bool:
-        """Send everything but damage, and one rectangle of damage; return whether there is more.
+        """Send everything but pictures, and one frame; return whether there is more.
 
-        One, because a guest may cause damage without end.
+        One, because a guest may draw frames without end.
         """
         if self._features_unsent:
             self._features_unsent = False
@@ -262,50 +291,55 @@ class DisplayChannel:
         while self._sizes:
             _, scanout = self._sizes.popitem()
             await self._tell(scanout)
-        if self._damage:
-            await self._send_damage()
+        for scanout_id, frames in self._frames.items():
+            if frames.waiting:
+                self._frames[scanout_id] = self._frames.pop(scanout_id)  # after the other outputs
+                await self._send_frame(frames)
+                break
         while self._cursors:
             _, cursor = self._cursors.popitem()
             await self._tell(cursor)
-        return bool(self._damage)
+        return any(frames.waiting for frames in self._frames.values())
 
-    async def _send_damage(self) -> None:
-        scanout_id, damage = next(iter(self._damage.items()))
-        del self._damage[scanout_id]
-        rect = damage.pop()
-        rows = _rows_at_a_time(rect)
-        if rect.height > rows:
-            below = Rect(rect.x, rect.y + rows, rect.width, rect.height - rows)
-            damage.put_back(below)
-            rect = Rect(rect.x, rect.y, rect.width, rows)
-        if damage:
-            self._damage[scanout_id] = damage  # after the other outputs
-        shadow = self._shadows.of(scanout_id)
-        if shadow is None:
-            pixels = self._scanouts.xrgb(scanout_id, rect)
-            if pixels is not None:
-                await self._send_update(scanout_id, rect, pixels)
+    async def _send_frame(self, frames: ScanoutFrames) -> None:
+        if frames.shadow is None:
+            await self._send_unread(frames)
             return
-        changed = self._scanouts.update(scanout_id, rect, shadow)
-        for part in rectangles(changed, rect, TILE) if changed is not None else ():
-            await self._send_update(scanout_id, part, shadow.pixels(part))
-            if self._shadows.of(scanout_id) is not shadow:  # the size has changed
-                return
+        if frames.unread:
+            await frames.take()
+        frame = frames.begin(MAX_UPDATE // BYTES_PER_PIXEL)
+        if frame is not None:
+            await self._stream(frame)
+            frames.end()
 
-    async def _send_update(self, scanout_id: int, rect: Rect, pixels: NDArray[np.uint8]) -> None:
-        update = messages.DisplayUpdate(
-            ScanoutId(scanout_id), rect.x, rect.y, rect.width, rect.height
-        )
-        await self._tell(update, np.ascontiguousarray(pixels).reshape(-1).data)
-        self._counters.display_updates += 1
-        self._counters.display_bytes += pixels.nbytes
+    async def _send_unread(self, frames: ScanoutFrames) -> None:
+        """Send damage as it is now, because there is no memory for a shadow."""
+        for part in frames.begin_unread(min(STEP, MAX_UPDATE) // BYTES_PER_PIXEL):
+            pixels = self._scanouts.xrgb(frames.scanout_id, part)
+            if pixels is not None:
+                await self._stream(Frame(frames.scanout_id, [(part, pixels)]))
+            if frames.closed:
+                break
+        frames.end()
 
-    async def _tell(
-        self, request: messages.DisplayRequest, pixels: bytes | memoryview = b""
-    ) -> None:
-        """Send a request that has no reply, and its pixels."""
-        # In one call, as far as the socket accepts it: a VMM that has the start waits for the end.
-        await self._socket.send(messages.encode(request), behind=pixels)
+    async def _stream(self, frame: Frame) -> None:
+        """Send all of a frame, in messages that follow each other at once."""
+        turn_ends = self._loop.time() + TURN
+        self._counters.display_bytes += frame.pixel_bytes
+        self._counters.display_updates += frame.updates
+        while size := frame.fill(self._chunk):
+            await self._socket.send(self._chunk[:size].data)
+            if self._loop.time() >= turn_ends:
+                await asyncio.sleep(0)
+                turn_ends = self._loop.time() + TURN
+        self._told()
+
+    async def _tell(self, request: messages.DisplayRequest) -> None:
+        """Send a request that has no reply."""
+        await self._socket.send(messages.encode(request))
+        self._told()
+
+    def _told(self) -> None:
         self._sent_at = self._loop.time()
         if self._waking is None and not self._closed:
             self._waking = self._loop.call_later(WAKE_AFTER, self._wake)
@@ -318,12 +352,6 @@ class DisplayChannel:
             self._waking = self._loop.call_later(left, self._wake)
         elif not self._unsent and not self._unanswered:
             self._ask(messages.DisplayGetProtocolFeatures())
-
-
-def _rows_at_a_time(rect: Rect) -> int:
-    """Return how many rows of a rectangle to send at once, if possible whole rows of tiles."""
-    rows = max(MAX_UPDATE // (rect.width * BYTES_PER_PIXEL), 1)
-    return max(rows - (rect.y + rows) % TILE[1], 1) if rows >= TILE[1] else rows
 
 
 def _no_reply(request: messages.DisplayRequest) -> Unspecified:

@@ -35,13 +35,19 @@ class Damage:
                 first = union(first, other)
             self._rects = [first]
 
+    @property
+    def pixels(self) -> int:
+        """The number of pixels in all rectangles."""
+        return sum(map(_area, self._rects))
+
     def pop(self) -> Rect:
         """Remove and return the rectangle that was added first."""
         return self._rects.pop(0)
 
-    def put_back(self, rect: Rect) -> None:
-        """Add a rectangle that the next `pop` returns."""
-        self._rects.insert(0, rect)
+    def pop_all(self) -> list[Rect]:
+        """Remove and return all rectangles."""
+        rects, self._rects = self._rects, []
+        return rects
 
 
 def union(a: Rect, b: Rect) -> Rect:

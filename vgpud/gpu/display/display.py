@@ -13,13 +13,30 @@ from vgpud.gpu.wire.responses import DisplayMode
 
 
 class Display(Protocol):
-    """A display that shows the device's scanouts. Only `modes` and `edid` wait for the VMM."""
+    """A display that shows the device's scanouts. Only `modes` and `edid` wait for the VMM's
+    answer."""
 
     def scanout(self, scanout_id: int, width: int, height: int) -> None:
         """Set a scanout's size in pixels; 0 x 0 turns it off."""
 
     def damage(self, scanout_id: int, rect: Rect) -> None:
-        """Note that a rectangle of a scanout, in its own coordinates, has changed."""
+        """Note that a rectangle of a scanout, in its own coordinates, is to be read again."""
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether anything that was noted has not been taken yet."""
+
+    def taking(self, scanout_id: int) -> bool:
+        """Return whether a scanout's pixels are being taken at the moment."""
+
+    def settle(self, scanout_id: int) -> bool:
+        """Take all that was noted of a scanout, because its pixels may change next.
+
+        Returns whether that is done; if not, the guest has to wait for `finish_settling`.
+        """
+
+    async def finish_settling(self, scanout_id: int) -> None:
+        """Take what could not be taken at once; if cancelled, it remains noted."""
 
     def cursor_update(
         self, scanout_id: int, x: int, y: int, hot_x: int, hot_y: int, image: NDArray[np.uint8]

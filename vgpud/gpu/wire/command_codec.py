@@ -92,7 +92,7 @@ class CommandWithEntries(Command):
 
     @classmethod
     def entries_after(cls, request: Bytes, count: int) -> MemEntries:
-        """Copy the entries of a request, so that they can't change between check and use.
+        """Return the entries of a request; a copy, if it could change between check and use.
 
         Raises `InvalidParameter` if it brings fewer than it counts.
         """
@@ -101,8 +101,9 @@ class CommandWithEntries(Command):
             raise InvalidParameter(
                 f"{cls.command_type.name}: {count} memory entries counted, {room} brought"
             )
-        end = cls.end + count * MEM_ENTRY.itemsize
-        return np.frombuffer(bytes(request[cls.end : end]), MEM_ENTRY)
+        if not isinstance(request, bytes):
+            request = bytes(request)
+        return np.frombuffer(request, MEM_ENTRY, count, cls.end)
 
 
 _C = TypeVar("_C", bound=Command)

@@ -388,7 +388,7 @@ class UpdateCursor(Command):
 @command(CommandType.MOVE_CURSOR, "III4xIII4x")
 @value
 class MoveCursor(Command):
-    """Set a cursor's position. The fields after `y` are ignored."""
+    """Set a cursor's position; resource 0 hides it. The fields after that are ignored."""
 
     header: Header
     scanout_id: ScanoutId

@@ -6,6 +6,9 @@ Source: vhost-user.rst, "Back-end communication" and "Back-end message types".
 
 A front-end may send requests on the main channel before it answers here (QEMU sends SET_MEM_TABLE
 before it answers a map): never wait for an answer without serving the main channel.
+
+While the front-end has only `first_byte` of a message, the rest can still be chosen: `withdrawal`
+makes it a request that no front-end knows, and so does nothing about.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ MMAP_WRITABLE: Final = 1 << 0
 """VhostUserMMap.flags: pages are mapped read-write, not read-only."""
 
 _STATUS = Struct("=Q")
+_UNKNOWN: Final = 1 << 16
+"""Added to a request's id, makes it one that does not exist, with the same first byte."""
 
 
 class BackEndMessage(Payload):
@@ -107,6 +112,16 @@ class ShmemUnmap(BackEndMessage):
 @dataclass(frozen=True, slots=True)
 class ConfigChange(BackEndMessage):
     """Say that the config space has changed: the front-end reads it and interrupts the guest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn(BackEndMessage):
+    """What a front-end gets of a message that was withdrawn: there is nothing to do or answer.
+
+    `request` is the id that was withdrawn.
+    """
+
+    request: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +243,10 @@ class FrontEndResponder:
         if len(self._buffer) < HEADER.size:
             return None
         header = decode_header(self._buffer)
+        if (header.request & _UNKNOWN, header.size) == (_UNKNOWN, 0):
+            del self._buffer[: HEADER.size]
+            withdrawn = Withdrawn(header.request & ~_UNKNOWN)
+            return ReceivedBackEndMessage(withdrawn, need_reply=False)
         cls = _judge_request(header)
         end = HEADER.size + header.size
         if len(self._buffer) < end:
@@ -251,6 +270,20 @@ def encode_back_end_message(message: BackEndMessage, *, need_reply: bool) -> byt
     payload = message.pack()
     flags = HeaderFlag.VERSION_1 | (HeaderFlag.NEED_REPLY if need_reply else 0)
     return encode_header(MessageHeader(message.request_id, flags, len(payload))) + payload
+
+
+def first_byte(message: BackEndMessage) -> bytes:
+    """Return the first byte of a message, which the front-end may be sent before the rest."""
+    return _header(message.request_id)[:1]
+
+
+def withdrawal(message: BackEndMessage) -> bytes:
+    """Return what to send after the first byte of a message instead of the rest of it."""
+    return _header(message.request_id | _UNKNOWN)[1:]
+
+
+def _header(request: int) -> bytes:
+    return encode_header(MessageHeader(request, HeaderFlag.VERSION_1, 0))
 
 
 def _judge_request(header: MessageHeader) -> type[BackEndMessage]:

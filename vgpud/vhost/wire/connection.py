@@ -39,6 +39,7 @@ from vgpud.vhost.wire.protocol import (
     MAX_FDS,
     REQUEST_FLAGS_MASK,
     REQUIRES,
+    UNSUPPORTED,
     FrontEndRequest,
     HeaderFlag,
     ProtocolFeature,
@@ -286,9 +287,10 @@ class Connection(Generic[H]):
         match message:
             case SetFeatures(features):
                 if unoffered := features & ~(self._offered_features | F_FRONT_END_RING):
+                    reasons = (text for bit, text in UNSUPPORTED.items() if unoffered & bit)
                     raise PeerError(
                         f"{named(FrontEndRequest.SET_FEATURES)} has {unoffered:#x}, "
-                        "which was not offered"
+                        + "; ".join(["which was not offered", *reasons])
                     )
                 self._features = features
             case SetProtocolFeatures(protocol_features):

@@ -148,6 +148,17 @@ INDIRECT_DESC and EVENT_IDX; the others ask nothing of it once VERSION_1 is in u
 that was not offered is an error: the guest and we would read the rings differently.
 """
 
+UNSUPPORTED: Final = MappingProxyType(
+    {
+        1 << 33: "VIRTIO_F_ACCESS_PLATFORM: the back-end translates no addresses, so its device"
+        " can't be behind a vIOMMU (QEMU: iommu_platform=off for this device)",
+        1 << 34: "VIRTIO_F_RING_PACKED: the back-end has split virtqueues (QEMU: packed=off)",
+        1 << 35: "VIRTIO_F_IN_ORDER: the back-end uses chains in any order (QEMU: in_order=off)",
+    }
+)
+"""Features that a front-end may acknowledge because of an option of its own, although the back-end
+has not offered them, and what to do about it. Source: virtio 1.3, 6."""
+
 VRING_F_LOG: Final = 1 << 0
 """SET_VRING_ADDR.flags: writes to the used ring are logged too, at `log`."""
 

@@ -6,11 +6,6 @@ import struct
 import zlib
 
 import numpy as np
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
-
-from vgpud.gpu.display import png
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -25,21 +20,12 @@ def decode(data: bytes) -> np.ndarray:
         assert crc == zlib.crc32(kind + body)
         chunks.append((kind, body))
         at += 12 + length
-    (first, header), (second, packed), last = chunks
-    assert (first, second, last) == (b"IHDR", b"IDAT", (b"IEND", b""))
+    (first, header), *parts, last = chunks
+    assert (first, last) == (b"IHDR", (b"IEND", b""))
+    assert {kind for kind, _ in parts} == {b"IDAT"}
+    packed = b"".join(part for _, part in parts)
     width, height, *rest = struct.unpack(">2I5B", header)
     assert rest == [8, 2, 0, 0, 0]
     rows = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(height, 1 + 3 * width)
     assert not rows[:, 0].any()
     return rows[:, 1:].reshape(height, width, 3)
-
-
-@given(arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.just(3))))
-def test_a_picture_survives(picture: np.ndarray) -> None:
-    assert np.array_equal(decode(png.encode(picture)), picture)
-
-
-def test_a_picture_need_not_be_contiguous() -> None:
-    pixels = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
-    picture = pixels[..., 2::-1]
-    assert np.array_equal(decode(png.encode(picture)), picture)

@@ -1,0 +1,10 @@
+"""All attacks."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.attacks.front_end import FRONT_END_ATTACKS
+from tests.attacks.guest import GUEST_ATTACKS
+
+ATTACKS: Final = (*GUEST_ATTACKS, *FRONT_END_ATTACKS)

@@ -1,0 +1,36 @@
+"""What only the garbage collector would free: frames, errors and buffers in a cycle."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
+
+from vgpud.memory.extents import Extents
+from vgpud.memory.mapping import Mapping
+from vgpud.native.spans import SpanList
+
+BUFFERS = (Extents, SpanList, Mapping)
+FRAMES = (FrameType, GeneratorType, CoroutineType, AsyncGeneratorType, BaseException)
+
+
+@contextmanager
+def no_garbage(kinds: tuple[type, ...] = BUFFERS + FRAMES) -> Iterator[None]:
+    """Assert that nothing of some kinds that was made in the block is left to the garbage
+    collector, which is off meanwhile."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+        # A numpy array is unknown to the collector, so what it keeps alive is not in gc.garbage.
+        before = _alive(kinds)
+        gc.collect()
+        freed = before.keys() - _alive(kinds).keys()
+    finally:
+        gc.enable()
+    assert not freed, "\n".join(before[one] for one in freed)
+
+
+def _alive(kinds: tuple[type, ...]) -> dict[int, str]:
+    return {id(one): repr(one)[:200] for one in gc.get_objects() if isinstance(one, kinds)}
