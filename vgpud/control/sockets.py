@@ -10,6 +10,7 @@ import fcntl
 import socket
 import struct
 import termios
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,7 +18,9 @@ from typing import Final
 from vgpud.control.call import Address, Caller
 from vgpud.errors import ConfigError, HostError
 from vgpud.unix import ancillary
+from vgpud.unix.closer import Closer
 from vgpud.unix.fd import Fd
+from vgpud.unix.received_fd import ReceivedFd
 from vgpud.unix.send_buffer import set_send_buffer
 from vgpud.unix.socket_file import SocketFile, bind, remove_stale
 
@@ -28,7 +31,12 @@ SEND_BUFFER: Final = 8 << 20
 SOCKET_MODE: Final = 0o666
 """Every user may send. Credentials decide, so that a caller that is refused gets an error."""
 
+MAX_CLOSING: Final = ancillary.MAX_FDS
+"""Descriptors of callers that wait to be closed, after which no more are let in, where the kernel
+can do that."""
+
 _INT: Final = struct.Struct("=i")
+_SO_PASSRIGHTS: Final = 83  # Linux 6.16, include/uapi/asm-generic/socket.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +52,13 @@ class Sender:
 
 class ControlSocket(socket.socket):
     """An AF_UNIX datagram socket that receives each sender's credentials."""
+
+    def __init__(
+        self, family: int = -1, kind: int = -1, proto: int = -1, fileno: int | None = None
+    ) -> None:
+        super().__init__(family, kind, proto, fileno)
+        self._closer = Closer()
+        self._lets_in = True  # descriptors
 
     @classmethod
     def bound(cls, path: Path) -> tuple[ControlSocket, SocketFile]:
@@ -81,15 +96,22 @@ class ControlSocket(socket.socket):
     def recvfrom(self, bufsize: int, flags: int = 0) -> tuple[bytes, Sender]:
         """Receive one datagram, or the beginning of one that is longer than MAX_MESSAGE.
 
-        No method takes a descriptor, so there is no room for any, and the kernel drops them.
+        No method takes a descriptor. They are received all the same, and closed in a thread: the
+        kernel would close them here, and some files make that wait.
         """
         received = ancillary.receive(
             self,
             min(bufsize, MAX_MESSAGE),
-            max_fds=0,
+            max_fds=ancillary.MAX_FDS,
             credentials=True,
             flags=flags | socket.MSG_DONTWAIT,
         )
+        for fd in received.fds:
+            ReceivedFd(fd.take(), self._closer).close()
+        if self._lets_in is not (self._closer.waiting < MAX_CLOSING):
+            self._lets_in = not self._lets_in
+            with suppress(OSError):
+                self.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, int(self._lets_in))
         who = received.credentials
         caller = Caller(received.address, who.pid, who.uid, who.gid)
         return received.data, Sender(caller, received.truncated)

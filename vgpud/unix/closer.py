@@ -35,6 +35,11 @@ class Closer:
         self._queue: SimpleQueue[Release | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for the thread, without the one that it makes."""
+        return self._queue.qsize()
+
     def run(self, release: Release) -> None:
         """Call `release` soon, in the thread; it must not raise.
 

@@ -1,0 +1,76 @@
+"""The control socket itself: what callers send beside their datagrams."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.support.until import until
+from vgpud.control import sockets
+from vgpud.control.sockets import ControlSocket
+
+LINGER_S = 6
+
+
+def lingering() -> tuple[socket.socket, socket.socket]:
+    """A TCP socket whose last close waits for its peer, which reads nothing, and that peer."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = socket.create_connection(server.getsockname())
+        deaf, _ = server.accept()
+    client.setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            client.send(bytes(1 << 16))
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, LINGER_S))
+    return client, deaf
+
+
+def test_a_descriptor_whose_closing_waits_does_not_delay_the_loop(tmp_path: Path) -> None:
+    control, _ = ControlSocket.bound(tmp_path / "control.sock")
+    client, deaf = lingering()
+    with control, deaf, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as caller:
+        caller.connect(str(tmp_path / "control.sock"))
+        socket.send_fds(caller, [b"{}"], [client.fileno()])
+        client.close()  # so the last one is the message's
+        began = time.monotonic()
+        assert control.recvfrom(100)[0] == b"{}"
+        assert time.monotonic() - began < LINGER_S / 2
+
+
+def test_no_more_descriptors_are_let_in_while_many_wait_to_be_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "MAX_CLOSING", 2)
+    control, _ = ControlSocket.bound(tmp_path / "control.sock")
+    with control, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as caller:
+        caller.connect(str(tmp_path / "control.sock"))
+        before = len(os.listdir("/proc/self/fd"))
+        client, deaf = lingering()
+        with deaf:
+            socket.send_fds(caller, [b"1"], [client.fileno()])
+            client.close()
+            control.recvfrom(100)
+            until(lambda: not control._closer.waiting)  # it hangs in the first
+            socket.send_fds(caller, [b"2"], [caller.fileno()] * 4)
+            assert control.recvfrom(100)[0] == b"2"
+            try:
+                socket.send_fds(caller, [b"3"], [caller.fileno()])
+            except PermissionError:
+                refused = True
+            else:  # Linux before 6.16
+                assert control.recvfrom(100)[0] == b"3"
+                refused = False
+            caller.send(b"4")
+            assert control.recvfrom(100)[0] == b"4"
+        until(lambda: len(os.listdir("/proc/self/fd")) == before)
+        caller.send(b"5")
+        control.recvfrom(100)
+        if refused:
+            socket.send_fds(caller, [b"6"], [caller.fileno()])
+            assert control.recvfrom(100)[0] == b"6"
