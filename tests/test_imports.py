@@ -12,13 +12,12 @@ ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "vgpud").rglob("*.py"))
 
 # What a package may import besides itself. A package is the first name below `vgpud`.
-_GROUND = {"errors", "pace", "printable", "publish", "rate_limit", "sorted_numbers"}
+_GROUND = {"errors", "pace", "printable", "publish", "sorted_numbers"}
 BELOW: dict[str, set[str]] = {
     "errors": set(),
     "pace": set(),
     "publish": set(),
     "printable": set(),
-    "rate_limit": set(),
     "sorted_numbers": set(),
     "unix": _GROUND,
     "uapi": _GROUND | {"unix"},

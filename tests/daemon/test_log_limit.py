@@ -8,11 +8,10 @@ import weakref
 
 import pytest
 
-from vgpud import rate_limit
-from vgpud.daemon import log_limit
+from vgpud.daemon import log_limit, rate_limit
 from vgpud.daemon.log_limit import UNLIMITED, LogLimit
 from vgpud.daemon.logs import LineFormatter
-from vgpud.rate_limit import BURST, INTERVAL
+from vgpud.daemon.rate_limit import BURST, INTERVAL
 
 
 class Lines(logging.Handler):

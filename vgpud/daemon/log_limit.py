@@ -14,7 +14,7 @@ from functools import lru_cache
 from threading import Lock
 from typing import Final
 
-from vgpud.rate_limit import RateLimit
+from vgpud.daemon.rate_limit import RateLimit
 
 UNLIMITED: Final = {"vgpud_unlimited": True}
 """The `extra` of lines of which the operator causes as many as there are."""

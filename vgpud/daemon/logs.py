@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Final
 
 from vgpud.daemon.log_limit import CONVERSION, LogLimit
+from vgpud.daemon.rate_limit import INTERVAL
 from vgpud.memory import memfd
 from vgpud.printable import printable
-from vgpud.rate_limit import INTERVAL
 from vgpud.unix import ancillary
 
 JOURNAL_SOCKET: Final = Path("/run/systemd/journal/socket")

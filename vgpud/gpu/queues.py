@@ -22,7 +22,6 @@ from vgpud.gpu.wire.command_codec import Command, decode_body
 from vgpud.gpu.wire.commands import MoveCursor, UpdateCursor
 from vgpud.gpu.wire.header import Header, decode_header
 from vgpud.native.ring import FastPath
-from vgpud.rate_limit import RateLimit
 from vgpud.vhost.ring import REQUEST_LIMIT
 from vgpud.vhost.split_ring import BUFFER, Chain
 from vgpud.vhost.virtqueue import Virtqueue
@@ -47,7 +46,6 @@ class GpuQueue:
         self._gpu = gpu
         self._timelines = timelines
         self._cursor = cursor
-        self._complaints = RateLimit()
         self._counters = gpu.counters
         self._commands = gpu.counters.commands
         self._charges: dict[int, Charge] = {}  # of the chains that are not answered, by head
@@ -177,12 +175,10 @@ class GpuQueue:
             name = "a command" if command is None else type(command).__name__
             self._gpu.quota.note_refusal(f"{name}: {error}")
         code = response_code(error)
-        if self._complaints.allows():
-            device, suffix = self._gpu.spec.name, self._complaints.suffix()
-            details = (header.type, code, error, suffix)
-            if resource := getattr(command, "resource_id", 0):
-                text = "command refused device=%s resource=%d type=%#x code=%#x: %s%s"
-                log.warning(text, device, resource, *details)
-            else:
-                log.warning("command refused device=%s type=%#x code=%#x: %s%s", device, *details)
+        device, details = self._gpu.spec.name, (header.type, code, error)
+        if resource := getattr(command, "resource_id", 0):
+            text = "command refused device=%s resource=%d type=%#x code=%#x: %s"
+            log.warning(text, device, resource, *details)
+        else:
+            log.warning("command refused device=%s type=%#x code=%#x: %s", device, *details)
         return responses.Error(code)

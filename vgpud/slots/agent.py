@@ -22,7 +22,6 @@ from vgpud.memory import memfd
 from vgpud.memory.addresses import Gpa
 from vgpud.pace import Pace, paced
 from vgpud.publish import Json, Publish
-from vgpud.rate_limit import RateLimit
 from vgpud.slots.agent_connection import AgentConnection
 from vgpud.slots.entries import Entry, Slot, SlotBacking, SlotUse
 from vgpud.slots.errors import AgentGoneError, AgentRefusedError
@@ -92,7 +91,6 @@ class AgentSlots(TrackedSlots):
         self._last_end = ""
         self._closed = False
         self._found: tuple[object, Finding] | None = None
-        self._limit = RateLimit()
 
     # Attaching and detaching
 
@@ -369,9 +367,7 @@ class AgentSlots(TrackedSlots):
 
     def _refused(self, operation: Operation, error: HostError) -> None:
         super()._refused(operation, error)
-        if self._limit.allows():
-            suffix = self._limit.suffix()
-            _log.warning("slot refused device=%s: %s%s", self._device, error, suffix)
+        _log.warning("slot refused device=%s: %s", self._device, error)
 
     def _publish_agent(self, kind: str, message: str, grant: Grant, **data: Json) -> None:
         self._publish(

@@ -14,7 +14,6 @@ import numpy as np
 
 from vgpud.errors import GuestAddressError, PeerError, RingError
 from vgpud.native.ring import FastPath
-from vgpud.rate_limit import RateLimit
 from vgpud.unix.fd import Fd
 from vgpud.vhost import ring_eventfd
 from vgpud.vhost.memory_table import MemoryTable
@@ -48,7 +47,6 @@ class Virtqueue:
         self._former: Pump | None = None  # of a ring that broke: its handler may still be ending
         self._finished: list[tuple[Chain, bytes]] = []
         self._in_flight = np.zeros(MAX_QUEUE_SIZE, np.uint8)
-        self._complaints = RateLimit()
 
     @property
     def running(self) -> bool:
@@ -245,11 +243,7 @@ class Virtqueue:
 
     def _break(self, error: Exception) -> None:
         """Stop a malformed ring; the session and the other rings continue."""
-        if self._complaints.allows():
-            suffix = self._complaints.suffix()
-            log.warning(
-                "queue stopped device=%s queue=%s: %s%s", self.device, self.name, error, suffix
-            )
+        log.warning("queue stopped device=%s queue=%s: %s", self.device, self.name, error)
         self._end()
         self._fault = str(error)
         self.life = step(self.life, RingEvent.BREAK)
