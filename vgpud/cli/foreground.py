@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import signal
 from collections.abc import Callable
+from functools import partial
 
+from vgpud.daemon import garbage
 from vgpud.daemon.daemon import Daemon
 from vgpud.errors import HostError
 
@@ -20,8 +21,7 @@ def run_daemon(daemon: Daemon, announce: Callable[[], None]) -> None:
     On SIGHUP, the configuration's file is read again. Without a file, SIGHUP ends the daemon, as it
     should when a terminal is closed.
     """
-    gc.freeze()  # imported modules stay, so collections need not visit them
-    gc.enable()
+    garbage.begin()
     asyncio.run(_run(daemon, announce))
 
 
@@ -34,8 +34,17 @@ async def _run(daemon: Daemon, announce: Callable[[], None]) -> None:
     )
     async with asyncio.TaskGroup() as group:
         announcer = group.create_task(_announce(daemon, announce))
+        collector = group.create_task(garbage.collect_after_changes(partial(_sessions, daemon)))
         await daemon.run()
         announcer.cancel()
+        collector.cancel()
+
+
+def _sessions(daemon: Daemon) -> list[tuple[int, bool]]:
+    """Return how many sessions each device has had, and whether one is under way."""
+    return [
+        (device.counters.sessions, device.live is not None) for device in daemon.devices.values()
+    ]
 
 
 async def _announce(daemon: Daemon, announce: Callable[[], None]) -> None:
