@@ -1,9 +1,11 @@
-"""Attacks by a front-end: what it shares with the daemon, and by a client of the control API."""
+"""Attacks by a front-end: what it shares with the daemon, and what it sends."""
 
 from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import threading
 from contextlib import suppress
 from typing import Final
@@ -11,12 +13,12 @@ from typing import Final
 from tests.attacks.stand import Attack, Stand, until
 from tests.hostile.siege import MADE, MIB, RogueRing, command, entries
 from tests.support.front_end import NO_FEATURE, FrontEnd
-from vgpud.client import Client
 from vgpud.gpu.wire import commands as c
 from vgpud.gpu.wire.command_codec import encode
 from vgpud.gpu.wire.header import Box, Rect
 from vgpud.memory.addresses import Gpa, Uva
 from vgpud.vhost.wire import messages as m
+from vgpud.vhost.wire.requests import encode_request
 
 FULL: Final = (1 << 64) - 2
 RAM: Final = 32 * MIB
@@ -115,33 +117,38 @@ def bad_addresses(stand: Stand, seconds: float) -> None:
         assert lines < 50 + 20 * seconds, f"{lines} lines for {rounds} requests"
 
 
-def screenshots(stand: Stand, seconds: float) -> None:
-    """Take screenshots of a large scanout, several at a time."""
-    with stand.guest() as ring:
-        assert ring.run(c.ResourceCreate2D, 1, 2, 8192, 8192) == MADE
-        ring.run(c.SetScanout, Rect(0, 0, 8192, 8192), 0, 1)
-        control = stand.siege.socket("a").with_name("control.sock")
-
-        def take() -> None:
-            for _ in until(seconds):
-                with suppress(Exception), Client(control) as client:
-                    _, fd = client.call_with_fd("device.screenshot", {"device": "a", "scanout": 0})
-                    if fd is not None:
-                        fd.close()
-
-        takers = [threading.Thread(target=take) for _ in range(3)]
-        for taker in takers:
-            taker.start()
-        for taker in takers:
-            taker.join()
+def tables_without_end(stand: Stand, seconds: float) -> None:
+    """Replace the memory table as quickly as possible, by one of as many regions as it may have."""
+    with stand.front_end() as fe:
+        fe.stop()
+        fd = os.memfd_create("regions", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(fd, 8 * MIB)
+            regions = tuple(
+                m.MemRegion(Gpa(MIB * at), MIB, Uva(MIB * at), MIB * (at % 8)) for at in range(8)
+            )
+            with suppress(OSError):
+                for _ in until(seconds):
+                    for _ in range(100):
+                        fe.tell(m.SetMemTable(regions), [fd] * len(regions))
+        finally:
+            os.close(fd)
 
 
-def calls(stand: Stand, seconds: float) -> None:
-    """Call the control API without a pause."""
-    control = stand.siege.socket("a").with_name("control.sock")
-    with Client(control) as client:
+def many_descriptors_of_a_vmm(stand: Stand, seconds: float) -> None:
+    """Connect from a process that has 18,000 descriptors, and reset the device again and again."""
+    program = (sys.executable, "-m", "tests.attacks.many_files", stand.siege.socket("a"))
+    subprocess.run([*program, str(seconds)], check=True, timeout=LONG)
+
+
+def messages_in_pieces(stand: Stand, seconds: float) -> None:
+    """Send every message byte by byte."""
+    with stand.front_end() as fe:
+        data = encode_request(m.GetFeatures())
         for _ in until(seconds):
-            client.call("device.list")
+            for at in range(len(data)):
+                fe.sock.send(data[at : at + 1])
+            fe.sock.recv(4096)
 
 
 def connections(stand: Stand, seconds: float) -> None:
@@ -158,7 +165,8 @@ FRONT_END_ATTACKS: Final = (
     Attack("mapping", "sparse memory", sparse_memory),
     Attack("mapping", "truncated memory", truncated_memory),
     Attack("log", "bad ring addresses", bad_addresses),
-    Attack("size", "screenshots of 8192 x 8192", screenshots),
-    Attack("control", "calls without a pause", calls),
-    Attack("control", "connections", connections),
+    Attack("mapping", "memory tables without end", tables_without_end),
+    Attack("count", "18,000 descriptors of a VMM", many_descriptors_of_a_vmm),
+    Attack("count", "messages in pieces", messages_in_pieces),
+    Attack("count", "connections", connections),
 )

@@ -227,6 +227,86 @@ def a_huge_scanout(stand: Stand, seconds: float) -> None:
                     pass
 
 
+def outputs_of_one_image(stand: Stand, seconds: float) -> None:
+    """Show one image on sixteen outputs, and paint it over and over."""
+    with stand.guest() as ring, ring.fe.gpu_set_socket() as display:
+        display.setblocking(False)
+        _image(ring, 1, 2048, 2048)
+        whole = Rect(0, 0, 2048, 2048)
+        for output in range(16):
+            ring.run(c.SetScanout, whole, output, 1)
+        for number in until(seconds):
+            ring.ram.write(RAM, bytes([number % 256]) * (16 * MIB))
+            ring.run(c.TransferToHost2D, whole, 0, 1, timeout=LONG)
+            ring.run(c.ResourceFlush, whole, 1, timeout=LONG)
+            with suppress(BlockingIOError):
+                while display.recv(1 << 20):
+                    pass
+
+
+def cursors(stand: Stand, seconds: float) -> None:
+    """Set the cursor's image as quickly as possible, on all outputs."""
+    with stand.front_end() as fe, fe.gpu_set_socket() as display:
+        display.setblocking(False)
+        ring, queue = RogueRing(fe), RogueRing(fe, 1)
+        _image(ring, 1, 64, 64)
+        slots = [queue.command(c.UpdateCursor, at, 5, 5, 1, 0, 0) for at in range(16)]
+        for _ in until(seconds):
+            for slot in slots:
+                queue.offer(slot, 2)
+            queue.wait_idle(LONG)
+            with suppress(BlockingIOError):
+                while display.recv(1 << 20):
+                    pass
+
+
+def copies_that_overlap(stand: Stand, seconds: float) -> None:
+    """Copy rows of one byte within a blob, onto each other, and take checksums."""
+    blob = ResourceId(1)
+    blit = dma.Blit(blob, blob, 1, 16, 16, 0, 8, 1, 1 << 20)
+    copy = dma.Copy(blob, blob, 0, 1, 63 * MIB)
+    crc = dma.Crc32(blob, blob, 0, 63 * MIB, 0)
+    with stand.guest() as ring:
+        ring.context()
+        ring.host_blob(1, 64 * MIB)
+        slot = ring.submit([blit, copy, crc], flags=Flag.FENCE)
+        for _ in until(seconds):
+            ring.offer(slot, 8)
+            ring.wait_idle(LONG)
+
+
+def scattered_blob(stand: Stand, seconds: float) -> None:
+    """Have a context work on a guest blob of 200,000 pieces."""
+    pages = entries(RAM + 256 * (np.arange(200_000) * 7 % 100_000), 256)
+    size = 200_000 * 256
+    blob = ResourceId(1)
+    with stand.guest() as ring:
+        ring.context()
+        ring.guest_blob(1, pages)
+        fill = dma.Fill(blob, 0, size, 7)
+        crc = dma.Crc32(blob, blob, 0, size, 0)
+        blit = dma.Blit(blob, blob, 4, 512, 512, 0, size // 2, 3, 40_000)
+        slot = ring.submit([fill, crc, blit], flags=Flag.FENCE)
+        for _ in until(seconds):
+            ring.offer(slot, 4)
+            ring.wait_idle(LONG)
+
+
+def many_mappings(stand: Stand, seconds: float) -> None:
+    """Map and unmap blobs as quickly as possible."""
+    count = 32
+    with stand.guest() as ring:
+        ring.context()
+        for blob in range(1, count + 1):
+            ring.host_blob(blob, 4 * MIB)
+        place = [ring.command(c.ResourceMapBlob, at + 1, 4 * MIB * at) for at in range(count)]
+        free = [ring.command(c.ResourceUnmapBlob, at + 1) for at in range(count)]
+        for _ in until(seconds):
+            for slot in (*place, *free):
+                ring.offer(slot)
+                ring.wait_idle(LONG)
+
+
 def many_blobs(stand: Stand, seconds: float) -> None:
     """Make tens of thousands of blobs, then map and free one beside them."""
     count = 40_000
@@ -302,6 +382,11 @@ GUEST_ATTACKS: Final = (
     Attack("memory", "long chains", long_chains, poor=True),
     Attack("size", "a scanout of 2^26 x 1", a_wide_scanout),
     Attack("size", "a scanout of 8192 x 8192", a_huge_scanout),
+    Attack("size", "one image on sixteen outputs", outputs_of_one_image),
+    Attack("count", "cursors", cursors),
+    Attack("cost", "copies that overlap", copies_that_overlap),
+    Attack("cost", "a blob of 200,000 pieces", scattered_blob),
+    Attack("count", "blobs mapped and unmapped", many_mappings),
     Attack("count", "many blobs", many_blobs),
     Attack("count", "many contexts", many_contexts),
     Attack("count", "resets with a full window", resets_with_a_full_window),

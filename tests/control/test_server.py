@@ -29,12 +29,11 @@ from tests.control.control_stand import (
 from tests.support.until import until
 from vgpud.control.access import AccessList
 from vgpud.control.call import Caller, Handlers
-from vgpud.control.dispatch import MAX_BATCH
 from vgpud.control.fitting import MAX_REPLY
 from vgpud.control.grants import AccessRule
 from vgpud.control.models import DaemonInfo, Done
 from vgpud.control.params import Nothing, Paged
-from vgpud.control.rpc import ErrorCode, Incoming
+from vgpud.control.rpc import MAX_BATCH, ErrorCode, Incoming
 from vgpud.control.server import MAX_ANSWERING_EACH
 from vgpud.control.sockets import MAX_MESSAGE
 from vgpud.unix.fd import Fd

@@ -25,13 +25,13 @@ from vgpud.publish import Json
 
 _log = logging.getLogger(__name__)
 
-MAX_BATCH: Final = 64
-"""Calls. The answers to a batch, if they are short, fit into one datagram."""
-
 _MAX_SHOWN: Final = 60
 """Characters of a caller's value in a message."""
 _MAX_FAULTS: Final = 8
 """Faults of one call that are listed in its answer."""
+_MAX_ITEMS: Final = 64
+"""Unknown parameters of one call that are looked at, and values that an array may have: each fault
+takes some time."""
 
 
 Check: TypeAlias = Callable[[Method, Params, Caller], None]
@@ -57,9 +57,6 @@ class Dispatcher:
 
     async def answer(self, incoming: Incoming, caller: Caller) -> Outgoing | None:
         """Serve the calls of a message, and return the answer, or None if there is none."""
-        if len(incoming.calls) > MAX_BATCH:
-            text = f"a batch is at most {MAX_BATCH} calls"
-            return fit([Answer(None, RpcError(ErrorCode.INVALID_REQUEST, text))], batch=False)
         if incoming.batch:
             answers = await self._answer_batch(incoming, caller)
         else:
@@ -150,15 +147,28 @@ def _params(model: type[Params], call: Call) -> Params:
             text = f"{call.method} takes {_listed(names)}, not {len(given)} values"
             raise RpcError(ErrorCode.INVALID_PARAMS, text)
         given = dict(zip(names, given, strict=False))
+    _check_lengths(call.method, given)
+    unknown = [name for name in given if name not in names]
+    left_out = unknown[_MAX_ITEMS:]
+    if left_out:
+        given = {name: given[name] for name in (*names, *unknown[:_MAX_ITEMS]) if name in given}
     try:
         return model.model_validate(given)
     except ValidationError as error:
         faults = error.errors(include_url=False, include_context=False)
         texts = [_fault(fault, names) for fault in faults[:_MAX_FAULTS]]
-        if len(faults) > _MAX_FAULTS:
-            texts.append(f"and {len(faults) - _MAX_FAULTS} more")
+        if (more := len(faults) - len(texts) + len(left_out)) > 0:
+            texts.append(f"and {more} more")
         text = f"{call.method}: {'; '.join(texts)}"
         raise RpcError(ErrorCode.INVALID_PARAMS, text) from None
+
+
+def _check_lengths(method: str, given: dict[str, Json]) -> None:
+    """Raise RpcError for an array of so many values that to check each would take long."""
+    for name, value in given.items():
+        if isinstance(value, list) and len(value) > _MAX_ITEMS:
+            text = f"{method}: {_shown(name)} has {len(value)} values, at most {_MAX_ITEMS}"
+            raise RpcError(ErrorCode.INVALID_PARAMS, text)
 
 
 def _fault(fault: Json, names: list[str]) -> str:

@@ -21,6 +21,8 @@ CallId: TypeAlias = str | int | float | None
 
 MAX_WAIT: Final = 86400.0
 """Seconds. The longest time-out of a call."""
+MAX_BATCH: Final = 64
+"""Calls. The answers to a batch, if they are short, fit into one datagram."""
 _QUOTED: Final = 80
 """Bytes of a message that an error quotes."""
 
@@ -152,6 +154,9 @@ def _incoming(message: bytes) -> Incoming:
         return Incoming((_call(value),))
     if not value:
         return Incoming((_failure(ErrorCode.INVALID_REQUEST, "a batch must not be empty"),))
+    if len(value) > MAX_BATCH:
+        text = f"a batch is at most {MAX_BATCH} calls"
+        return Incoming((_failure(ErrorCode.INVALID_REQUEST, text),))
     return Incoming(tuple(_call(item) for item in value if not _is_answer(item)), batch=True)
 
 
