@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     if not args.json:
         print(
             f"{'attack':<44}{'loop ms':>10}{'cpu ms':>10}{'median ms':>11}{'worst ms':>10}"
-            f"{'over MiB':>10}  fault"
+            f"{'over MiB':>10}  longest callback, fault"
         )
     with Stand() as stand:
         for attack in chosen:
@@ -41,7 +41,7 @@ def line(row: Row) -> str:
     """Return a row of the table."""
     return (
         f"{row.name:<44}{row.stop_ms:>10.2f}{row.work_ms:>10.2f}{row.median_ms:>11.2f}"
-        f"{row.worst_ms:>10.1f}{row.over_mib:>10.0f}  {row.fault}"
+        f"{row.worst_ms:>10.1f}{row.over_mib:>10.0f}  {row.where}  {row.fault}"
     )
 
 

@@ -37,8 +37,8 @@ class Attack:
 @dataclass(frozen=True, slots=True)
 class Row:
     """What an attack did: the longest callback of the event loop by the clock and of processor
-    time, a bystander's round trips, in milliseconds, and resident memory over the device's limit,
-    in MiB. `fault` is what went wrong, if anything did.
+    time, and a bystander's round trips, in milliseconds; resident memory over the device's limit,
+    in MiB; `where` that longest callback was, and what went wrong, if anything did.
     """
 
     kind: str
@@ -48,6 +48,7 @@ class Row:
     median_ms: float
     worst_ms: float
     over_mib: float
+    where: str
     fault: str
 
 
@@ -129,6 +130,7 @@ class Stand:
             1e3 * median,
             1e3 * worst,
             over,
+            self.loop.where,
             fault,
         )
 
