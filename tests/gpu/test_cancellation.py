@@ -12,6 +12,7 @@ import pytest
 
 from tests.gpu import driver as d
 from tests.gpu.machine import KIB, Machine, cancel, finish, random_bytes, stop_at
+from vgpud import pace
 from vgpud.coherency.slot_policy import Layout
 from vgpud.gpu.wire.command_codec import Command
 from vgpud.gpu.wire.responses import MappedBlob, OkNoData, Response
@@ -92,6 +93,12 @@ def count_pauses(layout: Layout, case: Case) -> int:
         return count
 
 
+@pytest.fixture(autouse=True)
+def _pauses_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However quick the machine is."""
+    monkeypatch.setattr(pace, "STEP", -1.0)
+
+
 @pytest.mark.parametrize("layout", Layout)
 @pytest.mark.parametrize("name", CASES)
 def test_a_cancelled_command_loses_nothing_and_can_be_done_again(layout: Layout, name: str) -> None:
@@ -119,7 +126,7 @@ def test_there_is_something_to_cancel() -> None:
         for name, case in CASES.items()
     }
     assert pauses[Layout.WINDOW, "map"] == 2  # the window, and the move into it
-    assert pauses[Layout.WINDOW, "map over itself and another"] == 5
+    assert pauses[Layout.WINDOW, "map over itself and another"] == 7
     assert pauses[Layout.PER_BLOB, "map"] == 2  # the flush before the guest gets it, and the VMM
     assert pauses[Layout.PER_BLOB, "unmap"] == 1
     assert pauses[Layout.PER_BLOB, "destroy while mapped"] == 1

@@ -386,7 +386,7 @@ FIELDS = {
         "_name": "the device's own",
         "_resources": "the device's own",
         "_display": "not needed: the front-end gives it again",
-        "_contexts": "the device's own",
+        "_is_attached": "the contexts'",
         "captures": "not needed: the control API's",
     },
     "Cursors": {
@@ -470,7 +470,7 @@ FIELDS = {
         "_fault": "not needed: a broken ring is found to be so again",
         "_pump": "not needed: a ring is saved when it has been stopped",
         "_memory": "not needed: the front-end sends its memory table again",
-        **dict.fromkeys(("device", "name", "_tasks", "_complaints"), "the queue's own"),
+        **dict.fromkeys(("device", "name", "_tasks"), "the queue's own"),
     },
     "RingSetup": {
         **dict.fromkeys(("num", "address", "base", "fresh"), SAVED),
