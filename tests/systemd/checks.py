@@ -106,7 +106,7 @@ def install() -> str:
     sh("udevadm", "trigger", "--settle", "--subsystem-match=misc")
     for name, groups in (("vmm", "kvm"), ("stranger", "users")):
         sh("useradd", "--no-create-home", "--groups", groups, name)
-    CONFIG.write_text(DEVICE.format(limit="16MiB"))
+    CONFIG.write_text(DEVICE.format(limit="24MiB"))
     extra = Path(f"/etc/systemd/system/{SERVICE}.d/test.conf")
     extra.parent.mkdir()
     extra.write_text(f"[Service]\nWatchdogSec={WATCHDOG_S}\n")
@@ -238,7 +238,7 @@ def work() -> str:
 def buffers() -> str:
     """Devices that a reload adds have sockets for VMMs, and the sandbox lets them have buffers of
     GPUs and pinned ones."""
-    CONFIG.write_text(DEVICE.format(limit="16MiB") + MORE_DEVICES)
+    CONFIG.write_text(DEVICE.format(limit="24MiB") + MORE_DEVICES)
     sh("systemctl", "reload", SERVICE)
     told = []
     for device, kind in (("gpu1", "gem"), ("gpu2", "udmabuf")):
@@ -247,7 +247,7 @@ def buffers() -> str:
         assert said["device"]["buffers"] == kind, said
         assert said["slot_flags"], said
         told.append(f"{device}: {kind}, map_info {said['map_info']}, flags {said['slot_flags']}")
-    CONFIG.write_text(DEVICE.format(limit="16MiB"))
+    CONFIG.write_text(DEVICE.format(limit="24MiB"))
     sh("systemctl", "reload", SERVICE)
     assert not (RUNTIME / "gpu1.sock").exists()
     return "; ".join(told)
@@ -388,7 +388,7 @@ def mended() -> str:
     time.sleep(5)
     assert starts() == before + 2
     assert show(SERVICE, "ExecMainStatus") == "2"
-    CONFIG.write_text(DEVICE.format(limit="16MiB"))
+    CONFIG.write_text(DEVICE.format(limit="24MiB"))
     assert call("daemon.info")["pid"] == main_pid() > 0
     sh("systemctl", "stop", SERVICE)
     return said

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from time import monotonic
 
-BURST = 10
+BURST = 30
 """Lines that may come at once."""
 
-INTERVAL = 5.0
+INTERVAL = 1.0
 """Seconds per line after a burst."""
 
 
