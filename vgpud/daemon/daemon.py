@@ -212,10 +212,12 @@ class Daemon:
         passed = self._activated.find(path, CONTROL, socket.SOCK_DGRAM)
         if passed is None:
             make_directory(path.parent)
+        devices = DeviceMethods(self.devices)
+        cleanup.callback(devices.close)
         handlers: dict[str, Handler] = {
             "daemon.info": self._info,
             "config.reload": self._reload,
-            **DeviceMethods(self.devices).handlers(),
+            **devices.handlers(),
             **BlobMethods(self.devices).handlers(),
             **SlotMethods(self.devices).handlers(),
         }
