@@ -24,6 +24,7 @@ from vgpud.cli.stdout import ProgramParser, write_text
 from vgpud.errors import ConfigError, VgpudError
 from vgpud.memory.addresses import Gpa
 from vgpud.uapi.page import PAGE_SIZE
+from vgpud.unix.file_names import as_text
 
 if TYPE_CHECKING:
     from vgpud.daemon.config import Config
@@ -149,8 +150,11 @@ def _first_device(config: Config, socket_path: Path) -> Config:
     from vgpud.daemon.config import Config
     from vgpud.daemon.config_tables import DaemonTable
 
-    daemon = DaemonTable(runtime_dir=str(socket_path.parent), control_socket="")
-    device = config.device[0].model_copy(update={"socket": str(socket_path)})
+    # By copies, which are not checked again: the path may be no text.
+    daemon = DaemonTable(control_socket="").model_copy(
+        update={"runtime_dir": as_text(socket_path.parent)}
+    )
+    device = config.device[0].model_copy(update={"socket": as_text(socket_path)})
     return Config(daemon=daemon, device=(device,), slot_policy=config.slot_policy)
 
 

@@ -49,6 +49,7 @@ from vgpud.memory.render_nodes import HostGpu, RenderNodes
 from vgpud.slots.agent import Grant
 from vgpud.slots.owner import TrackedSlots
 from vgpud.unix.activation import CONTROL, Activated
+from vgpud.unix.file_names import shown
 from vgpud.unix.listener import SocketPlace
 from vgpud.unix.socket_file import CLIENTS, make_directory
 
@@ -271,12 +272,12 @@ class Daemon:
             version=__version__,
             pid=os.getpid(),
             uptime_s=round(time.monotonic() - self._started, 3),
-            config_file=str(self._reloader.config.path) if self._reloader.config.path else None,
+            config_file=shown(self._reloader.config.path) if self._reloader.config.path else None,
             log_level=self._reloader.log_level,
             devices=tuple(
                 DeviceSummary(
                     name=name,
-                    socket=str(path) if (path := self.devices.path(name)) else None,
+                    socket=shown(path) if (path := self.devices.path(name)) else None,
                     connected=device.connected,
                 )
                 for name, device in self.devices.items()
