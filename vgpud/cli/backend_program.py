@@ -88,9 +88,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def _serve(args: argparse.Namespace) -> None:
     gc.disable()  # for the reason in main.py
+    from vgpud.daemon import logs
+    from vgpud.daemon.final_errors import logged_if_stderr_is_lost
+
+    logs.start("info", "vhost-user-vgpu")  # first, because a faulty file is logged, too
+    with logged_if_stderr_is_lost():
+        _run(args)
+
+
+def _run(args: argparse.Namespace) -> None:
     from vgpud.cli.foreground import run_daemon
     from vgpud.coherency.slot_policy import SlotOwner
-    from vgpud.daemon import logs
     from vgpud.daemon.config import Config
     from vgpud.daemon.daemon import Daemon
 
@@ -98,7 +106,6 @@ def _serve(args: argparse.Namespace) -> None:
         if given:
             raise VgpudError(f"{option} is not available in this version: it has no 3D renderer")
     config = Config.load(args.config)
-    logs.start("info", "vhost-user-vgpu")
     config.log_warnings()
     with ExitStack() as inherited:
         connection, path = None, Path("/")
