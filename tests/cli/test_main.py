@@ -166,6 +166,20 @@ def test_a_runtime_directory_that_can_not_be(config: Path, tmp_path: Path) -> No
     assert "Traceback" not in errors
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives directories to others")
+def test_a_directory_of_another_user_s_is_a_warning(tmp_path: Path) -> None:
+    directory, config = tmp_path / "run", tmp_path / "a.toml"
+    directory.mkdir()
+    os.chown(directory, 65534, 65534)
+    config.write_text(f'[daemon]\nruntime_dir = "{directory}"\n')
+    with Process(*VGPUD, "serve", "--config", config) as daemon:
+        daemon.until_printed("is listening")
+        daemon.terminate()
+        assert daemon.wait() == 0
+    text = f"others may replace the daemon's sockets: {directory} belongs to uid 65534"
+    assert daemon.log.count(text) == 1
+
+
 def test_it_serves_on_when_nobody_reads_its_stdout(start: Start, config: Path) -> None:
     read, write = os.pipe()
     os.close(read)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -90,6 +92,53 @@ def test_a_pipe_and_a_link_to_one_are_written_to(tmp_path: Path) -> None:
             assert reading.result(5) == WHOLE
     write_file(Path("/dev/null"), DATA)
     assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize("target", ["/proc/self/fd/1", "/dev/fd/1", "link-to-it"])
+def test_a_name_of_a_descriptor_is_not_replaced(tmp_path: Path, target: str) -> None:
+    (tmp_path / "link-to-it").symlink_to("/proc/self/fd/1")
+    name, redirected = tmp_path / "stdout", tmp_path / "shot.png"
+    name.symlink_to(target)
+    code = (
+        "import sys; from pathlib import Path; from vgpud.cli.output_file import write_file;"
+        "print('before', flush=True); write_file(Path(sys.argv[1]), [b'PNG'])"
+    )
+    with redirected.open("wb") as file:
+        subprocess.run([sys.executable, "-c", code, name], stdout=file, check=True)
+    assert redirected.read_bytes() == b"before\nPNG"
+    assert name.is_symlink()
+    with redirected.open("wb") as file:
+        subprocess.run([sys.executable, "-c", code, "/proc/self/fd/1"], stdout=file, check=True)
+    assert redirected.read_bytes() == b"before\nPNG"
+
+
+def test_a_descriptor_that_is_not_open(tmp_path: Path) -> None:
+    path = tmp_path / "out.png"
+    path.symlink_to("/proc/self/fd/1000000")
+    with pytest.raises(HostError, match="Bad file descriptor"):
+        write_file(path, DATA)
+    assert path.is_symlink()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make a link of another user's")
+def test_a_link_of_another_user_s_to_a_descriptor_is_replaced(tmp_path: Path) -> None:
+    path, victim = tmp_path / "out.png", tmp_path / "victim"
+    with victim.open("wb") as file:
+        path.symlink_to(f"/proc/self/fd/{file.fileno()}")
+        os.lchown(path, 65534, 65534)
+        write_file(path, DATA)
+    assert path.read_bytes() == WHOLE
+    assert victim.read_bytes() == b""
+
+
+def test_a_descriptor_that_does_not_wait(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    with ThreadPoolExecutor() as threads, os.fdopen(read, "rb") as reader:
+        writing = threads.submit(write_file, Path(f"/proc/self/fd/{write}"), DATA)
+        assert reader.read(len(WHOLE)) == WHOLE
+        writing.result(5)
+    os.close(write)
 
 
 @pytest.mark.parametrize("name", ["no/such/directory", "directory", ".", "/"])

@@ -16,6 +16,7 @@ from vgpud.cli import units
 from vgpud.errors import ConfigError, HostError
 
 PROJECT = Path(__file__).parents[2]
+ASCII_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 UNITS = sorted((PROJECT / "systemd").glob("vgpud*.s*t")) + sorted(
     (PROJECT / "systemd").glob("vgpud*.service")
 )
@@ -173,6 +174,50 @@ def test_the_command_says_what_it_did(tmp_path: Path) -> None:
     done = run("--prefix", "/opt/vgpud", "--uninstall")
     assert (done.returncode, done.stderr) == (0, "")
     assert found(tmp_path) == {}
+
+
+def test_a_file_that_another_user_has_put_there_is_not_written_to(tmp_path: Path) -> None:
+    victim, root = tmp_path / "victim", tmp_path / "root"
+    victim.write_text("secret")
+    victim.chmod(0o600)
+    (root / "etc/systemd/system").mkdir(parents=True)
+    for name in (".vgpud.service.partial", "vgpud.socket"):
+        (root / "etc/systemd/system" / name).symlink_to(victim)
+    list(units.install(Path("/opt/vgpud"), root))
+    assert (victim.read_text(), victim.stat().st_mode & 0o777) == ("secret", 0o600)
+    for name in ("vgpud.service", "vgpud.socket"):
+        assert not (root / "etc/systemd/system" / name).is_symlink()
+        assert b"[Install]" in (root / "etc/systemd/system" / name).read_bytes()
+
+
+def test_all_users_may_read_what_is_installed_whatever_the_umask(tmp_path: Path) -> None:
+    umask = os.umask(0o077)
+    try:
+        list(units.install(Path("/opt/vgpud"), tmp_path / "root"))
+    finally:
+        os.umask(umask)
+    made = [*(tmp_path / "root").rglob("*")]
+    modes = {(path.is_dir(), path.stat().st_mode & 0o777) for path in made}
+    assert modes == {(True, 0o755), (False, 0o644)}
+
+
+@pytest.mark.parametrize("prefix", [b"/opt/\xd0\xb6", b"/opt/\xff"])
+def test_a_prefix_of_characters_that_the_locale_lacks(tmp_path: Path, prefix: bytes) -> None:
+    command = [os.fsencode(sys.executable), b"-m", b"vgpud", b"install-units", b"--prefix", prefix]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), **ASCII_LOCALE}
+    done = subprocess.run(
+        [*command, b"--root", os.fsencode(tmp_path) + b"/\xd0\xb6"],
+        env=environment,
+        capture_output=True,
+        check=False,
+    )
+    if prefix.endswith(b"\xff"):
+        assert done.returncode == 2
+        assert b"must be UTF-8" in done.stderr
+    else:
+        assert (done.returncode, done.stderr) == (0, b"")
+        unit = tmp_path / "ж/etc/systemd/system/vgpud.service"
+        assert b"ExecStart=/opt/\xd0\xb6/bin/vgpud serve" in unit.read_bytes()
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.name)

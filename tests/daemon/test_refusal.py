@@ -21,6 +21,7 @@ from tests.support.until import PATIENCE
 from vgpud.client import Client
 from vgpud.control.rpc import RpcError
 from vgpud.daemon import refusal
+from vgpud.daemon.log_limit import LogLimit
 from vgpud.errors import ConfigError
 from vgpud.unix.activation import Activated
 from vgpud.unix.fd import Fd
@@ -219,3 +220,26 @@ def test_a_daemon_that_has_listened_is_not_started_again(manager: Manager) -> No
     ):
         refusal.run(activated, start, lambda: True)
     assert manager.waiting() == []
+
+
+def test_every_fault_is_logged(manager: Manager, caplog: pytest.LogCaptureFixture) -> None:
+    with ExitStack() as stack:
+        front_ends: list[socket.socket] = []
+
+        def start() -> None:
+            if not front_ends:  # another comes while this one is refused, so that it is tried again
+                refused_later = threading.Timer(0.1, lambda: front_ends.append(manager.connect()))
+                refused_later.start()
+                stack.callback(refused_later.join)
+            raise ConfigError("\n".join(f"fault {number}" for number in range(60)))
+
+        limit = LogLimit()
+        caplog.handler.addFilter(limit)
+        stack.callback(caplog.handler.removeFilter, limit)
+        activated = stack.enter_context(Activated([("one", Fd(os.dup(manager.device.fileno())))]))
+        with pytest.raises(ConfigError):
+            refusal.run(activated, start, lambda: False)
+        for front_end in front_ends:
+            front_end.close()
+    faults = [line for line in caplog.messages if line.startswith("start failed, tried again: ")]
+    assert len(faults) == 60

@@ -275,7 +275,7 @@ def screenshot(gpu: Gpu, scanout_id: int) -> NDArray[np.uint8] | None:
     """What a scanout shows: RGB, shape (height, width, 3); None if it is off or can't be read."""
 
     async def take() -> NDArray[np.uint8] | None:
-        capture = await gpu.scanouts.captures.take(scanout_id, gpu.quota)
+        capture = await gpu.scanouts.captures.take(scanout_id, gpu.quota.limit)
         if capture is None:
             return None
         picture = np.concatenate([*capture.rows()])

@@ -64,7 +64,7 @@ class DaemonThread:
             live = self._daemon.devices[device].live
             if live is None:
                 return None
-            capture = await live.gpu.scanouts.captures.take(scanout_id, live.gpu.quota)
+            capture = await live.gpu.scanouts.captures.take(scanout_id, live.gpu.quota.limit)
             if capture is None:
                 return None
             picture = np.concatenate([*capture.rows()])

@@ -111,9 +111,10 @@ def test_what_nobody_wants_is_told_and_kept(
 ) -> None:
     one, two = directory / "one", directory / "two"
     activated = Activated([("x", passed(one)), ("y", passed(two))])
-    activated.log_unused([(one, "gpu0", socket.SOCK_STREAM)])
+    activated.log_unused([(one, "gpu0", socket.SOCK_STREAM)], {"told_by": "the daemon"})
     [line] = caplog.messages
     assert line.startswith(f"activated socket unused name=y type=stream address={two}: ")
+    assert vars(caplog.records[0])["told_by"] == "the daemon"
     assert address(activated.find(two, "gpu1", socket.SOCK_STREAM)) == str(two)
     activated.close()
 

@@ -24,6 +24,7 @@ from vgpud.cli.stdout import ProgramParser, write_text
 from vgpud.errors import ConfigError, VgpudError
 from vgpud.memory.addresses import Gpa
 from vgpud.uapi.page import PAGE_SIZE
+from vgpud.unix.file_names import as_text
 
 if TYPE_CHECKING:
     from vgpud.daemon.config import Config
@@ -87,9 +88,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def _serve(args: argparse.Namespace) -> None:
     gc.disable()  # for the reason in main.py
+    from vgpud.daemon import logs
+    from vgpud.daemon.final_errors import logged_if_stderr_is_lost
+
+    logs.start("info", "vhost-user-vgpu")  # first, because a faulty file is logged, too
+    with logged_if_stderr_is_lost():
+        _run(args)
+
+
+def _run(args: argparse.Namespace) -> None:
     from vgpud.cli.foreground import run_daemon
     from vgpud.coherency.slot_policy import SlotOwner
-    from vgpud.daemon import logs
     from vgpud.daemon.config import Config
     from vgpud.daemon.daemon import Daemon
 
@@ -97,7 +106,6 @@ def _serve(args: argparse.Namespace) -> None:
         if given:
             raise VgpudError(f"{option} is not available in this version: it has no 3D renderer")
     config = Config.load(args.config)
-    logs.start("info", "vhost-user-vgpu")
     config.log_warnings()
     with ExitStack() as inherited:
         connection, path = None, Path("/")
@@ -149,8 +157,11 @@ def _first_device(config: Config, socket_path: Path) -> Config:
     from vgpud.daemon.config import Config
     from vgpud.daemon.config_tables import DaemonTable
 
-    daemon = DaemonTable(runtime_dir=str(socket_path.parent), control_socket="")
-    device = config.device[0].model_copy(update={"socket": str(socket_path)})
+    # By copies, which are not checked again: the path may be no text.
+    daemon = DaemonTable(control_socket="").model_copy(
+        update={"runtime_dir": as_text(socket_path.parent)}
+    )
+    device = config.device[0].model_copy(update={"socket": as_text(socket_path)})
     return Config(daemon=daemon, device=(device,), slot_policy=config.slot_policy)
 
 

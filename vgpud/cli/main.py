@@ -208,16 +208,10 @@ def _report_progress(what: str) -> None:
 
 
 def _config_check(args: argparse.Namespace) -> None:
-    from vgpud.control import accounts
     from vgpud.daemon.config import Config
 
     config = Config.load(args.file)
-    warnings = [*config.warnings()]
-    for rule in config.access_rules():
-        for key, name in accounts.unknown(rule):
-            name_is = f"{name}: unknown to this system, which ignores it then"
-            warnings.append(f"{rule.table}: {key}: {name_is}")
-    for warning in warnings:
+    for warning in (*config.warnings(), *config.host_warnings()):
         write_error(f"{args.file}: warning: {warning}")
     write_text(f"{args.file}: no fault found")
 

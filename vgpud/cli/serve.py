@@ -13,6 +13,7 @@ from vgpud.cli.stdout import write_text
 from vgpud.daemon import logs, refusal
 from vgpud.daemon.config import Config
 from vgpud.daemon.daemon import Daemon
+from vgpud.daemon.final_errors import logged_if_stderr_is_lost
 from vgpud.daemon.notify import Notifier
 from vgpud.unix.activation import Activated
 
@@ -54,7 +55,10 @@ def run(file: Path | None, log_level: str | None) -> None:
     start; then what waits at sockets of the service manager's has been refused.
     """
     logs.start(log_level or "info", "vgpud")
-    with Activated.from_environment(os.environ) as activated:
+    with (
+        logged_if_stderr_is_lost(),
+        Activated.from_environment(os.environ) as activated,
+    ):
         start = _Start(file, log_level, activated)
         refusal.run(activated, start, start.has_listened)
 

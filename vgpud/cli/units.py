@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from vgpud.cli.output_file import replace_file
 from vgpud.errors import ConfigError, HostError
+from vgpud.unix.fd import Fd
 
 WRITTEN_FOR: Final = "/opt/vgpud"
 """The prefix in the source files, which is replaced."""
@@ -20,6 +22,8 @@ VENDOR_PREFIX: Final = Path("/usr")
 """The prefix of a distribution's own packages, whose files leave /etc to the administrator."""
 # What the units' ProtectHome and PrivateTmp hide from the daemon.
 _HIDDEN: Final = tuple(map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp")))  # noqa: S108
+_FILE_MODE: Final = 0o644
+_DIRECTORY_MODE: Final = 0o755
 _SPECIAL: Final = frozenset(" \t\n\"'\\%$;")
 """Characters with a special meaning in a unit's command line."""
 # The pattern of source files, the directory for a vendor's files, and that for an administrator's.
@@ -101,9 +105,12 @@ def _files(prefix: Path) -> Iterator[Installed]:
             name = path.name
             for kind in (".sysusers", ".tmpfiles"):  # the directory's name says it then
                 name = name.replace(kind, "")
-            text = path.read_text(encoding="utf-8").replace(f"{WRITTEN_FOR}/", f"{prefix}/")
+            # In bytes, since the locale may lack characters that the prefix has.
+            content = path.read_bytes().replace(
+                f"{WRITTEN_FOR}/".encode(), os.fsencode(prefix) + b"/"
+            )
             directory = Path("/", vendors if vendor else administrators)
-            yield Installed(directory / name, text.encode(), editable=path.suffix == ".toml")
+            yield Installed(directory / name, content, editable=path.suffix == ".toml")
 
 
 def _source() -> Path:
@@ -126,6 +133,8 @@ def _usable(prefix: Path | None, root: Path | None) -> Path:
         raise ConfigError(f"--prefix {prefix}: must be an absolute path")
     if _SPECIAL & set(str(prefix)):
         raise ConfigError(f"--prefix {prefix}: it has characters that are special in systemd units")
+    if not _is_utf8(prefix):
+        raise ConfigError(f"--prefix {prefix}: must be UTF-8, as systemd takes no other units")
     if root is not None:
         return prefix  # It is on another system, so it can't be checked here.
     program = prefix / "bin/vgpud"
@@ -142,6 +151,14 @@ def _usable(prefix: Path | None, root: Path | None) -> Path:
     return prefix
 
 
+def _is_utf8(path: Path) -> bool:
+    try:
+        os.fsencode(path).decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _below(root: Path | None, path: Path) -> Path:
     return path if root is None else root / path.relative_to("/")
 
@@ -156,14 +173,27 @@ def _read(path: Path) -> bytes | None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file and rename it into place, so that no reader sees half of it."""
-    partial = path.with_name(f".{path.name}.partial")
+    """Write a file and rename it into place, so that no reader sees half of it.
+
+    All users may read it, whatever the umask: the daemon is not the user who installs.
+    """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        partial.chmod(0o644)
-        partial.rename(path)
+        _make_directory(path.parent)
+        replace_file(path, content, _FILE_MODE)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         advice = "run this as root, or use --root" if os.geteuid() else ""
         raise HostError(f"writing {path}", error, advice) from error
+
+
+def _make_directory(path: Path) -> None:
+    """Make a directory that all users may read, and those above it. Raises OSError."""
+    if path.is_dir():
+        return
+    _make_directory(path.parent)
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return
+    # By a descriptor: where another user owns the directory above, a link may have replaced it.
+    with Fd(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)) as made:
+        os.fchmod(made.fileno(), _DIRECTORY_MODE)

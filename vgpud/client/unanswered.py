@@ -13,7 +13,12 @@ from vgpud.unix.socket_file import CLIENTS
 
 TIMEOUT: Final = 5.0
 """Seconds that a method may take."""
-LONGER: Final = {"agent.attach": 30.0, "config.reload": 60.0, "device.screenshot": 60.0}
+LONGER: Final = {
+    "agent.attach": 30.0,
+    "blob.export": 60.0,
+    "config.reload": 60.0,
+    "device.screenshot": 60.0,
+}
 """Seconds that these methods may take, which work for longer or wait for others."""
 GRACE: Final = 0.5
 """Seconds that a client waits longer than the daemon may work, which then says what happened."""

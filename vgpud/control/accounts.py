@@ -1,23 +1,13 @@
-"""Users and groups by the names that the system's databases have, nsswitch.conf(5)."""
+"""Users and groups that access rules name."""
 
 from __future__ import annotations
 
-import grp
-import os
-import pwd
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from vgpud.control.grants import AccessRule
+from vgpud.unix.accounts import group_id, user_id
 
-
-def user_id(name: str) -> int | None:
-    """Return the number of a user, whose name may be a number; None if there is no such user."""
-    return _id(name, lambda found: pwd.getpwnam(found).pw_uid)
-
-
-def group_id(name: str) -> int | None:
-    """Return the number of a group, as `user_id` does that of a user."""
-    return _id(name, lambda found: grp.getgrnam(found).gr_gid)
+__all__ = ["group_id", "unknown", "user_id"]
 
 
 def unknown(rule: AccessRule) -> Iterator[tuple[str, str]]:
@@ -26,13 +16,3 @@ def unknown(rule: AccessRule) -> Iterator[tuple[str, str]]:
         for name in names:
             if look_up(name) is None:
                 yield f"{rule.prefix}_{kind}", name
-
-
-def _id(name: str, look_up: Callable[[str], int]) -> int | None:
-    if name.isascii() and name.isdecimal():
-        return int(name)
-    try:
-        # The databases are in UTF-8, as the configuration is, whatever this process's locale.
-        return look_up(os.fsdecode(name.encode()))
-    except (KeyError, OSError, ValueError):
-        return None

@@ -5,7 +5,6 @@ The tables themselves are in `vgpud.daemon.config_tables`; the rules between tab
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import tomllib
@@ -19,6 +18,7 @@ from pydantic import Field, PrivateAttr, ValidationError, model_validator
 from vgpud.coherency.slot_policy import Buffers, Layout, Rule, SlotOwner, layouts
 from vgpud.control.field_docs import WithFieldDocs, field_docs
 from vgpud.control.grants import AccessGrant, AccessRule
+from vgpud.daemon import config_warnings
 from vgpud.daemon.config_tables import (
     DaemonTable,
     DeviceTable,
@@ -27,9 +27,13 @@ from vgpud.daemon.config_tables import (
     Table,
     size_text,
 )
+from vgpud.daemon.log_limit import UNLIMITED
+from vgpud.daemon.toml_literal import literal
 from vgpud.errors import ConfigError
-from vgpud.gpu.spec import FRAMES_A_PICTURE, DeviceSpec, picture_memory
+from vgpud.gpu.spec import DeviceSpec
+from vgpud.unix.file_names import file_name
 from vgpud.unix.listener import SocketPlace
+from vgpud.unix.socket_file import CLIENTS
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +93,7 @@ class Config(Table):
             reason = "nested too deeply" if deep else str(error)
             raise ConfigError(f"{source}: is not TOML that can be read: {reason}") from None
         faults = [
-            f"{key} = {_literal(value)}: no table of this file; known: [daemon], [[device]], "
+            f"{key} = {literal(value)}: no table of this file; known: [daemon], [[device]], "
             "[[slot_policy]]"
             for key, value in raw.items()
             if key not in cls.model_fields
@@ -115,27 +119,17 @@ class Config(Table):
             raise ConfigError("\n".join(faults))
 
     def warnings(self) -> Iterator[str]:
-        """Yield what is valid, but is not likely to be meant: limits that don't go together."""
-        rules = [policy.rule() for policy in self.slot_policy]
-        for number, device in enumerate(self.device, start=1):
-            window = device.window if layouts(rules, device.name) == {Layout.WINDOW} else 0
-            needed = window + picture_memory(device.outputs)
-            if needed > device.memory_limit:
-                modes = ", ".join(f"{mode.width}x{mode.height}" for mode in device.outputs)
-                beside = f"its window, {size_text(window)}, and " if window else ""
-                yield (
-                    f"[[device]] {number}: memory_limit = "
-                    f"{_literal(size_text(device.memory_limit))}: is less than {beside}"
-                    f"{FRAMES_A_PICTURE} frames of each output ({modes}), which a guest may be "
-                    "charged for; where memory is refused, frames are lost: set "
-                    f"{_literal(f'{-(-needed >> 20)}MiB')} or more, or smaller outputs "
-                    f"(device {device.name})"
-                )
+        """Yield what is valid, but is not likely to be meant."""
+        yield from config_warnings.found(self.daemon, self.device, self.slot_policy)
+
+    def host_warnings(self) -> Iterator[str]:
+        """Yield what is valid, but not as things are on this host."""
+        yield from config_warnings.found_on_this_host(self.access_rules(), self.device)
 
     def log_warnings(self) -> None:
         """Log all warnings."""
         for warning in self.warnings():
-            log.warning("configuration: %s", warning)
+            log.warning("configuration: %s", warning, extra=UNLIMITED)
 
     @property
     def path(self) -> Path | None:
@@ -145,12 +139,13 @@ class Config(Table):
     @property
     def runtime_dir(self) -> Path:
         """The directory that relative socket names are in."""
-        return Path(self.daemon.runtime_dir)
+        return Path(file_name(self.daemon.runtime_dir))
 
     @property
     def control_path(self) -> Path | None:
         """The control socket, or None if there is to be none."""
-        return self.runtime_dir / self.daemon.control_socket if self.daemon.control_socket else None
+        name = self.daemon.control_socket
+        return self.runtime_dir / file_name(name) if name else None
 
     def socket_path(self, device: str) -> Path:
         """Return the path of a device's vhost-user socket; raises KeyError."""
@@ -160,7 +155,8 @@ class Config(Table):
         """Return the path, mode and group of a device's vhost-user socket; raises KeyError."""
         table = {table.name: table for table in self.device}[device]
         mode = int(table.socket_mode, base=8)
-        return SocketPlace(self.runtime_dir / table.socket_name, mode, table.socket_group)
+        path = self.runtime_dir / file_name(table.socket_name)
+        return SocketPlace(path, mode, table.socket_group)
 
     def access_rules(self) -> tuple[AccessRule, ...]:
         """Return who may call which methods of the control API, for which devices."""
@@ -209,7 +205,7 @@ def _contradictions(
     yield from _shared_sockets(daemon, devices)
     names = [device.name for device in devices if device]
     for name in dict.fromkeys(name for name in names if names.count(name) > 1):
-        yield f"[[device]]: name = {_literal(name)}: used more than once; each needs its own"
+        yield f"[[device]]: name = {literal(name)}: used more than once; each needs its own"
     for number, policy in enumerate(policies[:-1], start=1):
         if policy and policy.match == MatchTable():
             yield f"[[slot_policy]] {number}: matches every blob, so no later one has any effect"
@@ -243,13 +239,22 @@ def _shared_sockets(
         if device and device.name not in names:  # else it is the name that is at fault
             names.add(device.name)
             sockets[f"[[device]] {number}: socket"] = device.socket_name
+    paths = {user: Path(os.path.normpath(directory / socket)) for user, socket in sockets.items()}
     users: dict[Path, str] = {}
-    for user, socket in sockets.items():
-        path = Path(os.path.normpath(directory / socket))
-        where = f"{user} = {_literal(socket)}"
-        if users.setdefault(path, user) != user:
+    for user, path in paths.items():
+        users.setdefault(path, user)
+    control = paths.get("[daemon]: control_socket")
+    clients = control.parent / CLIENTS if control is not None else None
+    for user, path in paths.items():
+        where = f"{user} = {literal(sockets[user])}"
+        above = next((parent for parent in path.parents if parent in users), None)
+        if users[path] != user:
             yield f"{where}: {path} is that of {users[path]} already; each needs its own"
-        elif len(os.fsencode(path)) > MAX_SOCKET_PATH:
+        elif above is not None:
+            yield f"{where}: {above} can't be a directory, as it is the socket of {users[above]}"
+        elif clients is not None and (path == clients or clients in path.parents):
+            yield f"{where}: {clients} is the directory of the control socket's clients"
+        elif len(str(path).encode("utf-8", "surrogateescape")) > MAX_SOCKET_PATH:
             yield f"{where}: {path} is longer than {MAX_SOCKET_PATH} bytes, the most there is"
 
 
@@ -263,8 +268,8 @@ def _device_faults(device: DeviceTable, rules: Sequence[Rule]) -> Iterator[str]:
     elif found == {Layout.WINDOW}:
         if device.window > device.memory_limit:
             yield (
-                f"memory_limit = {_literal(size_text(device.memory_limit))}: must be window, "
-                f"{_literal(size_text(device.window))}, or more, as its guest can touch every "
+                f"memory_limit = {literal(size_text(device.memory_limit))}: must be window, "
+                f"{literal(size_text(device.window))}, or more, as its guest can touch every "
                 "page of that; or use the per-blob layout"
             )
         if device.buffers in (Buffers.UDMABUF, Buffers.GEM):
@@ -274,12 +279,12 @@ def _device_faults(device: DeviceTable, rules: Sequence[Rule]) -> Iterator[str]:
             )
         elif device.buffers is Buffers.AUTO and device.render_node:
             yield (
-                f"render_node = {_literal(device.render_node)}: of no effect with the window "
+                f"render_node = {literal(device.render_node)}: of no effect with the window "
                 'layout, which has room for no dma-bufs; use layout = "per-blob"'
             )
     if device.render_node and device.buffers in (Buffers.MEMFD, Buffers.UDMABUF):
         yield (
-            f"render_node = {_literal(device.render_node)}: of no effect with "
+            f"render_node = {literal(device.render_node)}: of no effect with "
             f'buffers = "{device.buffers}"; use "gem" or "auto"'
         )
 
@@ -298,7 +303,7 @@ _T = TypeVar("_T", bound=Table)
 def _tables(model: type[_T], where: str, raw: Any, faults: list[str]) -> list[_T | None]:
     """Validate each table of an array on its own, so that one fault does not hide another."""
     if not isinstance(raw, list):
-        faults.append(f"{where} = {_literal(raw)}: must be tables, each under a {where} heading")
+        faults.append(f"{where} = {literal(raw)}: must be tables, each under a {where} heading")
         return []
     parsed: list[_T | None] = []
     for number, table in enumerate(raw, start=1):
@@ -309,7 +314,7 @@ def _tables(model: type[_T], where: str, raw: Any, faults: list[str]) -> list[_T
             if isinstance(table, dict):
                 faults += [f"{heading}: {fault}" for fault in _faults(error, model)]
             else:
-                faults.append(f"{heading} = {_literal(table)}: must be a table")
+                faults.append(f"{heading} = {literal(table)}: must be a table")
             parsed.append(None)
     return parsed
 
@@ -317,7 +322,7 @@ def _tables(model: type[_T], where: str, raw: Any, faults: list[str]) -> list[_T
 def _faults(error: ValidationError, model: type[Table]) -> Iterator[str]:
     for fault in error.errors(include_url=False):
         key = ".".join(str(part) for part in fault["loc"])
-        value = _literal(fault["input"])
+        value = literal(fault["input"])
         words = fault["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
         match fault["type"]:
             case "extra_forbidden":
@@ -355,22 +360,7 @@ def _spelled_out(model: type[Table], **given: str) -> Iterator[str]:
         if field.annotation is MatchTable:
             about += [f"# - {sub}: {doc}" for sub, doc in field_docs(MatchTable).items()]
         if field.examples:  # The default follows from other things: show what it may look like.
-            about.append(f"# {key} = {_literal(field.examples[0])}")
+            about.append(f"# {key} = {literal(field.examples[0])}")
         else:
-            about.append(f"{key} = {_literal(given.get(key, field.default))}")
+            about.append(f"{key} = {literal(given.get(key, field.default))}")
         yield "\n".join(about)
-
-
-def _literal(value: object) -> str:
-    """Return a value in TOML's notation, cut if it is too long for a line."""
-    match value:
-        case dict():
-            text = ", ".join(f"{key} = {_literal(of)}" for key, of in value.items())
-            text = f"{{ {text} }}" if text else "{}"
-        case list() | tuple():
-            text = "[" + ", ".join(map(_literal, value)) + "]"
-        case str() | bool() | int() | float():
-            text = json.dumps(value, ensure_ascii=False)
-        case _:
-            text = str(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

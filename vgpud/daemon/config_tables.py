@@ -39,6 +39,8 @@ from vgpud.coherency.slot_policy import (
 )
 from vgpud.control.grants import AccessGrant
 from vgpud.gpu.spec import PreferredMode, RendererName
+from vgpud.unix.accounts import MAX_ID, is_number, number_of
+from vgpud.unix.file_names import as_text
 from vgpud.unix.listener import SOCKET_MODE
 
 _Name = TypeVar("_Name", bound=str)
@@ -58,19 +60,17 @@ OUTPUT_SIDE: Final = range(32, 8192 + 1)
 _NAME: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}"
 _ACCOUNT: Final = r"[^:\x00-\x1f\x7f]+"
 """What can be a field of passwd(5) and group(5). Which names exist, the system's databases know."""
-_MAX_ID: Final = (1 << 32) - 2
-"""The highest number of a user or group: the kernel has one more for "none"."""
-
-
 _MODE: Final = r"0?[67][0-7]{2}"
 
 
 def default_runtime_dir(environment: Mapping[str, str]) -> str:
-    """Return the sockets' default directory: systemd's, else the user's, else /run/vgpud."""
+    """Return the sockets' default directory as the text that a file would have for it: systemd's,
+    else the user's, else /run/vgpud."""
     if granted := environment.get("RUNTIME_DIRECTORY"):
-        return granted.split(":", maxsplit=1)[0]  # systemd lists all of them, separated by colons
+        # systemd lists all of them, separated by colons.
+        return as_text(granted.split(":", maxsplit=1)[0])
     if session := environment.get("XDG_RUNTIME_DIR"):
-        return f"{session}/vgpud"
+        return as_text(f"{session}/vgpud")
     return "/run/vgpud"
 
 
@@ -136,8 +136,8 @@ def _account(value: str) -> str:
     """Check a user's or group's name or number; whether it exists is not checked."""
     if not re.fullmatch(_ACCOUNT, value) or value.isspace():
         raise ValueError('a user or group is a name, as in "kvm", or a number, as in "107"')
-    if value.isascii() and value.isdecimal() and int(value[:20]) > _MAX_ID:
-        raise ValueError(f"the number of a user or group is at most {_MAX_ID}")
+    if is_number(value) and number_of(value) is None:
+        raise ValueError(f"the number of a user or group is at most {MAX_ID}")
     return value
 
 

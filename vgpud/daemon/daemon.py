@@ -32,6 +32,7 @@ from vgpud.daemon.config import Config
 from vgpud.daemon.device_server import DeviceServer
 from vgpud.daemon.device_set import DeviceSet
 from vgpud.daemon.gpu_watch import GpuWatch
+from vgpud.daemon.log_limit import UNLIMITED
 from vgpud.daemon.methods.agents import AgentMethods
 from vgpud.daemon.methods.blobs import BlobMethods
 from vgpud.daemon.methods.devices import DeviceMethods, describe
@@ -49,6 +50,8 @@ from vgpud.memory.render_nodes import HostGpu, RenderNodes
 from vgpud.slots.agent import Grant
 from vgpud.slots.owner import TrackedSlots
 from vgpud.unix.activation import CONTROL, Activated
+from vgpud.unix.directory_owners import untrusted
+from vgpud.unix.file_names import shown
 from vgpud.unix.listener import SocketPlace
 from vgpud.unix.socket_file import CLIENTS, make_directory
 
@@ -124,7 +127,8 @@ class Daemon:
             self._control = self._open_control(cleanup)
             places = {} if self._connection is not None else self._places(self.devices)
             listeners = self.devices.open(places)
-            self._activated.log_unused(self._wanted())
+            self._activated.log_unused(self._wanted(), UNLIMITED)
+            self._log_untrusted_directories(places)
             async with asyncio.TaskGroup() as group:
                 self._reloader.open(group, self._control)
                 for name, listener in listeners.items():
@@ -212,10 +216,12 @@ class Daemon:
         passed = self._activated.find(path, CONTROL, socket.SOCK_DGRAM)
         if passed is None:
             make_directory(path.parent)
+        devices = DeviceMethods(self.devices)
+        cleanup.callback(devices.close)
         handlers: dict[str, Handler] = {
             "daemon.info": self._info,
             "config.reload": self._reload,
-            **DeviceMethods(self.devices).handlers(),
+            **devices.handlers(),
             **BlobMethods(self.devices).handlers(),
             **SlotMethods(self.devices).handlers(),
         }
@@ -252,6 +258,15 @@ class Daemon:
         for name, place in self._places(self.devices).items():
             yield place.path, name, socket.SOCK_STREAM
 
+    def _log_untrusted_directories(self, places: Mapping[str, SocketPlace]) -> None:
+        paths = [place.path for place in places.values()]
+        if (control := self._reloader.config.control_path) is not None:
+            paths.append(control)
+        found = {reason: None for path in paths for reason in untrusted(path.parent)}
+        for reason in found:
+            text = "others may replace the daemon's sockets: %s; choose another runtime_dir"
+            log.warning(text, reason, extra=UNLIMITED)
+
     def _users_of(self, gpu: HostGpu) -> list[str]:
         return [
             name for name, device in self.devices.items() if gpu_of(device.spec, self._nodes) == gpu
@@ -269,12 +284,12 @@ class Daemon:
             version=__version__,
             pid=os.getpid(),
             uptime_s=round(time.monotonic() - self._started, 3),
-            config_file=str(self._reloader.config.path) if self._reloader.config.path else None,
+            config_file=shown(self._reloader.config.path) if self._reloader.config.path else None,
             log_level=self._reloader.log_level,
             devices=tuple(
                 DeviceSummary(
                     name=name,
-                    socket=str(path) if (path := self.devices.path(name)) else None,
+                    socket=shown(path) if (path := self.devices.path(name)) else None,
                     connected=device.connected,
                 )
                 for name, device in self.devices.items()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 
 from vgpud.coherency import kvm_mode
@@ -31,6 +30,7 @@ from vgpud.slots.agent import AgentSlots
 from vgpud.slots.owner import TrackedSlots
 from vgpud.unix.closer import Closer
 from vgpud.unix.credentials import peer_credentials
+from vgpud.unix.file_names import shown
 from vgpud.unix.stream_socket import StreamSocket
 from vgpud.vhost.session import Session
 
@@ -166,7 +166,7 @@ class DeviceServer:
         killed may be started again at once.
         """
         loop = asyncio.get_running_loop()
-        self.socket = os.fspath(listener.getsockname())
+        self.socket = shown(listener.getsockname())
         refused = Closer()
         async with asyncio.TaskGroup() as tasks:
             while True:

@@ -73,13 +73,18 @@ def set_level(level: str) -> None:
 
 
 def _handler(program: str) -> logging.Handler:
-    found = _stat_stderr()
-    lost = found is None or (stat.S_ISCHR(found.st_mode) and found.st_rdev == _DEV_NULL)
+    found, lost = _stat_stderr(), stderr_is_lost()
     if is_journal(found, os.environ) or (lost and JOURNAL_SOCKET.exists()):
         return JournalHandler(program, JOURNAL_SOCKET)
     if lost and SYSLOG_SOCKET.exists():
         return SyslogHandler(program, SYSLOG_SOCKET)
     return StderrHandler() if found else logging.NullHandler()
+
+
+def stderr_is_lost() -> bool:
+    """Return whether standard error is closed or /dev/null."""
+    found = _stat_stderr()
+    return found is None or (stat.S_ISCHR(found.st_mode) and found.st_rdev == _DEV_NULL)
 
 
 def is_journal(stderr: os.stat_result | None, environment: Mapping[str, str]) -> bool:

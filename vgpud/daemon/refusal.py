@@ -19,6 +19,7 @@ from vgpud.control.dispatch import as_rpc_error
 from vgpud.control.models import ErrorKind
 from vgpud.control.rpc import RpcError, decode, refusal
 from vgpud.control.sockets import MAX_MESSAGE, ControlSocket
+from vgpud.daemon.log_limit import UNLIMITED
 from vgpud.errors import VgpudError
 from vgpud.unix.activation import Activated
 from vgpud.unix.credentials import peer_credentials
@@ -57,7 +58,7 @@ def run(activated: Activated, start: Callable[[], None], has_listened: Callable[
             if words != logged:
                 logged = words
                 for line in words:
-                    log.error("start failed, tried again: %s", line)
+                    log.error("start failed, tried again: %s", line, extra=UNLIMITED)
         else:
             return
 

@@ -18,6 +18,7 @@ from typing import Final
 import pyudev
 
 from vgpud.uapi import kernel_files as files
+from vgpud.unix.file_names import file_name
 
 SUBSYSTEM: Final = "drm"
 NODE: Final = re.compile(r"(card|renderD)\d+")
@@ -99,7 +100,7 @@ class RenderNodes:
 
     def path(self, node: str) -> Path:
         """Return the path at which to open a node."""
-        return self._root / node.lstrip("/")
+        return self._root / file_name(node).lstrip("/")
 
     def refresh(self, lost: Collection[str] = ()) -> GpuChanges:
         """Read the list of GPUs again and return what has changed.

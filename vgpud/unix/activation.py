@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,8 +113,12 @@ class Activated:
         # All sockets of a unit have the same name, unless it has only one.
         return named[0].sock.dup() if len(named) == 1 else None
 
-    def log_unused(self, wanted: Iterable[tuple[Path, str, socket.SocketKind]]) -> None:
-        """Log the sockets that none of `wanted` finds; they stay open."""
+    def log_unused(
+        self,
+        wanted: Iterable[tuple[Path, str, socket.SocketKind]],
+        extra: Mapping[str, object] | None = None,
+    ) -> None:
+        """Log the sockets that none of `wanted` finds, with `extra`; they stay open."""
         used = []
         for path, name, kind in wanted:
             if (found := self.find(path, name, kind)) is not None:
@@ -128,6 +132,7 @@ class Activated:
                     passed.name,
                     _KINDS[passed.sock.type],
                     passed.address,
+                    extra=extra,
                 )
 
     @property

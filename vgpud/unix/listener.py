@@ -6,7 +6,6 @@ Source: unix(7); listen(2).
 from __future__ import annotations
 
 import errno
-import grp
 import os
 import socket
 import struct
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from vgpud.errors import ConfigError, HostError
+from vgpud.unix.accounts import group_id
 from vgpud.unix.activation import Activated
 from vgpud.unix.socket_file import SocketFile, bind, make_directory, remove_stale
 
@@ -127,9 +127,6 @@ def _change_group(file: SocketFile, gid: int) -> None:
 def _gid(place: SocketPlace) -> int | None:
     if place.group is None:
         return None
-    try:
-        return grp.getgrnam(place.group).gr_gid
-    except KeyError:
-        if place.group.isascii() and place.group.isdecimal():
-            return int(place.group)
-    raise ConfigError(f"{place.path}: socket_group = {place.group!r}: there is no such group")
+    if (found := group_id(place.group)) is None:
+        raise ConfigError(f"{place.path}: socket_group = {place.group!r}: there is no such group")
+    return found

@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from tests.cli.ctl.canned_daemon import CannedDaemon, File, paged, usual
 from tests.support.process import ROOT, VGPUD, Process
 from tests.support.until import PATIENCE
 from vgpud.cli import main as cli
-from vgpud.client import Client
+from vgpud.client.unanswered import LONGER
 from vgpud.control import models
 from vgpud.control.methods import METHODS
 from vgpud.control.rpc import RpcError
@@ -186,21 +187,33 @@ def test_a_screenshot_into_a_file(pictured: CannedDaemon, ctl: Run, tmp_path: Pa
     assert json.loads(output)["width"] == 640
 
 
-def test_a_screenshot_may_take_longer_than_other_calls(
-    pictured: CannedDaemon, ctl: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_answer_with_a_file_may_take_longer_than_others() -> None:
+    with_file = {name for name, method in METHODS.items() if method.fd is not None}
+    assert with_file
+    assert {LONGER[name] for name in with_file} == {60.0}
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ("screenshot", "gpu0"),
+        ("device.screenshot", '{"device": "gpu0"}'),
+        ("blob.export", '{"device": "gpu0", "resource": 1}'),
+        ("future.method", "{}"),
+    ],
+    ids=lambda verb: verb[0],
+)
+def test_the_time_out_holds_for_answers_with_a_file(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], verb: tuple[str, str]
 ) -> None:
-    shot = pictured.answers["device.screenshot"]
-
-    def later(_: object) -> object:
-        time.sleep(1)
-        return shot
-
-    monkeypatch.setattr(Client.__init__, "__kwdefaults__", {"timeout": 0.3})
-    pictured.answers["device.screenshot"] = later
-    file = tmp_path / "shot.png"
-    assert ctl("screenshot", "gpu0", "--out", file)[0] == 0
-    assert file.read_bytes() == PNG
-    assert ctl("device.screenshot", '{"device": "gpu0"}', "--out", file)[0] == 0
+    path = tmp_path / "control.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stopped:  # nothing reads from it
+        stopped.bind(str(path))
+        options = ["--timeout", "0.1", "--out", str(tmp_path / "file")]
+        begun = time.monotonic()
+        assert cli.main(["ctl", "--socket", str(path), *verb, *options]) == 1
+        assert time.monotonic() - begun < PATIENCE
+    assert "timed out" in capfd.readouterr().err
 
 
 def test_a_screenshot_into_a_pipe(pictured: CannedDaemon) -> None:

@@ -258,23 +258,29 @@ def test_of_what_shows_nothing_there_is_no_screenshot(methods: Methods, fe: Fron
     assert kind_of(refused.value) == "no-front-end"
 
 
-def test_a_screenshot_that_the_device_has_no_memory_for(
+def test_a_screenshot_takes_nothing_of_the_guest_s_memory(
     methods: Methods, fe: FrontEnd, daemon: DaemonThread
 ) -> None:
     show(fe)
     live = daemon.daemon.devices["gpu0"].live
     assert live is not None
     quota = live.gpu.quota
-    charge = quota.charge(quota.limit - quota.used - 1000)
-    with pytest.raises(
-        RpcError, match="a screenshot of 64x64 is charged to memory_limit"
-    ) as caught:
+    charge = quota.charge(quota.limit - quota.used)
+    methods.call("device.screenshot", device="gpu0").fd.close()
+    assert quota.used == quota.limit
+    charge.release()
+
+
+def test_a_screenshot_is_no_larger_than_the_guest_s_memory(
+    methods: Methods, fe: FrontEnd, daemon: DaemonThread
+) -> None:
+    show(fe)
+    live = daemon.daemon.devices["gpu0"].live
+    assert live is not None
+    live.gpu.quota.limit = 64 * 64 * 7 - 1
+    with pytest.raises(RpcError, match="64x64 takes 28672 bytes") as caught:
         methods.call("device.screenshot", device="gpu0")
     assert kind_of(caught.value) == "guest"
-    charge.release()
-    before = quota.used
-    methods.call("device.screenshot", device="gpu0").fd.close()
-    assert quota.used == before
 
 
 def descriptors() -> int:

@@ -1,4 +1,4 @@
-"""Screenshots: whole frames, in small steps, and paid for by the device."""
+"""Screenshots: whole frames, in small steps, and of limited size."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from vgpud.errors import OutOfMemory
 from vgpud.gpu import memory
 from vgpud.gpu.display import capture as capturing
-from vgpud.gpu.display.capture import Capture, Captures
-from vgpud.gpu.display.scanout_frames import STEP
-from vgpud.gpu.quota import Quota
+from vgpud.gpu.display.capture import STEP, Capture, Captures
 from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import Format
+from vgpud.memory.steps import Steps
 
 BGRX = Format.B8G8R8X8_UNORM
+LIMIT = 1 << 30
 SIZES = [(64, 48), (1920, 1080), (3840, 2160)]
 
 
@@ -54,8 +54,8 @@ async def flush(captures: Captures) -> None:
         await captures.finish_settling(0)
 
 
-async def take(captures: Captures, quota: Quota | None = None) -> NDArray[np.uint8] | None:
-    capture = await captures.take(0, quota or Quota(1 << 30))
+async def take(captures: Captures) -> NDArray[np.uint8] | None:
+    capture = await captures.take(0, LIMIT)
     if capture is None:
         return None
     picture = np.concatenate([*capture.rows()])
@@ -148,7 +148,7 @@ def test_a_flush_that_is_cancelled_leaves_no_half_screenshot() -> None:
         flushing = asyncio.create_task(flush(captures))
         source.reads.clear()
         await asyncio.sleep(0)
-        assert len(source.reads) == 1  # of two
+        assert len(source.reads) == 1  # of eight
         flushing.cancel()
         source.fill(3)
         picture = await taking
@@ -171,25 +171,52 @@ def test_a_step_reads_little(cost: int) -> None:
     asyncio.run(test())
 
 
-def test_a_screenshot_is_charged_while_it_is_held() -> None:
+def test_a_screenshot_has_a_limit() -> None:
     async def test() -> None:
         captures = Captures(Source((100, 100)))
-        quota = Quota(70_000)
-        capture = await captures.take(0, quota)
+        capture = await captures.take(0, 70_000)
         assert capture is not None
-        assert quota.used == 70_000
-        with pytest.raises(
-            OutOfMemory, match=r"a screenshot of 100x100 is charged to memory_limit"
-        ):
-            await captures.take(0, quota)
         capture.release()
-        assert quota.used == 0
-        taking = asyncio.create_task(captures.take(0, quota))
+        with pytest.raises(OutOfMemory, match="100x100 takes 70000 bytes, and memory_limit is"):
+            await captures.take(0, 69_999)
+        assert captures.settle(0)
+
+    asyncio.run(test())
+
+
+def test_the_pages_are_made_before_they_are_copied_to() -> None:
+    async def test() -> None:
+        source = Source((2048, 2048))
+        source.fill(5)
+        captures = Captures(source)
+        steps_made = 0
+
+        async def run_in_thread(steps: Steps) -> None:
+            nonlocal steps_made
+            for _ in steps:
+                steps_made += 1
+                await flush(captures)  # which does not wait for the pages
+            assert source.reads == []
+
+        capture = await captures.take(0, LIMIT, run_in_thread)
+        assert capture is not None
+        assert steps_made == 4
+        assert (capture.pixels == 5).all()
+        capture.release()
+
+    asyncio.run(test())
+
+
+def test_a_screenshot_that_is_cancelled_is_released() -> None:
+    async def test() -> None:
+        captures = Captures(Source((100, 100)))
+        taking = asyncio.create_task(captures.take(0, LIMIT))
         await asyncio.sleep(0)
-        assert quota.used
+        [capture] = captures._running[0]
+        assert capture.pixels.size
         taking.cancel()
         await asyncio.wait([taking])
-        assert quota.used == 0
+        assert capture.pixels.size == 0
         assert captures.settle(0)
 
     asyncio.run(test())
@@ -213,7 +240,7 @@ def test_large_pictures_are_freed_in_a_thread() -> None:
 
 
 def test_rows_come_a_few_at_a_time() -> None:
-    capture = Capture((16384, 64), Format.X8R8G8B8_UNORM, Quota(1 << 30))
+    capture = Capture((16384, 64), Format.X8R8G8B8_UNORM, LIMIT)
     capture.pixels[:] = [0, 1, 2, 3]
     rows = [*capture.rows()]
     assert len(rows) > 8

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from pydantic import ValidationError
 
@@ -67,10 +67,6 @@ def events(client: Client, kinds: Sequence[str], device: str | None) -> Generato
     with closing(client.events(kinds, device)) as values:
         for value in values:
             yield checked(value, Event, "event")
-
-
-FILE_TIMEOUT: Final = 60.0
-"""Seconds that an answer with a file may take: a large picture is compressed for many seconds."""
 
 
 def has_file(method: str) -> bool:

@@ -92,7 +92,7 @@ def screenshot(client: Client, args: argparse.Namespace) -> None:
     if args.out is None and args.json:
         raise ConfigError("screenshot: --json needs --out FILE, as the picture goes to stdout")
     params = {"device": args.device, "scanout": args.scanout}
-    value, fd = client.call_with_fd("device.screenshot", params, timeout=answers.FILE_TIMEOUT)
+    value, fd = client.call_with_fd("device.screenshot", params)
     with fd:
         result = answers.checked(value, models.Screenshot, "device.screenshot")
         files.save(fd, value, args.out)
@@ -159,7 +159,7 @@ def call(client: Client, args: argparse.Namespace) -> None:
     if args.out is None and not answers.has_file(args.method):
         _print_json(client.call(args.method, args.params))
         return
-    value, fd = client.call_with_fd(args.method, args.params, timeout=answers.FILE_TIMEOUT)
+    value, fd = client.call_with_fd(args.method, args.params)
     with fd:
         if args.out is not None:
             files.save(fd, value, args.out)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections import defaultdict
 from collections.abc import Mapping
 
 from vgpud.control import params
@@ -20,11 +18,8 @@ from vgpud.daemon.methods.lookup import (
     live_device,
     page,
 )
+from vgpud.daemon.screenshots import Screenshots
 from vgpud.gpu.blobs.buffers import BlobBuffers
-from vgpud.gpu.display import png
-from vgpud.gpu.display.capture import Capture
-from vgpud.memory import memfd
-from vgpud.unix.fd import Fd
 
 
 class DeviceMethods:
@@ -32,8 +27,11 @@ class DeviceMethods:
 
     def __init__(self, devices: Mapping[str, DeviceServer]) -> None:
         self._devices = devices
-        # One at a time of a device, because a picture takes much of its memory.
-        self._screenshots: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._screenshots = Screenshots()
+
+    def close(self) -> None:
+        """End the threads that make screenshots."""
+        self._screenshots.close()
 
     def handlers(self) -> dict[str, Handler]:
         """Return the handlers of the methods by name."""
@@ -70,17 +68,19 @@ class DeviceMethods:
 
     async def _screenshot(self, asked: params.TakeScreenshot, caller: Caller) -> Reply:
         device = device_named(self._devices, asked.device)
-        async with self._screenshots[device.name]:
+        async with self._screenshots.turn(device.name) as work:
             live = live_device(device)
             gpu = live.gpu
             if not gpu.has_display:  # a VMM's display decides how many outputs there are
                 _check_output(device, asked.scanout)
+            captures, limit = gpu.scanouts.captures, gpu.quota.limit
             with as_guest_error():
-                capture = await live.perform(gpu.scanouts.captures.take(asked.scanout, gpu.quota))
+                capture = await live.perform(captures.take(asked.scanout, limit, work.run))
             if capture is None:
                 what = f"output {asked.scanout} of {device.name} shows nothing"
                 raise refused(ErrorKind.NOT_POSSIBLE, what)
-            fd = await _in_a_thread(f"{device.name}-screenshot", capture)
+            work.at_end(capture.release)
+            fd = await work.picture(f"{device.name}-screenshot", capture)
         value = Screenshot(
             device=device.name,
             scanout=asked.scanout,
@@ -158,24 +158,3 @@ def _check_output(device: DeviceServer, scanout: int) -> None:
     if scanout >= count:
         has = "one output, 0" if count == 1 else f"outputs 0 to {count - 1}"
         raise refused(ErrorKind.NOT_POSSIBLE, f"{device.name} has {has}, not {scanout}")
-
-
-async def _in_a_thread(name: str, capture: Capture) -> Fd:
-    """Return a file of the picture, which a thread makes; the capture is released then. If the
-    caller is cancelled, the file is closed."""
-
-    def picture() -> Fd:
-        return memfd.filled(name, png.stream(capture.width, capture.height, capture.rows()))
-
-    making = asyncio.get_running_loop().run_in_executor(None, picture)
-    making.add_done_callback(lambda _: capture.release())
-    try:
-        return await asyncio.shield(making)
-    except asyncio.CancelledError:
-        making.add_done_callback(_close)
-        raise
-
-
-def _close(made: asyncio.Future[Fd]) -> None:
-    if not made.cancelled() and made.exception() is None:
-        made.result().close()

@@ -7,22 +7,30 @@ the copy has been made. If none comes, the copy is of what the scanout has shown
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import suppress
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Final, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vgpud.errors import OutOfMemory
 from vgpud.gpu.display.frame import BYTES_PER_PIXEL
-from vgpud.gpu.display.scanout_frames import STEP
 from vgpud.gpu.memory import free
-from vgpud.gpu.quota import Quota
 from vgpud.gpu.rects import cut
 from vgpud.gpu.wire.formats import to_rgb
 from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import Format
+from vgpud.memory.steps import Steps
+
+RunInThread: TypeAlias = Callable[[Steps], Awaitable[None]]
+"""What runs steps in a thread. Once it is cancelled, it runs no more of them."""
+
+STEP: Final = 1 << 20
+"""Bytes that are copied at a time. Where a picture is read into a temporary array, its pages are
+new ones, which some kernels take several milliseconds to make for each 4 MiB."""
+
+_FILL_STEP: Final = 4 << 20  # bytes of pages that a thread makes at a time
 
 _BYTES_IN_FILE: Final = 3  # a pixel's, if the picture can't be compressed
 
@@ -37,30 +45,33 @@ TRIES: Final = 3
 
 
 class Capture:
-    """A copy of `width` x `height` pixels of a format, charged to `quota` until `release`.
+    """A copy of `width` x `height` pixels of a format.
 
-    Raises `OutOfMemory` where the quota has no room for it, or for the file that is made of it.
+    Raises `OutOfMemory` if it takes more than `limit` bytes, with the file that is made of it.
     """
 
-    def __init__(self, size: tuple[int, int], pixel_format: Format, quota: Quota) -> None:
+    def __init__(self, size: tuple[int, int], pixel_format: Format, limit: int) -> None:
         self.size = self.width, self.height = size
         self.format = pixel_format
         needed = self.width * self.height * (BYTES_PER_PIXEL + _BYTES_IN_FILE)
-        try:
-            self._charge = quota.charge(needed)
-        except OutOfMemory as error:
-            raise OutOfMemory(
-                f"a screenshot of {self.width}x{self.height} is charged to memory_limit: {error}"
-            ) from None
+        what = f"a screenshot of {self.width}x{self.height}"
+        if needed > limit:
+            raise OutOfMemory(f"{what} takes {needed} bytes, and memory_limit is {limit}")
         try:
             self.pixels: NDArray[np.uint8] = np.empty((self.height, self.width, 4), np.uint8)
         except MemoryError:
-            self._charge.release()
-            raise OutOfMemory(f"the host has no {needed} bytes for a screenshot") from None
+            raise OutOfMemory(f"the host has no {needed} bytes for {what}") from None
         self.flushed = asyncio.Event()  # the guest has flushed, and makes the copy
         self.ended = asyncio.Event()  # that copy has been made, or given up
         self.whole = False
         self.disturbed = False  # the scanout shows something else
+
+    def make_pages(self) -> Steps:
+        """Have the kernel make the pages of `pixels`, which takes longer than to copy to them."""
+        flat = self.pixels.reshape(-1)
+        for start in range(0, len(flat), _FILL_STEP):
+            flat[start : start + _FILL_STEP] = 0
+            yield
 
     def put(self, rect: Rect, pixels: NDArray[np.uint8]) -> None:
         """Set a rectangle: (height, width, 4) in the capture's format."""
@@ -73,8 +84,7 @@ class Capture:
             yield to_rgb(self.pixels[row : row + step], self.format)
 
     def release(self) -> None:
-        """Free the pixels and release the charge; a second call does nothing."""
-        self._charge.release()
+        """Free the pixels; a second call does nothing."""
         held, self.pixels = [self.pixels], self.pixels[:0].copy()
         free(held)
 
@@ -120,31 +130,43 @@ class Captures:
         for capture in self._running.get(scanout_id, ()):
             capture.disturbed = True
 
-    async def take(self, scanout_id: int, quota: Quota) -> Capture | None:
+    async def take(
+        self, scanout_id: int, limit: int, run_in_thread: RunInThread | None = None
+    ) -> Capture | None:
         """Return a screenshot, which the caller has to release; None if a scanout shows nothing,
         or something else all the time.
 
-        Raises `OutOfMemory`.
+        Its memory is made by `run_in_thread`, or else while the pixels are copied. Raises
+        `OutOfMemory` if it takes more than `limit` bytes.
         """
         for _ in range(TRIES):
             found = self._source.appearance(scanout_id)
             if found is None:
                 return None
-            capture = Capture(*found, quota)
-            running = self._running.setdefault(scanout_id, [])
-            running.append(capture)
-            done = False
+            capture, done = Capture(*found, limit), False
             try:
-                done = await self._make(scanout_id, capture)
+                if run_in_thread is not None:
+                    await run_in_thread(capture.make_pages())
+                with self._begun(scanout_id, capture):
+                    done = await self._make(scanout_id, capture)
             finally:
-                running.remove(capture)
-                if not running:
-                    self._running.pop(scanout_id, None)
                 if not done:
                     capture.release()
             if done:
                 return capture
         return None
+
+    @contextmanager
+    def _begun(self, scanout_id: int, capture: Capture) -> Iterator[None]:
+        """Have what the guest flushes copied for a capture."""
+        running = self._running.setdefault(scanout_id, [])
+        running.append(capture)
+        try:
+            yield
+        finally:
+            running.remove(capture)
+            if not running:
+                self._running.pop(scanout_id, None)
 
     async def _make(self, scanout_id: int, capture: Capture) -> bool:
         copied = await self._copy(scanout_id, capture, until=capture.flushed)
