@@ -14,13 +14,13 @@ from vgpud.daemon.log_limit import LogLimit
         (
             'outputs = ["8192x8192"]',
             (
-                '[[device]] 1: memory_limit = "1GiB": is less than its window, 256MiB, and 5 frames'
-                " of each output (8192x8192), which a guest may be charged for; where memory is"
-                ' refused, frames are lost: set "1536MiB" or more, or smaller outputs (device a)'
+                '[[device]] 1: memory_limit = "1GiB": is no more than its window, 256MiB, and 3'
+                " frames of each output (8192x8192), which a guest is charged for; where memory is"
+                ' refused, frames are lost: set "1025MiB" or more, or smaller outputs (device a)'
             ),
         ),
-        ('memory_limit = "256MiB"', 'set "276MiB" or more'),
-        ('outputs = ["3840x2160", "3840x2160", "3840x2160"]\nwindow = "1GiB"', '"1499MiB" or more'),
+        ('memory_limit = "256MiB"', 'set "268MiB" or more'),
+        ('outputs = ["3840x2160", "3840x2160", "3840x2160"]\nwindow = "1GiB"', '"1309MiB" or more'),
         ('outputs = ["3840x2160", "3840x2160", "3840x2160"]\nwindow = "512MiB"', None),
         ('outputs = ["8192x8192"]\nmemory_limit = "1536MiB"', None),
         ("", None),
@@ -34,9 +34,9 @@ def test_limits_that_do_not_go_together(table: str, warning: str | None) -> None
 
 
 def test_the_window_is_charged_where_it_holds_something_only() -> None:
-    text = '[[device]]\nname = "a"\nmemory_limit = "20MiB"\n[[slot_policy]]\nlayout = "per-blob"'
+    text = '[[device]]\nname = "a"\nmemory_limit = "12MiB"\n[[slot_policy]]\nlayout = "per-blob"'
     assert [*Config.from_toml(text).warnings()] == []
-    [warning] = Config.from_toml(text.replace("20MiB", "19MiB")).warnings()
+    [warning] = Config.from_toml(text.replace("12MiB", "11MiB")).warnings()
     assert "window" not in warning
 
 

@@ -53,14 +53,14 @@ def found_on_this_host(
 def _limits(device: DeviceTable, rules: Sequence[Rule]) -> Iterator[str]:
     window = device.window if layouts(rules, device.name) == {Layout.WINDOW} else 0
     needed = window + picture_memory(device.outputs)
-    if needed > device.memory_limit:
+    if needed >= device.memory_limit:
         modes = ", ".join(f"{mode.width}x{mode.height}" for mode in device.outputs)
+        enough = literal(f"{(needed >> 20) + 1}MiB")
         beside = f"its window, {size_text(window)}, and " if window else ""
         yield (
-            f"memory_limit = {literal(size_text(device.memory_limit))}: is less than {beside}"
-            f"{FRAMES_A_PICTURE} frames of each output ({modes}), which a guest may be charged for;"
-            f" where memory is refused, frames are lost: set {literal(f'{-(-needed >> 20)}MiB')} or"
-            " more, or smaller outputs"
+            f"memory_limit = {literal(size_text(device.memory_limit))}: is no more than {beside}"
+            f"{FRAMES_A_PICTURE} frames of each output ({modes}), which a guest is charged for;"
+            f" where memory is refused, frames are lost: set {enough} or more, or smaller outputs"
         )
 
 

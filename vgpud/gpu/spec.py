@@ -18,13 +18,14 @@ class PreferredMode:
     height: int
 
 
-FRAMES_A_PICTURE: Final = 5
-"""Frames of an output's size that are charged for a guest that draws without a pause: three of its
-own, the shadow, and a copy of the frame that a slow display is being sent."""
+FRAMES_A_PICTURE: Final = 3
+"""Frames of an output's size that a guest is charged for at least: one of its own, the shadow, and
+a copy of the frame that a slow display is being sent."""
 
 
 def picture_memory(outputs: Iterable[PreferredMode]) -> int:
-    """Return how many bytes a guest that uses all outputs is charged for its pictures, about."""
+    """Return how many bytes a guest that uses all outputs is charged for its pictures at
+    least."""
     return sum(FRAMES_A_PICTURE * 4 * output.width * output.height for output in outputs)
 
 
