@@ -144,7 +144,7 @@ def test_answers_to_several_threads(server: Server, client: Client) -> None:
     asked = [server.asked() for _ in calls]
     for call, address in reversed(asked):
         server.answer(address, call, call["id"])
-    assert sorted(join() for join in calls) == [1, 2, 3, 4]
+    assert sorted(join() for join in calls) == sorted(call["id"] for call, _ in asked)
 
 
 def test_a_descriptor_comes_with_an_answer(server: Server, client: Client) -> None:
@@ -197,11 +197,29 @@ def test_a_listing_that_is_none(server: Server, client: Client, page: Any) -> No
 
 
 def test_an_error_without_an_id_is_of_the_call_that_waits(server: Server, client: Client) -> None:
-    call = failing(RpcError, lambda: client.call("x"))
-    _, address = server.asked()
+    """Of the one that is so long that a daemon may have refused it unread."""
+    short = aside(lambda: client.call("x"))
+    asked, address = server.asked()
+    call = failing(RpcError, lambda: client.call("x", {"text": "x" * 5000}))
+    server.asked()
     error = {"code": -32000, "message": "go away", "data": {"kind": "not-allowed"}}
     server.say(address, {"jsonrpc": "2.0", "id": None, "error": error})
     assert call().data == {"kind": "not-allowed"}
+    server.answer(address, asked, "answered all the same")
+    assert short() == "answered all the same"
+
+
+def test_an_answer_without_an_id_is_of_no_call_that_can_be_read(
+    server: Server, client: Client
+) -> None:
+    """Nor are those that another might make a daemon send, without having seen a call."""
+    call = aside(lambda: client.call("x"))
+    asked, address = server.asked()
+    error = {"code": -32700, "message": "not JSON"}
+    for number in (None, *range(50)):
+        server.say(address, {"jsonrpc": "2.0", "id": number, "error": error})
+    server.answer(address, asked, "mine")
+    assert call() == "mine"
 
 
 def test_nobody_else_is_listened_to(server: Server, client: Client) -> None:

@@ -175,3 +175,88 @@ def test_rules_add_up() -> None:
     assert access.grants(VMM, AccessGrant.CHANGE, "gpu0")
     assert not access.grants(VMM, AccessGrant.CHANGE, "gpu1")
     assert not access.grants(VMM, AccessGrant.CHANGE, None)
+
+
+class Clock:
+    """The time, for a look-up's age."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr("vgpud.control.access.monotonic", lambda: self.now)
+
+
+@pytest.fixture
+def groups(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int] | None]:
+    """The group database, by user; None is one that fails."""
+    found: dict[str, list[int] | None] = {"nobody": [77]}
+
+    def look_up(name: str, gid: int) -> list[int]:
+        numbers = found[name]
+        if numbers is None:
+            raise OSError("the database is being restarted")
+        return [gid, *numbers]
+
+    monkeypatch.setattr(os, "getgrouplist", look_up)
+    return found
+
+
+def test_a_membership_that_ends_is_noticed_after_a_minute(
+    monkeypatch: pytest.MonkeyPatch, groups: dict[str, list[int] | None]
+) -> None:
+    clock, who = Clock(monkeypatch), caller(NOBODY.pw_uid)
+    access = AccessList(AccessRule(groups=("77",)))
+    assert not access.knows(who)
+    access.look_up(who)
+    assert access.knows(who)
+    assert access.allows(who)
+    groups["nobody"] = []
+    clock.now += 59
+    assert access.knows(who)
+    clock.now += 2
+    assert not access.knows(who)
+    assert access.allows(who)  # until it is looked up, in a thread
+    access.look_up(who)
+    assert not access.allows(who)
+
+
+def test_a_failed_look_up_counts_for_a_moment_only(
+    monkeypatch: pytest.MonkeyPatch, groups: dict[str, list[int] | None]
+) -> None:
+    clock, who = Clock(monkeypatch), caller(NOBODY.pw_uid)
+    access = AccessList(AccessRule(groups=("77",)))
+    groups["nobody"] = None
+    access.look_up(who)
+    assert not access.allows(who)
+    groups["nobody"] = [77]
+    clock.now += 1.5
+    assert not access.knows(who)
+    access.look_up(who)
+    assert access.allows(who)
+
+
+def test_what_was_known_counts_while_the_database_fails(
+    monkeypatch: pytest.MonkeyPatch, groups: dict[str, list[int] | None]
+) -> None:
+    """Else agents would be detached when it is restarted. It does not count for ever."""
+    clock, who = Clock(monkeypatch), caller(NOBODY.pw_uid)
+    access = AccessList(AccessRule(groups=("77",)))
+    access.look_up(who)
+    groups["nobody"] = None
+    clock.now += 300
+    access.look_up(who)
+    assert access.allows(who)
+    clock.now += 301
+    access.look_up(who)
+    assert not access.allows(who)
+
+
+def test_each_name_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def group(name: str) -> grp.struct_group:
+        asked.append(name)
+        return grp.struct_group((name, "", 77, []))
+
+    monkeypatch.setattr(grp, "getgrnam", group)
+    AccessList(AccessRule(groups=("one", "two")))
+    assert asked == ["one", "two"]

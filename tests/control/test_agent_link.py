@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.control.control_stand import client, serving
 from vgpud.control.access import AccessList
 from vgpud.control.agent_link import ControlLink
-from vgpud.control.call import Address, Caller
+from vgpud.control.call import Caller
 from vgpud.control.grants import AccessGrant, AccessRule
 from vgpud.control.rpc import Incoming
 from vgpud.unix.fd import Fd
@@ -24,7 +24,7 @@ class Port:
     def __init__(self) -> None:
         self.sink: Callable[[Incoming | None], None] | None = None
 
-    def send(self, address: Address, data: bytes, fd: Fd | None) -> None:
+    def send(self, caller: Caller, data: bytes, fd: Fd | None) -> None:
         raise AssertionError("nothing is sent")
 
     def replies_from(

@@ -15,7 +15,6 @@ import pytest
 from tests.control.control_stand import CALL, client
 from tests.support.daemon_thread import DaemonThread
 from vgpud.client import Client
-from vgpud.control.call import Caller
 from vgpud.control.client_directory import ClientDirectory
 from vgpud.daemon.config import Config
 
@@ -129,15 +128,16 @@ def test_it_goes_with_the_daemon_unless_a_client_is_left(path: Path) -> None:
 def test_a_client_is_found_under_another_path(path: Path) -> None:
     """As in a container that has the daemon's directory elsewhere."""
     own = os.geteuid()
-    with ClientDirectory(path) as directory, client(path / "me"):
-        there = Caller("/srv/vgpud/clients/me", 1, own, 0)
-        assert directory.seen_here(there).address == str(path / "me")
-        for address in ("/srv/clients/other", "/srv/me", b"\0clients/me", "", str(path / "me")):
-            caller = Caller(address, 1, own, 0)
-            assert directory.seen_here(caller) is caller
-        # Else a user could have answers sent to another's client.
-        stranger = Caller("/srv/vgpud/clients/me", 1, own + 1, 0)
-        assert directory.seen_here(stranger) is stranger
+    with ClientDirectory(path) as directory, client(path / "me"), client(path.parent / "near"):
+        for name in ("/srv/vgpud/clients/me", str(path / "me"), str(path.parent / "near")):
+            file = directory.socket_of(name, own)
+            assert file is not None
+            there = Path(name.replace("/srv/vgpud/clients", str(path)))
+            assert os.path.samestat(os.fstat(file.fileno()), there.stat())
+            # Else a user could have answers sent to another's client.
+            assert directory.socket_of(name, own + 1) is None
+        for name in ("/srv/clients/other", "/srv/me", "me", "/srv/clients/..", "clients"):
+            assert directory.socket_of(name, own) is None
 
 
 def test_a_client_with_another_path_is_answered(path: Path) -> None:

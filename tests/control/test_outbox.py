@@ -15,10 +15,11 @@ import pytest
 from tests.control.control_stand import client
 from tests.support.until import until_async
 from vgpud.control import outbox as outbox_module
-from vgpud.control.call import Address
+from vgpud.control.call import Caller
 from vgpud.control.outbox import MAX_WAITING, PATIENCE, Outbox
 from vgpud.control.sockets import ControlSocket
 from vgpud.unix.fd import Fd
+from vgpud.unix.socket_file import open_socket
 
 SMALL = 106496
 """Bytes, of which the kernel makes twice as many: its default, without any privilege."""
@@ -32,20 +33,21 @@ class Bed:
         self.directory = directory
         self.sock = ControlSocket.bound(directory / "control")[0]
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL)
-        self.lost: list[tuple[Address, bool]] = []
+        self.lost: list[tuple[Caller, bool]] = []
         self.outbox = Outbox(self.sock, lambda address, gone: self.lost.append((address, gone)))
         self.socks: list[socket.socket] = []
-        self.received: dict[str, list[bytes]] = {}
+        self.received: dict[Caller, list[bytes]] = {}
 
-    def client(self, name: str, *, connected: bool = True) -> str:
+    def client(self, name: str, *, connected: bool = True) -> Caller:
         """One that does not read."""
         address = str(self.directory / name)
         sock = client(address, self.directory / "control" if connected else None)
         sock.setblocking(False)
         self.socks.append(sock)
-        return address
+        file = open_socket(address, os.geteuid())
+        return Caller(address, os.getpid(), os.geteuid(), os.getegid(), file=file)
 
-    def reader(self, name: str) -> str:
+    def reader(self, name: str) -> Caller:
         """One that reads whatever comes."""
         address = self.client(name)
         sock, received = self.socks[-1], self.received.setdefault(address, [])
@@ -53,7 +55,7 @@ class Bed:
         loop.add_reader(sock, lambda: received.append(sock.recv(1 << 20)))
         return address
 
-    async def until_received(self, address: str, count: int) -> float:
+    async def until_received(self, address: Caller, count: int) -> float:
         """Seconds until it has so many datagrams."""
         start = time.monotonic()
         await until_async(lambda: len(self.received[address]) >= count, pause=0.0005)
@@ -194,7 +196,7 @@ def test_a_name_that_is_gone_is_told_as_such(tmp_path: Path) -> None:
         left, removed = bed.client("left"), bed.client("removed")
         for sock in bed.socks:
             sock.close()
-        os.unlink(removed)  # noqa: PTH108 - nothing to wait for
+        os.unlink(removed.address)  # noqa: PTH108 - nothing to wait for
         for address in (left, removed):
             bed.outbox.send(address, b"hello", Fd(os.memfd_create("it", os.MFD_CLOEXEC)))
         assert bed.lost == [(left, True), (removed, True)]
@@ -240,7 +242,7 @@ def test_no_estimate_is_kept_of_clients_that_come_and_go(tmp_path: Path) -> None
             address = b"\0vgpud-%d-%d" % (os.getpid(), number)
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
                 sock.bind(address)
-                bed.outbox.send(address, EVENT)
+                bed.outbox.send(Caller(address, 1, 0, 0), EVENT)
         assert len(bed.outbox._clients) <= outbox_module._MAX_CLIENTS
 
     on_bed(tmp_path, scene)

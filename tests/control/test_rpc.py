@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vgpud.control.rpc import (
+    MAX_BATCH,
+    MAX_OBJECTS,
     Call,
     ErrorCode,
     Failure,
@@ -199,3 +202,27 @@ def test_whatever_is_sent_can_be_answered(value: Any) -> None:
 @given(st.binary())
 def test_no_bytes_raise(message: bytes) -> None:
     assert decode(message).calls
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"[" + b"{}," * 21_800 + b"{}]",
+        b'{"jsonrpc":"2.0","method":"m","id":1,"params":[' + b"{}," * 21_000 + b"{}]}",
+    ],
+)
+def test_a_message_of_many_objects_is_refused_unread(message: bytes) -> None:
+    """To read them would take ten milliseconds."""
+    began = time.thread_time()
+    incoming = decode(message, MAX_OBJECTS)
+    assert time.thread_time() - began < 0.001
+    [failure] = incoming.calls
+    assert isinstance(failure, Failure)
+    assert (failure.id, failure.error.code) == (None, INVALID)
+
+
+def test_a_full_batch_is_read() -> None:
+    call = b'{"jsonrpc":"2.0","method":"m","id":1,"params":{"a":{}}}'
+    incoming = decode(b"[" + b",".join([call] * MAX_BATCH) + b"]", MAX_OBJECTS)
+    assert len(incoming.calls) == MAX_BATCH
+    assert all(isinstance(each, Call) for each in incoming.calls)

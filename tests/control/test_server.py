@@ -10,6 +10,8 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,9 @@ from tests.control.control_stand import (
     serving,
 )
 from tests.support.until import until
+from vgpud.control import access as access_module
+from vgpud.control import openrpc
+from vgpud.control import server as server_module
 from vgpud.control.access import AccessList
 from vgpud.control.call import Caller, Handlers
 from vgpud.control.fitting import MAX_REPLY
@@ -37,6 +42,7 @@ from vgpud.control.rpc import MAX_BATCH, ErrorCode, Incoming
 from vgpud.control.server import MAX_ANSWERING_EACH
 from vgpud.control.sockets import MAX_MESSAGE
 from vgpud.unix.fd import Fd
+from vgpud.unix.socket_file import open_socket
 
 
 @pytest.fixture
@@ -186,6 +192,7 @@ def test_another_user_is_told_what_lets_it_in(
     credentials = struct.pack("=iII", os.getpid(), user, user if root else os.getgid())
     ancillary = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, credentials)]
     with serving(path, access=closed) as running, client(tmp_path / "other", path) as other:
+        os.chown(tmp_path / "other", user, -1)
 
         def knock() -> dict[str, Any]:
             other.sendmsg([b'{"jsonrpc":"2.0","method":"daemon.info"}'], ancillary)
@@ -251,6 +258,57 @@ def test_calls_that_wait_do_not_pile_up(path: Path, tmp_path: Path) -> None:
         assert "result" in ask(other, CALL % 1)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root, to be somebody else")
+def test_calls_of_one_user_that_wait_leave_room_for_others(path: Path, tmp_path: Path) -> None:
+    async def wait(params: Nothing, caller: Caller) -> Done:
+        await asyncio.sleep(60)
+        return Done()
+
+    access = AccessList(AccessRule(("1000", "1001", "1002")))
+    message = b'{"jsonrpc":"2.0","method":"config.reload","id":1}'
+    with (
+        serving(path, {**HANDLERS, "config.reload": wait}, access) as running,
+        client(tmp_path / "root", path) as root,
+        ExitStack() as stack,
+    ):
+        for uid in (1000, 1001, 1002):
+            credentials = struct.pack("=iII", os.getpid(), uid, uid)
+            for number in range(8):
+                sock = stack.enter_context(client(b"\0%d-%d" % (uid, number), path))  # type: ignore[arg-type]
+                for _ in range(MAX_ANSWERING_EACH):
+                    rights = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, credentials)]
+                    sock.sendmsg([message], rights)
+        assert ask(root, CALL % 1)["id"] == 1
+        assert running.do(lambda: dict(running.server._users)) == {1000: 96, 1001: 96}
+
+
+def test_the_groups_of_subscribers_are_looked_up_again(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = [77]
+    monkeypatch.setattr(os, "getgrouplist", lambda name, gid: [gid, *groups])
+    monkeypatch.setattr(server_module, "RENEWING", 0.05)
+    monkeypatch.setattr(access_module, "FRESH", 0.1)
+    access = AccessList(AccessRule(groups=("77",)))
+    access._own_user = -1
+    with serving(path, access=access) as running, client(tmp_path / "me", path) as me:
+        assert "result" in call(me, "events.subscribe")
+        time.sleep(0.3)
+        assert running.do(lambda: running.server.subscribers) == 1
+        groups.clear()
+        until(lambda: running.do(lambda: running.server.subscribers) == 0)
+
+
+def test_the_description_is_not_made_on_the_loop(path: Path, tmp_path: Path) -> None:
+    openrpc.document.cache_clear()
+    with serving(path) as running, client(tmp_path / "me", path) as me:
+        running.do(lambda: None)
+        began = running.do(time.thread_time)
+        me.send(b'{"jsonrpc":"2.0","method":"rpc.discover","id":1}')
+        assert b"openrpc" in me.recv(1 << 20)
+        assert running.do(time.thread_time) - began < 0.015
+
+
 ANSWERS = (
     b'{"jsonrpc":"2.0","id":1,"result":{}}',
     b'{"jsonrpc":"2.0","id":1,"error":{"code":1,"message":"no"}}',
@@ -293,12 +351,15 @@ def test_answers_go_to_whoever_waits_for_them_and_are_not_answered(
         assert ask(other, CALL % 9)["id"] == 9
         assert messages(taken) == [*ANSWERS]
         impostor = Caller(caller.address, caller.pid + 1, caller.uid, caller.gid)
-        running.do(lambda: server.replies_from(impostor, "gpu0", taken.append))
-        agent.send(ANSWERS[0])
-        running.do(lambda: server.replies_from(caller, "gpu0", None))
+        others: list[Incoming | None] = []
+        running.do(lambda: server.replies_from(impostor, "gpu0", others.append))
         agent.send(ANSWERS[0])
         assert ask(agent, CALL % 10)["id"] == 10
-        assert messages(taken) == [*ANSWERS]
+        running.do(lambda: server.replies_from(caller, "gpu0", None))
+        agent.send(ANSWERS[0])
+        assert ask(agent, CALL % 11)["id"] == 11
+        assert messages(taken) == [*ANSWERS, ANSWERS[0]]
+        assert others == []
 
 
 def test_a_sink_is_ended_by_who_has_it(path: Path, tmp_path: Path) -> None:
@@ -339,14 +400,16 @@ def test_what_is_sent_to_an_agent_carries_a_descriptor(path: Path, tmp_path: Pat
         client(address, path) as agent,
         Fd(os.memfd_create("ram", os.MFD_CLOEXEC)) as ram,
     ):
-        running.do(lambda: running.server.send(address, b"{}", ram))
+        file = open_socket(address, os.geteuid())
+        me = Caller(address, os.getpid(), os.geteuid(), os.getegid(), file=file)
+        running.do(lambda: running.server.send(me, b"{}", ram))
         message, fds, _, _ = socket.recv_fds(agent, 1 << 20, 4)
         assert message == b"{}"
         [fd] = fds
         assert os.path.sameopenfile(fd, ram.fileno())
         os.close(fd)
         with pytest.raises(FileNotFoundError):
-            running.do(lambda: running.server.send(address + "-gone", b"{}"))
+            running.do(lambda: running.server.send(replace(me, file=None), b"{}"))
 
 
 def test_every_call_is_answered_though_nothing_is_read_yet(path: Path, tmp_path: Path) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
+import struct
 import time
+from collections import deque
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +20,14 @@ from tests.control.control_stand import CALL, Running, ask, call, client, servin
 from tests.support.until import until
 from vgpud.control.access import AccessList
 from vgpud.control.call import Caller
+from vgpud.control.events import Events
 from vgpud.control.fitting import MAX_REPLY
-from vgpud.control.grants import AccessGrant
-from vgpud.control.subscriptions import MAX_SUBSCRIBERS
+from vgpud.control.grants import AccessGrant, AccessRule
+from vgpud.control.models import Subscription
+from vgpud.control.outbox import Outbox
+from vgpud.control.params import Subscribe
+from vgpud.control.sockets import ControlSocket
+from vgpud.control.subscriptions import MAX_SUBSCRIBERS, Subscriptions
 
 
 @pytest.fixture
@@ -254,3 +263,79 @@ def test_a_socket_without_a_name_can_not_subscribe(running: Running, path: Path)
         sock.sendto(b'{"jsonrpc":"2.0","method":"events.subscribe","id":1}', str(path))
     running.do(lambda: None)
     assert running.do(lambda: running.server.subscribers) == 0
+
+
+def as_user(sock: socket.socket, uid: int, method: str) -> Any:
+    """The answer to a call that root sends as another user."""
+    data = json.dumps({"jsonrpc": "2.0", "method": method, "id": 1}).encode()
+    credentials = struct.pack("=iII", os.getpid(), uid, os.getgid())
+    sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, credentials)])
+    return json.loads(sock.recv(1 << 20))
+
+
+def abstract(path: Path, number: int = 0) -> socket.socket:
+    """A client that several users can have."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    sock.settimeout(5)
+    sock.bind(b"\0vgpud-test-%d-%d" % (os.getpid(), number))
+    sock.connect(str(path))
+    return sock
+
+
+OBSERVERS = AccessList(AccessRule(("1000", "1001", "1002", "0")))
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="takes root, to be somebody else")
+
+
+@AS_ROOT
+def test_another_user_with_the_same_address_does_not_end_a_subscription(path: Path) -> None:
+    with serving(path, access=OBSERVERS) as running, abstract(path) as sock:
+        assert "result" in call(sock, "events.subscribe")
+        assert as_user(sock, 1000, "events.unsubscribe")["result"] == {"was_subscribed": False}
+        assert running.do(lambda: running.server.subscribers) == 1
+        assert call(sock, "events.unsubscribe")["result"] == {"was_subscribed": True}
+
+
+@AS_ROOT
+def test_users_leave_places_for_others_and_for_root(path: Path) -> None:
+    with serving(path, access=OBSERVERS), ExitStack() as stack:
+        counts = dict.fromkeys((1000, 1001, 1002), 0)
+        for uid in counts:
+            for number in range(MAX_SUBSCRIBERS):
+                sock = stack.enter_context(abstract(path, 1000 * uid + number))
+                if "error" in as_user(sock, uid, "events.subscribe"):
+                    break
+                counts[uid] += 1
+        assert counts == {1000: 32, 1001: 16, 1002: 0}
+        root = stack.enter_context(abstract(path))
+        assert "result" in call(root, "events.subscribe")
+
+
+def test_subscribing_anew_while_an_event_goes_to_others_loses_it_not(
+    tmp_path: Path,
+) -> None:
+    """Nor is it sent twice."""
+
+    async def main() -> None:
+        events, sent = Events(), list[tuple[Caller, bytes]]()
+        control, _ = ControlSocket.bound(tmp_path / "control.sock")
+        subscriptions = Subscriptions(events, control)
+        outbox = Outbox(control, subscriptions.drop)
+        outbox.send = lambda *what: sent.append(what)  # type: ignore[method-assign]
+        handlers = subscriptions.handlers()
+        callers = [Caller(b"\0%d" % number, 1, 0, 0) for number in range(3)]
+        for caller in callers:
+            handlers["events.subscribe"](Subscribe(), caller)
+        with control:
+            running = asyncio.create_task(subscriptions.run(outbox))
+            events.publish("slot.set", "")
+            subscriptions._present, subscriptions._sending = 1, deque(callers[1:])
+            subscriptions._pending.clear()
+            sequences = []
+            for caller in callers[:2]:  # one that has had it, and one that has not
+                made = handlers["events.subscribe"](Subscribe(), caller)
+                assert isinstance(made, Subscription)
+                sequences.append(made.sequence)
+            running.cancel()
+        assert sequences == [1, 0]
+
+    asyncio.run(main())

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import grp
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -98,3 +101,30 @@ def test_a_bug_in_a_reload_does_not_end_the_daemon(
 
     asyncio.run(main())
     assert caplog.text.count("RuntimeError: a bug") == 2
+
+
+def test_a_reload_looks_names_up_in_a_thread(
+    short_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory service may take seconds for each."""
+    asked: list[tuple[str, int]] = []
+
+    def group(name: str) -> grp.struct_group:
+        asked.append((name, threading.get_ident()))
+        return grp.struct_group((name, "", os.getegid(), []))
+
+    async def main() -> None:
+        path = config_file(short_directory, "one")
+        daemon = Daemon(Config.load(path))
+        running = asyncio.create_task(daemon.run())
+        await daemon.wait_listening()
+        monkeypatch.setattr(grp, "getgrnam", group)
+        text = path.read_text().replace("[daemon]\n", '[daemon]\nallow_groups = ["admins"]\n')
+        path.write_text(f'{text}[[device]]\nname = "two"\nwindow = "1MiB"\nsocket_group = "vms"\n')
+        await daemon.reload()
+        assert sorted(name for name, _ in asked) == ["admins", "vms"]
+        assert threading.get_ident() not in {thread for _, thread in asked}
+        daemon.stop()
+        await running
+
+    asyncio.run(main())

@@ -9,7 +9,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from tests.cli.ctl import answers
 from vgpud.coherency.slot_policy import SlotOwner
 from vgpud.daemon import openmetrics
-from vgpud.daemon.openmetrics import DeviceFigures, Figures
+from vgpud.daemon.openmetrics import DeviceFigures, Figures, WholeFigures
 from vgpud.daemon.process_figures import ProcessFigures
 from vgpud.gpu.counters import Counters
 from vgpud.gpu.wire import commands
@@ -48,11 +48,20 @@ def figures(**changes: object) -> Figures:
             DeviceFigures(counters(), answers.device("one"), {SlotOwner.FRONTEND: 1}),
             DeviceFigures(Counters(), idle, {}),
         ),
-        "events": {"device.added": 2},
-        "subscribers": 3,
-        "process": ProcessFigures(1.5, 4096, 17, 1024),
+        "whole": WholeFigures({"device.added": 2}, 3, ProcessFigures(1.5, 4096, 17, 1024)),
     }
     return Figures(**(values | changes))  # type: ignore[arg-type]
+
+
+def whole(of: Figures) -> str:
+    """The text, after all its steps."""
+    steps = openmetrics.render(of)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            text: str = end.value
+            return text
 
 
 def read(text: str) -> dict[tuple[str, Labels], float]:
@@ -65,7 +74,7 @@ def read(text: str) -> dict[tuple[str, Labels], float]:
 
 
 def test_every_figure_is_there() -> None:
-    found = read(openmetrics.render(figures()))
+    found = read(whole(figures()))
     assert found[("vgpud_info", (("version", "0.1.0"),))] == 1
     assert found[("vgpud_uptime_seconds", ())] == 12.5
     assert found[("vgpud_commands_total", (("command", "resource_create_2d"), *ONE))] == 5
@@ -103,7 +112,7 @@ def test_every_figure_is_there() -> None:
 
 def test_a_daemon_without_devices_that_sees_no_proc() -> None:
     process = ProcessFigures(0.0, None, None, float("inf"))
-    found = read(openmetrics.render(figures(devices=(), events={}, process=process)))
+    found = read(whole(figures(devices=(), whole=WholeFigures({}, 3, process))))
     assert {name for name, _ in found} == {
         "vgpud_info",
         "vgpud_uptime_seconds",
@@ -114,9 +123,34 @@ def test_a_daemon_without_devices_that_sees_no_proc() -> None:
     assert found[("process_max_fds", ())] == float("inf")
 
 
+def test_of_the_whole_daemon_there_is_nothing_for_those_who_observe_a_part() -> None:
+    names = {name for name, _ in read(whole(figures(whole=None)))}
+    assert "vgpud_fences_total" in names
+    assert not [name for name in names if name.startswith(("process_", "vgpud_events"))]
+    assert "vgpud_subscribers" not in names
+
+
+@pytest.mark.parametrize("count", [3, 4, 5, 60])
+def test_many_devices_are_formatted_in_steps_and_read_as_one(count: int) -> None:
+    devices = tuple(
+        DeviceFigures(counters(), answers.device(f"gpu{number}"), {SlotOwner.AGENT: number})
+        for number in range(count)
+    )
+    steps = openmetrics.render(figures(devices=devices))
+    assert sum(1 for _ in steps) > 20 * count / 4
+    text = whole(figures(devices=devices))
+    assert text.count("# TYPE vgpud_fences ") == 1
+    found = read(text)
+    for number in range(count):
+        labels = (("device", f"gpu{number}"),)
+        assert found[("vgpud_fences_total", labels)] == 2
+        assert found[("vgpud_commands_total", (("command", "submit_3d"), *labels))] == 3
+        assert found[("vgpud_slots", (*labels, ("owner", "agent")))] == number
+
+
 def test_the_text_is_what_its_content_type_says() -> None:
     assert openmetrics.CONTENT_TYPE == CONTENT_TYPE_LATEST
-    assert openmetrics.render(figures()).endswith("# EOF\n")
+    assert whole(figures()).endswith("# EOF\n")
 
 
 @pytest.mark.parametrize(

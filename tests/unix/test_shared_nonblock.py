@@ -14,12 +14,14 @@ import pytest
 
 from tests.support.clears_nonblock import made_blocking
 from vgpud.control.agent_link import SocketLink
+from vgpud.control.call import Caller
 from vgpud.control.sockets import ControlSocket
 from vgpud.unix.activation import Activated
 from vgpud.unix.closer import Closer
 from vgpud.unix.fd import Fd
 from vgpud.unix.listener import Listener, SocketPlace
 from vgpud.unix.received_fd import ReceivedFd
+from vgpud.unix.socket_file import open_socket
 from vgpud.unix.stream_socket import StreamSocket
 
 pytestmark = pytest.mark.timeout(30)
@@ -107,12 +109,14 @@ def test_an_activated_control_socket(short_directory: Path) -> None:
         with control, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
             client.bind(address)
             client.connect(str(short_directory / "control"))
+            file = open_socket(address, os.geteuid())
+            me = Caller(address, os.getpid(), os.geteuid(), os.getegid(), file=file)
             async with made_blocking(control.fileno()):
                 for _ in range(ROUNDS):
                     with pytest.raises(BlockingIOError):
                         control.recvfrom(100)
                     await asyncio.sleep(0)
-                await fill(lambda: control.send_to(address, bytes(10_000)))
+                await fill(lambda: control.send_to(me, bytes(10_000)))
 
     run(test)
 

@@ -7,6 +7,7 @@ It receives three kinds of messages: answers, events, and the daemon's calls to 
 from __future__ import annotations
 
 import errno
+import secrets
 import select
 import socket
 import threading
@@ -27,6 +28,7 @@ from vgpud.client.unanswered import (
     TIMEOUT,
     LateError,
     failed,
+    may_be_refused_unread,
     slow,
     unanswered,
 )
@@ -70,8 +72,9 @@ class Client:
     def __init__(self, path: Path | str, *, timeout: float | None = None) -> None:
         self._path = Path(path).absolute()
         self._timeout = timeout
-        self._calls = 0
+        self._calls = secrets.randbits(48)  # what others might make the daemon send fits no call
         self._waiting: dict[int, _Received | None] = {}
+        self._long: set[int] = set()  # calls that a daemon may refuse without reading their id
         self._events: deque[Json] = deque(maxlen=MAX_EVENTS)
         self._answer: Answer | None = None
         self._reading = False
@@ -136,7 +139,7 @@ class Client:
         """Call a method as a notification, which is not answered. Raises HostError as `call`."""
         call = encode_call(Call(method, params, notification=True))
         try:
-            self._send(call, self._deadline(None))
+            self._send(call, self._deadline())
         except LateError:
             raise unanswered(self._path, self._sock) from None
 
@@ -217,7 +220,7 @@ class Client:
         A service does not see abstract names; if it was started by this client's call, it opens the
         directory for clients now. Raises HostError.
         """
-        deadline = self._deadline(None)
+        deadline = self._deadline()
         while not self._answers(min(self._seconds(None), PING / 4)):
             if time.monotonic() > deadline:
                 raise unanswered(self._path, self._sock)
@@ -269,7 +272,9 @@ class Client:
             self._waiting[number] = None
         received: _Received | None = None
         try:
-            self._send(encode_call(Call(method, params or {}, number, timeout=seconds)), deadline)
+            data = encode_call(Call(method, params or {}, number, timeout=seconds))
+            self._long |= {number} if may_be_refused_unread(data) else set()
+            self._send(data, deadline)
             while (received := self._waiting[number]) is None:
                 if not self._step(number, deadline):
                     raise LateError
@@ -277,6 +282,7 @@ class Client:
                     raise failed(self._path, ConnectionAbortedError(errno.ECONNABORTED, ""))
         finally:
             with self._condition:
+                self._long.discard(number)
                 late = self._waiting.pop(number)
                 if received is None and late is not None:
                     _close(late[1])
@@ -291,8 +297,8 @@ class Client:
             timeout = self._timeout
         return LONGER.get(method, TIMEOUT) if timeout is None else timeout
 
-    def _deadline(self, timeout: float | None) -> float:
-        return time.monotonic() + self._seconds(timeout)
+    def _deadline(self) -> float:
+        return time.monotonic() + self._seconds(None)
 
     def _send(self, data: bytes, deadline: float) -> None:
         while True:
@@ -362,23 +368,21 @@ class Client:
                 reply = self._reply(call, incoming, fds)
                 if reply:
                     with suppress(LateError):  # then the daemon undoes what it has asked for
-                        self._send(reply, self._deadline(None))
+                        self._send(reply, self._deadline())
             case _:
                 self._take(incoming.expect_reply(), fds)
 
     def _reply(self, call: Call, incoming: Incoming, fds: list[Fd]) -> bytes:
         if self._answer is not None:
             return self._answer(incoming, fds)
-        if call.notification:
-            return b""
         error = RpcError(ErrorCode.METHOD_NOT_FOUND, f"a client has no method {call.method}")
-        return encode([Failure(call.id, error)])
+        return b"" if call.notification else encode([Failure(call.id, error)])
 
     def _take(self, reply: Result | Failure, fds: list[Fd]) -> None:
         with self._condition:
             number = reply.id
-            if number is None and self._waiting:  # of a call that could not be read
-                number = min(self._waiting)
+            if number is None and len(self._long) == 1:  # of a call that was too long to be read
+                [number] = self._long
             # An answer to any other number is of a call that timed out.
             if isinstance(number, int) and self._waiting.get(number, reply) is None:
                 self._waiting[number] = reply, fds[:]

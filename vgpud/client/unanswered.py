@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from vgpud.client.own_socket import OwnSocket
+from vgpud.control.rpc import MAX_OBJECTS
 from vgpud.errors import HostError
 from vgpud.unix.socket_file import CLIENTS
 
@@ -31,6 +32,15 @@ _ADVICE: Final = {
     errno.EPERM: _DENIED,
     errno.EPROTOTYPE: "it is no control socket; a device's socket is for VMMs",
 }
+
+
+_SHORT: Final = 4 << 10
+"""Bytes of a call that a daemon reads, whoever sends it."""
+
+
+def may_be_refused_unread(call: bytes) -> bool:
+    """Return whether a daemon may refuse a call as a whole, with null in place of its id."""
+    return len(call) > _SHORT or call.count(b"{") > MAX_OBJECTS
 
 
 class LateError(Exception):

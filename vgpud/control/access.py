@@ -1,8 +1,8 @@
 """Access control of the control socket: who has which grants, for which devices.
 
 Callers are known by their credentials. Names of users and groups, and group memberships, are looked
-up in the databases of nsswitch.conf(5). A look-up may be slow, so its result is cached. Source:
-unix(7), SCM_CREDENTIALS.
+up in the databases of nsswitch.conf(5). A look-up may be slow, so its result is kept for a while.
+Source: unix(7), SCM_CREDENTIALS.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 import logging
 import os
 import pwd
-from collections.abc import Iterable
+from collections import OrderedDict
 from dataclasses import dataclass
+from time import monotonic
 from typing import Final
 
-from vgpud.control.accounts import group_id, unknown, user_id
+from vgpud.control.accounts import group_id, user_id
 from vgpud.control.call import Caller, refused
 from vgpud.control.grants import AccessGrant, AccessRule
 from vgpud.control.methods import Method
@@ -25,6 +26,13 @@ _log = logging.getLogger(__name__)
 
 _MAX_REMEMBERED: Final = 1024
 """Users. Any user of the system may send a datagram and be looked up, so the cache has a limit."""
+FRESH: Final = 60.0
+"""Seconds after which a user's groups are looked up again: it may have been removed from one."""
+FAILED: Final = 1.0
+"""Seconds after which it is tried again if a user's groups could not be found."""
+TRUSTED: Final = 600.0
+"""Seconds for which groups count that can't be found again: a database may be restarted, and an
+agent must not be detached for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +40,14 @@ class _Resolved:
     rule: AccessRule
     users: frozenset[int]
     groups: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    rules: tuple[AccessRule, ...]
+    groups: frozenset[int]
+    found_at: float  # when the groups were found last
+    until: float  # when they are to be looked up again
 
 
 class AccessList:
@@ -43,17 +59,9 @@ class AccessList:
 
     def __init__(self, *rules: AccessRule) -> None:
         self._own_user = os.geteuid()
-        for rule in rules:
-            for key, name in unknown(rule):
-                text = "unknown name in %s %s name=%r: it is ignored"
-                _log.warning(text, rule.table, key, name, extra={"vgpud_unlimited": True})
-        self._rules = [
-            _Resolved(rule, _ids(map(user_id, rule.users)), _ids(map(group_id, rule.groups)))
-            for rule in rules
-            if rule.users or rule.groups
-        ]
+        self._rules = [_resolved(rule) for rule in rules if rule.users or rule.groups]
         self._groups = frozenset[int]().union(*(resolved.groups for resolved in self._rules))
-        self._known: dict[tuple[int, int], tuple[AccessRule, ...]] = {}
+        self._known: OrderedDict[tuple[int, int], _Known] = OrderedDict()
 
     @property
     def users(self) -> frozenset[int]:
@@ -67,11 +75,35 @@ class AccessList:
 
     def knows(self, caller: Caller) -> bool:
         """Return whether the caller's grants are known without a look-up, which may take long."""
-        return not self._groups or (caller.uid, caller.gid) in self._known
+        if not self._groups:
+            return True
+        known = self._known.get((caller.uid, caller.gid))
+        return known is not None and monotonic() < known.until
 
     def look_up(self, caller: Caller) -> None:
-        """Look the caller's groups up, in any thread, so that its grants are known."""
-        self._rules_of(caller)
+        """Look the caller's groups up, in any thread, so that its grants are known.
+
+        If that fails, what was known before counts for some more minutes.
+        """
+        key, now = (caller.uid, caller.gid), monotonic()
+        groups, found_at = self._groups_of(*key), now
+        if groups is None:
+            until, former = now + FAILED, self._known.get(key)
+            if former is not None and now < former.found_at + TRUSTED:
+                groups, found_at = former.groups, former.found_at
+            else:
+                groups = frozenset({caller.gid})
+        else:
+            until = now + FRESH
+        rules = tuple(
+            resolved.rule
+            for resolved in self._rules
+            if caller.uid in resolved.users or not resolved.groups.isdisjoint(groups)
+        )
+        self._known[key] = _Known(rules, groups, found_at, until)
+        self._known.move_to_end(key)
+        if len(self._known) > _MAX_REMEMBERED:
+            self._known.popitem(last=False)
 
     def allows(self, caller: Caller) -> bool:
         """Return whether the caller has any grant."""
@@ -125,28 +157,34 @@ class AccessList:
         )
 
     def _rules_of(self, caller: Caller) -> tuple[AccessRule, ...]:
+        """Return the rules for a caller: those that are known, however old, as others wait."""
         key = caller.uid, caller.gid
-        found = self._known.get(key)
-        if found is None:
-            groups = self._groups_of(*key)
-            if len(self._known) >= _MAX_REMEMBERED:
-                self._known.clear()
-            found = self._known[key] = tuple(
-                resolved.rule
-                for resolved in self._rules
-                if caller.uid in resolved.users or not resolved.groups.isdisjoint(groups)
-            )
-        return found
+        known = self._known.get(key)
+        if known is None:
+            self.look_up(caller)
+            known = self._known[key]
+        return known.rules
 
-    def _groups_of(self, uid: int, gid: int) -> set[int]:
+    def _groups_of(self, uid: int, gid: int) -> frozenset[int] | None:
+        """Return the groups of a user with this primary group, or None if they can't be found."""
         if not self._groups:
-            return set()
+            return frozenset()
         try:
             user = pwd.getpwuid(uid)
-            return {gid, *os.getgrouplist(user.pw_name, user.pw_gid)}
+            return frozenset({gid, *os.getgrouplist(user.pw_name, user.pw_gid)})
         except (KeyError, OSError, ValueError):
-            return {gid}  # A user without a name has only its primary group.
+            return None  # A user without a name, or a database that is being restarted.
 
 
-def _ids(found: Iterable[int | None]) -> frozenset[int]:
-    return frozenset(number for number in found if number is not None)
+def _resolved(rule: AccessRule) -> _Resolved:
+    """Look up the names of a rule, each once; those that are unknown are logged."""
+    found = []
+    for kind, names, look_up in (("users", rule.users, user_id), ("groups", rule.groups, group_id)):
+        numbers = {name: look_up(name) for name in names}
+        for name, number in numbers.items():
+            if number is None:
+                text = "unknown name in %s %s_%s name=%r: it is ignored"
+                unlimited = {"vgpud_unlimited": True}
+                _log.warning(text, rule.table, rule.prefix, kind, name, extra=unlimited)
+        found.append(frozenset(number for number in numbers.values() if number is not None))
+    return _Resolved(rule, *found)

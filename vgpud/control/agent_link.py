@@ -12,14 +12,15 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final, Protocol
 
-from vgpud.control.call import Address, Caller
+from vgpud.control.call import Caller
 from vgpud.control.rpc import Incoming, decode
 from vgpud.unix import ancillary
 from vgpud.unix.closer import Closer
 from vgpud.unix.fd import Fd
-from vgpud.unix.received_fd import ReceivedFd
+from vgpud.unix.received_fd import Discard, ReceivedFd
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class SocketLink:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._sock = sock
+        self._discard = Discard()
         self._closer = Closer()
         self._waiting: set[asyncio.Future[None]] = set()
 
@@ -71,8 +73,7 @@ class SocketLink:
             except BlockingIOError:
                 await self._ready(loop.add_reader, loop.remove_reader)
             else:
-                for fd in received.fds:  # no answer has any
-                    ReceivedFd(fd.take(), self._closer).close()
+                self._discard.close(received.fds)  # no answer has any
                 return decode(received.data) if received.data else None
         return None
 
@@ -105,7 +106,7 @@ class SocketLink:
 class ControlPort(Protocol):
     """The part of the control server that a `ControlLink` uses."""
 
-    def send(self, address: Address, data: bytes, fd: Fd | None) -> None:
+    def send(self, caller: Caller, data: bytes, fd: Fd | None) -> None:
         """Send a datagram now. Raises BlockingIOError if there is no room, or OSError."""
 
     def replies_from(
@@ -144,7 +145,7 @@ class ControlLink:
     def send(self, data: bytes, fd: Fd | None) -> None:
         if self._closed:
             raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
-        self._port.send(self.caller.address, data, fd)
+        self._port.send(self.caller, data, fd)
 
     async def recv(self) -> Incoming | None:
         while not self._closed:
@@ -169,6 +170,7 @@ class ControlLink:
         self._closed = True
         self._port.replies_from(self.caller, self._device, None)
         self._answers.clear()
+        self.caller = replace(self.caller, file=None)
         if self._process is not None:
             asyncio.get_running_loop().remove_reader(self._process.fileno())
             self._process.close()

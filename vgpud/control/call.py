@@ -17,7 +17,7 @@ from vgpud.publish import Json
 from vgpud.unix.fd import Fd
 
 Address: TypeAlias = str | bytes
-"""The address that a client's socket is bound to."""
+"""The address that a client's socket is bound to, as the client's process names it."""
 
 
 def _everything(device: str | None) -> bool:
@@ -28,8 +28,12 @@ def _everything(device: str | None) -> bool:
 class Caller:
     """The sender of a datagram, with the credentials that the kernel checked (SCM_CREDENTIALS).
 
-    `observes` returns whether it may observe a device, or with None all of them and the daemon: the
-    control server sets it, and listings have only what the caller may observe.
+    `address` is the sender's word, and another user's socket may have the same: what is kept for a
+    caller is kept by the whole `Caller`. It is empty if the caller can't be answered. `file` is the
+    file of its socket, opened for its path only, which belongs to the caller's user: a path is
+    answered there and nowhere else (`control.caller_sockets`). `observes` returns whether it may
+    observe a device, or with None all of them and the daemon: the control server sets it, and
+    listings have only what the caller may observe.
     """
 
     address: Address
@@ -37,6 +41,7 @@ class Caller:
     uid: int
     gid: int
     observes: Callable[[str | None], bool] = field(default=_everything, compare=False, repr=False)
+    file: Fd | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

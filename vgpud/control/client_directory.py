@@ -16,14 +16,12 @@ import stat
 import struct
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Final, Self
 
-from vgpud.control.call import Caller
 from vgpud.unix.fd import Fd
-from vgpud.unix.socket_file import CLIENTS, is_stale
+from vgpud.unix.socket_file import CLIENTS, is_stale, open_socket
 
 _log = logging.getLogger(__name__)
 
@@ -106,26 +104,22 @@ class ClientDirectory:
             text = "clients of other users can't be answered path=%s error=%s"
             _log.warning(text, self._path, error.strerror)
 
-    def seen_here(self, caller: Caller) -> Caller:
-        """Return the caller with the address by which this process reaches its socket.
+    def socket_of(self, path: str, uid: int) -> Fd | None:
+        """Return the file of a user's socket, if that is bound here or next to the control socket.
 
         A caller for which this directory has another path, as in a container, has bound its socket
-        to that path.
+        to that path: only the last two names count.
         """
-        if not isinstance(caller.address, str):
-            return caller
-        bound = Path(caller.address)
-        if bound.parent.name != CLIENTS or bound.parent == self._path:
-            return caller
-        own = self._directory.fileno()
-        try:
-            found = os.stat(bound.name, dir_fd=own, follow_symlinks=False)
-        except OSError:
-            return caller
-        # Else a user could have answers sent to another's client.
-        if not stat.S_ISSOCK(found.st_mode) or found.st_uid != caller.uid:
-            return caller
-        return replace(caller, address=str(self._path / bound.name))
+        where, name = os.path.split(path)
+        if os.path.basename(where) == CLIENTS:  # noqa: PTH119 - it is no path of this process
+            return open_socket(name, uid, self._directory)
+        if where == str(self._path.parent):
+            return open_socket(name, uid, self._parent)
+        return None
+
+    def has(self, path: str) -> bool:
+        """Return whether a path names a file here or next to the control socket."""
+        return os.path.split(path)[0] in {str(self._path), str(self._path.parent)}
 
     def clean(self) -> None:
         """Remove what clients that were killed have left, and everything that is no socket."""

@@ -10,17 +10,19 @@ import inspect
 import json
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, TypeAlias
 
 from pydantic import BaseModel, ValidationError
 
-from vgpud.control.call import Caller, Handler, Handlers, Reply, Result, refused
+from vgpud.control.call import Caller, Handler, Handlers, Reply, refused
 from vgpud.control.fitting import INTERNAL_ERROR, Answer, Outgoing, fit
+from vgpud.control.lane import Lane
 from vgpud.control.methods import METHODS, Method
 from vgpud.control.models import ErrorKind
 from vgpud.control.params import Params
 from vgpud.control.rpc import Call, ErrorCode, Failure, Incoming, RpcError
-from vgpud.errors import ConfigError, HostError, PeerError, RingError, VgpudError
+from vgpud.errors import ConfigError, HostError, PeerError, RingError, VgpudError, stored
 from vgpud.publish import Json
 
 _log = logging.getLogger(__name__)
@@ -44,7 +46,8 @@ class Dispatcher:
     Raises ValueError for a method that METHODS lacks.
     """
 
-    def __init__(self, handlers: Handlers, check: Check) -> None:
+    def __init__(self, handlers: Handlers, check: Check, lane: Lane | None = None) -> None:
+        self._lane = lane or Lane()
         self._handlers: dict[str, Handler] = {}
         self._check = check
         self.add(handlers)
@@ -62,24 +65,27 @@ class Dispatcher:
         else:
             answers = [await self._answer(call, caller) for call in incoming.calls]
         answers = [answer for answer in answers if not answer.suppressed]
-        return fit(answers, batch=incoming.batch) if answers else None
+        if not answers:
+            return None
+        return self._lane.count(partial(fit, answers, batch=incoming.batch))
 
     async def _answer_batch(self, incoming: Incoming, caller: Caller) -> list[Answer]:
         async with asyncio.TaskGroup() as group:
             tasks = []
             for call in incoming.calls:
                 tasks.append(group.create_task(self._answer(call, caller, alone=False)))
-                # Calls start in their order, and a batch must not block the event loop.
-                await asyncio.sleep(0)
+                await asyncio.sleep(0)  # calls start in their order
         return [task.result() for task in tasks]
 
     async def _answer(self, call: Call | Failure, caller: Caller, *, alone: bool = True) -> Answer:
         if isinstance(call, Failure):
             return Answer(call.id, call.error)
         try:
-            value = await self._value(call, caller, alone=alone)
+            work = self._value(call, caller, alone=alone)
+            value = await _within(call, self._lane.run(caller.uid, work))
         except VgpudError as error:
-            return Answer(call.id, as_rpc_error(error), suppressed=call.notification)
+            # A task may keep the error, and its traceback would keep the caller's socket.
+            return Answer(call.id, as_rpc_error(stored(error)), suppressed=call.notification)
         except Exception:
             _log.exception("control method failed method=%s", call.method)
             return Answer(call.id, INTERNAL_ERROR, suppressed=call.notification)
@@ -103,11 +109,11 @@ class Dispatcher:
         self._check(method, params, caller)
         value = handler(params, caller)
         if inspect.isawaitable(value):
-            value = await _within(call, value)
+            value = await value
         return value
 
 
-async def _within(call: Call, working: Awaitable[Result]) -> Result:
+async def _within(call: Call, working: Awaitable[BaseModel | Reply]) -> BaseModel | Reply:
     """Wait for a handler as long as the call says; what is not done by then is cancelled."""
     try:
         async with asyncio.timeout(call.timeout) as limit:

@@ -5,6 +5,7 @@ There is no I/O, except that a descriptor that can't be sent is closed.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from pydantic import BaseModel
 from vgpud.control.call import refused
 from vgpud.control.models import ErrorKind, Model, Page
 from vgpud.control.rpc import CallId, ErrorCode, Failure, Result, RpcError, encode
-from vgpud.publish import Json
 from vgpud.unix.fd import Fd
 
 _log = logging.getLogger(__name__)
@@ -100,18 +100,28 @@ def _page(call_id: CallId, page: Page[Model], room: int) -> bytes:
     """
     around = page.model_copy(update={"items": ()}).model_dump(mode="json")
     room -= len(encode([Result(call_id, around)]))
-    items: list[Json] = []
+    items: list[bytes] = []
     for item in page.items:
-        value = item.model_dump(mode="json")
-        room -= len(encode([Result(None, value)])) - _ENVELOPE + 1  # 1 for a comma
+        text = item_text(item)
+        room -= len(text) + 1  # 1 for a comma
         if room < -1 and items:
             break
-        items.append(value)
-    return encode([Result(call_id, around | {"items": items})])
+        items.append(text)
+    before, after = encode([Result(call_id, around | {"items": [_HERE]})]).rsplit(_PLACE, 1)
+    return before + b",".join(items) + after
+
+
+def item_text(item: Model) -> bytes:
+    """Encode an item of a listing, in ASCII as everything else."""
+    text = item.model_dump_json()
+    if not text.isascii():
+        text = json.dumps(item.model_dump(mode="json"), separators=(",", ":"), allow_nan=False)
+    return text.encode("ascii")
 
 
 def _error(call_id: CallId, error: RpcError) -> bytes:
     return encode([Failure(call_id, error)])
 
 
-_ENVELOPE: Final = len(encode([Result(None, "")])) - len('""')
+_HERE: Final = "items"
+_PLACE: Final = b'"' + _HERE.encode() + b'"'

@@ -1,7 +1,7 @@
 """The queues of datagrams to clients of the control socket, with limits for each client.
 
 A client that does not read costs no other client its answers. The outbox keeps the datagrams that
-wait to be sent, and an estimate of what each client has not read. Source: unix(7);
+wait to be sent, and an estimate of what each client, a `Caller`, has not read. Source: unix(7);
 net/unix/af_unix.c, unix_dgram_sendmsg.
 
 The reason for the estimate: only a client whose socket is not connected has a limited queue
@@ -25,8 +25,9 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Final, TypeAlias
 
-from vgpud.control.call import Address
+from vgpud.control.call import Caller
 from vgpud.control.sockets import ControlSocket
+from vgpud.pace import Pace
 from vgpud.unix.fd import Fd
 
 _log = logging.getLogger(__name__)
@@ -67,12 +68,13 @@ _MAX_TRIALS: Final = 10  # after which there are no more, unless the level falls
 _GONE: Final = {errno.ECONNREFUSED, errno.ENOENT, errno.EPERM, errno.EPROTOTYPE, errno.ENOTSOCK}
 """The errors if no socket has that address any more, or one that takes no datagrams of this one."""
 
-Lost: TypeAlias = Callable[[Address, bool], None]
+Lost: TypeAlias = Callable[[Caller, bool], None]
 
 
 @dataclass(slots=True, eq=False)
 class _Client:
-    address: Address
+    name: Caller  # without the file of its socket: an estimate holds no descriptor
+    caller: Caller
     unread: int = 0  # bytes of the send buffer that it can have in its queue at most
     waiting: deque[tuple[bytes, Fd | None]] = field(default_factory=deque)
     waiting_bytes: int = 0
@@ -92,7 +94,7 @@ class Outbox:
         self._sock = sock
         self._lost = lost
         self._size = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
-        self._clients: dict[Address, _Client] = {}
+        self._clients: dict[Caller, _Client] = {}
         self._written_off = 0  # of all stuck clients
         self._waiting_bytes = 0
         self._wanted = asyncio.Event()
@@ -104,22 +106,26 @@ class Outbox:
             self._drop(client)
         self._clients.clear()
 
-    def send(self, address: Address, data: bytes, fd: Fd | None = None) -> None:
+    def send(self, caller: Caller, data: bytes, fd: Fd | None = None) -> None:
         """Send a datagram when there is room, or drop it; takes the descriptor."""
         if not self._trying:
             level = self._level()
-            client = self._client(address)
+            client = self._client(caller)
             if not client.waiting and self._delivered(client, data, fd, level):
+                client.caller = client.name
                 return
-        self._keep(self._client(address), data, fd)
+        client = self._client(caller)
+        self._keep(client, data, fd)
+        if not client.waiting:
+            client.caller = client.name
 
-    def has_room(self, address: Address, size: int) -> bool:
+    def has_room(self, caller: Caller, size: int) -> bool:
         """Return whether `size` bytes would be kept, with room for short answers after them.
 
         If not, the client calls for more than it reads, and the caller can send a short error
         instead of the answer.
         """
-        client = self._clients.get(address)
+        client = self._clients.get(caller)
         if client is None or not client.waiting or size <= SHORT:
             return True
         return client.waiting_bytes + size <= self._room() - SPARE
@@ -142,26 +148,29 @@ class Outbox:
         self._waiting_bytes += len(data)
         self._wanted.set()
 
-    def send_now(self, address: Address, data: bytes, fd: Fd | None) -> None:
+    def send_now(self, caller: Caller, data: bytes, fd: Fd | None) -> None:
         """Send a datagram at once, or raise BlockingIOError or OSError; does not take the fd."""
         level = self._level()
-        self._sock.send_to(address, data, fd)
-        self._count(self._client(address), data, level)
+        self._sock.send_to(caller, data, fd)
+        client = self._client(caller)
+        self._count(client, data, level)
+        if not client.waiting:
+            client.caller = client.name
 
-    def send_spare(self, address: Address, data: bytes) -> None:
+    def send_spare(self, caller: Caller, data: bytes) -> None:
         """Send a datagram to a caller that is not allowed, if there is plenty of room."""
         level = self._level()
         if not self._trying and level - self._written_off < self._budget(level) // 2:
             try:
-                self._sock.send_to(address, data)
+                self._sock.send_to(caller, data)
             except OSError as error:
-                _log.debug("control reply lost client=%r error=%s", address, error)
+                _log.debug("control reply lost client=%r error=%s", caller, error)
 
     async def run(self) -> None:
         """Send waiting datagrams, until cancelled."""
         while True:
             await self._wanted.wait()
-            more = self._flush()
+            more = await self._flush()
             suspect = self._suspected()
             if suspect is not None:
                 await self._try(suspect)
@@ -172,18 +181,21 @@ class Outbox:
             else:
                 self._wanted.clear()
 
-    def _client(self, address: Address) -> _Client:
-        client = self._clients.get(address)
+    def _client(self, caller: Caller) -> _Client:
+        client = self._clients.get(caller)
         if client is None:
             if len(self._clients) >= _MAX_CLIENTS:
                 self._forget_oldest()
-            client = self._clients[address] = _Client(address)
+            name = Caller(caller.address, caller.pid, caller.uid, caller.gid)
+            client = self._clients[name] = _Client(name, caller)
+        elif not client.waiting:
+            client.caller = caller
         return client
 
     def _forget_oldest(self) -> None:
         for client in self._clients.values():
             if not client.waiting and not client.written_off:
-                del self._clients[client.address]
+                del self._clients[client.name]
                 return
 
     def _level(self) -> int:
@@ -200,7 +212,7 @@ class Outbox:
                 if client.waiting:
                     client.unread = 0
                 elif not client.written_off:
-                    del self._clients[client.address]
+                    del self._clients[client.name]
         return level
 
     def _budget(self, level: int) -> int:
@@ -221,12 +233,12 @@ class Outbox:
 
     def _put(self, client: _Client, data: bytes, fd: Fd | None, level: int) -> bool:
         try:
-            self._sock.send_to(client.address, data, fd)
+            self._sock.send_to(client.caller, data, fd)
         except BlockingIOError:
             return False
         except OSError as error:
-            _log.debug("control reply lost client=%r error=%s", client.address, error)
-            self._lost(client.address, error.errno in _GONE)
+            _log.debug("control reply lost client=%r error=%s", client.caller, error)
+            self._lost(client.caller, error.errno in _GONE)
         else:
             self._count(client, data, level)
         if fd is not None:
@@ -237,11 +249,12 @@ class Outbox:
         # If a client has read in between, the difference is too small.
         client.unread += max(self._sock.unread() - level, len(data) + _OVERHEAD)
 
-    def _flush(self) -> bool:
+    async def _flush(self) -> bool:
         """Send what there is room for; return whether there may be room for more."""
-        more = False
-        now = monotonic()
+        more, pace = False, Pace()
         for client in [client for client in self._clients.values() if client.waiting]:
+            await pace.step()  # meanwhile a client may get more, or be dropped
+            now = monotonic()
             for _ in range(_AT_ONCE):
                 if not client.waiting:
                     break
@@ -260,6 +273,8 @@ class Outbox:
         data, _ = client.waiting.popleft()
         client.waiting_bytes -= len(data)
         self._waiting_bytes -= len(data)
+        if not client.waiting:
+            client.caller = client.name
 
     def _drop(self, client: _Client) -> None:
         while client.waiting:
@@ -269,9 +284,9 @@ class Outbox:
                 fd.close()
 
     def _give_up(self, client: _Client) -> None:
-        _log.debug("control replies dropped client=%r reason=client-does-not-read", client.address)
+        _log.debug("control replies dropped client=%r reason=client-does-not-read", client.caller)
         self._drop(client)
-        self._lost(client.address, False)
+        self._lost(client.caller, False)
 
     def _suspected(self) -> _Client | None:
         """Return the client for the next trial: the one that began to wait last, or None.

@@ -23,6 +23,9 @@ MAX_WAIT: Final = 86400.0
 """Seconds. The longest time-out of a call."""
 MAX_BATCH: Final = 64
 """Calls. The answers to a batch, if they are short, fit into one datagram."""
+MAX_OBJECTS: Final = 4 * MAX_BATCH
+"""Objects of a message to a server, by its opening braces: no call has more than three, and reading
+one takes a hundred times as long as copying it."""
 _QUOTED: Final = 80
 """Bytes of a message that an error quotes."""
 
@@ -107,9 +110,17 @@ class Incoming:
         raise PeerError(f"the reply is not one of JSON-RPC 2.0: {self.start!r}")
 
 
-def decode(message: bytes) -> Incoming:
-    """Decode a received message. It never raises: the result has `Failure`s for what is wrong."""
-    return replace(_incoming(message), size=len(message), start=message[:_QUOTED])
+def decode(message: bytes, max_objects: int | None = None) -> Incoming:
+    """Decode a received message. It never raises: the result has `Failure`s for what is wrong.
+
+    A message with more than `max_objects` opening braces is not read.
+    """
+    if max_objects is not None and message.count(b"{") > max_objects:
+        text = f"a batch is at most {MAX_BATCH} calls, and a message {max_objects} objects"
+        incoming = Incoming((_failure(ErrorCode.INVALID_REQUEST, text),))
+    else:
+        incoming = _incoming(message)
+    return replace(incoming, size=len(message), start=message[:_QUOTED])
 
 
 def encode(replies: Iterable[Result | Failure], *, batch: bool = False) -> bytes:

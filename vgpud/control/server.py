@@ -11,6 +11,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, TypeAlias
@@ -18,19 +19,24 @@ from typing import Final, Self, TypeAlias
 import asyncio_dgram
 
 from vgpud.control.access import AccessList
-from vgpud.control.call import Address, Caller, Handlers, refused
+from vgpud.control.call import Caller, Handlers, refused
+from vgpud.control.caller_sockets import CallerSockets
 from vgpud.control.client_directory import ClientDirectory
 from vgpud.control.dispatch import Dispatcher
 from vgpud.control.events import Events
 from vgpud.control.grants import AccessGrant
+from vgpud.control.lane import Lane
 from vgpud.control.methods import Method, OpenRpcDocument
 from vgpud.control.models import ErrorKind
 from vgpud.control.openrpc import document
 from vgpud.control.outbox import Outbox
 from vgpud.control.params import Nothing, Params
-from vgpud.control.rpc import ErrorCode, Incoming, RpcError, decode, refusal
+from vgpud.control.places import Places
+from vgpud.control.reception import Reception
+from vgpud.control.rpc import MAX_OBJECTS, ErrorCode, Incoming, RpcError, decode, refusal
 from vgpud.control.sockets import MAX_MESSAGE, ControlSocket, Sender
 from vgpud.control.subscriptions import Subscriptions
+from vgpud.errors import stored
 from vgpud.unix.fd import Fd
 from vgpud.unix.socket_file import SocketFile
 
@@ -40,8 +46,9 @@ MAX_ANSWERING: Final = 256
 """Datagrams of all clients that are served at once: some calls have to wait."""
 MAX_ANSWERING_EACH: Final = 32
 """Datagrams of one client that are served at once."""
-MAX_UNKNOWN: Final = 64
-"""Users whose groups are being looked up. Calls of more are lost."""
+PLACES: Final = Places(MAX_ANSWERING, each_user=96, reserved=64)
+RENEWING: Final = 60.0
+"""Seconds after which the groups of subscribers and agents are looked up again."""
 WATCHING: Final = 1.0
 """Seconds after which a client whose call is being served is looked for again."""
 CLEANING: Final = 60.0
@@ -73,12 +80,15 @@ class ControlServer:
     ) -> None:
         self._access = access
         self._clients = clients
-        self._dispatcher = Dispatcher(handlers, self._check)
-        self._answering: Counter[Address] = Counter()
-        self._working: dict[asyncio.Task[None], Address] = {}
-        self._unknown: dict[tuple[int, int], list[tuple[bytes, Sender]]] = {}
-        self._looking_up = asyncio.Lock()
-        self._sinks: dict[Address, tuple[Caller, str, ReplySink]] = {}
+        self._lane = Lane()
+        self._dispatcher = Dispatcher(handlers, self._check, self._lane)
+        self._answering: Counter[Caller] = Counter()
+        self._users: Counter[int] = Counter()
+        self._working: dict[asyncio.Task[None], Caller] = {}
+        self._group: asyncio.TaskGroup
+        self._sockets = CallerSockets(clients)
+        self._reception = Reception(self._sockets, lambda: self._access, self._serve)
+        self._sinks: dict[Caller, tuple[str, ReplySink]] = {}
         self._file: SocketFile | None = None
         if isinstance(where, Path):
             self._sock, self._file = ControlSocket.bound(where)
@@ -114,10 +124,18 @@ class ControlServer:
         self._access = access
         self._open_clients()
         self._subscriptions.keep(lambda caller: access.grants_any(caller, AccessGrant.OBSERVE))
-        for caller, device, sink in [*self._sinks.values()]:
+        for caller, (device, sink) in [*self._sinks.items()]:
             if not access.grants(caller, AccessGrant.MEMORY, device):
                 self.replies_from(caller, device, None)
                 sink(None)
+
+    async def prepare(self, access: AccessList) -> None:
+        """Look up, in a thread, all that have to be known when `access` is set."""
+        while unknown := [each for each in self._callers() if not access.knows(each)]:
+            await asyncio.to_thread(lambda them: [*map(access.look_up, them)], unknown)
+
+    def _callers(self) -> set[Caller]:
+        return {*self._subscriptions.callers, *self._sinks, *self._working.values()}
 
     @property
     def subscribers(self) -> int:
@@ -129,6 +147,9 @@ class ControlServer:
         if self._sock.fileno() == -1:
             return
         self._outbox.close()
+        self._subscriptions.keep(lambda caller: False)
+        self._sinks.clear()
+        self._sockets.close()
         self._sock.close()
         if self._file is not None:
             self._file.remove()
@@ -141,26 +162,24 @@ class ControlServer:
         """Add handlers. Raises ValueError for a method that METHODS lacks."""
         self._dispatcher.add(handlers)
 
-    def send(self, address: Address, data: bytes, fd: Fd | None = None) -> None:
+    def send(self, caller: Caller, data: bytes, fd: Fd | None = None) -> None:
         """Send a datagram at once; the caller keeps the descriptor.
 
         Raises BlockingIOError if the client has no room now, and OSError if it is gone.
         """
-        self._outbox.send_now(address, data, fd)
+        self._outbox.send_now(caller, data, fd)
 
     def replies_from(self, caller: Caller, device: str, sink: ReplySink | None) -> None:
-        """Pass answers from this client's address, user and process to `sink`.
+        """Pass answers from this client to `sink`.
 
         With None instead of a sink, they are ignored again. Answers of other processes, and of
         clients without a sink, are ignored. The sink is called with None, for the last time, when
         the client has lost the grant of the device's memory.
         """
         if sink is None:
-            owner, *_ = self._sinks.get(caller.address, (None,))
-            if owner == caller:  # else another client has that address by now
-                del self._sinks[caller.address]
+            self._sinks.pop(caller, None)
         else:
-            self._sinks[caller.address] = caller, device, sink
+            self._sinks[caller] = device, sink
 
     async def run(self) -> None:
         """Serve calls until cancelled."""
@@ -169,7 +188,9 @@ class ControlServer:
         stream = await asyncio_dgram.from_socket(self._sock.dup())
         try:
             async with asyncio.TaskGroup() as group:
+                self._group = group
                 group.create_task(self._outbox.run())
+                group.create_task(self._renew_grants())
                 group.create_task(self._subscriptions.run(self._outbox))
                 group.create_task(self._watch_clients())
                 if self._clients is not None:
@@ -181,71 +202,77 @@ class ControlServer:
                         _log.warning("control socket receive failed error=%s", error)
                         continue
                     assert isinstance(sender, Sender)
-                    self._receive(message, sender, group)
+                    self._reception.receive(message, sender)
         finally:
             stream.close()
 
-    def _receive(self, message: bytes, sender: Sender, group: asyncio.TaskGroup) -> None:
-        known = self._clients.seen_here(sender.caller) if self._clients else sender.caller
+    def _serve(self, message: bytes, known: Caller, truncated: bool) -> None:
+        # Without the file of its socket, so that nothing but the caller itself keeps that.
+        name = replace(known, file=None)
         caller = replace(
             known,
-            observes=lambda device: self._access.grants(known, AccessGrant.OBSERVE, device),
+            observes=lambda device: self._access.grants(name, AccessGrant.OBSERVE, device),
         )
-        if not self._access.knows(caller):
-            self._look_up(message, sender, group)
-            return
         if not self._access.allows(caller):
             self._refuse(message, caller)
             return
-        if sender.truncated:
+        if truncated:
             text = f"a message is at most {MAX_MESSAGE} bytes"
             self._fail(None, caller, RpcError(ErrorCode.INVALID_REQUEST, text))
             return
-        incoming = decode(message)
+        incoming = self._lane.count(partial(decode, message, MAX_OBJECTS))
         if incoming.answer:
             self._deliver(incoming, caller)
-        elif (
-            self._answering[caller.address] >= MAX_ANSWERING_EACH
-            or self._answering.total() >= MAX_ANSWERING
+        elif self._answering[caller] >= MAX_ANSWERING_EACH or not PLACES.has_room(
+            caller.uid, self._users
         ):
             error = refused(ErrorKind.BUSY, "too many calls are waiting for their answers")
             self._fail(incoming, caller, error)
         else:
-            self._answering[caller.address] += 1
-            task = group.create_task(self._answer(incoming, caller))
-            self._working[task] = caller.address
-            task.add_done_callback(self._working.pop)
+            self._answering[caller] += 1
+            self._users[caller.uid] += 1
+            task = self._group.create_task(self._answer(incoming, caller))
+            self._working[task] = caller
+            task.add_done_callback(self._answered)
 
-    def _look_up(self, message: bytes, sender: Sender, group: asyncio.TaskGroup) -> None:
-        """Keep a message until it is known who sent it: that may take seconds, with LDAP."""
-        key = sender.caller.uid, sender.caller.gid
-        waiting = self._unknown.get(key)
-        if waiting is None:
-            if len(self._unknown) >= MAX_UNKNOWN:
-                _log.warning("control call lost, too many unknown users uid=%d", key[0])
-                return
-            waiting = self._unknown[key] = []
-            group.create_task(self._introduce(sender.caller, waiting, group))
-        if len(waiting) < MAX_ANSWERING_EACH:
-            waiting.append((message, sender))
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        caller = self._working.pop(task)
+        if task.cancelled():
+            try:
+                task.exception()
+            except asyncio.CancelledError as error:
+                stored(error)  # its traceback would keep the caller's socket
+        self._answering[caller] -= 1
+        self._users[caller.uid] -= 1
+        if not self._answering[caller]:
+            del self._answering[caller]
+        if not self._users[caller.uid]:
+            del self._users[caller.uid]
 
-    async def _introduce(
-        self, caller: Caller, waiting: list[tuple[bytes, Sender]], group: asyncio.TaskGroup
-    ) -> None:
-        async with self._looking_up:  # one thread, since others are for devices
-            await asyncio.to_thread(self._access.look_up, caller)
-        del self._unknown[caller.uid, caller.gid]
-        for message, sender in waiting:
-            self._receive(message, sender, group)
+    async def _renew_grants(self) -> None:
+        """Look up again, once in a while, those who get events or are agents."""
+        while True:
+            await asyncio.sleep(RENEWING)
+            access = self._access
+            await self.prepare(access)
+            if access is self._access:
+                self.access = access
 
     async def _watch_clients(self) -> None:
-        """Cancel the calls of clients that are gone."""
+        """Cancel the calls of clients that are gone, and forget these."""
         while True:
             before = set(self._working)
             await asyncio.sleep(WATCHING)
             for task in before & self._working.keys():  # most calls don't take that long
                 if self._sock.is_gone(self._working[task]):
                     task.cancel()
+            await self._forget_gone()
+
+    async def _forget_gone(self) -> None:
+        for caller in self._sockets.remembered:
+            if self._sock.is_gone(caller):
+                self._sockets.forget(caller)
+            await asyncio.sleep(0)
 
     def _check(self, method: Method, params: Params, caller: Caller) -> None:
         self._access.check(caller, method, getattr(params, "device", None))
@@ -253,20 +280,20 @@ class ControlServer:
     def _refuse(self, message: bytes, caller: Caller) -> None:
         text = "control caller refused pid=%d uid=%d gid=%d"
         _log.warning(text, caller.pid, caller.uid, caller.gid)
-        incoming = decode(message) if len(message) <= MAX_READ else None
+        incoming = decode(message, MAX_OBJECTS) if len(message) <= MAX_READ else None
         if caller.address and (incoming is None or not incoming.answer):
             data = refusal(incoming, self._access.refusal(caller))
             if data:
-                self._outbox.send_spare(caller.address, data)
+                self._outbox.send_spare(caller, data)
 
     def _fail(self, incoming: Incoming | None, caller: Caller, error: RpcError) -> None:
         data = refusal(incoming, error)
         if caller.address and data:
-            self._outbox.send(caller.address, data)
+            self._outbox.send(caller, data)
 
     def _deliver(self, answer: Incoming, caller: Caller) -> None:
-        owner, _, sink = self._sinks.get(caller.address, (None, None, None))
-        if sink is None or owner != caller:
+        _, sink = self._sinks.get(caller, (None, None))
+        if sink is None:
             return
         try:
             sink(answer)
@@ -274,17 +301,12 @@ class ControlServer:
             _log.exception("answer not handled client=%r", caller)
 
     async def _answer(self, incoming: Incoming, caller: Caller) -> None:
-        try:
-            outgoing = await self._dispatcher.answer(incoming, caller)
-        finally:
-            self._answering[caller.address] -= 1
-            if not self._answering[caller.address]:
-                del self._answering[caller.address]
+        outgoing = await self._dispatcher.answer(incoming, caller)
         if outgoing is None:
             return
-        # A sender whose socket is not bound has no address, so it can't be answered.
-        if caller.address and self._outbox.has_room(caller.address, len(outgoing.data)):
-            self._outbox.send(caller.address, outgoing.data, outgoing.fd)
+        # A sender without a socket of its own has no address, so it can't be answered.
+        if caller.address and self._outbox.has_room(caller, len(outgoing.data)):
+            self._outbox.send(caller, outgoing.data, outgoing.fd)
             return
         if outgoing.fd is not None:
             outgoing.fd.close()
@@ -298,5 +320,5 @@ async def _clean(clients: ClientDirectory) -> None:
         await asyncio.to_thread(clients.clean)
 
 
-def _discover(params: Nothing, caller: Caller) -> OpenRpcDocument:
-    return document()
+async def _discover(params: Nothing, caller: Caller) -> OpenRpcDocument:
+    return await asyncio.to_thread(document)  # made at the first call only, which takes long

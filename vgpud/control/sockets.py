@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import socket
 import struct
 import termios
@@ -18,9 +19,8 @@ from typing import Final
 from vgpud.control.call import Address, Caller
 from vgpud.errors import ConfigError, HostError
 from vgpud.unix import ancillary
-from vgpud.unix.closer import Closer
 from vgpud.unix.fd import Fd
-from vgpud.unix.received_fd import ReceivedFd
+from vgpud.unix.received_fd import Discard
 from vgpud.unix.send_buffer import set_send_buffer
 from vgpud.unix.socket_file import SocketFile, bind, remove_stale
 
@@ -57,7 +57,7 @@ class ControlSocket(socket.socket):
         self, family: int = -1, kind: int = -1, proto: int = -1, fileno: int | None = None
     ) -> None:
         super().__init__(family, kind, proto, fileno)
-        self._closer = Closer()
+        self._discard = Discard()
         self._lets_in = True  # descriptors
 
     @classmethod
@@ -106,9 +106,8 @@ class ControlSocket(socket.socket):
             credentials=True,
             flags=flags | socket.MSG_DONTWAIT,
         )
-        for fd in received.fds:
-            ReceivedFd(fd.take(), self._closer).close()
-        if self._lets_in is not (self._closer.waiting < MAX_CLOSING):
+        self._discard.close(received.fds)
+        if self._lets_in is not (self._discard.waiting < MAX_CLOSING):
             self._lets_in = not self._lets_in
             with suppress(OSError):
                 self.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, int(self._lets_in))
@@ -116,16 +115,19 @@ class ControlSocket(socket.socket):
         caller = Caller(received.address, who.pid, who.uid, who.gid)
         return received.data, Sender(caller, received.truncated)
 
-    def send_to(self, address: Address, data: bytes, fd: Fd | None = None) -> None:
-        """Send a datagram now. Raises BlockingIOError if there is no room, or OSError."""
-        fds = [fd] if fd is not None else []
-        ancillary.send(self, [data], fds, flags=socket.MSG_DONTWAIT, address=address)
+    def send_to(self, caller: Caller, data: bytes, fd: Fd | None = None) -> None:
+        """Send a datagram now. Raises BlockingIOError if there is no room, or OSError.
 
-    def is_gone(self, address: Address) -> bool:
-        """Return whether no socket has this address any more."""
+        A caller whose address is a path has to have its `file`.
+        """
+        fds = [fd] if fd is not None else []
+        ancillary.send(self, [data], fds, flags=socket.MSG_DONTWAIT, address=_address(caller))
+
+    def is_gone(self, caller: Caller) -> bool:
+        """Return whether a caller's socket is closed."""
         with socket.socket(self.family, self.type) as probe:
             try:
-                probe.connect(address)
+                probe.connect(_address(caller))
             except OSError as error:
                 # A socket that is connected to the control socket refuses others with EPERM.
                 return error.errno in {errno.ECONNREFUSED, errno.ENOENT}
@@ -136,3 +138,12 @@ class ControlSocket(socket.socket):
         count = fcntl.ioctl(self, termios.TIOCOUTQ, bytes(_INT.size))
         size: int = _INT.unpack(count)[0]
         return size
+
+
+def _address(caller: Caller) -> Address:
+    """Return the address of a caller's socket that leads to it and to no other; raises OSError."""
+    if caller.file is not None:
+        return f"/proc/self/fd/{caller.file.fileno()}"
+    if not isinstance(caller.address, bytes):  # a path that was not looked up, or no address
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), caller.address)
+    return caller.address

@@ -245,7 +245,7 @@ class Daemon:
         return server
 
     def _figures(self) -> Iterator[DeviceFigures]:
-        for device in self.devices.values():
+        for device in [*self.devices.values()]:  # others may go meanwhile
             slots = {device.slot_owner: slots_of(device).length}
             yield DeviceFigures(device.counters, describe(device), slots)
 

@@ -8,7 +8,7 @@ prometheus_client takes a tenth of a second to import, so `render` imports it. S
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -34,15 +34,25 @@ class DeviceFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class WholeFigures:
+    """The figures that devices have in common; `events` are numbers by kind."""
+
+    events: Mapping[str, int]
+    subscribers: int
+    process: ProcessFigures
+
+
+@dataclass(frozen=True, slots=True)
 class Figures:
-    """The daemon's figures; `uptime` is in seconds, `events` are numbers by kind."""
+    """The daemon's figures; `uptime` is in seconds.
+
+    `whole` is about the whole daemon: None for those who may observe a part of its devices only.
+    """
 
     version: str
     uptime: float
     devices: tuple[DeviceFigures, ...]
-    events: Mapping[str, int]
-    subscribers: int
-    process: ProcessFigures
+    whole: WholeFigures | None
 
 
 _COUNTERS: Final[tuple[tuple[str, str, str, Callable[[Counters], int]], ...]] = (
@@ -103,6 +113,9 @@ _GAUGES: Final[tuple[tuple[str, str, str, Callable[[DeviceDetails], int]], ...]]
     ("vgpud_blobs", "Blob resources", "", lambda d: d.blobs),
     ("vgpud_contexts", "Contexts", "", lambda d: d.contexts),
 )
+_END: Final = "# EOF\n"
+_AT_ONCE: Final = 4
+"""Devices of which one step formats a metric: it takes a tenth of a millisecond."""
 _WORD_START: Final = re.compile(r"(?<=[a-z])(?=[A-Z0-9])")
 
 
@@ -116,12 +129,21 @@ class _Collected:
         return self._metrics
 
 
-def render(figures: Figures) -> str:
-    """Return all metrics as text that ends with `# EOF`."""
+def render(figures: Figures) -> Generator[None, None, str]:
+    """Return all metrics as text that ends with `# EOF`, after many short steps (`vgpud.pace`)."""
     from prometheus_client.openmetrics.exposition import generate_latest  # noqa: PLC0415 - above
 
-    text: bytes = generate_latest(_Collected(_metrics(figures)))
-    return text.decode()
+    texts: list[str] = []
+    name = ""
+    for metric in _metrics(figures):
+        text: bytes = generate_latest(_Collected(iter([metric])))
+        lines = text.decode().removesuffix(_END).splitlines(keepends=True)
+        if metric.name == name:  # a further part has the head again
+            lines = [line for line in lines if not line.startswith("#")]
+        name = metric.name
+        texts += lines
+        yield
+    return "".join([*texts, _END])
 
 
 def command_name(kind: type[Command]) -> str:
@@ -140,39 +162,58 @@ def _metrics(figures: Figures) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "vgpud_uptime_seconds", "Time since the start", value=figures.uptime, unit="seconds"
     )
-    commands = CounterMetricFamily(
-        "vgpud_commands", "Commands of guests, by name", labels=["device", "command"]
-    )
-    for one in figures.devices:
-        named = {command_name(kind): count for kind, count in one.counters.commands.items()}
-        for name, count in sorted(named.items()):
-            commands.add_metric([one.device.name, name], count)
-    yield commands
+    parts = [*_parts(figures.devices)]
+    for part in parts:
+        commands = CounterMetricFamily(
+            "vgpud_commands", "Commands of guests, by name", labels=["device", "command"]
+        )
+        for one in part:
+            named = {command_name(kind): count for kind, count in one.counters.commands.items()}
+            for name, count in sorted(named.items()):
+                commands.add_metric([one.device.name, name], count)
+        yield commands
     for name, about, unit, counted in _COUNTERS:
-        counter = CounterMetricFamily(name, about, labels=["device"], unit=unit)
-        for one in figures.devices:
-            counter.add_metric([one.device.name], counted(one.counters))
-        yield counter
+        for part in parts:
+            counter = CounterMetricFamily(name, about, labels=["device"], unit=unit)
+            for one in part:
+                counter.add_metric([one.device.name], counted(one.counters))
+            yield counter
     for name, about, unit, seen in _GAUGES:
-        gauge = GaugeMetricFamily(name, about, labels=["device"], unit=unit)
-        for one in figures.devices:
-            gauge.add_metric([one.device.name], seen(one.device))
-        yield gauge
-    slots = GaugeMetricFamily(
-        "vgpud_slots", "Mappings into guests, by slot owner", labels=["device", "owner"]
+        for part in parts:
+            gauge = GaugeMetricFamily(name, about, labels=["device"], unit=unit)
+            for one in part:
+                gauge.add_metric([one.device.name], seen(one.device))
+            yield gauge
+    for part in parts:
+        slots = GaugeMetricFamily(
+            "vgpud_slots", "Mappings into guests, by slot owner", labels=["device", "owner"]
+        )
+        for one in part:
+            for owner, count in sorted(one.slots.items()):
+                slots.add_metric([one.device.name, owner], count)
+        yield slots
+    if figures.whole is not None:
+        yield from _whole(figures.whole)
+
+
+def _parts(devices: Sequence[DeviceFigures]) -> Iterator[Sequence[DeviceFigures]]:
+    """Yield some devices at a time; no devices are one part."""
+    for start in range(0, max(len(devices), 1), _AT_ONCE):
+        yield devices[start : start + _AT_ONCE]
+
+
+def _whole(whole: WholeFigures) -> Iterator[Metric]:
+    from prometheus_client.metrics_core import (  # noqa: PLC0415 - above
+        CounterMetricFamily,
+        GaugeMetricFamily,
     )
-    for one in figures.devices:
-        for owner, count in sorted(one.slots.items()):
-            slots.add_metric([one.device.name, owner], count)
-    yield slots
+
     events = CounterMetricFamily("vgpud_events", "Events, by kind", labels=["kind"])
-    for kind, count in sorted(figures.events.items()):
+    for kind, count in sorted(whole.events.items()):
         events.add_metric([kind], count)
     yield events
-    yield GaugeMetricFamily(
-        "vgpud_subscribers", "Clients that get events", value=figures.subscribers
-    )
-    yield from _process(figures.process)
+    yield GaugeMetricFamily("vgpud_subscribers", "Clients that get events", value=whole.subscribers)
+    yield from _process(whole.process)
 
 
 def _process(process: ProcessFigures) -> Iterator[Metric]:

@@ -12,17 +12,20 @@ import select
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final
 
 from vgpud.control.call import Caller, refused
+from vgpud.control.caller_sockets import unanswerable
 from vgpud.control.dispatch import as_rpc_error
 from vgpud.control.models import ErrorKind
-from vgpud.control.rpc import RpcError, decode, refusal
+from vgpud.control.rpc import MAX_OBJECTS, RpcError, decode, refusal
 from vgpud.control.sockets import MAX_MESSAGE, ControlSocket
 from vgpud.daemon.log_limit import UNLIMITED
 from vgpud.errors import VgpudError
 from vgpud.unix.activation import Activated
 from vgpud.unix.credentials import peer_credentials
+from vgpud.unix.socket_file import CLIENTS, open_socket
 
 log = logging.getLogger(__name__)
 
@@ -101,11 +104,33 @@ def _refuse(activated: Activated, faults: list[VgpudError]) -> None:
 def _refuse_call(control: ControlSocket, faults: list[VgpudError]) -> None:
     """Answer a datagram with the reason; raises BlockingIOError if there is none."""
     message, sender = control.recvfrom(MAX_MESSAGE)
-    caller, incoming = sender.caller, decode(message)
+    caller, incoming = _answerable(control, sender.caller), decode(message, MAX_OBJECTS)
     if caller.address and not incoming.answer:
         data = refusal(incoming, _reason(faults, caller))
         with suppress(OSError):  # The client is gone, or does not read.
-            control.send_to(caller.address, data)
+            control.send_to(caller, data)
+
+
+def _answerable(control: ControlSocket, caller: Caller) -> Caller:
+    """Return the caller with the file of its socket, or without an address.
+
+    Others than root and the daemon's user must not make a look-up wait, as in a filesystem that
+    waits for its server: their sockets are next to the control socket, or in `clients`.
+    """
+    path, own = caller.address, control.getsockname()
+    if not isinstance(path, str) or not path:
+        return caller
+    where, name = os.path.split(path)
+    near = os.path.split(own)[0] if isinstance(own, str) else ""
+    if near and os.path.split(where)[1] == CLIENTS:
+        where = f"{near}/{CLIENTS}"
+        path = f"{where}/{name}"
+    if not path.startswith("/") or (
+        where not in {near, f"{near}/{CLIENTS}"} and caller.uid not in {0, os.geteuid()}
+    ):
+        return unanswerable(caller)
+    file = open_socket(path, caller.uid)
+    return unanswerable(caller) if file is None else replace(caller, file=file)
 
 
 def _reason(faults: list[VgpudError], caller: Caller) -> RpcError:

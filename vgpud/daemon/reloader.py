@@ -22,6 +22,7 @@ from vgpud.daemon.reload import ConfigChanges, difference
 from vgpud.daemon.status import ServiceStatus
 from vgpud.errors import ConfigError, VgpudError
 from vgpud.gpu.spec import DeviceSpec
+from vgpud.unix.listener import SocketPlace
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class Reloader:
             await self._status.reloading()
             try:
                 changes = await self._read()
-                await self._apply(changes)
+                await self._apply(changes, *await self._look_up(changes))
                 self._status.reload_rejected = False
             except VgpudError as error:
                 self._status.reload_rejected = True
@@ -127,21 +128,40 @@ class Reloader:
         config.log_warnings()
         return changes
 
-    async def _apply(self, changes: ConfigChanges) -> None:
+    async def _look_up(
+        self, changes: ConfigChanges
+    ) -> tuple[AccessList | None, dict[str, SocketPlace]]:
+        """Return the new grants, if they change, and the sockets' places of added devices.
+
+        The names in them are looked up in a thread, because the system's databases may be slow.
+        """
+        rules, config = changes.config.access_rules(), changes.config
+        names = [spec.name for spec in changes.added]
+        places = await asyncio.to_thread(
+            lambda: {name: config.socket_place(name).looked_up() for name in names}
+        )
+        access = None
+        if self._control is not None and rules != self.config.access_rules():
+            access = await asyncio.to_thread(AccessList, *rules)
+            # Last, so that no caller comes between this and the change.
+            await self._control.prepare(access)
+        return access, places
+
+    async def _apply(
+        self, changes: ConfigChanges, access: AccessList | None, places: dict[str, SocketPlace]
+    ) -> None:
         """Apply changes: first those that can fail, then those that can't."""
         if self.stopping:
             raise ConfigError("the daemon is stopping")
-        names = [spec.name for spec in changes.added]
-        places = {name: changes.config.socket_place(name) for name in names}
         listeners = self._devices.open(places, changes.removed)
         for spec in changes.added:
             server = self._make_device(spec)
             self._devices.start(server, listeners[spec.name], self._tasks)
             server.added()
-        former_rules, former_level = self.config.access_rules(), self.log_level
+        former_level = self.log_level
         self.config = changes.config
-        if self._control is not None and self.config.access_rules() != former_rules:
-            self._control.access = self.access()
+        if self._control is not None and access is not None:
+            self._control.access = access
         if self.log_level != former_level:
             logs.set_level(self.log_level)
         for spec in changes.changed:

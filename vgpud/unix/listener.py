@@ -9,7 +9,7 @@ import errno
 import os
 import socket
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -32,12 +32,21 @@ to all that have the socket, such as the service manager."""
 class SocketPlace:
     """The file of a listening socket: its path, its permissions, and its group.
 
-    A group is a name or a number; None is the group of this process.
+    A group is a name or a number; None is the group of this process. `gid` is its number, once it
+    was looked up.
     """
 
     path: Path
     mode: int = SOCKET_MODE
     group: str | None = None
+    gid: int | None = None
+
+    def looked_up(self) -> SocketPlace:
+        """Return this with the group's number; a look-up may take long.
+
+        Raises ConfigError if there is no such group.
+        """
+        return replace(self, gid=_gid(self))
 
 
 class Listener:
@@ -125,8 +134,8 @@ def _change_group(file: SocketFile, gid: int) -> None:
 
 
 def _gid(place: SocketPlace) -> int | None:
-    if place.group is None:
-        return None
+    if place.group is None or place.gid is not None:
+        return place.gid
     if (found := group_id(place.group)) is None:
         raise ConfigError(f"{place.path}: socket_group = {place.group!r}: there is no such group")
     return found

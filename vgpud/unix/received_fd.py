@@ -41,6 +41,34 @@ class ReceivedFd(Fd):
             self.closer.run(partial(_close, self.take()))
 
 
+class Discard:
+    """Closes descriptors that nothing has a use for, in a thread, without a look at each."""
+
+    def __init__(self) -> None:
+        self._closer = Closer()
+        # Each is written by one thread only.
+        self._passed = 0
+        self._closed = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many descriptors are open still."""
+        return self._passed - self._closed
+
+    def close(self, fds: list[Fd]) -> None:
+        """Close descriptors soon; the list is empty afterwards."""
+        if fds:
+            numbers = [fd.take() for fd in fds]
+            fds.clear()
+            self._passed += len(numbers)
+            self._closer.run(partial(self._close, numbers))
+
+    def _close(self, numbers: list[int]) -> None:
+        for number in numbers:
+            _close(number)
+            self._closed += 1
+
+
 def _close(fd: int) -> None:
     with suppress(OSError):  # of its filesystem
         os.close(fd)

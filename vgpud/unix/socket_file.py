@@ -144,6 +144,27 @@ def remove_stale(path: Path, kind: int) -> None:
         os.unlink(path.name, dir_fd=directory.fileno())
 
 
+def open_socket(name: str, uid: int, directory: Fd | None = None) -> Fd | None:
+    """Return the file of a socket that belongs to a user, opened for its path only, or None.
+
+    A relative name is looked up in `directory`. The descriptor is closed with its last user.
+    """
+    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        file = SharedFd(
+            os.open(name, flags, dir_fd=directory.fileno() if directory is not None else None)
+        )
+    except OSError:
+        return None
+    return file if is_socket_of(file, uid) else None
+
+
+def is_socket_of(file: Fd, uid: int) -> bool:
+    """Return whether a file is a socket of this user, and still has a name."""
+    found = os.fstat(file.fileno())
+    return stat.S_ISSOCK(found.st_mode) and found.st_uid == uid and found.st_nlink > 0
+
+
 def is_stale(directory: Fd, name: str, kind: int) -> bool:
     """Return whether no process has the socket file of this name open. Raises OSError."""
     with socket.socket(socket.AF_UNIX, kind) as probe:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from tests.cli.ctl import answers
 from vgpud.cli.ctl import rates
 from vgpud.daemon import openmetrics
 from vgpud.daemon.openmetrics import DeviceFigures, Figures
-from vgpud.daemon.process_figures import ProcessFigures
 from vgpud.errors import PeerError
 from vgpud.gpu.counters import Counters
 from vgpud.gpu.wire.commands import ResourceFlush, Submit3D
+from vgpud.pace import paced
 
 IDLE = dict.fromkeys(rates.COUNTERS, 0.0)
 
@@ -24,11 +26,9 @@ def look(uptime: float, **devices: Counters) -> rates.Snapshot:
         devices=tuple(
             DeviceFigures(counters, answers.device(name), {}) for name, counters in devices.items()
         ),
-        events={},
-        subscribers=0,
-        process=ProcessFigures(0.0, None, None, 1024),
+        whole=None,
     )
-    return rates.snapshot(openmetrics.render(figures))
+    return rates.snapshot(asyncio.run(paced(openmetrics.render(figures))))
 
 
 def test_rates_are_what_was_counted_by_the_daemons_clock() -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.daemon.methods.stand import kind_of
 from tests.support.agent_daemon import spec
 from vgpud.coherency.slot_policy import SlotOwner
-from vgpud.control.call import Address, Caller
+from vgpud.control.call import Caller
 from vgpud.control.events import Events
 from vgpud.control.params import AttachAgent, OfDevice
 from vgpud.control.rpc import Incoming, RpcError
@@ -22,7 +22,7 @@ from vgpud.unix.fd import Fd
 class Port:
     """A control socket that nothing comes from."""
 
-    def send(self, address: Address, data: bytes, fd: Fd | None) -> None:
+    def send(self, caller: Caller, data: bytes, fd: Fd | None) -> None:
         raise AssertionError("no agent without slots is asked for anything")
 
     def replies_from(

@@ -354,7 +354,7 @@ def test_an_agent_that_dies_in_the_middle_of_a_map(stand: AgentDaemon, blob: Fd)
     assert sorted(stand.kinds[1:]) == ["agent.lost", "slot.refused"]
     with pytest.raises(HostError, match=r"no agent is attached.*its process has ended"):
         stand.run(stand.slots.map(blob, 0, 0, SIZE))
-    assert descriptors() == before
+    until(lambda: descriptors() <= before)  # the daemon soon forgets its socket
     with attached(stand, FakeVm()):
         stand.run(stand.slots.map(blob, 0, 0, SIZE))
 

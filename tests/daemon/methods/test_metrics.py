@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
+from time import thread_time
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
@@ -22,9 +24,9 @@ from vgpud.gpu.counters import Counters
 DATAGRAM = 128 << 10
 
 
-def caller(address: str = "/one") -> Caller:
+def caller(address: str = "/one", uid: int = 0) -> Caller:
     """Somebody."""
-    return Caller(address, 1, 0, 0)
+    return Caller(address, 1, uid, 0)
 
 
 class MetricsStand:
@@ -41,10 +43,11 @@ class MetricsStand:
         counted = Counters(fences=10**self.looks)
         return [DeviceFigures(counted, device, {}) for device in self._devices]
 
-    def get(self, offset: int = 0, address: str = "/one") -> Metrics:
+    def get(self, offset: int = 0, address: str = "/one", who: Caller | None = None) -> Metrics:
         """An answer."""
         handler = self._methods.handlers()["metrics.get"]
-        result = asyncio.run(_awaited(handler(PagedText(offset=offset), caller(address))))
+        who = who or caller(address)
+        result = asyncio.run(_awaited(handler(PagedText(offset=offset), who)))
         assert isinstance(result, Metrics)
         return result
 
@@ -133,3 +136,45 @@ def test_those_who_never_read_on_do_not_pile_up() -> None:
     assert stand.looks == metrics.MAX_READERS + 1
     stand.get(60_000, "/reader0")  # gave way to the last
     assert stand.looks == metrics.MAX_READERS + 2
+
+
+def test_a_user_that_reads_no_text_to_its_end_leaves_room_for_others() -> None:
+    stand = MetricsStand(devices=200)
+    stand.get(address="/root")
+    for uid in (1000, 1001, 1002):
+        for number in range(metrics.MAX_READERS + 1):
+            stand.get(who=caller(f"/{number}", uid))
+    assert len(stand._methods._unread) <= metrics.MAX_READERS
+    looks = stand.looks
+    stand.get(60_000, "/root")  # still kept
+    assert stand.looks == looks
+    # The same address of another is another reader.
+    stand.get(60_000, who=caller("/root", 1000))
+    assert stand.looks == looks + 1
+
+
+def test_who_observes_one_device_learns_nothing_of_the_daemon() -> None:
+    stand = MetricsStand(devices=2)
+    stand.events.publish("device.added", "one")
+    who = replace(caller(uid=1000), observes=lambda device: device == "gpu1")
+    text = stand.get(who=who).text
+    assert 'device="gpu1"' in text
+    for hidden in ("gpu0", "vgpud_events", "vgpud_subscribers", "process_"):
+        assert hidden not in text
+
+
+def test_other_tasks_run_while_a_text_is_made() -> None:
+    stand = MetricsStand(devices=60)
+
+    async def main() -> float:
+        handler = stand._methods.handlers()["metrics.get"]
+        await _awaited(handler(PagedText(), caller()))  # it imports what it needs
+        making = asyncio.ensure_future(_awaited(handler(PagedText(), caller())))
+        longest = 0.0
+        while not making.done():
+            began = thread_time()
+            await asyncio.sleep(0)
+            longest = max(longest, thread_time() - began)
+        return longest
+
+    assert min(asyncio.run(main()) for _ in range(5)) < 0.005

@@ -78,7 +78,7 @@ class AgentMethods:
             if other == name or device.agent is None:
                 continue
             owner = _owner(device.agent)
-            if owner is not None and owner.address == caller.address:
+            if owner is not None and _same_socket(owner, caller):
                 # Neither slot calls nor their answers say which device they are for.
                 text = f"this socket is the agent of {other} already: call from one for each device"
                 raise refused(ErrorKind.NOT_POSSIBLE, text, device=name)
@@ -117,6 +117,10 @@ def _owner(slots: AgentSlots) -> Caller | None:
     if isinstance(agent, AgentCalls) and isinstance(agent.link, ControlLink):
         return agent.link.caller
     return None
+
+
+def _same_socket(one: Caller, other: Caller) -> bool:
+    return (one.address, one.uid) == (other.address, other.uid)
 
 
 def _same_process(one: Caller, other: Caller) -> bool:

@@ -66,14 +66,14 @@ class BlobMethods:
             "blob.export": self._export,
         }
 
-    def _list(self, asked: params.PagedOfDevice, caller: Caller) -> Page[Blob]:
+    async def _list(self, asked: params.PagedOfDevice, caller: Caller) -> Page[Blob]:
         devices = devices_of(self._devices, asked.device, caller)
         parts = [
             Section(device.live.gpu.blob_count, partial(_blobs, device, device.live.gpu))
             for device in devices
             if device.live is not None
         ]
-        return page(Page[Blob], parts, asked, lambda pair: describe(*pair))
+        return await page(Page[Blob], parts, asked, lambda pair: describe(*pair))
 
     async def _create(self, asked: params.CreateBlob, caller: Caller) -> Blob:
         device = device_named(self._devices, asked.device)

@@ -42,10 +42,10 @@ class DeviceMethods:
             "device.screenshot": self._screenshot,
         }
 
-    def _list(self, asked: params.Paged, caller: Caller) -> Page[DeviceDetails]:
+    async def _list(self, asked: params.Paged, caller: Caller) -> Page[DeviceDetails]:
         devices = devices_of(self._devices, None, caller)
         listed = Section(len(devices), lambda start, stop: devices[start:stop])
-        return page(Page[DeviceDetails], [listed], asked, describe)
+        return await page(Page[DeviceDetails], [listed], asked, describe)
 
     def _get(self, asked: params.OfDevice, caller: Caller) -> DeviceDetails:
         return describe(device_named(self._devices, asked.device))

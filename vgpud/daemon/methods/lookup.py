@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from vgpud.control.call import Caller, refused
+from vgpud.control.fitting import MAX_REPLY, item_text
 from vgpud.control.models import ErrorKind, Model, Page
 from vgpud.control.params import Paged
 from vgpud.control.rpc import RpcError
@@ -15,6 +16,7 @@ from vgpud.daemon.device_server import DeviceServer
 from vgpud.errors import HostError, VgpudError
 from vgpud.gpu.device import GpuDevice
 from vgpud.gpu.errors import response_code
+from vgpud.pace import Pace
 
 T = TypeVar("T")
 Item = TypeVar("Item", bound=Model)
@@ -71,16 +73,27 @@ class Section(Generic[T]):
     items: Callable[[int, int], Iterable[T]]
 
 
-def page(
+async def page(
     kind: type[Page[Item]], parts: Iterable[Section[T]], params: Paged, make: Callable[[T], Item]
 ) -> Page[Item]:
-    """Return the requested part of a listing; `make` is called for the items in it only."""
-    items: list[Item] = []
+    """Return the requested part of a listing, or as many items of it as a datagram can have.
+
+    `make` is called for these items only. Other tasks run meanwhile, so what is listed may end.
+    """
+    wanted: list[T] = []
     total = 0
     for part in parts:
         start = max(params.offset - total, 0)
         stop = min(params.offset + params.limit - total, part.length)
         if start < stop:
-            items += map(make, part.items(start, stop))
+            wanted += part.items(start, stop)
         total += part.length
+    items: list[Item] = []
+    room, pace = MAX_REPLY, Pace()
+    for each in wanted:
+        items.append(make(each))
+        room -= len(item_text(items[-1]))
+        if room < 0:
+            break
+        await pace.step()
     return kind(items=tuple(items), offset=params.offset, total=total)

@@ -14,19 +14,22 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from vgpud import __version__
-from vgpud.control.call import Address, Caller, Handler
+from vgpud.control.call import Caller, Handler
 from vgpud.control.events import Events
 from vgpud.control.models import Event, Metrics
 from vgpud.control.params import PagedText
+from vgpud.control.places import Places, administers
 from vgpud.daemon import openmetrics
-from vgpud.daemon.openmetrics import DeviceFigures, Figures
+from vgpud.daemon.openmetrics import DeviceFigures, Figures, WholeFigures
 from vgpud.daemon.process_figures import own_figures
+from vgpud.pace import Pace, paced
 
 PAGE: Final = 48 << 10
 """Bytes of text, encoded as JSON: it fits into a datagram with its envelope."""
 MAX_READERS: Final = 16
 """Callers whose text is kept. With one more, the oldest text is dropped; its reader then continues
 in a new one."""
+PLACES: Final = Places(MAX_READERS, each_user=8, reserved=4)
 _WRITER: Final = "prometheus_client.openmetrics.exposition"
 
 
@@ -47,7 +50,8 @@ class MetricsMethods:
         self._subscribers = subscribers
         self._started = time.monotonic()
         self._events: Counter[str] = Counter()
-        self._unread: OrderedDict[Address, str] = OrderedDict()
+        self._unread: OrderedDict[Caller, str] = OrderedDict()
+        self._rendering = asyncio.Lock()
         events.listen(self._count)
 
     def handlers(self) -> dict[str, Handler]:
@@ -58,34 +62,45 @@ class MetricsMethods:
         """Return a page, which begins with the line that `offset` is in.
 
         A page at offset 0 is of a new text, further pages are of the same one. It has the figures
-        of devices that the caller may observe.
+        of devices that the caller may observe, and of the whole daemon if it may observe that.
         """
         # The import takes a tenth of a second, once, which must not block the event loop.
         await asyncio.to_thread(importlib.import_module, _WRITER)
-        text = self._unread.pop(caller.address, None) if params.offset else None
+        text = self._unread.pop(caller, None) if params.offset else None
         if text is None:
-            text = openmetrics.render(self._figures(caller))
+            async with self._rendering:
+                text = await paced(openmetrics.render(await self._figures(caller)))
         offset = min(params.offset, len(text))
         if offset < len(text):
             offset = text.rfind("\n", 0, offset) + 1
         page = "".join(_page(text, offset))
         if offset + len(page) < len(text):
-            self._unread[caller.address] = text
-            if len(self._unread) > MAX_READERS:
-                self._unread.popitem(last=False)
+            self._keep(caller, text)
         return Metrics(
             content_type=openmetrics.CONTENT_TYPE, text=page, offset=offset, total=len(text)
         )
 
-    def _figures(self, caller: Caller) -> Figures:
-        return Figures(
-            version=__version__,
-            uptime=round(time.monotonic() - self._started, 3),
-            devices=tuple(each for each in self._devices() if caller.observes(each.device.name)),
-            events=self._events,
-            subscribers=self._subscribers(),
-            process=own_figures(),
-        )
+    async def _figures(self, caller: Caller) -> Figures:
+        devices, pace = [], Pace()
+        for each in self._devices():
+            if caller.observes(each.device.name):
+                devices.append(each)
+            await pace.step()
+        whole = None
+        if caller.observes(None):
+            whole = WholeFigures({**self._events}, self._subscribers(), own_figures())
+        uptime = round(time.monotonic() - self._started, 3)
+        return Figures(__version__, uptime, tuple(devices), whole)
+
+    def _keep(self, caller: Caller, text: str) -> None:
+        """Keep a caller's text. Without room, the oldest of its user goes, or else of all."""
+        self._unread.pop(caller, None)
+        if not PLACES.has_room(caller.uid, (each.uid for each in self._unread)):
+            own = (each for each in self._unread if each.uid == caller.uid)
+            others = (each for each in self._unread if not administers(each.uid))
+            oldest = next(own, None) or next(others, None) or next(iter(self._unread))
+            del self._unread[oldest]
+        self._unread[caller] = text
 
     def _count(self, event: Event) -> None:
         self._events[event.kind] += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from vgpud.coherency.slot_policy import SlotOwner
@@ -11,7 +11,7 @@ from vgpud.control.call import Caller, Handler
 from vgpud.control.models import Page, Slot
 from vgpud.daemon.device_server import DeviceServer
 from vgpud.daemon.methods.lookup import Section, devices_of, page
-from vgpud.slots.entries import SlotUse
+from vgpud.slots.entries import Entry, SlotUse
 from vgpud.slots.front_end import FrontEndMappings
 from vgpud.slots.owner import TrackedSlots
 
@@ -26,12 +26,12 @@ class SlotMethods:
         """Return the handlers of the methods by name."""
         return {"slot.list": self._list}
 
-    def _list(self, asked: params.PagedOfDevice, caller: Caller) -> Page[Slot]:
+    async def _list(self, asked: params.PagedOfDevice, caller: Caller) -> Page[Slot]:
         parts = map(slots_of, devices_of(self._devices, asked.device, caller))
-        return page(Page[Slot], parts, asked, lambda slot: slot)
+        return await page(Page[Slot], parts, asked, lambda make: make())
 
 
-def slots_of(device: DeviceServer) -> Section[Slot]:
+def slots_of(device: DeviceServer) -> Section[Callable[[], Slot]]:
     """Return a device's mappings: the slots of its table, or what its front-end has mapped."""
     if device.slots is not None:
         return Section(len(device.slots.table), partial(_tracked, device, device.slots))
@@ -41,29 +41,45 @@ def slots_of(device: DeviceServer) -> Section[Slot]:
     return Section(len(mappings), partial(_mapped, device.name, mappings))
 
 
-def _tracked(device: DeviceServer, slots: TrackedSlots, start: int, stop: int) -> Iterator[Slot]:
-    for entry, address in slots.part(start, stop):
-        yield Slot(
-            device=device.name,
-            owner=device.slot_owner,
-            slot=entry.slot,
-            use=entry.use,
-            flags=int(entry.flags),
-            bar_offset=entry.offset if entry.use is SlotUse.BAR else None,
-            guest_phys_addr=address,
-            memory_size=entry.size,
-        )
+def _tracked(
+    device: DeviceServer, slots: TrackedSlots, start: int, stop: int
+) -> list[Callable[[], Slot]]:
+    owner = device.slot_owner
+    return [
+        partial(_slot, device.name, owner, entry, address)
+        for entry, address in slots.part(start, stop)
+    ]
 
 
-def _mapped(name: str, mappings: FrontEndMappings, start: int, stop: int) -> Iterator[Slot]:
-    for offset, length in mappings.part(start, stop):
-        yield Slot(
-            device=name,
-            owner=SlotOwner.FRONTEND,
-            slot=None,
-            use=SlotUse.BAR,
-            flags=0,
-            bar_offset=offset,
-            guest_phys_addr=None,
-            memory_size=length,
-        )
+def _slot(device: str, owner: SlotOwner, entry: Entry, address: int | None) -> Slot:
+    return Slot(
+        device=device,
+        owner=owner,
+        slot=entry.slot,
+        use=entry.use,
+        flags=int(entry.flags),
+        bar_offset=entry.offset if entry.use is SlotUse.BAR else None,
+        guest_phys_addr=address,
+        memory_size=entry.size,
+    )
+
+
+def _mapped(
+    device: str, mappings: FrontEndMappings, start: int, stop: int
+) -> list[Callable[[], Slot]]:
+    return [
+        partial(_mapping, device, offset, length) for offset, length in mappings.part(start, stop)
+    ]
+
+
+def _mapping(device: str, offset: int, length: int) -> Slot:
+    return Slot(
+        device=device,
+        owner=SlotOwner.FRONTEND,
+        slot=None,
+        use=SlotUse.BAR,
+        flags=0,
+        bar_offset=offset,
+        guest_phys_addr=None,
+        memory_size=length,
+    )
