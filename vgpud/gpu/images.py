@@ -10,7 +10,6 @@ from vgpud.errors import OutOfMemory
 from vgpud.gpu.errors import InvalidParameter, Unspecified
 from vgpud.gpu.fast_path import TransferFastPath
 from vgpud.gpu.guest_memory import GuestMemory
-from vgpud.gpu.memory import zeroed
 from vgpud.gpu.quota import Quota
 from vgpud.gpu.rects import check_rect, is_empty
 from vgpud.gpu.resources import (
@@ -31,6 +30,7 @@ from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import BlobMem, Format, ResourceId
 from vgpud.gpu.work import INLINE_COST, Answer, BackgroundWork
 from vgpud.memory.extents import Extents
+from vgpud.memory.pages import zeroed
 from vgpud.memory.steps import Place, Steps, copy_steps, cost
 
 OK = responses.OkNoData()

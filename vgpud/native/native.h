@@ -222,6 +222,10 @@ int vgpud_mapping_faulted(const vgpud_mapping *mapping);
 int vgpud_fault_event(void); /* an eventfd: its count rises when a mapping has faulted; or -1 */
 int vgpud_punch_hole(int fd, uint64_t offset, uint64_t length);
 
+/* pages.c: zeroed memory in small pages; NULL with errno set if there is none */
+void *vgpud_map_pages(uint64_t length);
+void vgpud_unmap_pages(void *pages, uint64_t length);
+
 /* eventfd.c: a signal that never waits. It returns 0 or a negative errno. */
 int vgpud_eventfd_signal(int fd);
 

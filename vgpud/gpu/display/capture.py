@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from vgpud.errors import OutOfMemory
 from vgpud.gpu.display.frame import BYTES_PER_PIXEL
 from vgpud.gpu.display.scanout_frames import STEP
-from vgpud.gpu.memory import free
 from vgpud.gpu.quota import Quota
 from vgpud.gpu.rects import cut
 from vgpud.gpu.wire.formats import to_rgb
 from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import Format
+from vgpud.memory.pages import zeroed
 
 _BYTES_IN_FILE: Final = 3  # a pixel's, if the picture can't be compressed
 
@@ -53,10 +53,11 @@ class Capture:
                 f"a screenshot of {self.width}x{self.height} is charged to memory_limit: {error}"
             ) from None
         try:
-            self.pixels: NDArray[np.uint8] = np.empty((self.height, self.width, 4), np.uint8)
-        except MemoryError:
+            pixels = zeroed(self.width * self.height * BYTES_PER_PIXEL)
+        except OutOfMemory:
             self._charge.release()
-            raise OutOfMemory(f"the host has no {needed} bytes for a screenshot") from None
+            raise
+        self.pixels: NDArray[np.uint8] = pixels.reshape(self.height, self.width, BYTES_PER_PIXEL)
         self.flushed = asyncio.Event()  # the guest has flushed, and makes the copy
         self.ended = asyncio.Event()  # that copy has been made, or given up
         self.whole = False
@@ -75,8 +76,7 @@ class Capture:
     def release(self) -> None:
         """Free the pixels and release the charge; a second call does nothing."""
         self._charge.release()
-        held, self.pixels = [self.pixels], self.pixels[:0].copy()
-        free(held)
+        self.pixels = self.pixels[:0].copy()
 
 
 class CaptureSource(Protocol):
