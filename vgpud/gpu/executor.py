@@ -19,6 +19,7 @@ from time import perf_counter
 from vgpud.errors import VgpudError, stored
 from vgpud.gpu.wire.protocol import ResourceId
 from vgpud.gpu.work import INLINE_COST, Done, Timeline, Work
+from vgpud.memory.pages import drop_in_thread
 from vgpud.unix.thread_priority import lower_thread_priority
 
 THREADS = 2
@@ -216,8 +217,7 @@ class Executor:
         for line in self._lines.values():
             for job in line.jobs:
                 job.release()
-        self._lines.clear()
-        self._ready.clear()
+        self._forget_work()
         self._touched.clear()
         self._halted = False
         self._changed.set()
@@ -260,9 +260,14 @@ class Executor:
         self._threads.shutdown(wait=False, cancel_futures=True)
         for barrier in self._barriers:
             barrier.abort()
-        self._ready.clear()
-        self._lines.clear()  # and with them their buffers, which can be large
+        self._forget_work()
         self._failure.cancel()
+
+    def _forget_work(self) -> None:
+        # In a thread, because the steps keep buffers, which can be large.
+        drop_in_thread([job.work.steps for line in self._lines.values() for job in line.jobs])
+        self._lines.clear()
+        self._ready.clear()
 
     def _untouch(self, resources: Iterable[ResourceId]) -> None:
         touched = self._touched
