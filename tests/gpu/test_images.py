@@ -26,9 +26,10 @@ from tests.gpu.machine import (
     screenshot,
     stop_at,
 )
-from vgpud.gpu.wire.command_codec import Command
+from vgpud.gpu.wire.command_codec import MOST_COPIED, Command, decode, encode
 from vgpud.gpu.wire.header import Box, Rect
-from vgpud.gpu.wire.protocol import BlobMem, Format, ResponseType
+from vgpud.gpu.wire.mem_entries import bytes_kept
+from vgpud.gpu.wire.protocol import BlobMem, Format, ResourceId, ResponseType
 from vgpud.gpu.wire.responses import OkNoData
 
 U32 = (1 << 32) - 1
@@ -193,6 +194,22 @@ def test_a_list_of_pages_is_paid_for() -> None:
         assert machine.used >= used + 1000 * 16
         machine.do(d.detach_backing(1))
         assert machine.used == used
+
+
+def test_a_long_request_is_paid_for_where_a_list_keeps_it() -> None:
+    count = MOST_COPIED // 16
+    for brought in (1, count, 10 * count):  # one is copied, or charged in full already
+        command = d.attach_backing(1, *[(LOW, 1)] * (count + 1))
+        with Machine() as machine:
+            machine.do(d.create_2d(1, 4, 4))
+            used = machine.used
+            machine.do(decode(encode(command) + bytes(16 * brought)))
+            backing = machine.gpu.resources.get(ResourceId(1)).backing
+            assert backing is not None
+            assert machine.used - used >= 3 * backing.entries.nbytes + bytes_kept(backing.entries)
+            assert machine.used - used <= 4 * backing.entries.nbytes + 16 * brought + 64
+            machine.do(d.detach_backing(1))
+            assert machine.used == used
 
 
 def test_backing_comes_and_goes(machine: Machine) -> None:

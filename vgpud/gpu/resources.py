@@ -28,7 +28,7 @@ from vgpud.gpu.state import (
     PlacementState,
     ResourceState,
 )
-from vgpud.gpu.wire.mem_entries import MemEntries, mem_entries
+from vgpud.gpu.wire.mem_entries import MemEntries, bytes_kept, mem_entries
 from vgpud.gpu.wire.protocol import BlobMem, Format, ResourceId
 from vgpud.gpu.work import BackgroundWork
 from vgpud.memory.extents import Extents
@@ -118,7 +118,8 @@ def restore_backing(memory: GuestMemory, pages: Pages | None, quota: Quota) -> B
 
 
 def make_backing(memory: GuestMemory, entries: MemEntries, quota: Quota) -> Backing:
-    """Resolve a scatter-gather list, and charge four times its size, for addresses and spans.
+    """Resolve a scatter-gather list, and charge what it keeps: three times its size for addresses
+    and spans, and itself, or all of its request.
 
     Raises `InvalidParameter` where an entry is not guest memory, and `OutOfMemory`.
     """
@@ -132,7 +133,7 @@ def make_backing(memory: GuestMemory, entries: MemEntries, quota: Quota) -> Back
 
 
 def _backing(memory: GuestMemory, entries: MemEntries, quota: Quota) -> Backing:
-    return Backing(memory, entries, quota.charge(4 * entries.nbytes))
+    return Backing(memory, entries, quota.charge(3 * entries.nbytes + bytes_kept(entries)))
 
 
 @dataclass(slots=True, eq=False)
