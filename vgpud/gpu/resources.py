@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeAlias
 from weakref import ref
@@ -40,6 +41,9 @@ OVERHEAD = 4096
 """Bytes that every resource and context costs in addition to its contents, about. This limits how
 many a guest can make."""
 
+SPAN_COST = 48
+"""Bytes that an extent costs: its span, its end, its address in the guest and its canonical one."""
+
 BYTES_PER_PIXEL = 4
 """The same in all eight formats."""
 
@@ -52,7 +56,7 @@ class Backing:
         self.entries = entries
         self._memory = memory
         self._size: int | None = None
-        self._charge = charge
+        self._charge: Charge | None = charge
         self._resolved: tuple[ref[MemoryTable], Extents | InvalidParameter] | None = None
 
     @property
@@ -74,11 +78,11 @@ class Backing:
     def extents(self) -> Extents:
         """The list's extents in the present memory table.
 
-        Raises `InvalidParameter` where an entry is not guest memory.
+        Raises `InvalidParameter` where an entry is not guest memory, and `OutOfMemory`.
         """
         memory = self._memory
         if self._resolved is None or not memory.is_current(self._resolved[0]):
-            self._resolved = memory.mark(), self._resolve()
+            self._keep(self._resolve())
         resolved = self._resolved[1]
         if isinstance(resolved, InvalidParameter):
             raise InvalidParameter(str(resolved))
@@ -89,7 +93,7 @@ class Backing:
         """Resolve a long list in a thread, for `extents`; raise `OutOfMemory`."""
         async with self._memory.resolved(self.entries, quota, executor):
             try:
-                self._resolved = self._memory.mark(), self._resolve()
+                self._keep(self._resolve())
             except InvalidParameter as error:
                 self._resolved = self._memory.mark(), stored(error)
 
@@ -99,8 +103,16 @@ class Backing:
         return tuple(zip(entries["addr"].tolist(), entries["length"].tolist(), strict=True))
 
     def release(self) -> None:
-        """Release the list's charge."""
-        self._charge.release()
+        """Release the list's charge, for good: it may be in the middle of being resolved."""
+        if self._charge is not None:
+            self._charge.release()
+            self._charge = None
+
+    def _keep(self, extents: Extents) -> None:
+        """Keep extents, and charge those that are more than there are entries."""
+        if self._charge is not None:
+            self._charge.resize(_cost(self.entries, extents.fragments))
+        self._resolved = self._memory.mark(), extents
 
     def _resolve(self) -> Extents:
         try:
@@ -114,12 +126,18 @@ def restore_backing(memory: GuestMemory, pages: Pages | None, quota: Quota) -> B
 
     An entry need not be guest memory: a region may have been removed after it was attached.
     """
-    return None if pages is None else _backing(memory, mem_entries(*pages), quota)
+    if pages is None:
+        return None
+    backing = _backing(memory, mem_entries(*pages), quota)
+    if not backing.stale:
+        with suppress(InvalidParameter):
+            _ = backing.extents  # which may cost more than the entries
+    return backing
 
 
 def make_backing(memory: GuestMemory, entries: MemEntries, quota: Quota) -> Backing:
-    """Resolve a scatter-gather list, and charge what it keeps: three times its size for addresses
-    and spans, and itself, or all of its request.
+    """Resolve a scatter-gather list, and charge what it keeps: itself, or all of its request, and
+    `SPAN_COST` for each entry, or for each extent if they are more.
 
     Raises `InvalidParameter` where an entry is not guest memory, and `OutOfMemory`.
     """
@@ -133,7 +151,12 @@ def make_backing(memory: GuestMemory, entries: MemEntries, quota: Quota) -> Back
 
 
 def _backing(memory: GuestMemory, entries: MemEntries, quota: Quota) -> Backing:
-    return Backing(memory, entries, quota.charge(3 * entries.nbytes + bytes_kept(entries)))
+    return Backing(memory, entries, quota.charge(_cost(entries)))
+
+
+def _cost(entries: MemEntries, extents: int = 0) -> int:
+    """Return how many bytes a list keeps that is resolved to some extents."""
+    return bytes_kept(entries) + SPAN_COST * max(len(entries), extents)
 
 
 @dataclass(slots=True, eq=False)
