@@ -26,6 +26,7 @@ from tests.gpu.machine import (
     screenshot,
     stop_at,
 )
+from vgpud.gpu import images
 from vgpud.gpu.guest_memory import LONG_LIST
 from vgpud.gpu.resources import SPAN_COST
 from vgpud.gpu.wire.command_codec import MOST_COPIED, Command, decode, encode
@@ -334,6 +335,22 @@ def test_a_large_transfer_is_done_aside(machine: Machine) -> None:
     assert not any(machine.bytes_of(1)[::4096])
     assert isinstance(finish(transfer), OkNoData)
     assert machine.bytes_of(1) == machine.ram.read(*BIG_PAGES).tobytes()
+
+
+def test_a_small_transfer_that_turns_out_to_be_slow_is_finished_aside(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = 500
+    pages = ((LOW, REGION),) * (rows * PAGE // REGION + 1)
+    machine.all(d.create_2d(1, 1024, rows), d.attach_backing(1, *pages))
+    column = d.transfer(1, Rect(0, 0, 1, rows))
+    monkeypatch.setattr(images, "SLOW", 0.0)
+    waiting = machine.start(column)
+    assert machine.bytes_of(1)[:4] == machine.ram.read((LOW, 4)).tobytes()
+    assert not any(machine.bytes_of(1)[(rows - 1) * PAGE :])
+    finish(waiting)
+    whole_image = machine.ram.read(*pages).reshape(-1, PAGE)[:rows, :4]
+    assert machine.bytes_of(1) == b"".join(row.tobytes() + bytes(PAGE - 4) for row in whole_image)
 
 
 def test_a_large_transfer_that_was_cancelled_is_done_again(machine: Machine) -> None:

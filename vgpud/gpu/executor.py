@@ -14,12 +14,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from time import perf_counter
+from time import perf_counter, thread_time
 
 from vgpud.errors import VgpudError, stored
 from vgpud.gpu.wire.protocol import ResourceId
 from vgpud.gpu.work import INLINE_COST, Done, Timeline, Work
 from vgpud.memory.pages import drop_in_thread
+from vgpud.memory.steps import SLOW
 from vgpud.unix.thread_priority import lower_thread_priority
 
 THREADS = 2
@@ -160,13 +161,16 @@ class Executor:
             self._changed.set()
 
     async def _run_in_turns(self, copy: _Copy) -> bool:
-        """Run steps of a copy on the event loop while that is not busy; return whether none is
-        left."""
+        """Run steps of a copy on the event loop while that is not busy, and they are short; return
+        whether none is left."""
+        began = thread_time()
         for _ in copy.steps:
+            slow = thread_time() - began > SLOW
             before = perf_counter()
             await asyncio.sleep(0)
-            if copy.stopped or perf_counter() - before > BUSY_TURN:
+            if slow or copy.stopped or perf_counter() - before > BUSY_TURN:
                 return False
+            began = thread_time()
         return True
 
     async def _run_copy(self, copy: _Copy) -> bool:

@@ -37,9 +37,9 @@ _NO_HEADER = Header(0)
 _CURSOR_COMMANDS = frozenset({UpdateCursor.command_type, MoveCursor.command_type})
 
 
-class _Closed:
-    """A command's coroutine, which is closed with the handler that was to await it: a handler that
-    is closed before it has begun does not get to any of its own lines."""
+class _Owned:
+    """A command's coroutine, which is closed with the handler that owns it: a handler that has not
+    begun when it is closed gets to no line of its own."""
 
     __slots__ = ("coroutine",)
 
@@ -90,7 +90,7 @@ class GpuQueue:
             return None
         # The usual one first, as `isinstance` of a Coroutine is slow.
         if not isinstance(outcome, responses.OkNoData) and isinstance(outcome, Coroutine):
-            return self._wait(chain, header, command, _Closed(outcome))
+            return self._wait(chain, header, command, _Owned(outcome))
         self._take(chain, header, outcome)
         return None
 
@@ -141,7 +141,7 @@ class GpuQueue:
         chain: Chain,
         header: Header,
         command: Command,
-        waiting: _Closed,
+        waiting: _Owned,
     ) -> None:
         outcome: responses.Response | Submission
         try:

@@ -20,6 +20,7 @@ class _Lib:
     VGPUD_BACKWARD: int
     VGPUD_COST_ROW: int
     VGPUD_COST_SPAN: int
+    VGPUD_COST_PAGE: int
     VGPUD_BYTES_PER_NS: int
     VGPUD_CPU_CLFLUSHOPT: int
     VGPUD_CPU_CLWB: int

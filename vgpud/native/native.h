@@ -29,6 +29,7 @@ enum {
 enum {
     VGPUD_COST_ROW = 100,
     VGPUD_COST_SPAN = 200,
+    VGPUD_COST_PAGE = 500, /* a page that is made now: with rows this far apart, one for each */
     VGPUD_BYTES_PER_NS = 8 /* once they are in memory; a page that is made now costs more */
 };
 
