@@ -6,7 +6,7 @@ Source: virtio 1.3, 5.7.6.8 "controlq (2d)" and 5.7.6.9 "controlq (3d)".
 
 from __future__ import annotations
 
-from time import thread_time
+from time import perf_counter
 
 from vgpud.errors import OutOfMemory
 from vgpud.gpu.errors import InvalidParameter, Unspecified
@@ -171,9 +171,9 @@ class Images:
         nanoseconds = cost(*shape, to, source)
         if nanoseconds > INLINE_COST:
             return _wait(self._executor, copy_steps(to, source, *shape), nanoseconds)
-        steps, began = copy_steps(to, source, *shape, limit=INLINE_COST), thread_time()
+        steps, began = copy_steps(to, source, *shape, limit=INLINE_COST), perf_counter()
         for _ in steps:
-            if thread_time() - began > SLOW:
+            if perf_counter() - began > SLOW:
                 return _wait_for_thread(self._executor, steps)
         if to_host and isinstance(resource, Image):
             size = (resource.width, resource.height)

@@ -18,7 +18,7 @@ STEP: Final = 250_000
 the kernel makes now or memory that others use as well."""
 
 SLOW: Final = 0.0005
-"""Seconds of the processor's time after which a step was slow, whatever it was reckoned to cost:
+"""Seconds after which a step was slow, whatever it was reckoned to cost:
 the kernel makes pages, which takes a few microseconds for each in a VM. Those that follow are not
 for the event loop."""
 
@@ -78,11 +78,15 @@ def parts(
     The rectangle has been checked, as for `cost`. It is halved until its parts are cheap enough,
     because extents may be anywhere in it; also if rows that are a page apart each need a new page.
     """
-    if not row_bytes or not rows:
-        return
-    far = any(stride >= PAGE_SIZE for _, _, stride in places)
-    most_rows = max(limit // COST_PAGE, 1) if far else rows
-    left = [Part(0, rows, 0, row_bytes)]
+    most_rows = max(limit // COST_PAGE, 1)
+    if rows > most_rows and not any(stride >= PAGE_SIZE for _, _, stride in places):
+        most_rows = rows
+    left: list[Part] = []
+    if row_bytes and rows:
+        if rows <= most_rows and cost(row_bytes, rows, *places) <= limit:
+            yield Part(0, rows, 0, row_bytes)
+        else:
+            left.append(Part(0, rows, 0, row_bytes))
     while left:
         part = left.pop()
         row, height, column, width = part
