@@ -233,6 +233,19 @@ def test_entries_that_cross_a_border_are_paid_for_as_what_they_become(machine: M
     assert machine.used == used
 
 
+def test_a_list_that_comes_to_cross_borders_needs_memory_for_that(machine: Machine) -> None:
+    machine.ram.share((NEXT - REGION // 2, HIGH))
+    machine.all(d.create_2d(1, 4, 4), d.attach_backing(1, *[(NEXT - 8, 16)] * 1000))
+    machine.ram.share()
+    full = machine.gpu.quota.charge(machine.gpu.quota.limit - machine.used)
+    for _ in range(2):
+        with refused(NO_MEMORY):
+            machine.do(d.transfer(1, whole(4, 4)))
+    machine.do(d.unref(1))
+    full.release()
+    assert machine.used == machine.empty
+
+
 def test_a_long_list_crosses_borders_as_often_as_a_short_one(machine: Machine) -> None:
     machine.do(d.create_2d(1, 4, 4))
     used = machine.used

@@ -16,7 +16,7 @@ from weakref import ref
 import numpy as np
 
 from vgpud.coherency.plan import Plan
-from vgpud.errors import GuestAddressError, VgpudError, stored
+from vgpud.errors import GuestAddressError, OutOfMemory, VgpudError, stored
 from vgpud.gpu.blobs.layout import HostMemory
 from vgpud.gpu.errors import InvalidParameter, InvalidResourceId, Unspecified
 from vgpud.gpu.guest_memory import LONG_LIST, GuestMemory
@@ -48,6 +48,9 @@ BYTES_PER_PIXEL = 4
 """The same in all eight formats."""
 
 
+_Resolved: TypeAlias = tuple[ref[MemoryTable], Extents | InvalidParameter | OutOfMemory]
+
+
 class Backing:
     """A resource's guest memory: the guest's scatter-gather list, which is resolved in the memory
     table when it is used, and again when that table changes."""
@@ -57,7 +60,7 @@ class Backing:
         self._memory = memory
         self._size: int | None = None
         self._charge: Charge | None = charge
-        self._resolved: tuple[ref[MemoryTable], Extents | InvalidParameter] | None = None
+        self._resolved: _Resolved | None = None
 
     @property
     def size(self) -> int:
@@ -80,14 +83,16 @@ class Backing:
 
         Raises `InvalidParameter` where an entry is not guest memory, and `OutOfMemory`.
         """
-        memory = self._memory
-        if self._resolved is None or not memory.is_current(self._resolved[0]):
-            self._keep(self._resolve())
-        resolved = self._resolved[1]
-        if isinstance(resolved, InvalidParameter):
-            raise InvalidParameter(str(resolved))
-        self._size = resolved.size
-        return resolved
+        resolved = self._resolved
+        if resolved is None or not self._memory.is_current(resolved[0]):
+            resolved = self._keep(self._resolve())
+        found = resolved[1]
+        if isinstance(found, InvalidParameter):
+            raise InvalidParameter(str(found))
+        if isinstance(found, OutOfMemory):
+            raise OutOfMemory(str(found))
+        self._size = found.size
+        return found
 
     async def resolve(self, quota: Quota, executor: BackgroundWork) -> None:
         """Resolve a long list in a thread, for `extents`; raise `OutOfMemory`."""
@@ -108,11 +113,17 @@ class Backing:
             self._charge.release()
             self._charge = None
 
-    def _keep(self, extents: Extents) -> None:
-        """Keep extents, and charge those that are more than there are entries."""
-        if self._charge is not None:
-            self._charge.resize(_cost(self.entries, extents.fragments))
-        self._resolved = self._memory.mark(), extents
+    def _keep(self, extents: Extents) -> _Resolved:
+        """Keep extents, and charge those that are more than there are entries; for want of memory,
+        keep the error, because resolving them again takes as long."""
+        found: Extents | OutOfMemory = extents
+        try:
+            if self._charge is not None:
+                self._charge.resize(_cost(self.entries, extents.fragments))
+        except OutOfMemory as error:
+            found = stored(error)
+        self._resolved = self._memory.mark(), found
+        return self._resolved
 
     def _resolve(self) -> Extents:
         try:
