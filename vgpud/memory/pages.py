@@ -60,7 +60,8 @@ def zeroed(size: int) -> NDArray[np.uint8]:
 
 def drop_in_thread(held: list[Any]) -> None:
     """Drop what a list has the last references to, one after the other, in a thread."""
-    _freer.run(partial(_drop, held))
+    if held:
+        _freer.run(partial(_drop, held))
 
 
 def _drop(held: list[Any]) -> None:
