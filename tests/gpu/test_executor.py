@@ -15,6 +15,7 @@ from vgpud.gpu.errors import InvalidParameter, Unspecified
 from vgpud.gpu.executor import QUANTUM, THREADS, Executor
 from vgpud.gpu.wire.protocol import ContextId, ResourceId
 from vgpud.gpu.work import INLINE_COST
+from vgpud.memory.steps import SLOW
 
 
 def ignoring(_: object) -> None:
@@ -351,5 +352,25 @@ def test_a_pause_waits_for_the_copies_that_have_begun_and_for_no_others() -> Non
             await executor.pause()
         copying = False
         await asyncio.gather(*tasks)
+
+    run(main)
+
+
+def test_a_copy_on_the_event_loop_goes_on_in_a_thread_after_a_slow_step() -> None:
+    async def main(executor: Executor) -> None:
+        threads: list[int] = []
+
+        def step() -> None:
+            threads.append(threading.get_ident())
+
+        def slow() -> None:
+            step()
+            until = time.thread_time() + 2 * SLOW
+            while time.thread_time() < until:
+                pass
+
+        await executor.run_steps(run_steps(step, slow, step, step), cost=1000)
+        here = threading.get_ident()
+        assert [ident == here for ident in threads] == [True, True, False, False]
 
     run(main)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import weakref
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 
-from tests.gpu.executor_stand import LONG, PATIENCE, A, Answers, Gate, run, run_steps, work
+from tests.gpu.executor_stand import LONG, PATIENCE, A, Answers, B, Gate, run, run_steps, work
+from tests.support.until import until_async
 from vgpud.errors import VgpudError
 from vgpud.gpu.errors import InvalidParameter
 from vgpud.gpu.executor import Executor
@@ -61,6 +65,32 @@ def complaints() -> list[object]:
     found: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: found.append(context))
     return found
+
+
+@pytest.mark.parametrize("end", [Executor.drop, Executor.close], ids=lambda end: end.__name__)
+def test_what_ended_work_has_kept_is_freed_in_another_thread(
+    end: Callable[[Executor], None],
+) -> None:
+    class Kept:
+        """Memory that a step uses."""
+
+    def use(_: Kept) -> None:
+        pass
+
+    freed: list[int] = []
+
+    async def main(executor: Executor) -> None:
+        for timeline in (A, B):
+            kept = Kept()
+            weakref.finalize(kept, lambda: freed.append(threading.get_ident()))
+            executor._halted = True
+            executor.submit(timeline, work(partial(use, kept)), lambda _: None)
+            del kept
+        end(executor)
+        await until_async(lambda: len(freed) == 2)
+
+    run(main)
+    assert threading.get_ident() not in freed
 
 
 def test_a_copy_aside_leaves_the_loop_free_and_raises_what_it_raises() -> None:

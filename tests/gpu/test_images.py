@@ -18,7 +18,6 @@ from tests.gpu.machine import (
     NEXT,
     PAGE,
     REGION,
-    WINDOW,
     Machine,
     cancel,
     finish,
@@ -26,6 +25,7 @@ from tests.gpu.machine import (
     screenshot,
     stop_at,
 )
+from vgpud.gpu import images
 from vgpud.gpu.wire.command_codec import Command
 from vgpud.gpu.wire.header import Box, Rect
 from vgpud.gpu.wire.protocol import BlobMem, Format, ResponseType
@@ -181,20 +181,6 @@ def test_backing_that_is_no_guest_memory_is_refused_and_costs_nothing(machine: M
     assert machine.bytes_of(1) == machine.ram.read((LOW, 64)).tobytes()
 
 
-def test_a_list_of_pages_is_paid_for() -> None:
-    with Machine(limit=WINDOW + MIB) as machine:
-        pieces = [(LOW, 1)] * (MIB // 16)
-        machine.do(d.create_2d(1, 4, 4))
-        used = machine.used
-        with refused(NO_MEMORY):
-            machine.do(d.attach_backing(1, *pieces))
-        assert machine.used == used
-        machine.do(d.attach_backing(1, *pieces[:1000]))
-        assert machine.used >= used + 1000 * 16
-        machine.do(d.detach_backing(1))
-        assert machine.used == used
-
-
 def test_backing_comes_and_goes(machine: Machine) -> None:
     unspec = ResponseType.ERR_UNSPEC
     machine.do(d.create_2d(1, 4, 4))
@@ -256,6 +242,22 @@ def test_a_large_transfer_is_done_aside(machine: Machine) -> None:
     assert not any(machine.bytes_of(1)[::4096])
     assert isinstance(finish(transfer), OkNoData)
     assert machine.bytes_of(1) == machine.ram.read(*BIG_PAGES).tobytes()
+
+
+def test_a_small_transfer_that_turns_out_to_be_slow_is_finished_aside(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = 500
+    pages = ((LOW, REGION),) * (rows * PAGE // REGION + 1)
+    machine.all(d.create_2d(1, 1024, rows), d.attach_backing(1, *pages))
+    column = d.transfer(1, Rect(0, 0, 1, rows))
+    monkeypatch.setattr(images, "SLOW", 0.0)
+    waiting = machine.start(column)
+    assert machine.bytes_of(1)[:4] == machine.ram.read((LOW, 4)).tobytes()
+    assert not any(machine.bytes_of(1)[(rows - 1) * PAGE :])
+    finish(waiting)
+    whole_image = machine.ram.read(*pages).reshape(-1, PAGE)[:rows, :4]
+    assert machine.bytes_of(1) == b"".join(row.tobytes() + bytes(PAGE - 4) for row in whole_image)
 
 
 def test_a_large_transfer_that_was_cancelled_is_done_again(machine: Machine) -> None:

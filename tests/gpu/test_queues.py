@@ -150,3 +150,17 @@ def test_a_request_that_was_cut_is_refused_with_its_fence(stand: Stand) -> None:
     header = decode_header(stand.answers.last)
     assert header is not None
     assert (header.flags, header.fence_id) == (Flag.FENCE, 77)
+
+
+def test_a_handler_that_never_begins_leaves_no_coroutine() -> None:
+    # As where the ring stops in the same turn of the event loop; warnings are errors.
+    async def test(machine: Machine) -> None:
+        queue = GpuQueue(machine.gpu, Timelines(), cursor=False)
+        queue.queue = Answers()
+        waiting = queue.handle(Chain(0, (), ()), encode(d.map_blob(1, 0)))
+        assert waiting is not None
+        waiting.close()
+
+    with Machine() as machine:
+        machine.all(d.ctx_create(), d.create_blob(1, PAGE))
+        asyncio.run(test(machine))

@@ -18,6 +18,7 @@ from tests.gpu.machine import HIGH, LOW, NEXT, PAGE, WINDOW, Machine, random_byt
 from vgpud.coherency.slot_policy import Layout
 from vgpud.gpu.wire import commands, dma
 from vgpud.gpu.wire.protocol import BlobMem, ResourceId, ResponseType
+from vgpud.native.overlap import PLACE
 
 INVALID = ResponseType.ERR_INVALID_PARAMETER
 NO_RESOURCE = ResponseType.ERR_INVALID_RESOURCE_ID
@@ -276,3 +277,34 @@ def test_waiting_work_takes_little_memory_or_is_paid_for() -> None:
             tracemalloc.stop()
         assert isinstance(command, commands.Submit3D)
         assert taken < 8 * len(command.data) + machine.used - used
+
+
+def test_the_order_of_a_copy_between_scattered_pages_is_paid_for() -> None:
+    # Each timeline may be in the middle of finding one.
+    count, length = 20_000, 32
+    pages = [(LOW + length * (7 * number % 8192), length) for number in range(count)]
+    size = count * length
+    with Machine() as machine:
+        machine.all(d.ctx_create(), d.guest_blob(GUEST, *pages, size=size), d.ctx_attach(GUEST))
+        used = machine.used
+        halves = d.copy(GUEST, GUEST, 0, size // 2, size // 2), d.copy(GUEST, GUEST, 0, 0, size)
+        for packets in (halves[:1], halves, [*halves] * 3):
+            extents = count if len(packets) > 1 else count // 2
+            finish = machine.hold(d.submit(*packets))
+            charged = machine.used - used
+            assert 3 * PLACE.itemsize * extents <= charged < 3 * PLACE.itemsize * extents + 8192
+            finish()
+            assert machine.used == used
+
+
+def test_a_copy_whose_order_can_not_be_paid_for_ends_a_stream() -> None:
+    count, length = 4096, 32
+    pages = [(LOW + length * (7 * number % 8192), length) for number in range(count)]
+    size = count * length
+    with Machine(limit=WINDOW + 100 * count) as machine:
+        machine.all(d.ctx_create(), d.guest_blob(GUEST, *pages, size=size), d.ctx_attach(GUEST))
+        used = machine.used
+        with refused(ResponseType.ERR_OUT_OF_MEMORY):
+            machine.do(d.submit(d.fill(GUEST, 0, length, 7), d.copy(GUEST, GUEST, 0, 0, size)))
+        assert machine.used == used
+        assert machine.bytes_of(GUEST)[:length] == length // 4 * b"\7\0\0\0"

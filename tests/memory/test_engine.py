@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import tracemalloc
 import zlib
 from collections.abc import Callable
 
@@ -25,9 +26,10 @@ from tests.native.arena import (
 from vgpud.errors import OutOfMemory, OutOfRange
 from vgpud.memory import engine as dma
 from vgpud.memory import memfd
-from vgpud.memory.engine import Engine
+from vgpud.memory.engine import Engine, order_memory
 from vgpud.memory.extents import NON_COHERENT, PLAIN, Extents, MemoryAccess
 from vgpud.memory.mapping import map_shared
+from vgpud.memory.steps import Place
 from vgpud.native.arrays import address_of
 from vgpud.native.spans import SPAN
 
@@ -259,3 +261,55 @@ def test_sizes_of_zero_do_nothing() -> None:
     engine.blit(whole, 0, 0, whole, 100, 0, 1000, 0)
     assert engine.crc32(whole, 100, 0) == 0
     assert np.array_equal(array, random_bytes(100))
+
+
+def scattered(memory: NDArray[np.uint8], count: int, length: int) -> Extents:
+    spans = np.empty(count, SPAN)
+    spans["address"] = address_of(memory) + 2 * length * np.random.default_rng(3).permutation(count)
+    spans["length"] = length
+    return Extents(spans, (memory,))
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_a_copy_finds_its_order_in_no_more_memory_than_it_says(same: bool) -> None:
+    count, length = 9000, 16
+    memory = np.zeros((2, 2 * count * length), np.uint8)
+    source = scattered(memory[0], count, length)
+    to = source if same else scattered(memory[1], count, length)
+    size = count * length
+    engine = Engine(1 << 20)
+    places = Place(to, 0, size - 8), Place(source, 8, size - 8)
+    said = order_memory(*places, size - 8, 1)
+    steps = engine.copy_steps(to, 0, source, 8, size - 8)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in steps:
+            pass
+        taken = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+    assert 0 < said <= taken + 1024
+    assert taken < said + 40 * 8192 + size  # a step's own arrays, and scratch
+
+
+def test_paused_operations_keep_no_buffers() -> None:
+    engine, size = Engine(1 << 20), 1 << 16
+    memory = np.zeros(size, np.uint8)
+    buffer = Extents.from_array(memory)
+    tracemalloc.start()
+    try:
+        begun = []
+        for number in range(100):
+            if number == 1:
+                before = tracemalloc.get_traced_memory()[0]
+            for steps in (
+                engine.crc32_steps(buffer, 0, size),
+                engine.copy_steps(buffer, 8, buffer, 0, size - 8),
+            ):
+                next(steps)
+                begun.append(steps)
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert taken < 100 * 8192

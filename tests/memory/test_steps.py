@@ -17,7 +17,8 @@ from vgpud.memory.engine import Engine, blit_cost
 from vgpud.memory.extents import NON_COHERENT, PLAIN, Extents, GuestPages, MemoryAccess
 from vgpud.memory.steps import STEP, Part, Place, copy_steps, cost, flush_steps, parts
 from vgpud.native.arrays import address_of
-from vgpud.native.spans import SPAN
+from vgpud.native.spans import COST_PAGE, SPAN
+from vgpud.uapi.page import PAGE_SIZE
 
 MIB = 1 << 20
 LONGEST = 0.02
@@ -63,6 +64,18 @@ def test_cost_is_of_bytes_rows_extents_and_what_is_flushed_and_logged() -> None:
     around = Extents.from_array(array, access=MemoryAccess(flush_around_write=True))
     assert cost(1, 2, Place(around, 0, 2 * MIB)) > 100 * cost(1, 2, Place(whole, 0, 2 * MIB))
     assert cost(1, 1000, Place(logged(array), 0, 4096)) > cost(1, 1000, Place(whole, 0, 4096))
+
+
+def test_rows_that_may_need_a_page_each_are_few_in_a_part() -> None:
+    rows = 2000
+    far = Place(Extents.from_array(np.zeros(rows * PAGE_SIZE, np.uint8)), 0, PAGE_SIZE)
+    near = Place(far.buffer, 0, 64)
+    assert [part.rows for part in parts(1, rows, near)] == [rows]
+    for places in ((far,), (near, far)):
+        cut = list(parts(1, rows, *places))
+        assert sum(part.rows for part in cut) == rows
+        assert max(part.rows for part in cut) * COST_PAGE <= STEP
+    assert [part.rows for part in parts(8 * PAGE_SIZE, 3, Place(far.buffer, 0, 1 << 20))] == [3]
 
 
 class Sink:

@@ -75,7 +75,7 @@ def test_a_shadow_follows_a_picture(flags: int, data: st.DataObject) -> None:
     memory = random_bytes(offset + height * stride + 3)
     rows = memory[offset : offset + height * stride].reshape(height, stride)[:, : 4 * width]
     buffer = split(memory, data.draw(st.lists(st.integers(1, memory.nbytes), max_size=4), "cuts"))
-    shadow, model = TileShadow(width, height), Model(width, height)
+    shadow, model = TileShadow(np.zeros((height, width, 4), np.uint8)), Model(width, height)
     if data.draw(st.booleans(), "what the memory holds is what will be drawn"):
         model.pixels[:] = rows.reshape(height, width, 4)[..., order]
     shadow.pixels[:] = model.pixels
@@ -102,7 +102,7 @@ def test_a_shadow_follows_a_picture(flags: int, data: st.DataObject) -> None:
 )
 def test_no_rectangle_leaves_the_shadow(rect: tuple[int, int, int, int]) -> None:
     picture = np.zeros(1 << 16, np.uint8)
-    shadow = TileShadow(64, 32)
+    shadow = TileShadow(np.zeros((32, 64, 4), np.uint8))
     with pytest.raises(ValueError, match="leaves"):
         shadow.update(split(picture, []), 0, 256, *rect, order=AS_IS)
 
@@ -111,7 +111,7 @@ def test_no_rectangle_leaves_the_shadow(rect: tuple[int, int, int, int]) -> None
 @pytest.mark.parametrize(("offset", "stride"), [(1, 256), (0, 257), (8192, 0), (0, 1 << 62)])
 def test_no_rectangle_leaves_the_buffer(offset: int, stride: int, cuts: list[int]) -> None:
     picture = np.zeros(256 * 32, np.uint8)
-    shadow = TileShadow(64, 32)
+    shadow = TileShadow(np.zeros((32, 64, 4), np.uint8))
     shadow.pixels[:] = 7
     with pytest.raises(ValueError, match="leaves"):
         shadow.update(split(picture, cuts), offset, stride, 0, 0, 64, 32, order=AS_IS)
@@ -119,6 +119,6 @@ def test_no_rectangle_leaves_the_buffer(offset: int, stride: int, cuts: list[int
 
 
 def test_an_empty_rectangle_has_no_tiles() -> None:
-    shadow = TileShadow(64, 32)
+    shadow = TileShadow(np.zeros((32, 64, 4), np.uint8))
     picture = split(np.zeros(16, np.uint8), [])
     assert shadow.update(picture, 0, 0, 0, 0, 0, 5, order=AS_IS).size == 0

@@ -183,6 +183,20 @@ def test_a_batch_has_a_cost() -> None:
     assert execute(table, few) is not None
 
 
+def test_rows_that_may_need_a_page_each_cost_one() -> None:
+    def commands_in_a_batch(width: int) -> int:
+        table = TransferTable()
+        pixels = np.zeros(width * 100 * 4, np.uint8)
+        table.add(1, width, 100, spans(pixels, pixels.size), spans(pixels, pixels.size), pixels)
+        column = encode(to_2d(Rect(0, 0, 1, 100), resource=1))
+        done = 0
+        while execute(table, column) is not None:
+            done += 1
+        return done
+
+    assert commands_in_a_batch(1023) > 4 * commands_in_a_batch(1024) > 4 * 10
+
+
 def test_pieces_before_the_rectangle_cost_nothing() -> None:
     table = TransferTable()
     pixels = np.zeros(16 * 16384 * 4, np.uint8)

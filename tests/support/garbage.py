@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
 
+from vgpud.memory import pages
 from vgpud.memory.extents import Extents
 from vgpud.memory.mapping import Mapping
 from vgpud.native.spans import SpanList
@@ -23,6 +25,9 @@ def no_garbage(kinds: tuple[type, ...] = BUFFERS + FRAMES) -> Iterator[None]:
     gc.disable()
     try:
         yield
+        dropped = threading.Event()
+        pages._freer.run(dropped.set)  # after what is dropped in its thread
+        assert dropped.wait(20)
         # A numpy array is unknown to the collector, so what it keeps alive is not in gc.garbage.
         before = _alive(kinds)
         gc.collect()

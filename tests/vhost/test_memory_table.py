@@ -19,7 +19,7 @@ from vgpud.errors import GuestAddressError, PeerError
 from vgpud.memory.dirty_log import LOG_PAGE, DirtyLog
 from vgpud.memory.extents import NON_COHERENT
 from vgpud.unix.fd import Fd
-from vgpud.vhost.memory_table import MemoryTable
+from vgpud.vhost.memory_table import MAX_CROSSING, MemoryTable
 
 PAGE = mmap.PAGESIZE
 TOP = 1 << 64
@@ -165,6 +165,15 @@ def test_pages_that_follow_each_other_become_one_span() -> None:
         run = [(page * PAGE, PAGE) for page in range(4)]
         assert len(memory.resolve(entries(*run)).ranges(0, 4 * PAGE).addresses) == 1
         assert len(memory.resolve(entries(*reversed(run))).ranges(0, 4 * PAGE).addresses) == 4
+
+
+def test_entries_cross_from_region_to_region_a_limited_number_of_times() -> None:
+    with ram(12) as fd:
+        memory = table(fd)
+        crossing = (3 * PAGE, 2 * PAGE)
+        assert memory.resolve(entries(*[crossing] * MAX_CROSSING)).fragments == 2 * MAX_CROSSING
+        with pytest.raises(GuestAddressError, match="crossings"):
+            memory.resolve(entries(*[crossing] * (MAX_CROSSING + 1)))
 
 
 def test_extents_keep_memory_mapped_that_the_table_has_left() -> None:

@@ -22,7 +22,7 @@ from vgpud.gpu.resources import Backing, GuestBlob, Resource
 from vgpud.gpu.wire import commands, dma
 from vgpud.gpu.wire.protocol import CapsetId, ContextId, ResourceId
 from vgpud.gpu.work import Answer, Done, Start, Timeline, Traffic, Work, WorkExecutor
-from vgpud.memory.engine import Engine, blit_cost, crc32_cost
+from vgpud.memory.engine import Engine, blit_cost, crc32_cost, order_memory
 from vgpud.memory.extents import Extents
 from vgpud.memory.steps import Place, cost
 
@@ -170,6 +170,7 @@ class _PacketStream:
         "_context",
         "_data",
         "_engine",
+        "_ordering",
         "buffers",
         "charge",
         "cost",
@@ -194,6 +195,7 @@ class _PacketStream:
         self._context = context
         self._attached = attached
         self._data = data
+        self._ordering = 0  # bytes that are charged for the order of a copy
         self.timeline = timeline
         self.charge = charge
         self.packets: list[dma.Packet] = []
@@ -314,17 +316,16 @@ class _PacketStream:
             case dma.Copy(src, dst, src_offset, dst_offset, length):
                 buffers[src].check(src_offset, length)
                 buffers[dst].check(dst_offset, length)
-                self._check_size(length)
                 to = Place(buffers[dst], dst_offset, length)
-                return blit_cost(to, Place(buffers[src], src_offset, length), length, 1)
+                source = Place(buffers[src], src_offset, length)
+                return self._check_copy(to, source, length, 1)
             case dma.Blit():
                 rows, row_bytes = packet.height, packet.row_bytes
                 source = Place(buffers[packet.src], packet.src_offset, packet.src_stride)
                 to = Place(buffers[packet.dst], packet.dst_offset, packet.dst_stride)
                 for buffer, offset, stride in (source, to):
                     buffer.check_rect(offset, stride, row_bytes, rows)
-                self._check_size(row_bytes * rows)
-                return blit_cost(to, source, row_bytes, rows)
+                return self._check_copy(to, source, row_bytes, rows)
             case dma.Crc32(src, dst, src_offset, length, dst_offset):
                 buffers[src].check(src_offset, length)
                 buffers[dst].check(dst_offset, CRC_SIZE)
@@ -332,6 +333,16 @@ class _PacketStream:
                 return crc32_cost(Place(buffers[src], src_offset, length), length)
             case _ as unreachable:
                 assert_never(unreachable)
+
+    def _check_copy(self, to: Place, source: Place, row_bytes: int, rows: int) -> int:
+        """Check the size of a copy, and charge what it takes to find its order; packets run one
+        after the other, so the most that one takes."""
+        self._check_size(row_bytes * rows)
+        ordering = order_memory(to, source, row_bytes, rows)
+        if ordering > self._ordering:
+            self.charge.grow(ordering - self._ordering)
+            self._ordering = ordering
+        return blit_cost(to, source, row_bytes, rows)
 
     def _check_size(self, moved: int) -> None:
         """Raise `InvalidParameter` for a packet that moves too much: a guest blob can list the same

@@ -14,11 +14,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from time import perf_counter
+from time import perf_counter, thread_time
 
 from vgpud.errors import VgpudError, stored
 from vgpud.gpu.wire.protocol import ResourceId
 from vgpud.gpu.work import INLINE_COST, Done, Timeline, Work
+from vgpud.memory.pages import drop_in_thread
+from vgpud.memory.steps import SLOW
 from vgpud.unix.thread_priority import lower_thread_priority
 
 THREADS = 2
@@ -159,13 +161,16 @@ class Executor:
             self._changed.set()
 
     async def _run_in_turns(self, copy: _Copy) -> bool:
-        """Run steps of a copy on the event loop while that is not busy; return whether none is
-        left."""
+        """Run steps of a copy on the event loop while that is not busy, and they are short; return
+        whether none is left."""
+        began = thread_time()
         for _ in copy.steps:
+            slow = thread_time() - began > SLOW
             before = perf_counter()
             await asyncio.sleep(0)
-            if copy.stopped or perf_counter() - before > BUSY_TURN:
+            if slow or copy.stopped or perf_counter() - before > BUSY_TURN:
                 return False
+            began = thread_time()
         return True
 
     async def _run_copy(self, copy: _Copy) -> bool:
@@ -216,8 +221,7 @@ class Executor:
         for line in self._lines.values():
             for job in line.jobs:
                 job.release()
-        self._lines.clear()
-        self._ready.clear()
+        self._forget_work()
         self._touched.clear()
         self._halted = False
         self._changed.set()
@@ -260,9 +264,14 @@ class Executor:
         self._threads.shutdown(wait=False, cancel_futures=True)
         for barrier in self._barriers:
             barrier.abort()
-        self._ready.clear()
-        self._lines.clear()  # and with them their buffers, which can be large
+        self._forget_work()
         self._failure.cancel()
+
+    def _forget_work(self) -> None:
+        # In a thread, because the steps keep buffers, which can be large.
+        drop_in_thread([job.work.steps for line in self._lines.values() for job in line.jobs])
+        self._lines.clear()
+        self._ready.clear()
 
     def _untouch(self, resources: Iterable[ResourceId]) -> None:
         touched = self._touched

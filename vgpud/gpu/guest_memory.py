@@ -13,7 +13,7 @@ from vgpud.gpu.wire.mem_entries import MemEntries
 from vgpud.gpu.work import BackgroundWork
 from vgpud.memory.extents import Extents
 from vgpud.memory.steps import Steps
-from vgpud.vhost.memory_table import MemoryTable
+from vgpud.vhost.memory_table import MemoryTable, check_crossings
 
 LONG_LIST: Final = 4096
 """Entries up to which a list is resolved at once, which takes a fraction of a millisecond. A longer
@@ -82,12 +82,16 @@ def _resolve(
     table: MemoryTable, entries: MemEntries, found: list[Extents | GuestAddressError]
 ) -> Steps:
     """Add the extents of a list to `found`, or the error of its first entry that has none."""
-    parts = []
+    parts, crossings = [], 0
     for at in range(0, len(entries), LONG_LIST):
+        some = entries[at : at + LONG_LIST]
         try:
-            parts.append(table.resolve(entries[at : at + LONG_LIST]))
+            part = table.resolve(some)
+            crossings += max(part.fragments - len(some), 0)
+            check_crossings(crossings)
         except GuestAddressError as error:
             found.append(GuestAddressError(f"in the entries from {at} on, {error}"))
             return
+        parts.append(part)
         yield
     found.append(Extents.join(parts))

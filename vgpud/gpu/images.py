@@ -6,11 +6,12 @@ Source: virtio 1.3, 5.7.6.8 "controlq (2d)" and 5.7.6.9 "controlq (3d)".
 
 from __future__ import annotations
 
+from time import perf_counter
+
 from vgpud.errors import OutOfMemory
 from vgpud.gpu.errors import InvalidParameter, Unspecified
 from vgpud.gpu.fast_path import TransferFastPath
 from vgpud.gpu.guest_memory import GuestMemory
-from vgpud.gpu.memory import zeroed
 from vgpud.gpu.quota import Quota
 from vgpud.gpu.rects import check_rect, is_empty
 from vgpud.gpu.resources import (
@@ -31,7 +32,8 @@ from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import BlobMem, Format, ResourceId
 from vgpud.gpu.work import INLINE_COST, Answer, BackgroundWork
 from vgpud.memory.extents import Extents
-from vgpud.memory.steps import Place, Steps, copy_steps, cost
+from vgpud.memory.pages import zeroed
+from vgpud.memory.steps import SLOW, Place, Steps, copy_steps, cost
 
 OK = responses.OkNoData()
 
@@ -166,12 +168,13 @@ class Images:
         host_place, backing_place = Place(host, *host_at), Place(backing, *backing_at)
         to, source = (host_place, backing_place) if to_host else (backing_place, host_place)
         # The two do not overlap: one is guest memory, the other host memory.
-        steps = copy_steps(to, source, *shape)
         nanoseconds = cost(*shape, to, source)
         if nanoseconds > INLINE_COST:
-            return _wait(self._executor, steps, nanoseconds)
+            return _wait(self._executor, copy_steps(to, source, *shape), nanoseconds)
+        steps, began = copy_steps(to, source, *shape, limit=INLINE_COST), perf_counter()
         for _ in steps:
-            pass
+            if perf_counter() - began > SLOW:
+                return _wait_for_thread(self._executor, steps)
         if to_host and isinstance(resource, Image):
             size = (resource.width, resource.height)
             self.transfers.enter(resource.id, *size, host, backing)
@@ -195,6 +198,11 @@ def _backing(resource: Resource) -> Backing:
 
 async def _wait(executor: BackgroundWork, steps: Steps, cost: int) -> responses.Response:
     await executor.run_steps(steps, cost)
+    return OK
+
+
+async def _wait_for_thread(executor: BackgroundWork, steps: Steps) -> responses.Response:
+    await executor.run_in_thread(steps)
     return OK
 
 

@@ -13,9 +13,9 @@ from typing import Any, TypeAlias, TypeVar
 from vgpud.gpu.contexts import Submission
 from vgpud.gpu.guest_memory import LONG_LIST, GuestMemory
 from vgpud.gpu.quota import Quota
-from vgpud.gpu.resources import ResourceTable
+from vgpud.gpu.resources import GuestBlob, Resource, ResourceTable
 from vgpud.gpu.scanouts import Scanouts, settle
-from vgpud.gpu.wire import responses
+from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.command_codec import Command, CommandWithEntries
 from vgpud.gpu.wire.mem_entries import MemEntries
 from vgpud.gpu.work import Answer, BackgroundWork
@@ -23,6 +23,18 @@ from vgpud.gpu.work import Answer, BackgroundWork
 Outcome: TypeAlias = Answer | Submission | Coroutine[Any, Any, responses.Response | Submission]
 """The result of a command: its response, or a submission to start; or a coroutine that returns one
 of them."""
+
+_TRANSFERS = (
+    commands.TransferToHost2D,
+    commands.TransferToHost3D,
+    commands.TransferFromHost3D,
+)
+_SHOWN = (
+    commands.SetScanout,
+    commands.SetScanoutBlob,
+    commands.ResourceFlush,
+    commands.UpdateCursor,
+)
 
 _C = TypeVar("_C", bound=CommandWithEntries)
 
@@ -59,8 +71,9 @@ class Preparation:
                 # The command may move or free the resource's memory.
                 return self._after(partial(self._executor.drained, resource_id), command)
             resource = self._resources.find(resource_id)
-            if resource is not None and resource.backing is not None and resource.backing.stale:
-                resolve = partial(resource.backing.resolve, self._quota, self._executor)
+            backing = None if resource is None else resource.backing
+            if backing is not None and backing.stale and _reads_backing(command, resource):
+                resolve = partial(backing.resolve, self._quota, self._executor)
                 return self._after(resolve, command)
         if unsettled := self._scanouts.unsettled(command):
             return self._after(partial(settle, unsettled), command)
@@ -96,6 +109,14 @@ class Preparation:
     ) -> responses.Response:
         async with self._memory.resolved(entries, self._quota, self._executor):
             return await _response(execute(command))
+
+
+def _reads_backing(command: Command, resource: Resource | None) -> bool:
+    """Return whether a command reads or writes its resource's guest memory; those that only free
+    it must not need memory themselves."""
+    return isinstance(command, _TRANSFERS) or (
+        isinstance(resource, GuestBlob) and isinstance(command, _SHOWN)
+    )
 
 
 async def _response(outcome: Outcome) -> responses.Response:

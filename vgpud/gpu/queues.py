@@ -37,6 +37,19 @@ _NO_HEADER = Header(0)
 _CURSOR_COMMANDS = frozenset({UpdateCursor.command_type, MoveCursor.command_type})
 
 
+class _Owned:
+    """A command's coroutine, which is closed with the handler that owns it: a handler that has not
+    begun when it is closed gets to no line of its own."""
+
+    __slots__ = ("coroutine",)
+
+    def __init__(self, coroutine: Coroutine[Any, Any, responses.Response | Submission]) -> None:
+        self.coroutine = coroutine
+
+    def __del__(self) -> None:
+        self.coroutine.close()
+
+
 class GpuQueue:
     """The handler of one queue, which is `queue` once it has been started."""
 
@@ -77,7 +90,7 @@ class GpuQueue:
             return None
         # The usual one first, as `isinstance` of a Coroutine is slow.
         if not isinstance(outcome, responses.OkNoData) and isinstance(outcome, Coroutine):
-            return self._wait(chain, header, command, outcome)
+            return self._wait(chain, header, command, _Owned(outcome))
         self._take(chain, header, outcome)
         return None
 
@@ -128,11 +141,11 @@ class GpuQueue:
         chain: Chain,
         header: Header,
         command: Command,
-        waiting: Coroutine[Any, Any, responses.Response | Submission],
+        waiting: _Owned,
     ) -> None:
         outcome: responses.Response | Submission
         try:
-            outcome = await waiting
+            outcome = await waiting.coroutine
         except VgpudError as error:
             outcome = self._refusal(header, error, command)
         self._take(chain, header, outcome)

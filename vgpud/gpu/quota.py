@@ -92,6 +92,13 @@ class Charge:
         """Charge `size` bytes more; raise `OutOfMemory` if that would exceed the limit."""
         self.size += self._quota.charge(size).size
 
+    def resize(self, size: int) -> None:
+        """Charge `size` bytes instead; raise `OutOfMemory` if that would exceed the limit."""
+        if size > self.size:
+            self.grow(size - self.size)
+        else:
+            self.shrink(self.size - size)
+
     def shrink(self, size: int) -> None:
         """Release `size` bytes."""
         assert size <= self.size

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeAlias
 from weakref import ref
@@ -15,7 +16,7 @@ from weakref import ref
 import numpy as np
 
 from vgpud.coherency.plan import Plan
-from vgpud.errors import GuestAddressError, VgpudError, stored
+from vgpud.errors import GuestAddressError, OutOfMemory, VgpudError, stored
 from vgpud.gpu.blobs.layout import HostMemory
 from vgpud.gpu.errors import InvalidParameter, InvalidResourceId, Unspecified
 from vgpud.gpu.guest_memory import LONG_LIST, GuestMemory
@@ -28,7 +29,7 @@ from vgpud.gpu.state import (
     PlacementState,
     ResourceState,
 )
-from vgpud.gpu.wire.mem_entries import MemEntries, mem_entries
+from vgpud.gpu.wire.mem_entries import MemEntries, bytes_kept, mem_entries
 from vgpud.gpu.wire.protocol import BlobMem, Format, ResourceId
 from vgpud.gpu.work import BackgroundWork
 from vgpud.memory.extents import Extents
@@ -40,8 +41,14 @@ OVERHEAD = 4096
 """Bytes that every resource and context costs in addition to its contents, about. This limits how
 many a guest can make."""
 
+SPAN_COST = 48
+"""Bytes that an extent costs: its span, its end, its address in the guest and its canonical one."""
+
 BYTES_PER_PIXEL = 4
 """The same in all eight formats."""
+
+
+_Resolved: TypeAlias = tuple[ref[MemoryTable], Extents | InvalidParameter | OutOfMemory]
 
 
 class Backing:
@@ -52,8 +59,8 @@ class Backing:
         self.entries = entries
         self._memory = memory
         self._size: int | None = None
-        self._charge = charge
-        self._resolved: tuple[ref[MemoryTable], Extents | InvalidParameter] | None = None
+        self._charge: Charge | None = charge
+        self._resolved: _Resolved | None = None
 
     @property
     def size(self) -> int:
@@ -74,22 +81,24 @@ class Backing:
     def extents(self) -> Extents:
         """The list's extents in the present memory table.
 
-        Raises `InvalidParameter` where an entry is not guest memory.
+        Raises `InvalidParameter` where an entry is not guest memory, and `OutOfMemory`.
         """
-        memory = self._memory
-        if self._resolved is None or not memory.is_current(self._resolved[0]):
-            self._resolved = memory.mark(), self._resolve()
-        resolved = self._resolved[1]
-        if isinstance(resolved, InvalidParameter):
-            raise InvalidParameter(str(resolved))
-        self._size = resolved.size
-        return resolved
+        resolved = self._resolved
+        if resolved is None or not self._memory.is_current(resolved[0]):
+            resolved = self._keep(self._resolve())
+        found = resolved[1]
+        if isinstance(found, InvalidParameter):
+            raise InvalidParameter(str(found))
+        if isinstance(found, OutOfMemory):
+            raise OutOfMemory(str(found))
+        self._size = found.size
+        return found
 
     async def resolve(self, quota: Quota, executor: BackgroundWork) -> None:
         """Resolve a long list in a thread, for `extents`; raise `OutOfMemory`."""
         async with self._memory.resolved(self.entries, quota, executor):
             try:
-                self._resolved = self._memory.mark(), self._resolve()
+                self._keep(self._resolve())
             except InvalidParameter as error:
                 self._resolved = self._memory.mark(), stored(error)
 
@@ -99,8 +108,22 @@ class Backing:
         return tuple(zip(entries["addr"].tolist(), entries["length"].tolist(), strict=True))
 
     def release(self) -> None:
-        """Release the list's charge."""
-        self._charge.release()
+        """Release the list's charge, for good: it may be in the middle of being resolved."""
+        if self._charge is not None:
+            self._charge.release()
+            self._charge = None
+
+    def _keep(self, extents: Extents) -> _Resolved:
+        """Keep extents, and charge those that are more than there are entries; for want of memory,
+        keep the error, because resolving them again takes as long."""
+        found: Extents | OutOfMemory = extents
+        try:
+            if self._charge is not None:
+                self._charge.resize(_cost(self.entries, extents.fragments))
+        except OutOfMemory as error:
+            found = stored(error)
+        self._resolved = self._memory.mark(), found
+        return self._resolved
 
     def _resolve(self) -> Extents:
         try:
@@ -114,11 +137,18 @@ def restore_backing(memory: GuestMemory, pages: Pages | None, quota: Quota) -> B
 
     An entry need not be guest memory: a region may have been removed after it was attached.
     """
-    return None if pages is None else _backing(memory, mem_entries(*pages), quota)
+    if pages is None:
+        return None
+    backing = _backing(memory, mem_entries(*pages), quota)
+    if not backing.stale:
+        with suppress(InvalidParameter):
+            _ = backing.extents  # which may cost more than the entries
+    return backing
 
 
 def make_backing(memory: GuestMemory, entries: MemEntries, quota: Quota) -> Backing:
-    """Resolve a scatter-gather list, and charge four times its size, for addresses and spans.
+    """Resolve a scatter-gather list, and charge what it keeps: itself, or all of its request, and
+    `SPAN_COST` for each entry, or for each extent if they are more.
 
     Raises `InvalidParameter` where an entry is not guest memory, and `OutOfMemory`.
     """
@@ -132,7 +162,12 @@ def make_backing(memory: GuestMemory, entries: MemEntries, quota: Quota) -> Back
 
 
 def _backing(memory: GuestMemory, entries: MemEntries, quota: Quota) -> Backing:
-    return Backing(memory, entries, quota.charge(4 * entries.nbytes))
+    return Backing(memory, entries, quota.charge(_cost(entries)))
+
+
+def _cost(entries: MemEntries, extents: int = 0) -> int:
+    """Return how many bytes a list keeps that is resolved to some extents."""
+    return bytes_kept(entries) + SPAN_COST * max(len(entries), extents)
 
 
 @dataclass(slots=True, eq=False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import zlib
+from collections import deque
 from collections.abc import Generator
 from enum import Enum, auto
 from typing import Final, TypeVar
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from vgpud.errors import OutOfMemory
 from vgpud.memory.extents import Extents
+from vgpud.memory.pages import zeroed
 from vgpud.memory.steps import STEP, Part, Place, Steps, cost, parts
 from vgpud.native.overlap import PLACE, overlap_steps, sort_steps
 from vgpud.native.spans import BYTES_PER_NS
@@ -56,6 +58,8 @@ class Engine:
     def __init__(self, scratch_limit: int) -> None:
         self._scratch_limit = self._scratch_left = scratch_limit
         self._scratch_freed = threading.Condition()
+        # As many as threads have used at once. No step leaves anything there for the next one.
+        self._spare: deque[NDArray[np.uint8]] = deque()
 
     def fill(self, dst: Extents, offset: int, length: int, pattern: int) -> None:
         """Repeat a 32-bit little-endian pattern over a range, its first byte at `offset`."""
@@ -123,8 +127,8 @@ class Engine:
             yield from self._copy_by_scratch(to, source, row_bytes, rows)
             return
         backward = order is _Order.BACKWARD
-        chunk = None if order is _Order.ANY else np.empty(_CHUNK, np.uint8)
         for row, height, column, width in parts(row_bytes, rows, to, source, backward=backward):
+            spare = None if order is _Order.ANY else self._take_spare()
             dst.copy_rect(
                 dst_offset + row * dst_stride + column,
                 dst_stride,
@@ -133,9 +137,11 @@ class Engine:
                 src_stride,
                 row_bytes=width,
                 rows=height,
-                scratch=chunk,
+                scratch=None if spare is None else spare[:_CHUNK],
                 backward=backward,
             )
+            if spare is not None:
+                self._spare.append(spare)
             yield
 
     def crc32(self, src: Extents, offset: int, length: int) -> int:
@@ -146,11 +152,12 @@ class Engine:
         """Compute as `crc32` does, in short steps; the last one returns the checksum."""
         src.check(offset, length)
         value = 0
-        out = np.empty((1, min(length, _CRC_STEP * BYTES_PER_NS)), np.uint8)
         for _, _, done, width in parts(length, 1, Place(src, offset, length), limit=_CRC_STEP):
-            step = out[:, :width]
+            spare = self._take_spare()
+            step = spare[np.newaxis, :width]
             src.read_rect_into(offset + done, width, step)
             value = zlib.crc32(step[0], value)
+            self._spare.append(spare)
             yield
         return value
 
@@ -164,7 +171,7 @@ class Engine:
         while not self._take_scratch(size):
             yield
         try:
-            scratch = np.empty((rows, row_bytes), np.uint8)
+            scratch = zeroed(size).reshape(rows, row_bytes)
             for part in parts(row_bytes, rows, source):
                 offset = source.offset + part.row * source.stride + part.column
                 source.buffer.read_rect_into(offset, source.stride, _part_of(scratch, part))
@@ -177,6 +184,13 @@ class Engine:
             with self._scratch_freed:
                 self._scratch_left += size
                 self._scratch_freed.notify_all()
+
+    def _take_spare(self) -> NDArray[np.uint8]:
+        """Return a buffer for a chunk, or for a step of a checksum."""
+        try:
+            return self._spare.pop()
+        except IndexError:
+            return np.empty(max(_CHUNK, _CRC_STEP * BYTES_PER_NS), np.uint8)
 
     def _take_scratch(self, size: int) -> bool:
         """Wait for a moment until scratch is free; return whether it was taken.
@@ -198,6 +212,18 @@ def blit_cost(to: Place, source: Place, row_bytes: int, rows: int) -> int:
         for buffer, offset, stride in (to, source):
             total += _ORDER_COST * buffer.extents_in(offset, (rows - 1) * stride + row_bytes)
     return total
+
+
+def order_memory(to: Place, source: Place, row_bytes: int, rows: int) -> int:
+    """Return how many bytes a copy takes to find its order; the arguments have been checked."""
+    if not row_bytes or not rows or to.buffer.fragments == source.buffer.fragments == 1:
+        return 0
+    written, read = (
+        buffer.extents_in(offset, (rows - 1) * stride + row_bytes)
+        for buffer, offset, stride in (to, source)
+    )
+    # Both are sorted, the source first, from one array to another.
+    return PLACE.itemsize * max(2 * read, read + 2 * written)
 
 
 def crc32_cost(source: Place, length: int) -> int:
@@ -253,7 +279,8 @@ def _order_of_ranges(to: int, to_length: int, from_: int, from_length: int) -> _
 
 def _places(buffer: Extents, offset: int, length: int) -> Generator[None, None, NDArray[np.void]]:
     """Return the extents of a range in rising order of their canonical addresses."""
-    places = np.empty(buffer.extents_in(offset, length), PLACE)
+    count = buffer.extents_in(offset, length)
+    places = zeroed(PLACE.itemsize * count).view(PLACE)
     at = done = 0
     while done < length:
         if done:
@@ -265,4 +292,4 @@ def _places(buffer: Extents, offset: int, length: int) -> Generator[None, None, 
         block["position"] = ranges.positions + done
         at += block.size
         done += int(ranges.positions[-1] + ranges.lengths[-1])
-    return (yield from sort_steps(places))
+    return (yield from sort_steps(places, zeroed(PLACE.itemsize * count).view(PLACE)))

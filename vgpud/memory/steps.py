@@ -10,11 +10,17 @@ from collections.abc import Generator, Iterator
 from typing import Final, NamedTuple, TypeAlias
 
 from vgpud.memory.extents import Extents
-from vgpud.native.spans import BYTES_PER_NS, COST_ROW, COST_SPAN
+from vgpud.native.spans import BYTES_PER_NS, COST_PAGE, COST_ROW, COST_SPAN
+from vgpud.uapi.page import PAGE_SIZE
 
 STEP: Final = 250_000
 """The most that one step costs, in nanoseconds. About a millisecond at the worst, with pages that
 the kernel makes now or memory that others use as well."""
+
+SLOW: Final = 0.0005
+"""Seconds after which a step was slow, whatever it was reckoned to cost:
+the kernel makes pages, which takes a few microseconds for each in a VM. Those that follow are not
+for the event loop."""
 
 _GRAIN: Final = 64
 # Rows are cut at multiples of this: a cache line, and of a fill's pattern, which so continues.
@@ -43,7 +49,8 @@ class Part(NamedTuple):
 def cost(row_bytes: int, rows: int, *places: Place) -> int:
     """Return about how many nanoseconds it takes to access a rectangle, which is in all `places`.
 
-    They have been checked: the rectangle is inside the buffers.
+    They have been checked: the rectangle is inside the buffers. Its pages are there: those of most
+    buffers are, after the first time.
     """
     if not row_bytes or not rows:
         return 0
@@ -69,13 +76,17 @@ def parts(
     its last; `backward` for the other direction.
 
     The rectangle has been checked, as for `cost`. It is halved until its parts are cheap enough,
-    because extents may be anywhere in it.
+    because extents may be anywhere in it; also if rows that are a page apart each need a new page.
     """
+    most_rows = max(limit // COST_PAGE, 1)
+    if rows > most_rows and not any(stride >= PAGE_SIZE for _, _, stride in places):
+        most_rows = rows
     left: list[Part] = []
-    if cost(row_bytes, rows, *places) > limit:
-        left.append(Part(0, rows, 0, row_bytes))
-    elif row_bytes and rows:
-        yield Part(0, rows, 0, row_bytes)
+    if row_bytes and rows:
+        if rows <= most_rows and cost(row_bytes, rows, *places) <= limit:
+            yield Part(0, rows, 0, row_bytes)
+        else:
+            left.append(Part(0, rows, 0, row_bytes))
     while left:
         part = left.pop()
         row, height, column, width = part
@@ -83,7 +94,9 @@ def parts(
             Place(buffer, offset + row * stride + column, stride)
             for buffer, offset, stride in places
         )
-        if (height == 1 and width <= _GRAIN) or cost(width, height, *here) <= limit:
+        if (height == 1 and width <= _GRAIN) or (
+            height <= most_rows and cost(width, height, *here) <= limit
+        ):
             yield part
             continue
         if height > 1:
@@ -98,16 +111,16 @@ def parts(
         left += halves if backward else reversed(halves)
 
 
-def copy_steps(to: Place, source: Place, row_bytes: int, rows: int) -> Steps:
-    """Copy a rectangle between two buffers that share no memory; raise `OutOfRange` before the
-    first step if it leaves one of them."""
+def copy_steps(to: Place, source: Place, row_bytes: int, rows: int, *, limit: int = STEP) -> Steps:
+    """Copy a rectangle between two buffers that share no memory, in steps that cost up to `limit`;
+    raise `OutOfRange` before the first step if it leaves one of them."""
     for buffer, offset, stride in (to, source):
         buffer.check_rect(offset, stride, row_bytes, rows)
-    return _copy(to, source, row_bytes, rows)
+    return _copy(to, source, row_bytes, rows, limit)
 
 
-def _copy(to: Place, source: Place, row_bytes: int, rows: int) -> Steps:
-    for row, height, column, width in parts(row_bytes, rows, to, source):
+def _copy(to: Place, source: Place, row_bytes: int, rows: int, limit: int) -> Steps:
+    for row, height, column, width in parts(row_bytes, rows, to, source, limit=limit):
         to.buffer.copy_rect(
             to.offset + row * to.stride + column,
             to.stride,

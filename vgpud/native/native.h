@@ -29,6 +29,7 @@ enum {
 enum {
     VGPUD_COST_ROW = 100,
     VGPUD_COST_SPAN = 200,
+    VGPUD_COST_PAGE = 500, /* a page that is made now: with rows this far apart, one for each */
     VGPUD_BYTES_PER_NS = 8 /* once they are in memory; a page that is made now costs more */
 };
 
@@ -221,6 +222,10 @@ uint64_t vgpud_mapping_address(const vgpud_mapping *mapping);
 int vgpud_mapping_faulted(const vgpud_mapping *mapping);
 int vgpud_fault_event(void); /* an eventfd: its count rises when a mapping has faulted; or -1 */
 int vgpud_punch_hole(int fd, uint64_t offset, uint64_t length);
+
+/* pages.c: zeroed memory in small pages; NULL with errno set if there is none */
+void *vgpud_map_pages(uint64_t length);
+void vgpud_unmap_pages(void *pages, uint64_t length);
 
 /* eventfd.c: a signal that never waits. It returns 0 or a negative errno. */
 int vgpud_eventfd_signal(int fd);

@@ -38,9 +38,15 @@ class Overlap:
     earlier: bool
 
 
-def sort_steps(places: NDArray[np.void]) -> Generator[None, None, NDArray[np.void]]:
-    """Return a PLACE array in rising order of starts; it is used as scratch."""
-    spare = np.empty_like(places)
+def sort_steps(
+    places: NDArray[np.void], spare: NDArray[np.void] | None = None
+) -> Generator[None, None, NDArray[np.void]]:
+    """Return a PLACE array in rising order of starts; it is used as scratch, and so is `spare`, of
+    the same size."""
+    if spare is None:
+        spare = np.empty_like(places)
+    elif spare.size != places.size:
+        raise ValueError("spare must be as large as places")
     state = ffi.new("vgpud_sort *")
     arrays = _pointer(places), _pointer(spare)
     while not lib.vgpud_sort_places(*arrays, len(places), state, _AT_ONCE):

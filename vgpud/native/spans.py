@@ -23,9 +23,10 @@ FLUSH_BEFORE_READ: Final[int] = lib.VGPUD_FLUSH_BEFORE_READ
 NON_TEMPORAL_WRITE: Final[int] = lib.VGPUD_NON_TEMPORAL_WRITE
 BACKWARD: Final[int] = lib.VGPUD_BACKWARD
 
-#: What a row and a span cost, and a byte, in nanoseconds: native.h has the reasons.
+#: What a row, a span and a new page cost, and a byte, in nanoseconds: native.h has the reasons.
 COST_ROW: Final[int] = lib.VGPUD_COST_ROW
 COST_SPAN: Final[int] = lib.VGPUD_COST_SPAN
+COST_PAGE: Final[int] = lib.VGPUD_COST_PAGE
 BYTES_PER_NS: Final[int] = lib.VGPUD_BYTES_PER_NS
 
 _SPAN = ffi.typeof("vgpud_span *")

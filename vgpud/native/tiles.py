@@ -25,9 +25,11 @@ class TileShadow:
 
     pixels: NDArray[np.uint8]
 
-    def __init__(self, width: int, height: int) -> None:
+    def __init__(self, pixels: NDArray[np.uint8]) -> None:
+        """Make a shadow in an array of zeros."""
         across, down = TILE
-        self.pixels = np.zeros((height, width, 4), np.uint8)
+        height, width, _ = pixels.shape
+        self.pixels = pixels
         self._known = np.zeros((-(-height // down), -(-width // across)), np.uint8)
         self._scratch = np.empty((down, width, 4), np.uint8)
         self._shadow = ffi.new("vgpud_shadow *")

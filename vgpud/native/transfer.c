@@ -17,6 +17,7 @@ enum { TRANSFER_TO_HOST_2D = 0x0105, TRANSFER_TO_HOST_3D = 0x0205, OK_NODATA = 0
 enum { FLAG_FENCE = 1, FLAG_INFO_RING_IDX = 2 };
 enum { BYTES_PER_PIXEL = 4 };
 enum { SMALL = 64 * 1024 }; /* bytes of a rectangle */
+enum { PAGE = 4096 };
 
 struct header {
     uint32_t type, flags;
@@ -86,7 +87,7 @@ static int copy(vgpud_transfers *transfers, uint32_t resource, uint32_t x, uint3
 {
     const vgpud_image *image = (const vgpud_image *)(uintptr_t)transfers->images;
     const vgpud_image *end = image + transfers->count;
-    uint64_t row, bytes, gaps, spans, backing_spans, cost;
+    uint64_t row, bytes, gaps, spans, backing_spans, row_cost, cost;
     struct tail pixels, backing;
 
     while (image != end && image->resource != resource)
@@ -102,8 +103,10 @@ static int copy(vgpud_transfers *transfers, uint32_t resource, uint32_t x, uint3
                        y * row + (uint64_t)x * BYTES_PER_PIXEL, gaps * row + bytes);
     backing_spans = find_range(&backing, image->backing, image->backing_ends, image->backing_count,
                                offset, gaps * (stride != 0 ? stride : row) + bytes);
-    cost = bytes * height / VGPUD_BYTES_PER_NS + (uint64_t)height * VGPUD_COST_ROW +
-           (spans + backing_spans) * VGPUD_COST_SPAN;
+    row_cost = bytes / VGPUD_BYTES_PER_NS + VGPUD_COST_ROW;
+    if (row >= PAGE && row_cost < VGPUD_COST_PAGE)
+        row_cost = VGPUD_COST_PAGE;
+    cost = height * row_cost + (spans + backing_spans) * VGPUD_COST_SPAN;
     if (spans == 0 || backing_spans == 0 || cost > transfers->left ||
         vgpud_copy(pixels.spans, pixels.count, pixels.offset, row, backing.spans, backing.count,
                    backing.offset, stride != 0 ? stride : row, bytes, height, NULL, 0, 0) != 0)

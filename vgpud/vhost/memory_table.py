@@ -24,9 +24,9 @@ from vgpud.native.spans import SPAN
 from vgpud.unix.fd import Fd
 from vgpud.vhost.region_mappings import MappedRegion, Region, RegionMappings
 
-# The parts that all entries of one list make together, where they cross from one region into the
-# next, besides one for each entry. A list names each page about once, and there are few borders.
-MAX_CROSSING: Final = 1 << 16
+# How often all entries of one list together cross from one region into the next. A list names each
+# page about once, and there are up to 31 borders.
+MAX_CROSSING: Final = 1024
 
 
 class RegionFile(NamedTuple):
@@ -287,10 +287,7 @@ class MemoryTable:
         first_region = table.start.searchsorted(addresses, "right") - 1
         parts = table.start.searchsorted(last, "right") - first_region
         total = int(parts.sum())
-        if total - parts.size > MAX_CROSSING:
-            raise GuestAddressError(
-                f"{total - parts.size} crossings of borders between memory regions"
-            )
+        check_crossings(total - parts.size)
         entry = np.repeat(np.arange(parts.size), parts)
         nth = np.arange(total) - np.repeat(parts.cumsum() - parts, parts)
         region = first_region[entry] + nth
@@ -316,6 +313,13 @@ def _columns(regions: Sequence[MappedRegion]) -> _Columns:
         run = one.size + (rows[-1][3] if adjacent else 0)
         rows.append((one.start, one.size, one.address, run))
     return _Columns(*np.array(rows[::-1], np.uint64).reshape(-1, 4).T.copy())
+
+
+def check_crossings(count: int) -> None:
+    """Raise GuestAddressError for a list whose entries cross from one region into the next too
+    often."""
+    if count > MAX_CROSSING:
+        raise GuestAddressError(f"{count} crossings of borders between memory regions")
 
 
 def _check_log(log: DirtyLog, regions: Sequence[MappedRegion]) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.gpu import driver as d
-from tests.gpu.machine import KIB, LIMIT, PAGE, WINDOW, Machine, random_bytes, refused
+from tests.gpu.machine import KIB, LIMIT, PAGE, WINDOW, Machine, finish, random_bytes, refused
 from vgpud.coherency.slot_policy import Layout
 from vgpud.errors import VgpudError
 from vgpud.gpu.blobs import per_blob_layout
@@ -185,13 +185,12 @@ def test_parked_blobs_that_are_displaced_keep_their_bytes(windowed: Machine, siz
 def test_a_displaced_blob_waits_for_its_work(windowed: Machine) -> None:
     make(windowed, 1, PAGE)
     windowed.all(d.map_blob(1, 0), d.unmap_blob(1), d.create_blob(2, PAGE))
-    finish = windowed.hold(d.submit(d.fill(1, 0, PAGE, 0x77777777)))
+    end_work = windowed.hold(d.submit(d.fill(1, 0, PAGE, 0x77777777)))
     mapping = windowed.start(d.map_blob(2, 0))
     mapping.send(None)  # stands still until the work is done
     assert windowed.executor.waited_for == [1]
-    finish()
-    with pytest.raises(StopIteration):
-        mapping.send(None)
+    end_work()
+    finish(mapping)
     assert windowed.bytes_of(1) == b"\x77" * PAGE
     assert windowed.bar.read(0, PAGE) == bytes(PAGE)
 
@@ -200,14 +199,13 @@ def test_work_on_a_blob_is_done_before_the_blob_moves(machine: Machine) -> None:
     make(machine, 1, PAGE)
     machine.do(d.map_blob(1, 0))
     for number, command in enumerate((d.unmap_blob(1), d.map_blob(1, PAGE), d.unmap_blob(1))):
-        finish = machine.hold(d.submit(d.fill(1, 0, PAGE, number)))
+        end_work = machine.hold(d.submit(d.fill(1, 0, PAGE, number)))
         waiting = machine.start(command)
         waiting.send(None)
-        finish()
+        end_work()
         data = number.to_bytes(4, "little") * (PAGE // 4)
         assert machine.bytes_of(1) == data
-        with pytest.raises(StopIteration):
-            waiting.send(None)
+        finish(waiting)
         assert machine.bytes_of(1) == data
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from vgpud.errors import OutOfMemory
-from vgpud.gpu import memory
 from vgpud.gpu.display import capture as capturing
 from vgpud.gpu.display.capture import STEP, Capture, Captures
 from vgpud.gpu.wire.header import Rect
@@ -220,23 +218,6 @@ def test_a_screenshot_that_is_cancelled_is_released() -> None:
         assert captures.settle(0)
 
     asyncio.run(test())
-
-
-def test_large_pictures_are_freed_in_a_thread() -> None:
-    freed: list[int] = []
-
-    class Pixels(list[NDArray[np.uint8]]):
-        def clear(self) -> None:
-            freed.append(threading.get_ident())
-            super().clear()
-
-    async def test() -> None:
-        for size in (100, memory.FREE_IN_THREAD):
-            memory.free(Pixels([np.zeros(size, np.uint8)]))
-        await asyncio.get_running_loop().shutdown_default_executor()
-
-    asyncio.run(test())
-    assert [ident == threading.get_ident() for ident in freed] == [True, False]
 
 
 def test_rows_come_a_few_at_a_time() -> None:

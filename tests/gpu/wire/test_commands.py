@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from tests.gpu.wire.command_cases import COMMANDS, ENTRIES, RESOURCE, TAILS, header
 from vgpud.errors import VgpudError
 from vgpud.gpu.errors import response_code
-from vgpud.gpu.wire.command_codec import decode, decode_body, encode
+from vgpud.gpu.wire.command_codec import (
+    MOST_COPIED,
+    CommandWithEntries,
+    decode,
+    decode_body,
+    encode,
+)
 from vgpud.gpu.wire.commands import (
     CtxCreate,
     MoveCursor,
@@ -24,7 +30,7 @@ from vgpud.gpu.wire.commands import (
     Submit3D,
 )
 from vgpud.gpu.wire.header import HEADER_SIZE, Header, Rect, decode_header, echo
-from vgpud.gpu.wire.mem_entries import mem_entries
+from vgpud.gpu.wire.mem_entries import bytes_kept, mem_entries
 from vgpud.gpu.wire.protocol import (
     CommandType,
     ContextId,
@@ -157,6 +163,22 @@ def test_a_debug_name_too_long_is_not_encoded() -> None:
 
 def test_context_init_holds_the_capset_id() -> None:
     assert CtxCreate(header(CtxCreate), 0xFFFFFF1E, b"").capset_id == 30
+
+
+@pytest.mark.parametrize("count", [0, 1, MOST_COPIED // 16])
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_a_few_entries_do_not_keep_a_long_request(
+    kind: Callable[[bytes], bytes | bytearray | memoryview], count: int
+) -> None:
+    entries = mem_entries(*[(number, 4096) for number in range(count)])
+    for command in (
+        ResourceAttachBacking(header(ResourceAttachBacking), RESOURCE, entries),
+        ResourceCreateBlob(header(ResourceCreateBlob), RESOURCE, 1, 0, 0, 4096, entries),
+    ):
+        decoded = decode(kind(encode(command) + bytes(8 << 20)))
+        assert decoded == command
+        assert isinstance(decoded, CommandWithEntries)
+        assert bytes_kept(decoded.entries) == 16 * count
 
 
 def test_no_entries() -> None:

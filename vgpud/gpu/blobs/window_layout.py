@@ -23,13 +23,13 @@ from vgpud.gpu.blobs.layout import FREE_IN_THREAD, access_of, flushed_at_hand_ov
 from vgpud.gpu.blobs.slot_owner import BarSlots
 from vgpud.gpu.blobs.vmm_blobs import FIRST_ID
 from vgpud.gpu.errors import InvalidParameter, Unspecified
-from vgpud.gpu.memory import zeroed
 from vgpud.gpu.quota import Charge, Quota
 from vgpud.gpu.wire.protocol import ResourceId
 from vgpud.gpu.work import BackgroundWork
 from vgpud.memory.backing import HostBacking
 from vgpud.memory.buffers import Buffer
 from vgpud.memory.extents import Extents
+from vgpud.memory.pages import zeroed
 from vgpud.memory.steps import Steps, copy_all_steps, flush_steps
 from vgpud.memory.window import HostWindow
 from vgpud.memory.window_map import Placement, WindowMap

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from vgpud.errors import OutOfMemory
 from vgpud.gpu.display.frame import BYTES_PER_PIXEL
-from vgpud.gpu.memory import free
 from vgpud.gpu.rects import cut
 from vgpud.gpu.wire.formats import to_rgb
 from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import Format
+from vgpud.memory.pages import zeroed
 from vgpud.memory.steps import Steps
 
 RunInThread: TypeAlias = Callable[[Steps], Awaitable[None]]
@@ -58,9 +58,10 @@ class Capture:
         if needed > limit:
             raise OutOfMemory(f"{what} takes {needed} bytes, and memory_limit is {limit}")
         try:
-            self.pixels: NDArray[np.uint8] = np.empty((self.height, self.width, 4), np.uint8)
-        except MemoryError:
+            pixels = zeroed(self.width * self.height * BYTES_PER_PIXEL)
+        except OutOfMemory:
             raise OutOfMemory(f"the host has no {needed} bytes for {what}") from None
+        self.pixels: NDArray[np.uint8] = pixels.reshape(self.height, self.width, BYTES_PER_PIXEL)
         self.flushed = asyncio.Event()  # the guest has flushed, and makes the copy
         self.ended = asyncio.Event()  # that copy has been made, or given up
         self.whole = False
@@ -85,8 +86,7 @@ class Capture:
 
     def release(self) -> None:
         """Free the pixels; a second call does nothing."""
-        held, self.pixels = [self.pixels], self.pixels[:0].copy()
-        free(held)
+        self.pixels = self.pixels[:0].copy()
 
 
 class CaptureSource(Protocol):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from vgpud.gpu.display import messages
 from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import ScanoutId
+from vgpud.memory.pages import zeroed
 
 BYTES_PER_PIXEL: Final = 4
 
@@ -89,7 +90,7 @@ class Frame:
         for part in list(self._parts):
             first = part.row
             source = part.pixels[first - part.first :]
-            copy = np.empty(source.shape, np.uint8)
+            copy = zeroed(source.nbytes).reshape(source.shape)
             rows = max(STEP // (part.rect.width * BYTES_PER_PIXEL), 1)
             for begin in range(0, len(copy), rows):
                 copy[begin : begin + rows] = source[begin : begin + rows]

@@ -21,7 +21,6 @@ from vgpud.gpu.display.damage import Damage, union
 from vgpud.gpu.display.frame import BYTES_PER_PIXEL, Frame
 from vgpud.gpu.display.shadow import TILE, Shadow
 from vgpud.gpu.display.tiles import rectangles
-from vgpud.gpu.memory import free
 from vgpud.gpu.quota import Charge, Quota
 from vgpud.gpu.rects import cut
 from vgpud.gpu.wire.header import Rect
@@ -204,7 +203,7 @@ class ScanoutFrames:
         try:
             self._charge = self._quota.charge(size)
             self._shadow = Shadow(self._width, self._height)
-        except (OutOfMemory, MemoryError) as error:
+        except OutOfMemory as error:
             self._charge.release()
             if not self._refused:
                 self._quota.note_refusal(
@@ -243,9 +242,7 @@ class ScanoutFrames:
     def _free(self) -> None:
         """Free the shadow, which nothing is being sent from."""
         self._charge.release()
-        if self._shadow is not None:
-            held, self._shadow = [self._shadow.pixels(self._all)], None
-            free(held)
+        self._shadow = None
 
     async def _detach(self, frame: Frame) -> None:
         """Detach the frame that is being sent from the shadow, or wait until it has been sent."""

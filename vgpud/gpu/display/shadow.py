@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from vgpud.gpu.wire.header import Rect
 from vgpud.memory.extents import Extents
+from vgpud.memory.pages import zeroed
 from vgpud.native import tiles as native
 
 TILE: Final = native.TILE
@@ -25,7 +26,7 @@ class Shadow:
 
     def __init__(self, width: int, height: int) -> None:
         self.width, self.height = width, height
-        self._tiles = native.TileShadow(width, height)
+        self._tiles = native.TileShadow(zeroed(width * height * 4).reshape(height, width, 4))
 
     @staticmethod
     def size(width: int, height: int) -> int:

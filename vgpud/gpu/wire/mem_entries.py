@@ -25,3 +25,9 @@ def mem_entries(*extents: tuple[int, int]) -> MemEntries:
     entries = np.array([(addr, length, 0) for addr, length in extents], dtype=MEM_ENTRY)
     entries.flags.writeable = False
     return entries
+
+
+def bytes_kept(entries: MemEntries) -> int:
+    """Return how many bytes an array of entries keeps: its own, or those of all of its request."""
+    request = entries.base
+    return len(request) if isinstance(request, bytes) else entries.nbytes
