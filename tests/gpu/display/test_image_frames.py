@@ -137,3 +137,30 @@ def test_the_fast_path_waits_for_frames_that_are_not_taken_yet() -> None:
             theirs.close()
 
     asyncio.run(test())
+
+
+@pytest.mark.parametrize("context", [False, True], ids=["transferred", "drawn by a context"])
+def test_a_slow_display_without_memory_for_frames_delays_a_guest_once(context: bool) -> None:
+    async def test() -> None:
+        with Machine() as machine:
+            ours, theirs = socket.socketpair()
+            gpu = machine.gpu
+            channel = DisplayChannel("gpu0", StreamSocket(ours), gpu.scanouts, gpu.quota)
+            machine.do(d.ctx_create())
+            machine.do(d.create_2d(1, WIDTH, HEIGHT))
+            machine.do(d.attach_backing(1, (LOW, WIDTH * HEIGHT * 4)))
+            machine.all(d.ctx_attach(1), d.set_scanout(0, 1, WHOLE))
+            gpu.attach_display(channel)
+            gpu.quota.limit = gpu.quota.used + 4096  # none for a shadow
+            # The channel does not run: it sends as little as with a VMM that has stopped.
+            flushes = d.flush(1, Rect(0, 0, 8, 8)), d.flush(1, Rect(99, 99, 8, 8))
+            draw = d.submit(d.fill(1, 0, 64, 7)) if context else d.transfer(1, Rect(0, 0, 8, 8))
+            begin = asyncio.get_running_loop().time()
+            for _ in range(3):
+                await execute(machine, *flushes, draw)
+            assert asyncio.get_running_loop().time() - begin < 3 * scanout_frames.PATIENCE
+            gpu.attach_display(None)
+            channel.close()
+            theirs.close()
+
+    asyncio.run(test())
