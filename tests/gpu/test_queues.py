@@ -32,7 +32,10 @@ class Answers(Virtqueue):
     def forget_unanswered(self) -> None:
         pass
 
-    def complete(self, chain: Chain, response: bytes) -> None:
+    def publish(self) -> None:
+        pass
+
+    def complete(self, chain: Chain, response: bytes, *, publish: bool = True) -> None:
         self.last = response
         self.types.append(int.from_bytes(response[:4], "little"))
 

@@ -469,6 +469,7 @@ FIELDS = {
         "_in_flight": "rebuilt: of the heads of the responses that are held",
         "_fault": "not needed: a broken ring is found to be so again",
         "_pump": "not needed: a ring is saved when it has been stopped",
+        "_writing": "not needed: a ring is saved when it has been stopped",
         "_memory": "not needed: the front-end sends its memory table again",
         **dict.fromkeys(("device", "name", "_tasks"), "the queue's own"),
     },

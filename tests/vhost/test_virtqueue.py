@@ -228,7 +228,37 @@ def test_what_is_answered_while_stopped_is_held_back() -> None:
             assert stand.ram.read(0, REGION) == before
             stand.start()
             assert [await stand.answer(head) for head in heads] == [b"late", b"late"]
-            assert stand.queue._finished == []
+            assert not stand.queue._finished
+
+    run(test)
+
+
+def test_many_answers_held_back_are_written_in_several_turns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vgpud.vhost.virtqueue.PUBLISH_AFTER", 0.0)
+
+    async def test() -> None:
+        async with standing(size=64) as stand:
+            stand.handler.hold = True
+            stand.start()
+            heads = [stand.driver.submit(b"%d" % number, 4) for number in range(10)]
+            await stand.handler.number(10)
+            await stand.queue.stop()
+            *most, last = stand.handler.held
+            for chain in most:
+                stand.queue.complete(chain, b"late")
+            stand.handler.hold = False
+            stand.start()
+            assert len(stand.queue._finished) == 8
+            await stand.queue.stop()  # in the middle of it
+            stand.queue.complete(last, b"last")
+            assert len(stand.queue._finished) == 9
+            stand.start()
+            heads.append(stand.driver.submit(b"new", 4))
+            assert await stand.answer(heads[-1]) == b"wen"
+            seen = [await stand.answer(head) for head in heads[:-1]]
+            assert seen == [*[b"late"] * 9, b"last"]
 
     run(test)
 

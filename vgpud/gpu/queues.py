@@ -45,6 +45,7 @@ class GpuQueue:
     def __init__(self, gpu: Gpu, timelines: Timelines, *, cursor: bool) -> None:
         self._gpu = gpu
         self._timelines = timelines
+        timelines.after_batch(self._publish)
         self._cursor = cursor
         self._counters = gpu.counters
         self._commands = gpu.counters.commands
@@ -165,7 +166,13 @@ class GpuQueue:
         assert self.queue is not None, "the queue has been started"
         if self._charges:
             self._release(chain.head)
-        self.queue.complete(chain, responses.encode(response, header))
+        publish = not self._timelines.batching
+        self.queue.complete(chain, responses.encode(response, header), publish=publish)
+
+    def _publish(self) -> None:
+        """Publish the answers of a batch."""
+        if self.queue is not None:
+            self.queue.publish()
 
     def _refusal(
         self, header: Header, error: VgpudError, command: Command | None = None

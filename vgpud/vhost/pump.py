@@ -103,13 +103,19 @@ class Pump:
         except (RingError, GuestAddressError) as error:
             self._broken(error)
 
-    def complete(self, chain: Chain, response: bytes) -> None:
-        """Write a response, and return its chain to the driver."""
+    def complete(self, chain: Chain, response: bytes, *, publish: bool = True) -> None:
+        """Write a response, and return its chain to the driver; unless `publish`, it sees that
+        after `publish`."""
         try:
             self._ring.answer(chain, response)
         except GuestAddressError as error:
             self._broken(error)
             return
+        if publish:
+            self.publish()
+
+    def publish(self) -> None:
+        """Publish what has been answered, unless that is done soon anyway."""
         if not self._batching:
             self._publish()
 
