@@ -12,6 +12,7 @@ from tests.support.until import until_async
 from tests.vhost.queue_stand import REGION, run, standing
 from vgpud.vhost.memory_table import DirtyTracking, MemoryTable
 from vgpud.vhost.pump import QUANTUM
+from vgpud.vhost.ring import CUT
 from vgpud.vhost.ring_life import RingLife
 from vgpud.vhost.ring_views import RingAddress
 from vgpud.vhost.split_ring import F_EVENT_IDX, F_INDIRECT_DESC
@@ -259,6 +260,85 @@ def test_many_answers_held_back_are_written_in_several_turns(
             assert await stand.answer(heads[-1]) == b"wen"
             seen = [await stand.answer(head) for head in heads[:-1]]
             assert seen == [*[b"late"] * 9, b"last"]
+
+    run(test)
+
+
+LONG_REQUEST = bytes(range(256)) * 1500
+
+
+def test_long_requests_are_read_in_steps() -> None:
+    async def test() -> None:
+        async with standing() as stand:
+            stand.driver._arena_end = REGION
+            stand.start()
+            heads = [stand.driver.submit(data, 4) for data in (LONG_REQUEST, b"next")]
+            assert await stand.answer(heads[0]) == LONG_REQUEST[:-5:-1]
+            assert await stand.answer(heads[1]) == b"txen"
+            assert stand.handler.seen == [LONG_REQUEST, b"next"]
+
+    run(test)
+
+
+def test_a_device_says_how_much_of_a_long_request_it_reads() -> None:
+    async def test() -> None:
+        async with standing() as stand:
+            begins: list[bytes] = []
+            sizes = [10, CUT + 100, len(LONG_REQUEST), 1 << 30]
+
+            def size(begin: bytes) -> int:
+                begins.append(begin)
+                return sizes[len(begins) - 1]
+
+            stand.driver._arena_end = REGION
+            stand.queue.start(stand.handler, request_size=size)
+            for _ in sizes:
+                await stand.command(LONG_REQUEST)
+            assert begins == [LONG_REQUEST[:CUT]] * 4
+            assert [len(request) for request in stand.handler.seen] == [CUT, *sizes[1:3], sizes[2]]
+            assert all(LONG_REQUEST.startswith(request) for request in stand.handler.seen)
+
+    run(test)
+
+
+def test_a_stop_while_a_long_request_is_read_leaves_it_for_the_next_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vgpud.vhost.ring.STEP", 64)
+    monkeypatch.setattr("vgpud.pace.STEP", 0.0)
+
+    async def test() -> None:
+        async with standing() as stand:
+            stand.driver._arena_end = REGION
+            stand.start()
+            head = stand.driver.submit(LONG_REQUEST, 4)
+            await asyncio.sleep(0.01)
+            assert await stand.queue.stop() == 0
+            assert stand.handler.seen == []
+            monkeypatch.setattr("vgpud.vhost.ring.STEP", 1 << 20)
+            stand.start()
+            assert await stand.answer(head) == LONG_REQUEST[:-5:-1]
+            assert stand.handler.seen == [LONG_REQUEST]
+
+    run(test)
+
+
+def test_a_long_request_whose_memory_goes_while_it_is_read_breaks_the_ring(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vgpud.vhost.ring.STEP", 64)
+    monkeypatch.setattr("vgpud.pace.STEP", 0.0)
+
+    async def test() -> None:
+        async with standing() as stand:
+            stand.driver._buffers = REGION  # in the second region
+            stand.driver._arena_end = 2 * REGION
+            stand.start()
+            stand.driver.submit(LONG_REQUEST, 4)
+            await asyncio.sleep(0.01)
+            stand.share(1)
+            await stand.gave_up()
+            assert stand.handler.seen == []
 
     run(test)
 

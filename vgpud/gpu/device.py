@@ -178,11 +178,11 @@ class GpuDevice(Device):
             self._timelines.resume()
             self.gpu.resume()
             self._operations.resume()
-            queue.start(handler.handle, handler.fast_path)
+            queue.start(handler.handle, handler.fast_path, handler.request_size)
             if self._channel is not None and queue.running:
                 self._channel.resume()
         else:
-            queue.start(handler.handle)
+            queue.start(handler.handle, request_size=handler.request_size)
 
     async def stop_queue(self, index: int) -> None:
         """Stop a queue; the VMM's operations go on, because it may use a paused VM's device.

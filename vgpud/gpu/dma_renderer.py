@@ -56,6 +56,7 @@ class DmaRenderer:
     """A `gpu.renderer.Renderer` of DMA contexts, whose blobs are allocated by the device's
     layout."""
 
+    longest_stream = dma.MAX_STREAM
     lost = None
     allocates = False
 

@@ -19,7 +19,7 @@ from vgpud.native.ring import FastPath
 from vgpud.unix.fd import Fd
 from vgpud.vhost import ring_eventfd
 from vgpud.vhost.memory_table import MemoryTable
-from vgpud.vhost.pump import PUBLISH_AFTER, Handler, Pump
+from vgpud.vhost.pump import PUBLISH_AFTER, Handler, Pump, RequestSize
 from vgpud.vhost.ring import Ring
 from vgpud.vhost.ring_life import RingEvent, RingLife, step
 from vgpud.vhost.ring_setup import RingSetup, RingState
@@ -126,12 +126,16 @@ class Virtqueue:
     # What the device does
 
     def start(
-        self, handler: Handler, fast_path: Callable[[], FastPath | None] | None = None
+        self,
+        handler: Handler,
+        fast_path: Callable[[], FastPath | None] | None = None,
+        request_size: RequestSize | None = None,
     ) -> None:
         """Serve the ring, if it is ready: have `handler` called with each chain.
 
         `fast_path` returns the fast path that may execute requests without the handler at the
-        moment, if there is one. A ring that is malformed, or not in guest memory, is broken.
+        moment, if there is one; `request_size` says how much of a long request `handler` is to get,
+        by default all of it. A ring that is malformed, or not in guest memory, is broken.
         """
         setup = self.setup
         if self.life is not RingLife.READY or setup.address is None:
@@ -153,7 +157,14 @@ class Virtqueue:
         self.life = step(self.life, RingEvent.START)
         self.setup.fresh = False
         self._pump = Pump(
-            ring, setup, self._memory, handler, fast_path, tasks=self._tasks, broken=self._break
+            ring,
+            setup,
+            self._memory,
+            handler,
+            fast_path,
+            request_size,
+            tasks=self._tasks,
+            broken=self._break,
         )
         self._write_finished()
         if not self.running:  # the responses could not be written
