@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 import zlib
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from struct import pack
 
 import numpy as np
@@ -276,3 +276,16 @@ def test_waiting_work_takes_little_memory_or_is_paid_for() -> None:
             tracemalloc.stop()
         assert isinstance(command, commands.Submit3D)
         assert taken < 8 * len(command.data) + machine.used - used
+
+
+def test_a_short_stream_that_takes_long_to_check_lets_others_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vgpud.gpu.dma_renderer.CHECKING", 0.0)
+    with Machine() as machine:
+        machine.do(d.ctx_create())
+        used = machine.used
+        outcome = machine.gpu.execute(d.submit(dma.Nop(), dma.Nop()))
+        assert isinstance(outcome, Coroutine)
+        assert machine.used == used
+        outcome.close()
