@@ -388,11 +388,13 @@ FIELDS = {
         "_display": "not needed: the front-end gives it again",
         "_is_attached": "the contexts'",
         "captures": "not needed: the control API's",
+        "pictures": "rebuilt: views of what is active",
     },
     "Cursors": {
         "_cursors": SAVED,
         "_resources": "the device's own",
         "_check": "the device's own",
+        "_executor": "the device's own",
         "_display": "not needed: the front-end gives it again",
     },
     "Contexts": {

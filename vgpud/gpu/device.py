@@ -112,7 +112,8 @@ class GpuDevice(Device):
         with ExitStack() as stack:
             stream = StreamSocket.of(socket)
             stack.callback(stream.close)
-            channel = DisplayChannel(self.name, stream, gpu.scanouts, gpu.quota, gpu.counters)
+            pictures = gpu.scanouts.pictures
+            channel = DisplayChannel(self.name, stream, pictures, gpu.quota, gpu.counters)
             gpu.attach_display(channel)
             self._display = self._tasks.create_task(self._show(channel))
             # A task that is cancelled before it starts does not get to the end of `run`.

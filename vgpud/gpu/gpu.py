@@ -86,8 +86,11 @@ class Gpu:
         if not self._renderers:
             self.transfers.refuse_3d()
         self.contexts = Contexts(self.resources, self.quota, self._renderers)
-        self.scanouts = Scanouts(spec.name, spec.outputs, self.resources, self.contexts.is_attached)
-        self.cursors = Cursors(self.resources, self.scanouts.check)
+        self.scanouts = Scanouts(
+            *(spec.name, spec.outputs, self.resources, self.contexts.is_attached),
+            *(self.quota, executor),
+        )
+        self.cursors = Cursors(self.resources, self.scanouts.check, executor)
         self._executor = executor
         self._window_lock = Lock()
         self._preparation = preparation = Preparation(

@@ -13,7 +13,7 @@ from vgpud.errors import OutOfMemory
 from vgpud.gpu import memory
 from vgpud.gpu.display import capture as capturing
 from vgpud.gpu.display.capture import Capture, Captures
-from vgpud.gpu.display.scanout_frames import STEP
+from vgpud.gpu.display.reading import STEP
 from vgpud.gpu.quota import Quota
 from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import Format
@@ -28,7 +28,7 @@ class Source:
     def __init__(self, size: tuple[int, int]) -> None:
         self.picture: NDArray[np.uint8] | None = np.zeros((size[1], size[0], 4), np.uint8)
         self.reads: list[Rect] = []
-        self.cost = 1
+        self.dearness = 1
 
     def fill(self, value: int) -> None:
         assert self.picture is not None
@@ -44,8 +44,11 @@ class Source:
         assert self.picture is not None
         return self.picture[rect.y : rect.y + rect.height, rect.x : rect.x + rect.width]
 
-    def read_cost(self, scanout_id: int) -> int:
-        return self.cost
+    def cost(self, scanout_id: int, rect: Rect) -> int:
+        return rect.width * rect.height * self.dearness // 2
+
+    async def prepare(self, scanout_id: int) -> None:
+        pass
 
 
 async def flush(captures: Captures) -> None:
@@ -163,10 +166,10 @@ def test_a_step_reads_little(cost: int) -> None:
     async def test() -> None:
         for size in ((2048, 2048), (16384, 100), (100, 16384)):
             source = Source(size)
-            source.cost = cost
+            source.dearness = cost
             assert await take(Captures(source)) is not None
             for rect in source.reads:
-                assert 4 * rect.width * rect.height * cost <= STEP
+                assert rect.width * rect.height * cost // 2 <= STEP
 
     asyncio.run(test())
 

@@ -22,7 +22,8 @@ from vgpud.errors import PeerError, PeerGone
 from vgpud.gpu.counters import Counters
 from vgpud.gpu.display import messages
 from vgpud.gpu.display.frame import BYTES_PER_PIXEL, Frame
-from vgpud.gpu.display.scanout_frames import STEP, ScanoutFrames, ScanoutReader
+from vgpud.gpu.display.reading import STEP, Budget
+from vgpud.gpu.display.scanout_frames import ScanoutFrames, ScanoutReader
 from vgpud.gpu.errors import Unspecified
 from vgpud.gpu.quota import Quota
 from vgpud.gpu.wire import responses
@@ -144,9 +145,9 @@ class DisplayChannel:
         frames = self._frames.get(scanout_id)
         return frames is not None and frames.taking
 
-    def settle(self, scanout_id: int) -> bool:
+    def settle(self, scanout_id: int, budget: Budget) -> bool:
         frames = self._frames.get(scanout_id)
-        return frames is None or self._closed or frames.settle()
+        return frames is None or self._closed or frames.settle(budget)
 
     async def finish_settling(self, scanout_id: int) -> None:
         frames = self._frames.get(scanout_id)
@@ -314,12 +315,11 @@ class DisplayChannel:
 
     async def _send_unread(self, frames: ScanoutFrames) -> None:
         """Send damage as it is now, because there is no memory for a shadow."""
-        for part in frames.begin_unread(min(STEP, MAX_UPDATE) // BYTES_PER_PIXEL):
+        parts = frames.begin_unread(STEP)
+        while (part := await parts.next()) is not None and not frames.closed:
             pixels = self._scanouts.xrgb(frames.scanout_id, part)
             if pixels is not None:
                 await self._stream(Frame(frames.scanout_id, [(part, pixels)]))
-            if frames.closed:
-                break
         frames.end()
 
     async def _stream(self, frame: Frame) -> None:
