@@ -38,6 +38,10 @@ REPLY_TIMEOUT = 4.0
 """Seconds to wait for a reply. A Linux guest waits 5 seconds for the command that needs it, and
 should get an error before that."""
 
+ALIKE = 2
+"""Requests that are alike and not answered: one may be of a guest that has given up, and the next
+is sent nevertheless. With more, a guest could have a VMM that does not answer sent ever more."""
+
 WAKE_AFTER = 0.02
 """Seconds without a message after which a VMM is sent a request that changes nothing.
 
@@ -75,10 +79,11 @@ _RECEIVED = 4096
 
 @dataclass(slots=True, eq=False)
 class _PendingRequest:
-    """A request of the back-end that has not been answered."""
+    """A request of the back-end that has not been answered, and how many wait for its reply."""
 
     request: messages.DisplayRequest
     reply: asyncio.Future[messages.DisplayReply]
+    waiting: int = 0
 
 
 class DisplayChannel:
@@ -238,17 +243,32 @@ class DisplayChannel:
         if self._closed:
             raise _no_reply(request)
         pending = self._ask(request)
+        pending.waiting += 1
         try:
             async with asyncio.timeout(REPLY_TIMEOUT):
                 return await asyncio.shield(pending.reply)
         except TimeoutError:
             raise _no_reply(request) from None
+        finally:
+            pending.waiting -= 1
+            if not pending.waiting and pending in self._unsent:
+                self._unsent.remove(pending)
 
     def _ask(self, request: messages.DisplayRequest) -> _PendingRequest:
+        """Have a request sent, unless there is one like it that has not been sent: the reply to one
+        that has been may be older than what is asked for."""
+        for pending in self._unsent:
+            if pending.request == request:
+                return pending
         pending = _PendingRequest(request, self._loop.create_future())
         self._unsent.append(pending)
         self._changed.set()
         return pending
+
+    def _next_request(self) -> _PendingRequest | None:
+        """Return the next request to send, if there is one that may be sent now."""
+        asked = [pending.request for pending in self._unanswered]
+        return next((one for one in self._unsent if asked.count(one.request) < ALIKE), None)
 
     async def _receive(self) -> None:
         while True:
@@ -264,6 +284,7 @@ class DisplayChannel:
                         f"display: {type(reply).__name__} came, which was not asked for"
                     )
                 pending = self._unanswered.popleft()
+                self._changed.set()  # another request like it may be sent
                 if not pending.reply.done():
                     pending.reply.set_result(reply)
 
@@ -285,8 +306,8 @@ class DisplayChannel:
         if self._features_unsent:
             self._features_unsent = False
             await self._tell(messages.DisplaySetProtocolFeatures(self._features))
-        while self._unsent:
-            pending = self._unsent.popleft()
+        while (pending := self._next_request()) is not None:
+            self._unsent.remove(pending)
             self._unanswered.append(pending)
             await self._socket.send(messages.encode(pending.request))
         while self._sizes:
