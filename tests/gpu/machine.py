@@ -24,6 +24,7 @@ from vgpud.coherency.kvm_mode import KvmMode
 from vgpud.coherency.slot_policy import Buffers, GuestPat, Layout, Rule
 from vgpud.errors import HostError, VgpudError
 from vgpud.gpu.contexts import Submission
+from vgpud.gpu.display.reading import Budget
 from vgpud.gpu.environment import Environment
 from vgpud.gpu.errors import Unspecified, response_code
 from vgpud.gpu.gpu import Gpu
@@ -230,7 +231,7 @@ class Screen:
     def taking(self, scanout_id: int) -> bool:
         return False
 
-    def settle(self, scanout_id: int) -> bool:
+    def settle(self, scanout_id: int, budget: Budget) -> bool:
         return True
 
     async def finish_settling(self, scanout_id: int) -> None:

@@ -27,6 +27,7 @@ DATA = b"what this one can do"
 class SecondRenderer:
     """A `gpu.renderer.Renderer`; `pending` are submissions by their data."""
 
+    longest_stream = 1 << 20
     allocates = True
     capsets = (Capset(CAPSET, 3, DATA),)
 

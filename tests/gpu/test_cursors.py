@@ -8,9 +8,21 @@ import numpy as np
 import pytest
 
 from tests.gpu import driver as d
-from tests.gpu.machine import HIGH, LOW, PAGE, Machine, Screen, refused
+from tests.gpu.machine import (
+    HIGH,
+    LOW,
+    PAGE,
+    REGION,
+    FakeExecutor,
+    Machine,
+    Screen,
+    finish,
+    refused,
+)
 from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import Format, ResponseType
+from vgpud.gpu.wire.responses import OkNoData
+from vgpud.gpu.work import INLINE_COST
 
 SIDE = 64
 NEGATIVE = (1 << 32) - 5  # Linux sends places off the screen's edge so
@@ -163,3 +175,26 @@ def test_a_blob_may_be_the_cursor(machine: Machine) -> None:
     machine.do(d.guest_blob(2, (LOW, 3 * PAGE)))
     with refused(ResponseType.ERR_INVALID_PARAMETER):
         machine.do(d.update_cursor(0, 2))
+
+
+def test_a_cursor_of_scattered_memory_is_read_in_steps(machine: Machine) -> None:
+    screen = Screen()
+    machine.gpu.attach_display(screen)
+    size = SIDE * SIDE * 4
+    pieces = [(LOW + 7 * number % REGION, 1) for number in range(size)]
+    machine.do(d.guest_blob(1, *pieces))
+    steps = 0
+
+    class Counted(FakeExecutor):
+        async def run_steps(self, running: Iterator[None], cost: int) -> None:
+            nonlocal steps
+            assert cost > INLINE_COST
+            steps += sum(1 for _ in running)
+
+    machine.gpu.cursors._executor = Counted(machine.patience)
+    update = machine.start(d.update_cursor(1, 1, 5, 6))
+    assert screen.take() == []
+    assert isinstance(finish(update), OkNoData)
+    assert steps > 8
+    assert screen.take() == [("cursor", 1, 5, 6, 0, 0)]
+    assert screen.images[0].tobytes() == machine.ram.read(*pieces).tobytes()

@@ -369,7 +369,7 @@ def test_every_format_shows_its_colours(machine: Machine, pixel_format: Format) 
     picture = screenshot(machine.gpu, 0)
     assert picture is not None
     assert np.array_equal(picture, expected)
-    bgr = machine.gpu.scanouts.xrgb(0, Rect(2, 1, 3, 4))
+    bgr = machine.gpu.scanouts.pictures.xrgb(0, Rect(2, 1, 3, 4))
     assert bgr is not None
     assert np.array_equal(bgr[..., 2::-1], expected[1:5, 2:5])
 

@@ -31,8 +31,8 @@ from vgpud.unix.stream_socket import StreamSocket
 from vgpud.vhost.session import Session
 
 LONGEST_TURN = 0.02
-"""Seconds of CPU time that one turn of the loop may take. The longest that is measured is 4 ms, for
-a request of 8 MiB; before there were steps it was 40 ms to a second."""
+"""Seconds of CPU time that one turn of the loop may take. The longest that is measured is 4 ms;
+before there were steps it was 40 ms to a second."""
 
 ANSWER = 1.0
 """Seconds within which a device answers the watchdog, which takes a few milliseconds."""

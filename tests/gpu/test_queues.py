@@ -8,16 +8,16 @@ from collections.abc import Iterator
 import pytest
 
 from tests.gpu import driver as d
-from tests.gpu.machine import PAGE, Machine
+from tests.gpu.machine import LOW, PAGE, Machine
 from tests.hostile.siege import command
 from vgpud.gpu.queues import GpuQueue
 from vgpud.gpu.timelines import Timelines
-from vgpud.gpu.wire import commands
+from vgpud.gpu.wire import commands, dma
 from vgpud.gpu.wire.command_codec import Command, encode
 from vgpud.gpu.wire.header import decode_header
 from vgpud.gpu.wire.protocol import Flag, ResponseType
 from vgpud.gpu.work import Done
-from vgpud.vhost.ring import CUT
+from vgpud.vhost.ring import CUT, REQUEST_LIMIT
 from vgpud.vhost.split_ring import BufferList, Chain
 from vgpud.vhost.virtqueue import Virtqueue
 
@@ -32,7 +32,10 @@ class Answers(Virtqueue):
     def forget_unanswered(self) -> None:
         pass
 
-    def complete(self, chain: Chain, response: bytes) -> None:
+    def publish(self) -> None:
+        pass
+
+    def complete(self, chain: Chain, response: bytes, *, publish: bool = True) -> None:
         self.last = response
         self.types.append(int.from_bytes(response[:4], "little"))
 
@@ -164,3 +167,22 @@ def test_a_handler_that_never_begins_leaves_no_coroutine() -> None:
     with Machine() as machine:
         machine.all(d.ctx_create(), d.create_blob(1, PAGE))
         asyncio.run(test(machine))
+
+
+def test_no_more_is_read_of_a_long_request_than_its_command_can_have(stand: Stand) -> None:
+    machine = stand.machine
+    machine.do(d.ctx_create())
+
+    async def whole() -> None:
+        size = GpuQueue(machine.gpu, Timelines(), cursor=False).request_size
+        attach = d.attach_backing(1, (LOW, PAGE))
+        assert size(encode(d.unref(1)) + bytes(CUT)) == commands.ResourceUnref.end
+        assert size(encode(attach)) == size(encode(d.create_blob(1, PAGE))) == REQUEST_LIMIT
+        for ctx_id in (1, 77):  # there is no context 77
+            longest = size(encode(command(commands.Submit3D, b"", ctx_id=ctx_id)))
+            assert longest == commands.Submit3D.end + dma.MAX_STREAM
+        assert size(b"short") == size(bytes(CUT)) == 0
+
+    asyncio.run(whole())
+    nops, blits = ([packet] * dma.MAX_PACKETS for packet in (dma.Nop(), d.blit(1, 1, 4, *[0] * 6)))
+    assert len(dma.encode(nops)) < len(dma.encode(blits)) == dma.MAX_STREAM

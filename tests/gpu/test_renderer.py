@@ -449,7 +449,7 @@ def test_what_completes_after_the_end_counts_nowhere() -> None:
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert (counters.fences, counters.refused) == before
-        assert stand.queue._finished == []
+        assert not stand.queue._finished
 
     asyncio.run(whole())
 

@@ -265,22 +265,22 @@ def test_a_blob_whose_pages_have_gone_is_not_shown(machine: Machine) -> None:
     machine.do(d.guest_blob(1, (HIGH, REGION)))
     machine.do(d.set_scanout_blob(0, 1, Rect(0, 0, 4, 4), (4, 4), stride=16))
     machine.ram.share((LOW,))
-    assert machine.gpu.scanouts.xrgb(0, Rect(0, 0, 4, 4)) is None
+    assert machine.gpu.scanouts.pictures.xrgb(0, Rect(0, 0, 4, 4)) is None
     assert screenshot(machine.gpu, 0) is None
     machine.ram.share()
     assert screenshot(machine.gpu, 0) is not None
     machine.do(d.detach_backing(1))
-    assert machine.gpu.scanouts.xrgb(0, Rect(0, 0, 4, 4)) is None
+    assert machine.gpu.scanouts.pictures.xrgb(0, Rect(0, 0, 4, 4)) is None
     assert screenshot(machine.gpu, 0) is None
 
 
 def test_only_what_is_shown_can_be_read(machine: Machine) -> None:
     machine.all(d.create_2d(1, 8, 8), d.set_scanout(0, 1, Rect(2, 2, 4, 4)))
-    scanouts = machine.gpu.scanouts
-    assert scanouts.xrgb(0, Rect(0, 0, 4, 4)) is not None
-    assert scanouts.xrgb(0, Rect(0, 0, 5, 4)) is None
-    assert scanouts.xrgb(0, Rect(4, 0, 1, 1)) is None
-    assert scanouts.xrgb(1, Rect(0, 0, 1, 1)) is None
+    pictures = machine.gpu.scanouts.pictures
+    assert pictures.xrgb(0, Rect(0, 0, 4, 4)) is not None
+    assert pictures.xrgb(0, Rect(0, 0, 5, 4)) is None
+    assert pictures.xrgb(0, Rect(4, 0, 1, 1)) is None
+    assert pictures.xrgb(1, Rect(0, 0, 1, 1)) is None
 
 
 @given(part=rects, blob=st.booleans(), pixel_format=st.sampled_from(Format))
@@ -298,33 +298,33 @@ def test_a_shadow_gets_what_a_reader_gets(part: Rect, blob: bool, pixel_format: 
             machine.all(d.attach_backing(1, (LOW, 16 * 17 * 4)), d.transfer(1, Rect(0, 0, 16, 17)))
             scanout = d.set_scanout(0, 1, shown)
         machine.do(scanout)
-        scanouts = machine.gpu.scanouts
+        pictures = machine.gpu.scanouts.pictures
         shadow = Shadow(15, 15)
-        assert np.array_equal(np.asarray(scanouts.update(0, part, shadow)), [[1]])
-        expected = scanouts.xrgb(0, part)
+        assert np.array_equal(np.asarray(pictures.update(0, part, shadow)), [[1]])
+        expected = pictures.xrgb(0, part)
         assert expected is not None
         assert np.array_equal(shadow.pixels(part), expected)
         whole = Rect(0, 0, 15, 15)
-        scanouts.update(0, whole, shadow)
-        assert np.array_equal(np.asarray(scanouts.update(0, part, shadow)), [[0]])
+        pictures.update(0, whole, shadow)
+        assert np.array_equal(np.asarray(pictures.update(0, part, shadow)), [[0]])
         machine.do(d.flush(1, part))
         for other in (Shadow(15, 16), Shadow(14, 15)):
-            assert scanouts.update(0, Rect(0, 0, 1, 1), other) is None
-        assert scanouts.update(0, Rect(0, 0, 16, 1), shadow) is None
-        assert scanouts.update(1, part, shadow) is None
+            assert pictures.update(0, Rect(0, 0, 1, 1), other) is None
+        assert pictures.update(0, Rect(0, 0, 16, 1), shadow) is None
+        assert pictures.update(1, part, shadow) is None
 
 
 def test_a_shadow_keeps_what_it_has_where_the_pages_have_gone(machine: Machine) -> None:
     machine.do(d.guest_blob(1, (HIGH, REGION)))
     machine.do(d.set_scanout_blob(0, 1, Rect(0, 0, 4, 4), (4, 4), stride=16))
     whole, shadow = Rect(0, 0, 4, 4), Shadow(4, 4)
-    assert machine.gpu.scanouts.update(0, whole, shadow) is not None
+    assert machine.gpu.scanouts.pictures.update(0, whole, shadow) is not None
     before = shadow.pixels(whole).copy()
     machine.ram.share((LOW,))
-    assert machine.gpu.scanouts.update(0, whole, shadow) is None
+    assert machine.gpu.scanouts.pictures.update(0, whole, shadow) is None
     machine.do(d.detach_backing(1))
     machine.ram.share()
-    assert machine.gpu.scanouts.update(0, whole, shadow) is None
+    assert machine.gpu.scanouts.pictures.update(0, whole, shadow) is None
     assert np.array_equal(shadow.pixels(whole), before)
 
 
@@ -356,21 +356,35 @@ def test_no_side_of_a_scanout_is_longer_than_a_picture_can_be(width: int, height
 
 
 @pytest.mark.parametrize("pieces", [1, 64])
-def test_what_takes_longer_to_read_is_read_in_smaller_steps(pieces: int) -> None:
+def test_what_it_takes_to_read_a_picture(pieces: int) -> None:
     with Machine() as machine:
-        scanouts = machine.gpu.scanouts
-        assert scanouts.read_cost(0) == 1
+        pictures = machine.gpu.scanouts.pictures
+        whole, some = Rect(0, 0, 64, 64), Rect(3, 7, 8, 8)
+        assert pictures.cost(0, whole) == 0
         size = 64 * 64 * 4 // pieces
         machine.do(d.guest_blob(1, *[(LOW + PAGE * (3 * at % 7), size) for at in range(pieces)]))
-        whole = Rect(0, 0, 64, 64)
         machine.do(d.set_scanout_blob(0, 1, whole, (64, 64), stride=256))
-        plain = scanouts.read_cost(0)
-        assert (plain > 1) == (pieces > 1)
+        plain, part = pictures.cost(0, whole), pictures.cost(0, some)
+        assert plain is not None
+        assert part is not None
+        assert plain > max(64 * 64 // 2, 200 * pieces)
+        assert 64 // 2 + 8 * 100 < part < plain / 2
+        assert pictures.cost(0, Rect(0, 0, 65, 1)) == 0  # there is no such part
         machine.do(
             d.set_scanout_blob(
                 0, 1, whole, (64, 64), stride=256, pixel_format=Format.R8G8B8A8_UNORM
             )
         )
-        assert scanouts.read_cost(0) > plain
+        assert (pictures.cost(0, whole) or 0) > plain
         machine.do(d.detach_backing(1))
-        assert scanouts.read_cost(0) == 1
+        assert pictures.cost(0, whole) == 0
+
+
+def test_rows_far_apart_take_longer() -> None:
+    with Machine() as machine:
+        machine.do(d.guest_blob(1, (LOW, REGION)))
+        costs = []
+        for stride in (64, 4096):
+            machine.do(d.set_scanout_blob(0, 1, Rect(0, 0, 16, 60), (16, 60), stride=stride))
+            costs.append(machine.gpu.scanouts.pictures.cost(0, Rect(0, 0, 16, 60)) or 0)
+        assert costs[1] > 2 * costs[0]

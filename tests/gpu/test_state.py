@@ -388,11 +388,13 @@ FIELDS = {
         "_display": "not needed: the front-end gives it again",
         "_is_attached": "the contexts'",
         "captures": "not needed: the control API's",
+        "pictures": "rebuilt: views of what is active",
     },
     "Cursors": {
         "_cursors": SAVED,
         "_resources": "the device's own",
         "_check": "the device's own",
+        "_executor": "the device's own",
         "_display": "not needed: the front-end gives it again",
     },
     "Contexts": {
@@ -469,6 +471,7 @@ FIELDS = {
         "_in_flight": "rebuilt: of the heads of the responses that are held",
         "_fault": "not needed: a broken ring is found to be so again",
         "_pump": "not needed: a ring is saved when it has been stopped",
+        "_writing": "not needed: a ring is saved when it has been stopped",
         "_memory": "not needed: the front-end sends its memory table again",
         **dict.fromkeys(("device", "name", "_tasks"), "the queue's own"),
     },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 import zlib
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from struct import pack
 
 import numpy as np
@@ -308,3 +308,16 @@ def test_a_copy_whose_order_can_not_be_paid_for_ends_a_stream() -> None:
             machine.do(d.submit(d.fill(GUEST, 0, length, 7), d.copy(GUEST, GUEST, 0, 0, size)))
         assert machine.used == used
         assert machine.bytes_of(GUEST)[:length] == length // 4 * b"\7\0\0\0"
+
+
+def test_a_short_stream_that_takes_long_to_check_lets_others_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vgpud.gpu.dma_renderer.CHECKING", 0.0)
+    with Machine() as machine:
+        machine.do(d.ctx_create())
+        used = machine.used
+        outcome = machine.gpu.execute(d.submit(dma.Nop(), dma.Nop()))
+        assert isinstance(outcome, Coroutine)
+        assert machine.used == used
+        outcome.close()

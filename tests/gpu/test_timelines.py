@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 import weakref
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -12,6 +13,7 @@ from itertools import permutations
 import pytest
 
 from tests.gpu.executor_stand import PATIENCE, A, Answers, B
+from vgpud.errors import VgpudError
 from vgpud.gpu.errors import Unspecified
 from vgpud.gpu.timelines import Timelines
 from vgpud.gpu.work import Done, Timeline
@@ -168,6 +170,56 @@ def test_what_completes_while_answers_are_held_is_answered_later() -> None:
         assert answers.names == []
         timelines.resume()
         assert answers.names == ["first", "second", "other"]
+        assert timelines.empty
+
+    run(main)
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_many_answers_are_given_in_order_and_in_several_turns(held: bool) -> None:
+    async def main(timelines: Timelines, answers: Answers) -> None:
+        turns: list[int] = []
+        timelines.after_batch(lambda: turns.append(len(answers.names)))
+
+        def slow(name: str) -> Done:
+            def answer(error: VgpudError | None) -> None:
+                time.sleep(0.0001)
+                answers.named(name)(error)
+
+            return answer
+
+        names = [f"fence {number}" for number in range(100)]
+        first = begin(timelines, A, answers.named("first"))
+        for name in names:
+            timelines.after(A, slow(name))
+        if held:
+            timelines.hold()
+        first(None)
+        if held:
+            timelines.resume()
+        assert len(answers.names) < 20
+        timelines.after(A, answers.named("last"))
+        await timelines.drained()
+        assert answers.names == ["first", *names, "last"]
+        assert len(turns) > 5
+        assert turns[-1] >= len(names)
+        assert not timelines.batching
+
+    run(main)
+
+
+def test_a_hold_between_two_turns_of_answers() -> None:
+    async def main(timelines: Timelines, answers: Answers) -> None:
+        first = begin(timelines, A, answers.named("first"))
+        for _ in range(20):
+            timelines.after(A, lambda _: time.sleep(0.001))
+        timelines.after(A, answers.named("last"))
+        first(None)
+        timelines.hold()
+        await asyncio.sleep(0.05)
+        assert answers.names == ["first"]
+        timelines.resume()
+        await answers.number(2)
         assert timelines.empty
 
     run(main)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -209,8 +210,8 @@ def test_answers_held_back_that_have_no_memory_any_more(count: int) -> None:
     run(test)
 
 
-class Bounded(list[tuple[Chain, bytes]]):
-    """A list that fails the test instead of growing without end."""
+class Bounded(deque[tuple[Chain, bytes]]):
+    """A queue that fails the test instead of growing without end."""
 
     def append(self, item: tuple[Chain, bytes]) -> None:
         assert len(self) < 100, "the list of answers grows while it is gone through"

@@ -22,13 +22,14 @@ from vgpud.memory.addresses import Gpa, Uva
 from vgpud.native import ring as native
 from vgpud.unix.fd import Fd
 from vgpud.vhost.memory_table import MemoryTable
-from vgpud.vhost.ring import CUT, REQUEST_LIMIT, Ring
+from vgpud.vhost.ring import BUFFERS_AT_ONCE, CUT, REQUEST_LIMIT, Ring
 from vgpud.vhost.ring_views import RingAddress, ring_views
 from vgpud.vhost.split_ring import DESC as DESCRIPTOR
 from vgpud.vhost.split_ring import (
     F_EVENT_IDX,
     F_INDIRECT_DESC,
     MAX_INDIRECT,
+    BufferList,
     Chain,
     SplitRing,
 )
@@ -325,8 +326,10 @@ def test_a_table_may_have_as_many_descriptors_as_the_queue() -> None:
     ring = Ring(memory, address, num, features=F_INDIRECT_DESC)
     driver.make_available(0, kick=False)
     driver.make_available(1, kick=False)
-    [(_, request)] = ring.take()
-    assert len(request) == num
+    [(chain, begin)] = ring.take()
+    assert (len(chain.readable), len(begin)) == (num, BUFFERS_AT_ONCE)
+    reading = ring.read_steps(chain, begin, num)
+    assert sum(1 for _ in reading) == num // BUFFERS_AT_ONCE - 1
     with pytest.raises(RingError, match=f"table of {(num + 1) * 16} bytes"):
         ring.take()
     driver.close()
@@ -357,6 +360,25 @@ def test_a_request_that_is_too_long_is_the_devices_to_answer(lengths: list[int])
     assert ram.read(answer, 7) == b"refused"
     driver.close()
     ram.close()
+
+
+@given(
+    lengths=st.lists(st.integers(0, 9), max_size=12),
+    begin=st.integers(0, 40),
+    size=st.integers(1, 40),
+    most=st.integers(1, 12),
+)
+def test_parts_of_buffers(lengths: list[int], begin: int, size: int, most: int) -> None:
+    """They have the bytes in order; a part ends early only where it has `most` buffers."""
+    buffers = BufferList.of(tuple((1000 * n, length) for n, length in enumerate(lengths)))
+    every = [1000 * n + at for n, length in enumerate(lengths) for at in range(length)]
+    part = buffers.part(begin, size, most)
+    found = [address + at for address, length in part for at in range(length)]
+    assert found == every[begin : begin + len(found)]
+    assert len(part) <= most
+    if len(found) < len(every[begin : begin + size]):
+        assert len(part) == most
+    assert all(length for _, length in part)
 
 
 def test_a_poll_ends_at_once_where_a_chain_waits() -> None:

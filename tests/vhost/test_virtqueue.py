@@ -12,6 +12,7 @@ from tests.support.until import until_async
 from tests.vhost.queue_stand import REGION, run, standing
 from vgpud.vhost.memory_table import DirtyTracking, MemoryTable
 from vgpud.vhost.pump import QUANTUM
+from vgpud.vhost.ring import CUT
 from vgpud.vhost.ring_life import RingLife
 from vgpud.vhost.ring_views import RingAddress
 from vgpud.vhost.split_ring import F_EVENT_IDX, F_INDIRECT_DESC
@@ -228,7 +229,116 @@ def test_what_is_answered_while_stopped_is_held_back() -> None:
             assert stand.ram.read(0, REGION) == before
             stand.start()
             assert [await stand.answer(head) for head in heads] == [b"late", b"late"]
-            assert stand.queue._finished == []
+            assert not stand.queue._finished
+
+    run(test)
+
+
+def test_many_answers_held_back_are_written_in_several_turns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vgpud.vhost.virtqueue.PUBLISH_AFTER", 0.0)
+
+    async def test() -> None:
+        async with standing(size=64) as stand:
+            stand.handler.hold = True
+            stand.start()
+            heads = [stand.driver.submit(b"%d" % number, 4) for number in range(10)]
+            await stand.handler.number(10)
+            await stand.queue.stop()
+            *most, last = stand.handler.held
+            for chain in most:
+                stand.queue.complete(chain, b"late")
+            stand.handler.hold = False
+            stand.start()
+            assert len(stand.queue._finished) == 8
+            await stand.queue.stop()  # in the middle of it
+            stand.queue.complete(last, b"last")
+            assert len(stand.queue._finished) == 9
+            stand.start()
+            heads.append(stand.driver.submit(b"new", 4))
+            assert await stand.answer(heads[-1]) == b"wen"
+            seen = [await stand.answer(head) for head in heads[:-1]]
+            assert seen == [*[b"late"] * 9, b"last"]
+
+    run(test)
+
+
+LONG_REQUEST = bytes(range(256)) * 1500
+
+
+def test_long_requests_are_read_in_steps() -> None:
+    async def test() -> None:
+        async with standing() as stand:
+            stand.driver._arena_end = REGION
+            stand.start()
+            heads = [stand.driver.submit(data, 4) for data in (LONG_REQUEST, b"next")]
+            assert await stand.answer(heads[0]) == LONG_REQUEST[:-5:-1]
+            assert await stand.answer(heads[1]) == b"txen"
+            assert stand.handler.seen == [LONG_REQUEST, b"next"]
+
+    run(test)
+
+
+def test_a_device_says_how_much_of_a_long_request_it_reads() -> None:
+    async def test() -> None:
+        async with standing() as stand:
+            begins: list[bytes] = []
+            sizes = [10, CUT + 100, len(LONG_REQUEST), 1 << 30]
+
+            def size(begin: bytes) -> int:
+                begins.append(begin)
+                return sizes[len(begins) - 1]
+
+            stand.driver._arena_end = REGION
+            stand.queue.start(stand.handler, request_size=size)
+            for _ in sizes:
+                await stand.command(LONG_REQUEST)
+            assert begins == [LONG_REQUEST[:CUT]] * 4
+            assert [len(request) for request in stand.handler.seen] == [CUT, *sizes[1:3], sizes[2]]
+            assert all(LONG_REQUEST.startswith(request) for request in stand.handler.seen)
+
+    run(test)
+
+
+def test_a_stop_while_a_long_request_is_read_leaves_it_for_the_next_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vgpud.vhost.ring.STEP", 64)
+    monkeypatch.setattr("vgpud.pace.STEP", 0.0)
+
+    async def test() -> None:
+        async with standing() as stand:
+            stand.driver._arena_end = REGION
+            stand.start()
+            head = stand.driver.submit(LONG_REQUEST, 4)
+            await asyncio.sleep(0.01)
+            assert await stand.queue.stop() == 0
+            assert stand.handler.seen == []
+            monkeypatch.setattr("vgpud.vhost.ring.STEP", 1 << 20)
+            stand.start()
+            assert await stand.answer(head) == LONG_REQUEST[:-5:-1]
+            assert stand.handler.seen == [LONG_REQUEST]
+
+    run(test)
+
+
+def test_a_long_request_whose_memory_goes_while_it_is_read_breaks_the_ring(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vgpud.vhost.ring.STEP", 64)
+    monkeypatch.setattr("vgpud.pace.STEP", 0.0)
+
+    async def test() -> None:
+        async with standing() as stand:
+            stand.driver._buffers = REGION  # in the second region
+            stand.driver._arena_end = 2 * REGION
+            stand.start()
+            stand.driver.submit(LONG_REQUEST, 4)
+            await asyncio.sleep(0.01)
+            stand.share(1)
+            await stand.gave_up()
+            assert stand.handler.seen == []
 
     run(test)
 

@@ -119,6 +119,13 @@ class Contexts:
         renderer, stream = self._stream(command)
         return Submission(await renderer.prepare_long(*stream))
 
+    def longest_stream(self, context_id: ContextId) -> int:
+        """Return how many bytes a context's command stream may have; where there is no such
+        context, how many any may have."""
+        context = self._by_id.get(context_id)
+        renderers = self._renderers if context is None else (context.renderer,)
+        return max((renderer.longest_stream for renderer in renderers), default=0)
+
     def create_resource(self, command: commands.ResourceCreate3D) -> responses.Response:
         """Execute RESOURCE_CREATE_3D, which names no context, by the first renderer."""
         self._resources.add(self._first().create_resource(command))

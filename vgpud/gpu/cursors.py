@@ -20,6 +20,8 @@ from vgpud.gpu.state import CursorState
 from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.formats import to_xrgb
 from vgpud.gpu.wire.protocol import Format
+from vgpud.gpu.work import INLINE_COST, Answer, BackgroundWork
+from vgpud.memory.steps import Place, Steps, cost, parts
 
 CURSOR_SIZE = 64
 """Pixels in both directions: the one size that virtio-gpu has."""
@@ -49,9 +51,12 @@ _NONE = Cursor(0, 0, 0, 0, None, enabled=False)
 class Cursors:
     """The cursors of one device; `check` raises `InvalidScanoutId` for a bad scanout."""
 
-    def __init__(self, resources: ResourceTable, check: Callable[[int], None]) -> None:
+    def __init__(
+        self, resources: ResourceTable, check: Callable[[int], None], executor: BackgroundWork
+    ) -> None:
         self._resources = resources
         self._check = check
+        self._executor = executor
         self._cursors: dict[int, Cursor] = {}
         self._display: Display | None = None
 
@@ -61,13 +66,28 @@ class Cursors:
         for scanout_id, cursor in self._cursors.items():
             self._show(scanout_id, cursor)
 
-    def update(self, command: commands.UpdateCursor) -> responses.Response:
+    def update(self, command: commands.UpdateCursor) -> Answer:
         """Execute UPDATE_CURSOR; resource 0 hides the cursor, which keeps its image."""
         self._check(command.scanout_id)
-        image = self._cursors.get(command.scanout_id, _NONE).image
-        enabled = command.resource_id != 0
-        if enabled:
-            image = _cursor_image(self._resources.get(command.resource_id))
+        if command.resource_id == 0:
+            before = self._cursors.get(command.scanout_id, _NONE)
+            return self._set(command, before.image, enabled=False)
+        reading = _Reading(self._resources.get(command.resource_id))
+        if reading.cost > INLINE_COST:
+            return self._update_in_steps(command, reading)
+        for _ in reading.steps():
+            pass
+        return self._set(command, reading.image, enabled=True)
+
+    async def _update_in_steps(
+        self, command: commands.UpdateCursor, reading: _Reading
+    ) -> responses.Response:
+        await self._executor.run_steps(reading.steps(), reading.cost)
+        return self._set(command, reading.image, enabled=True)
+
+    def _set(
+        self, command: commands.UpdateCursor, image: NDArray[np.uint8] | None, *, enabled: bool
+    ) -> responses.Response:
         cursor = Cursor(command.x, command.y, command.hot_x, command.hot_y, image, enabled=enabled)
         self._cursors[command.scanout_id] = cursor
         self._show(command.scanout_id, cursor)
@@ -130,15 +150,33 @@ class Cursors:
             self._display.cursor_update(scanout_id, x, y, cursor.hot_x, cursor.hot_y, cursor.image)
 
 
-def _cursor_image(resource: Resource) -> NDArray[np.uint8]:
-    """Return the upper left 64 x 64 pixels of an image, transparent where it has none; a blob is
-    taken for 64 x 64 pixels of B, G, R, A. An X in the place of alpha is taken for alpha."""
-    width = height = CURSOR_SIZE
-    stride, fmt = CURSOR_SIZE * BYTES_PER_PIXEL, Format.B8G8R8A8_UNORM
-    if isinstance(resource, Image):
-        width, height = min(resource.width, CURSOR_SIZE), min(resource.height, CURSOR_SIZE)
-        stride, fmt = resource.stride, resource.format
-    rows = resource.contents().read_rect(0, stride, width * BYTES_PER_PIXEL, height)
-    cursor = np.zeros((CURSOR_SIZE, CURSOR_SIZE, BYTES_PER_PIXEL), np.uint8)
-    cursor[:height, :width] = to_xrgb(rows.reshape(height, width, BYTES_PER_PIXEL), fmt)
-    return cursor
+class _Reading:
+    """The reading of a cursor's `image`: the upper left 64 x 64 pixels of an image, transparent
+    where it has none; a blob is taken for 64 x 64 pixels of B, G, R, A. An X in the place of alpha
+    is taken for alpha.
+
+    Raises `VgpudError` where there are no such pixels.
+    """
+
+    def __init__(self, resource: Resource) -> None:
+        width = height = CURSOR_SIZE
+        stride, self._format = CURSOR_SIZE * BYTES_PER_PIXEL, Format.B8G8R8A8_UNORM
+        if isinstance(resource, Image):
+            width, height = min(resource.width, CURSOR_SIZE), min(resource.height, CURSOR_SIZE)
+            stride, self._format = resource.stride, resource.format
+        contents, self._shape = resource.contents(), (height, width * BYTES_PER_PIXEL)
+        contents.check_rect(0, stride, width * BYTES_PER_PIXEL, height)
+        self._place = Place(contents, 0, stride)
+        self.cost = cost(width * BYTES_PER_PIXEL, height, self._place)
+        self.image: NDArray[np.uint8] = np.zeros((CURSOR_SIZE, CURSOR_SIZE, 4), np.uint8)
+
+    def steps(self) -> Steps:
+        """Read it."""
+        (height, row_bytes), (contents, _, stride) = self._shape, self._place
+        pixels = np.empty(self._shape, np.uint8)
+        for row, rows, column, width in parts(row_bytes, height, self._place):
+            part = contents.read_rect(row * stride + column, stride, width, rows)
+            pixels[row : row + rows, column : column + width] = part
+            yield
+        shown = to_xrgb(pixels.reshape(height, -1, BYTES_PER_PIXEL), self._format)
+        self.image[:height, : row_bytes // BYTES_PER_PIXEL] = shown

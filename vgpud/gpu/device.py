@@ -112,7 +112,8 @@ class GpuDevice(Device):
         with ExitStack() as stack:
             stream = StreamSocket.of(socket)
             stack.callback(stream.close)
-            channel = DisplayChannel(self.name, stream, gpu.scanouts, gpu.quota, gpu.counters)
+            pictures = gpu.scanouts.pictures
+            channel = DisplayChannel(self.name, stream, pictures, gpu.quota, gpu.counters)
             gpu.attach_display(channel)
             self._display = self._tasks.create_task(self._show(channel))
             # A task that is cancelled before it starts does not get to the end of `run`.
@@ -178,11 +179,11 @@ class GpuDevice(Device):
             self._timelines.resume()
             self.gpu.resume()
             self._operations.resume()
-            queue.start(handler.handle, handler.fast_path)
+            queue.start(handler.handle, handler.fast_path, handler.request_size)
             if self._channel is not None and queue.running:
                 self._channel.resume()
         else:
-            queue.start(handler.handle)
+            queue.start(handler.handle, request_size=handler.request_size)
 
     async def stop_queue(self, index: int) -> None:
         """Stop a queue; the VMM's operations go on, because it may use a paused VM's device.

@@ -56,6 +56,7 @@ class DmaRenderer:
     """A `gpu.renderer.Renderer` of DMA contexts, whose blobs are allocated by the device's
     layout."""
 
+    longest_stream = dma.MAX_STREAM
     lost = None
     allocates = False
 
@@ -115,7 +116,7 @@ class DmaRenderer:
         if len(data) > AT_ONCE:
             return None
         stream = self._stream(context, ring, data)
-        if any(backing is not None for backing in stream.check()):
+        for _ in stream.check():  # it takes long, or a list has to be resolved
             stream.charge.release()
             return None
         return partial(self._submit, stream)

@@ -86,8 +86,11 @@ class Gpu:
         if not self._renderers:
             self.transfers.refuse_3d()
         self.contexts = Contexts(self.resources, self.quota, self._renderers)
-        self.scanouts = Scanouts(spec.name, spec.outputs, self.resources, self.contexts.is_attached)
-        self.cursors = Cursors(self.resources, self.scanouts.check)
+        self.scanouts = Scanouts(
+            *(spec.name, spec.outputs, self.resources, self.contexts.is_attached),
+            *(self.quota, executor),
+        )
+        self.cursors = Cursors(self.resources, self.scanouts.check, executor)
         self._executor = executor
         self._window_lock = Lock()
         self._preparation = preparation = Preparation(
@@ -97,7 +100,7 @@ class Gpu:
             self.quota,
             executor,
             self._window_lock,
-            self.execute,
+            self._execute_prepared,
         )
         self._display: Display | None = None
         self.config_space = ConfigSpace(len(spec.outputs), self.contexts.num_capsets)
@@ -155,6 +158,10 @@ class Gpu:
         """Execute a command, or return what is left to do for it; raise `VgpudError` on failure."""
         waiting = self._preparation.needed(command)
         return self._execute[type(command)](command) if waiting is None else waiting
+
+    def _execute_prepared(self, command: Command) -> Outcome:
+        """Execute a command for which everything that it needs has been waited for."""
+        return self._execute[type(command)](command)
 
     def attach_display(self, display: Display | None) -> None:
         """Show the scanouts and cursors on a VMM's display; None for no display."""

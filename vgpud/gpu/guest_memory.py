@@ -67,8 +67,10 @@ class GuestMemory:
         """
         charge = quota.charge(ENTRY_COST * len(entries))
         try:
-            table, found = self.table, list[Extents | GuestAddressError]()
-            await executor.run_in_thread(_resolve(table, entries, found))
+            table = None
+            while table is not self.table:  # another one may be in use by then
+                table, found = self.table, list[Extents | GuestAddressError]()
+                await executor.run_in_thread(_resolve(table, entries, found))
             self._resolved = entries, table, found.pop()
         finally:
             charge.release()

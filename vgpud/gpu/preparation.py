@@ -6,7 +6,7 @@ frame that has been taken whose pixels they change.
 from __future__ import annotations
 
 from asyncio import Lock
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
@@ -14,7 +14,7 @@ from vgpud.gpu.contexts import Submission
 from vgpud.gpu.guest_memory import LONG_LIST, GuestMemory
 from vgpud.gpu.quota import Quota
 from vgpud.gpu.resources import GuestBlob, Resource, ResourceTable
-from vgpud.gpu.scanouts import Scanouts, settle
+from vgpud.gpu.scanouts import Scanouts, Waiting, settle
 from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.command_codec import Command, CommandWithEntries
 from vgpud.gpu.wire.mem_entries import MemEntries
@@ -63,20 +63,24 @@ class Preparation:
     def needed(
         self, command: Command
     ) -> Coroutine[Any, Any, responses.Response | Submission] | None:
-        """Return a coroutine that waits for what the command's resource needs, and then executes
-        the command; None if it can be executed now."""
+        """Return a coroutine that waits for what the command needs, and then executes the command;
+        None if it can be executed now."""
+        wait = self._resource_needs(command)
+        if wait is None and (unsettled := self._scanouts.unsettled(command)):
+            return self._after_settling(unsettled, command)
+        return None if wait is None else self._after(wait, command)
+
+    def _resource_needs(self, command: Command) -> Callable[[], Coroutine[Any, Any, None]] | None:
+        """Return what waits for what the command's resource needs; None if it needs nothing."""
         resource_id = getattr(command, "resource_id", None)
         if resource_id:
             if self._executor.busy(resource_id):
                 # The command may move or free the resource's memory.
-                return self._after(partial(self._executor.drained, resource_id), command)
+                return partial(self._executor.drained, resource_id)
             resource = self._resources.find(resource_id)
             backing = None if resource is None else resource.backing
             if backing is not None and backing.stale and _reads_backing(command, resource):
-                resolve = partial(backing.resolve, self._quota, self._executor)
-                return self._after(resolve, command)
-        if unsettled := self._scanouts.unsettled(command):
-            return self._after(partial(settle, unsettled), command)
+                return partial(backing.resolve, self._quota, self._executor)
         return None
 
     def with_list(self, execute: Callable[[_C], Outcome]) -> Callable[[_C], Outcome]:
@@ -98,9 +102,20 @@ class Preparation:
             return await prepare()
 
     async def _after(
-        self, prepare: Callable[[], Coroutine[Any, Any, None]], command: Command
+        self, wait: Callable[[], Coroutine[Any, Any, None]], command: Command
     ) -> responses.Response | Submission:
-        await prepare()
+        await wait()
+        while (more := self._resource_needs(command)) is not None:
+            await more()
+        return await self._after_settling(self._scanouts.unsettled(command), command)
+
+    async def _after_settling(
+        self, unsettled: Sequence[Waiting], command: Command
+    ) -> responses.Response | Submission:
+        """Wait for frames once: where there is no memory to take them, they stay unsettled."""
+        await settle(unsettled)
+        while (wait := self._resource_needs(command)) is not None:
+            await wait()
         outcome = self._execute(command)
         return await outcome if isinstance(outcome, Coroutine) else outcome
 

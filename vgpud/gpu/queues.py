@@ -18,8 +18,8 @@ from vgpud.gpu.gpu import Gpu
 from vgpud.gpu.quota import Charge
 from vgpud.gpu.timelines import Timelines
 from vgpud.gpu.wire import commands, responses
-from vgpud.gpu.wire.command_codec import Command, decode_body
-from vgpud.gpu.wire.commands import MoveCursor, UpdateCursor
+from vgpud.gpu.wire.command_codec import COMMANDS, Command, CommandWithEntries, decode_body
+from vgpud.gpu.wire.commands import MoveCursor, Submit3D, UpdateCursor
 from vgpud.gpu.wire.header import Header, decode_header
 from vgpud.native.ring import FastPath
 from vgpud.vhost.ring import REQUEST_LIMIT
@@ -58,6 +58,7 @@ class GpuQueue:
     def __init__(self, gpu: Gpu, timelines: Timelines, *, cursor: bool) -> None:
         self._gpu = gpu
         self._timelines = timelines
+        timelines.after_batch(self._publish)
         self._cursor = cursor
         self._counters = gpu.counters
         self._commands = gpu.counters.commands
@@ -93,6 +94,17 @@ class GpuQueue:
             return self._wait(chain, header, command, _Owned(outcome))
         self._take(chain, header, outcome)
         return None
+
+    def request_size(self, begin: bytes) -> int:
+        """Return how many bytes of a request to read, as a `vhost.pump.RequestSize`."""
+        header = decode_header(begin)
+        kind = None if header is None else COMMANDS.get(header.type)
+        if header is None or kind is None:
+            return 0
+        if issubclass(kind, CommandWithEntries):
+            return REQUEST_LIMIT
+        stream = self._gpu.contexts.longest_stream(header.ctx_id) if kind is Submit3D else 0
+        return kind.end + stream
 
     def fast_path(self) -> FastPath | None:
         """Return the fast path, or None while there is something that its commands, or their
@@ -178,7 +190,13 @@ class GpuQueue:
         assert self.queue is not None, "the queue has been started"
         if self._charges:
             self._release(chain.head)
-        self.queue.complete(chain, responses.encode(response, header))
+        publish = not self._timelines.batching
+        self.queue.complete(chain, responses.encode(response, header), publish=publish)
+
+    def _publish(self) -> None:
+        """Publish the answers of a batch."""
+        if self.queue is not None:
+            self.queue.publish()
 
     def _refusal(
         self, header: Header, error: VgpudError, command: Command | None = None

@@ -47,6 +47,27 @@ def cut(rect: Rect, most: int, tile: tuple[int, int] = (1, 1)) -> Iterator[Rect]
         y += height
 
 
+def halves(rect: Rect, tile: tuple[int, int] = (1, 1)) -> tuple[Rect, Rect] | None:
+    """Return the upper and the lower half of a rectangle, or if it has one row the left and the
+    right one; None for a single pixel.
+
+    As long as it touches several tiles of this width and height, the two share none.
+    """
+    x, y, width, height = rect.x, rect.y, rect.width, rect.height
+    for tile_width, tile_height in (tile, (1, 1)):
+        if upper := _half(y, height, tile_height):
+            return Rect(x, y, width, upper), Rect(x, y + upper, width, height - upper)
+        if left := _half(x, width, tile_width):
+            return Rect(x, y, left, height), Rect(x + left, y, width - left, height)
+    return None
+
+
+def _half(start: int, length: int, tile: int) -> int:
+    """Return about half of a length, which ends between two tiles; 0 if it touches only one."""
+    first, last = start // tile, (start + length - 1) // tile
+    return 0 if first == last else (first + last + 1) // 2 * tile - start
+
+
 def _whole_tiles(start: int, most: int, tile: int, end: int) -> int:
     """Return a length of up to `most` that ends at `end`, or if possible between two tiles."""
     if most >= end - start:

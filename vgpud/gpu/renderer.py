@@ -53,6 +53,10 @@ class Renderer(Protocol):
         """The capsets of the contexts that it executes; they never change."""
 
     @property
+    def longest_stream(self) -> int:
+        """How many bytes of a command stream it takes; a longer one is answered with an error."""
+
+    @property
     def lost(self) -> str | None:
         """The reason why it is lost; None while it is not."""
 

@@ -14,12 +14,30 @@ from numpy.typing import NDArray
 from vgpud.gpu.errors import InvalidParameter
 from vgpud.gpu.resources import BYTES_PER_PIXEL, Resource
 from vgpud.gpu.state import ScanoutState
+from vgpud.gpu.wire.formats import xrgb_order
 from vgpud.gpu.wire.header import Rect
+from vgpud.gpu.wire.protocol import Format
 from vgpud.gpu.wire.value import value
+from vgpud.memory.steps import Place, cost
+from vgpud.native.spans import BYTES_PER_NS
+from vgpud.uapi.page import PAGE_SIZE
 
 MAX_SIDE: Final = 16384
 """Pixels of a scanout's width and height: what GPUs scan out at most. A whole picture is 1 GiB
 then, which every field of the messages about it can hold."""
+
+
+FAR: Final = 400
+"""Nanoseconds that an extent costs in addition, or a row where each is in a page of its own: such
+pages have often not been used before."""
+
+REORDERED: Final = 4
+"""How many times as long as reading it takes to reorder bytes of other formats, in addition."""
+
+FLUSHED: Final = 8
+"""How many times as long as reading it takes to flush cache lines one by one, in addition."""
+
+_IDENTITY: Final = xrgb_order(Format.B8G8R8X8_UNORM)
 
 
 @value
@@ -49,6 +67,25 @@ class Scanout:
             self.offset_of(rect), self.view.stride, rect.width * BYTES_PER_PIXEL, rect.height
         )
         return rows.reshape(rect.height, rect.width, BYTES_PER_PIXEL)
+
+    def cost(self, rect: Rect) -> int:
+        """Return about how many nanoseconds it takes to read a part, also into another order of
+        bytes.
+
+        Raises `VgpudError` where the resource's backing is gone.
+        """
+        contents, stride, offset = self.resource.contents(), self.view.stride, self.offset_of(rect)
+        row_bytes = rect.width * BYTES_PER_PIXEL
+        total = cost(row_bytes, rect.height, Place(contents, offset, stride))
+        if not contents.simple:
+            length = (rect.height - 1) * stride + row_bytes
+            total += (contents.extents_in(offset, length) - 1) * FAR
+        if stride >= max(4 * row_bytes, PAGE_SIZE):
+            total += rect.height * FAR
+        extra = 0 if xrgb_order(self.view.format) == _IDENTITY else REORDERED
+        if contents.access.flush_before_read:
+            extra += FLUSHED
+        return total + extra * row_bytes * rect.height // BYTES_PER_NS
 
     def offset_of(self, rect: Rect) -> int:
         """Return where a part begins in the resource, in bytes."""

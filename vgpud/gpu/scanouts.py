@@ -8,17 +8,15 @@ and RESOURCE_FLUSH.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
-from vgpud.errors import VgpudError
 from vgpud.gpu.display.capture import Captures
 from vgpud.gpu.display.display import Display
-from vgpud.gpu.display.shadow import Shadow
+from vgpud.gpu.display.reading import Budget
 from vgpud.gpu.errors import InvalidParameter, InvalidScanoutId
 from vgpud.gpu.images import check_format
+from vgpud.gpu.pictures import Pictures
+from vgpud.gpu.quota import Quota
 from vgpud.gpu.rects import check_rect, intersect, is_empty
 from vgpud.gpu.resources import BYTES_PER_PIXEL, Image, ResourceTable
 from vgpud.gpu.scanout import Scanout, check_side
@@ -27,17 +25,14 @@ from vgpud.gpu.state import ScanoutState
 from vgpud.gpu.wire import commands, responses
 from vgpud.gpu.wire.command_codec import Command
 from vgpud.gpu.wire.edid import edid
-from vgpud.gpu.wire.formats import to_xrgb, xrgb_order
 from vgpud.gpu.wire.header import Rect
-from vgpud.gpu.wire.protocol import MAX_SCANOUTS, ContextId, Format, ResourceId, ScanoutId
-from vgpud.gpu.work import Answer
+from vgpud.gpu.wire.protocol import MAX_SCANOUTS, ContextId, ResourceId, ScanoutId
+from vgpud.gpu.work import Answer, BackgroundWork
 
 OK = responses.OkNoData()
 
 Waiting: TypeAlias = tuple[Display | Captures, ScanoutId]
 """A frame that has to be taken: what it is for, and of which scanout."""
-
-_IDENTITY: Final = xrgb_order(Format.B8G8R8X8_UNORM)
 
 
 class Scanouts:
@@ -49,6 +44,8 @@ class Scanouts:
         outputs: tuple[PreferredMode, ...],
         resources: ResourceTable,
         is_attached: Callable[[ResourceId, ContextId], bool],
+        quota: Quota,
+        executor: BackgroundWork,
     ) -> None:
         self._name = name
         self._outputs = list(outputs)
@@ -56,7 +53,8 @@ class Scanouts:
         self._is_attached = is_attached
         self._active: dict[ScanoutId, Scanout] = {}
         self._display: Display | None = None
-        self.captures = Captures(self)
+        self.pictures = Pictures(self._active, quota, executor)
+        self.captures = Captures(self.pictures)
 
     # For displays and the control API
 
@@ -83,63 +81,6 @@ class Scanouts:
             for scanout_id, scanout in self._active.items():
                 display.scanout(scanout_id, *scanout.size)
                 display.damage(scanout_id, scanout.whole)
-
-    def appearance(self, scanout_id: int) -> tuple[tuple[int, int], Format] | None:
-        """Return the size in pixels and the format of what a scanout shows; None if it is off."""
-        scanout = self._active.get(ScanoutId(scanout_id))
-        return None if scanout is None else (scanout.size, scanout.view.format)
-
-    def pixels(self, scanout_id: int, rect: Rect) -> NDArray[np.uint8] | None:
-        """Return a part of a scanout as (height, width, 4) of bytes in its format.
-
-        None if the scanout is off or smaller, or its pages are gone.
-        """
-        scanout = self._showing(scanout_id, rect)
-        if scanout is None:
-            return None
-        try:
-            return scanout.pixels(rect)
-        except VgpudError:  # its pages are gone, or no longer guest memory
-            return None
-
-    def xrgb(self, scanout_id: int, rect: Rect) -> NDArray[np.uint8] | None:
-        """Return a part of a scanout as (height, width, 4) of B, G, R, X, or None as `pixels`."""
-        pixels = self.pixels(scanout_id, rect)
-        if pixels is None:
-            return None
-        return to_xrgb(pixels, self._active[ScanoutId(scanout_id)].view.format)
-
-    def read_cost(self, scanout_id: int) -> int:
-        """Return how many times as long as of plain memory it takes to read a byte, about.
-
-        Small extents cost a step each, other formats are reordered, and cache lines may have to be
-        flushed one by one.
-        """
-        scanout = self._active.get(ScanoutId(scanout_id))
-        if scanout is None:
-            return 1
-        try:
-            contents = scanout.resource.contents()
-        except VgpudError:
-            return 1
-        scattered = 256 * contents.fragments // max(contents.size, 1)
-        reordered = 0 if xrgb_order(scanout.view.format) == _IDENTITY else 4
-        return 1 + scattered + reordered + (8 if contents.access.flush_before_read else 0)
-
-    def update(self, scanout_id: int, rect: Rect, shadow: Shadow) -> NDArray[np.uint8] | None:
-        """Bring a part of a shadow up to date; return its changed tiles, as `Shadow.take` does.
-
-        None if the scanout is off or not of the shadow's size, or its pages are gone.
-        """
-        scanout = self._showing(scanout_id, rect)
-        if scanout is None or self.showing(scanout_id) != (shadow.width, shadow.height):
-            return None
-        try:
-            contents = scanout.resource.contents()
-            order = xrgb_order(scanout.view.format)
-            return shadow.take(rect, contents, scanout.offset_of(rect), scanout.view.stride, order)
-        except VgpudError:
-            return None
 
     # Commands
 
@@ -244,6 +185,7 @@ class Scanouts:
         if display is None and not self.captures:
             return OK
         waiting: list[Waiting] = []
+        budget = Budget()
         for scanout_id, scanout in self._active.items():
             if scanout.resource is not resource:
                 continue
@@ -253,7 +195,7 @@ class Scanouts:
             x, y = part.x - scanout.view.rect.x, part.y - scanout.view.rect.y
             if display is not None:
                 display.damage(scanout_id, Rect(x, y, part.width, part.height))
-                if not is_image and not display.settle(scanout_id):
+                if not is_image and not display.settle(scanout_id, budget):
                     waiting.append((display, scanout_id))
             if not self.captures.settle(scanout_id):
                 waiting.append((self.captures, scanout_id))
@@ -270,6 +212,7 @@ class Scanouts:
         display = self._display
         if display is None:
             return ()
+        budget = Budget()
         match command:
             case commands.SetScanout(scanout_id=shown) | commands.SetScanoutBlob(scanout_id=shown):
                 return ((display, shown),) if display.taking(shown) else ()
@@ -280,14 +223,14 @@ class Scanouts:
                 return [
                     (display, scanout_id)
                     for scanout_id, scanout in self._active.items()
-                    if scanout.resource.id == drawn and not display.settle(scanout_id)
+                    if scanout.resource.id == drawn and not display.settle(scanout_id, budget)
                 ]
             case commands.Submit3D(header=header):
                 return [
                     (display, scanout_id)
                     for scanout_id, scanout in self._active.items()
                     if self._is_attached(scanout.resource.id, header.ctx_id)
-                    and not display.settle(scanout_id)
+                    and not display.settle(scanout_id, budget)
                 ]
         return ()
 
@@ -333,13 +276,6 @@ class Scanouts:
         self.captures.disturb(scanout_id)
         if self._display is not None:
             self._display.scanout(scanout_id, 0, 0)
-
-    def _showing(self, scanout_id: int, rect: Rect) -> Scanout | None:
-        """Return the scanout if it contains a rectangle, else None."""
-        scanout = self._active.get(ScanoutId(scanout_id))
-        if scanout is None or intersect(rect, scanout.whole) != rect:
-            return None
-        return scanout
 
     @staticmethod
     async def _display_modes(display: Display) -> responses.Response:

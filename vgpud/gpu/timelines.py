@@ -12,9 +12,14 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from threading import get_ident
+from time import perf_counter
+from typing import Final
 
 from vgpud.errors import VgpudError, stored
 from vgpud.gpu.work import Done, Timeline
+
+ANSWERING: Final = 0.0005
+"""Seconds of answers after which others have their turn: a whole ring can wait for one command."""
 
 
 class _Entry:
@@ -46,6 +51,16 @@ class Timelines:
         self._lines: dict[Timeline, deque[_Entry]] = {}
         self._held = False
         self._emptied = asyncio.Event()
+        self._ready: deque[Timeline] = deque()  # with answers that are left for the next turn
+        self._next_turn: asyncio.Handle | None = None
+        self._after_batch: list[Callable[[], None]] = []
+        self.batching = False
+        """Whether this is one of many answers; what `after_batch` was given is called after
+        them."""
+
+    def after_batch(self, call: Callable[[], None]) -> None:
+        """Have a function called after each batch of answers."""
+        self._after_batch.append(call)
 
     @property
     def empty(self) -> bool:
@@ -98,8 +113,8 @@ class Timelines:
     def resume(self) -> None:
         """Give the answers that were held, and hold no more."""
         self._held = False
-        for timeline in list(self._lines):
-            self._answer(timeline)
+        self._ready.extend(self._lines)
+        self._answer_ready()
 
     def drop(self) -> None:
         """Drop all commands without an answer, because the driver has been reset."""
@@ -107,6 +122,7 @@ class Timelines:
             for entry in line:
                 entry.complete = True
         self._lines.clear()
+        self._ready.clear()
         self._held = False
         self._emptied.set()
 
@@ -123,12 +139,45 @@ class Timelines:
                 self._answer(entry.timeline)
 
     def _answer(self, timeline: Timeline) -> None:
-        """Answer the complete commands at the head of a timeline."""
+        """Answer the complete commands at the head of a timeline, before long."""
+        self._ready.append(timeline)
+        if self._next_turn is None:
+            self._answer_ready()
+
+    def _answer_ready(self) -> None:
+        """Answer what is complete for a short time, and the rest in the loop's next turn."""
+        self._next_turn = None
+        until = perf_counter() + ANSWERING
+        ready = self._ready
+        while ready and not self._held:
+            timeline = ready.popleft()
+            if not self._answer_line(timeline, until):
+                ready.appendleft(timeline)
+                self._next_turn = self._loop.call_soon(self._answer_ready)
+                break
+        if self._held:
+            ready.clear()  # `resume` looks at all of them
+        self._end_batch()
+        if not self._lines:
+            self._emptied.set()
+
+    def _answer_line(self, timeline: Timeline, until: float) -> bool:
+        """Answer the complete commands at the head of a timeline; return False if time is up
+        before."""
         line = self._lines.get(timeline)
         while line and line[0].complete:
             entry = line.popleft()
             if not line:
                 del self._lines[timeline]
+            elif line[0].complete:
+                self.batching = True
             entry.answer(entry.error)
-        if not self._lines:
-            self._emptied.set()
+            if perf_counter() >= until:
+                return not (line and line[0].complete)
+        return True
+
+    def _end_batch(self) -> None:
+        if self.batching:
+            self.batching = False
+            for call in self._after_batch:
+                call()

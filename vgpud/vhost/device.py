@@ -76,6 +76,8 @@ class Device:
     async def start_queue(self, index: int, queue: Virtqueue) -> None:
         """Start a queue that is ready: call `queue.start` with a handler of chains.
 
+        A device that knows by the beginning of a request how much of it matters says so there, by
+        `request_size`, and need not wait for the rest.
         `queue.setup.fresh` is set if the driver has not used the ring yet.
         """
         raise NotImplementedError

@@ -16,11 +16,12 @@ from typing import Any, Final
 
 from vgpud.errors import GuestAddressError, PeerError, RingError, VgpudError, stored
 from vgpud.native.ring import FastPath
+from vgpud.pace import paced
 from vgpud.vhost import ring_eventfd
 from vgpud.vhost.coalescing import POLL, POLLING, Coalescing
 from vgpud.vhost.fault_watch import truncated
 from vgpud.vhost.memory_table import MemoryTable
-from vgpud.vhost.ring import Ring
+from vgpud.vhost.ring import REQUEST_LIMIT, Ring
 from vgpud.vhost.ring_setup import RingSetup
 from vgpud.vhost.ring_views import RingAddress
 from vgpud.vhost.split_ring import Chain
@@ -29,6 +30,10 @@ Handler = Callable[[Chain, bytes], Coroutine[Any, Any, None] | None]
 """A function of a chain and its readable bytes, which answers now or later by `Virtqueue.complete`.
 If it returns a coroutine, that is awaited before the next chain is taken, and is cancelled when the
 ring stops."""
+
+RequestSize = Callable[[bytes], int]
+"""A function of the first bytes of a long request, which returns how many bytes of it the handler
+is to get. Reading them takes time."""
 
 QUANTUM: Final = 0.002
 """Seconds after which other tasks, and so other devices, are served."""
@@ -55,6 +60,7 @@ class Pump:
         memory: MemoryTable,
         handler: Handler,
         fast_path: Callable[[], FastPath | None] | None,
+        request_size: RequestSize | None,
         *,
         tasks: asyncio.TaskGroup,
         broken: Callable[[Exception], None],
@@ -65,6 +71,7 @@ class Pump:
         self._memory = memory
         self._handler = handler
         self._fast_path = fast_path
+        self._request_size = request_size
         self._tasks = tasks
         self._broken = broken
         self._loop = asyncio.get_running_loop()
@@ -103,13 +110,19 @@ class Pump:
         except (RingError, GuestAddressError) as error:
             self._broken(error)
 
-    def complete(self, chain: Chain, response: bytes) -> None:
-        """Write a response, and return its chain to the driver."""
+    def complete(self, chain: Chain, response: bytes, *, publish: bool = True) -> None:
+        """Write a response, and return its chain to the driver; unless `publish`, it sees that
+        after `publish`."""
         try:
             self._ring.answer(chain, response)
         except GuestAddressError as error:
             self._broken(error)
             return
+        if publish:
+            self.publish()
+
+    def publish(self) -> None:
+        """Publish what has been answered, unless that is done soon anyway."""
         if not self._batching:
             self._publish()
 
@@ -272,7 +285,7 @@ class Pump:
                 coalescing.end()
                 chain, request = taken.popleft()
                 self._handled = chain.head
-                pending = handler(chain, request)
+                pending = (self._handle_long if chain.readable else handler)(chain, request)
                 now = perf_counter()
                 if pending is not None or self._ended or now >= until:
                     return pending, False
@@ -284,6 +297,30 @@ class Pump:
             self._batching = False
             if not coalescing.active and not self._ended:
                 self._publish()
+
+    def _handle_long(self, chain: Chain, begin: bytes) -> Coroutine[Any, Any, None] | None:
+        """Have a long request handled, of which only the beginning has been read."""
+        size = REQUEST_LIMIT if self._request_size is None else self._request_size(begin)
+        if size > len(begin):
+            return self._read_and_handle(chain, begin, size)
+        return self._handler(chain._replace(readable=()), begin)
+
+    async def _read_and_handle(self, chain: Chain, begin: bytes, size: int) -> None:
+        error: Exception | None = None
+        request = b""
+        try:
+            request = await paced(self._ring.read_steps(chain, begin, size))
+        except GuestAddressError as caught:
+            error = caught
+        if self._memory.faulted:
+            self._fail(truncated())
+        elif error is not None:
+            self._broken(error)
+        if self._ended:
+            return
+        pending = self._handler(chain._replace(readable=()), request)
+        if pending is not None:
+            await pending
 
     def _publish(self) -> None:
         """Publish the answers, and interrupt the driver if it wants that."""

@@ -8,7 +8,8 @@ the others one by one, reports every error, and does all writes while the front-
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from io import BytesIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,18 @@ them singly. A program in the guest can make longer ones, which the device has t
 their first `CUT` bytes."""
 
 CUT = 4096
-"""Bytes that are read of a request that is longer than that: room for a header."""
+"""Bytes that are read at once of a request that is long, or too long: room for a header and what
+follows it."""
+
+AT_ONCE = 64 << 10
+"""Bytes of a request that is read at once, which takes less than 50 microseconds."""
+
+BUFFERS_AT_ONCE = 2048
+"""Buffers that are read at once, which takes a fraction of a millisecond: what Linux needs for its
+longest requests."""
+
+STEP = 256 << 10
+"""Bytes of a longer request that are read at a time."""
 
 _RING = 4  # bytes of flags and index before both the available and the used ring
 
@@ -91,9 +103,10 @@ class Ring:
         With `fast_path`, the first requests are executed and answered at once, as far as it can:
         `served` is how many, and if there are any, the list may be empty before the ring is.
 
-        The `readable` of the chains is empty, because it has been read; of a request that is too
-        long, `cut`, only the beginning. Raises `RingError` where the next chain is malformed, and
-        `GuestAddressError` where its request is not guest memory.
+        The `readable` of the chains is empty, because it has been read. A long request still has
+        it: only its beginning has been read, and the rest is for `read_steps`. Of one that is too
+        long, `cut`, the rest is not read at all. Raises `RingError` where the next chain is
+        malformed, and `GuestAddressError` where its request is not guest memory.
         """
         if self._split.log_used is not None or self._memory.tracking.log is not None:
             fast_path = None
@@ -114,9 +127,30 @@ class Ring:
         if chain is None:
             return []
         readable = BufferList.of(chain.readable)
-        cut = readable.size > REQUEST_LIMIT
-        request = self._gather(readable.first(CUT) if cut else readable)
-        return [(Chain(chain.head, (), chain.writable, cut), request)]
+        size = readable.size
+        if size <= AT_ONCE and len(readable) <= BUFFERS_AT_ONCE:
+            return [(chain._replace(readable=()), self._gather(readable))]
+        begin = self._gather(readable.part(0, CUT, BUFFERS_AT_ONCE))
+        if size > REQUEST_LIMIT:
+            return [(Chain(chain.head, (), chain.writable, cut=True), begin)]
+        return [(chain, begin)]
+
+    def read_steps(self, chain: Chain, begin: bytes, size: int) -> Generator[None, None, bytes]:
+        """Read more of a long request in steps, and return its first `size` bytes, or all if it is
+        shorter.
+
+        `begin` is what `take` has read of it. Raises `GuestAddressError` where a part is not guest
+        memory.
+        """
+        readable = BufferList.of(chain.readable)
+        size = min(size, readable.size)
+        request = BytesIO()  # which makes bytes of it without a copy
+        request.write(begin[:size])
+        while (at := request.tell()) < size:
+            part = readable.part(at, min(size - at, STEP), BUFFERS_AT_ONCE)
+            request.write(self._gather(part))
+            yield
+        return request.getvalue()
 
     def put_back(self, heads: Sequence[int]) -> None:
         """Return the chains taken last to the ring, for the next start."""

@@ -115,13 +115,23 @@ class BufferList:
 
     def first(self, size: int) -> BufferList:
         """Return the buffers of the first `size` bytes, without empty ones."""
-        lengths = self.entries["length"]
-        ends = lengths.cumsum()
-        count = int(ends.searchsorted(size)) + 1  # the buffer that has the last byte
-        cut = self.entries[:count].copy()
-        if count <= len(ends):
-            cut["length"][-1] -= int(ends[count - 1]) - size
-        return BufferList(cut[cut["length"] != 0])
+        return self.part(0, size, len(self))
+
+    def part(self, begin: int, size: int, most: int) -> BufferList:
+        """Return the buffers of up to `size` bytes from byte `begin` on, without empty ones, and
+        no more than `most` buffers."""
+        used = self.entries["length"] != 0
+        entries = self.entries if used.all() else self.entries[used]
+        ends = entries["length"].cumsum()
+        first = int(ends.searchsorted(begin, "right"))  # the buffer that has the first byte
+        last = min(int(ends.searchsorted(begin + size)), first + most - 1, len(ends) - 1)
+        part = entries[first : last + 1].copy()
+        if len(part):
+            part["length"][-1] -= max(int(ends[last]) - begin - size, 0)
+            skipped = begin - (int(ends[first - 1]) if first else 0)
+            part["addr"][0] += skipped
+            part["length"][0] -= skipped
+        return BufferList(part)
 
 
 Buffers: TypeAlias = "tuple[tuple[int, int], ...] | BufferList"
@@ -131,7 +141,8 @@ class Chain(NamedTuple):  # one is made for every command: a tuple is the quicke
     """A descriptor chain: (guest-physical address, length in bytes) of the buffers that the device
     reads, then of those that it writes.
 
-    `cut`: only the beginning of the request was read, because it is longer than a request may be.
+    `readable` is empty once the request has been read. `cut`: only its beginning was, because it
+    is longer than a request may be.
     """
 
     head: int

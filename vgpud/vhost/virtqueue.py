@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from time import perf_counter
 
 import numpy as np
 
@@ -17,7 +19,7 @@ from vgpud.native.ring import FastPath
 from vgpud.unix.fd import Fd
 from vgpud.vhost import ring_eventfd
 from vgpud.vhost.memory_table import MemoryTable
-from vgpud.vhost.pump import Handler, Pump
+from vgpud.vhost.pump import PUBLISH_AFTER, Handler, Pump, RequestSize
 from vgpud.vhost.ring import Ring
 from vgpud.vhost.ring_life import RingEvent, RingLife, step
 from vgpud.vhost.ring_setup import RingSetup, RingState
@@ -45,7 +47,8 @@ class Virtqueue:
         self._memory = MemoryTable()
         self._pump: Pump | None = None
         self._former: Pump | None = None  # of a ring that broke: its handler may still be ending
-        self._finished: list[tuple[Chain, bytes]] = []
+        self._finished: deque[tuple[Chain, bytes]] = deque()  # not written yet, in order
+        self._writing: asyncio.Handle | None = None
         self._in_flight = np.zeros(MAX_QUEUE_SIZE, np.uint8)
 
     @property
@@ -100,8 +103,7 @@ class Virtqueue:
             self.setup.kick.close()
         self.setup.kick, self.setup.polled = kick, kick is None
         self._setup_changed()
-        if self._pump is not None:
-            self._pump.begin()
+        self._begin()
 
     def forget_kick(self) -> None:
         """Remove the kick descriptor; the ring can't start before it is set again."""
@@ -124,12 +126,16 @@ class Virtqueue:
     # What the device does
 
     def start(
-        self, handler: Handler, fast_path: Callable[[], FastPath | None] | None = None
+        self,
+        handler: Handler,
+        fast_path: Callable[[], FastPath | None] | None = None,
+        request_size: RequestSize | None = None,
     ) -> None:
         """Serve the ring, if it is ready: have `handler` called with each chain.
 
         `fast_path` returns the fast path that may execute requests without the handler at the
-        moment, if there is one. A ring that is malformed, or not in guest memory, is broken.
+        moment, if there is one; `request_size` says how much of a long request `handler` is to get,
+        by default all of it. A ring that is malformed, or not in guest memory, is broken.
         """
         setup = self.setup
         if self.life is not RingLife.READY or setup.address is None:
@@ -151,14 +157,18 @@ class Virtqueue:
         self.life = step(self.life, RingEvent.START)
         self.setup.fresh = False
         self._pump = Pump(
-            ring, setup, self._memory, handler, fast_path, tasks=self._tasks, broken=self._break
+            ring,
+            setup,
+            self._memory,
+            handler,
+            fast_path,
+            request_size,
+            tasks=self._tasks,
+            broken=self._break,
         )
-        finished, self._finished = self._finished, []
-        for chain, response in finished:
-            self.complete(chain, response)
+        self._write_finished()
         if not self.running:  # the responses could not be written
             return
-        self._pump.begin()
         log.debug(
             "queue started device=%s queue=%s base=%d num=%d",
             self.device,
@@ -167,13 +177,21 @@ class Virtqueue:
             setup.num,
         )
 
-    def complete(self, chain: Chain, response: bytes) -> None:
+    def complete(self, chain: Chain, response: bytes, *, publish: bool = True) -> None:
         """Write a response into its chain, as far as it fits, and return the chain to the driver;
-        for a stopped ring, when it is started again."""
-        if self._pump is None:
+        for a stopped ring, when it is started again.
+
+        Unless `publish`, the driver sees it after `publish`.
+        """
+        if self._pump is None or self._finished:
             self._finished.append((chain, response))
         else:
-            self._pump.complete(chain, response)
+            self._pump.complete(chain, response, publish=publish)
+
+    def publish(self) -> None:
+        """Have the driver see what was answered."""
+        if self._pump is not None:
+            self._pump.publish()
 
     def forget_unanswered(self) -> None:
         """Drop the responses that are not written yet, because the driver has been reset."""
@@ -215,7 +233,7 @@ class Virtqueue:
         setup.num, setup.address = state.num, state.address
         setup.base, setup.fresh = state.base, state.fresh
         self.features = state.features
-        self._finished = list(state.finished)
+        self._finished = deque(state.finished)
         self._in_flight.fill(0)
         self._in_flight[[chain.head for chain, _ in state.finished]] = 1
         self._setup_changed()
@@ -231,11 +249,35 @@ class Virtqueue:
     def _setup_changed(self) -> None:
         self.life = step(self.life, RingEvent.SET if self.setup.complete else RingEvent.UNSET)
 
+    def _write_finished(self) -> None:
+        """Write the responses to chains that were taken before the ring was stopped, for a short
+        time, and the rest in the loop's next turn; then take chains."""
+        self._writing = None
+        until = perf_counter() + PUBLISH_AFTER
+        while self._pump is not None and self._finished:
+            self._pump.complete(*self._finished.popleft(), publish=False)
+            if perf_counter() >= until:
+                break
+        if self._pump is None:  # it broke
+            return
+        if self._finished:
+            self._writing = asyncio.get_running_loop().call_soon(self._write_finished)
+        self._pump.publish()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Have chains taken, once all responses to earlier ones have been written."""
+        if self._pump is not None and not self._finished:
+            self._pump.begin()
+
     def _relocate(self) -> None:
         if self._pump is not None and self.setup.address is not None:
             self._pump.relocate(self._memory, self.setup.address)
 
     def _end(self) -> None:
+        if self._writing is not None:
+            self._writing.cancel()
+            self._writing = None
         if self._pump is not None:
             pump, self._pump = self._pump, None
             self.setup.base = pump.end()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tests.gpu.display.front_end_messages import DisplayRequestReader, encode_reply
 from vgpud.gpu.display import messages as display
 from vgpud.gpu.display.channel import DisplayChannel
+from vgpud.gpu.display.reading import Budget
 from vgpud.gpu.display.shadow import Shadow
 from vgpud.gpu.quota import Quota
 from vgpud.gpu.wire.header import Rect
@@ -31,7 +32,7 @@ class Screen:
     def __init__(self) -> None:
         self.pictures: dict[int, NDArray[np.uint8]] = {}
         self.reads: list[tuple[int, Rect]] = []
-        self.cost = 1
+        self.dearness = 1
 
     def show(self, scanout_id: int, width: int, height: int) -> None:
         self.pictures[scanout_id] = np.zeros((height, width, 4), np.uint8)
@@ -56,8 +57,11 @@ class Screen:
         part = picture[rect.y : rect.y + rect.height, rect.x : rect.x + rect.width]
         return part if part.shape[:2] == (rect.height, rect.width) else None
 
-    def read_cost(self, scanout_id: int) -> int:
-        return self.cost
+    def cost(self, scanout_id: int, rect: Rect) -> int:
+        return rect.width * rect.height * self.dearness // 2
+
+    async def prepare(self, scanout_id: int) -> None:
+        pass
 
 
 class Vmm:
@@ -137,7 +141,7 @@ async def connected(
 async def flush(channel: DisplayChannel, scanout_id: int, rect: Rect) -> None:
     """Flushes a blob as a guest does, and returns when the command is answered."""
     channel.damage(scanout_id, rect)
-    if not channel.settle(scanout_id):
+    if not channel.settle(scanout_id, Budget()):
         await channel.finish_settling(scanout_id)
 
 

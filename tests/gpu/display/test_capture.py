@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from vgpud.errors import OutOfMemory
 from vgpud.gpu.display import capture as capturing
-from vgpud.gpu.display.capture import STEP, Capture, Captures
+from vgpud.gpu.display.capture import Capture, Captures
+from vgpud.gpu.display.reading import STEP
 from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import Format
 from vgpud.memory.steps import Steps
@@ -26,7 +27,7 @@ class Source:
     def __init__(self, size: tuple[int, int]) -> None:
         self.picture: NDArray[np.uint8] | None = np.zeros((size[1], size[0], 4), np.uint8)
         self.reads: list[Rect] = []
-        self.cost = 1
+        self.dearness = 1
 
     def fill(self, value: int) -> None:
         assert self.picture is not None
@@ -42,8 +43,11 @@ class Source:
         assert self.picture is not None
         return self.picture[rect.y : rect.y + rect.height, rect.x : rect.x + rect.width]
 
-    def read_cost(self, scanout_id: int) -> int:
-        return self.cost
+    def cost(self, scanout_id: int, rect: Rect) -> int:
+        return rect.width * rect.height * self.dearness // 2
+
+    async def prepare(self, scanout_id: int) -> None:
+        pass
 
 
 async def flush(captures: Captures) -> None:
@@ -161,10 +165,10 @@ def test_a_step_reads_little(cost: int) -> None:
     async def test() -> None:
         for size in ((2048, 2048), (16384, 100), (100, 16384)):
             source = Source(size)
-            source.cost = cost
+            source.dearness = cost
             assert await take(Captures(source)) is not None
             for rect in source.reads:
-                assert 4 * rect.width * rect.height * cost <= STEP
+                assert rect.width * rect.height * cost // 2 <= STEP
 
     asyncio.run(test())
 

@@ -17,6 +17,7 @@ from vgpud.gpu.display.messages import (
     DisplayScanout,
     DisplayUpdate,
 )
+from vgpud.gpu.display.reading import Budget
 from vgpud.gpu.wire.header import Rect
 
 
@@ -146,7 +147,7 @@ def test_an_output_that_is_turned_off_gets_no_updates() -> None:
             assert await vmm.all() == [(DisplayScanout(S0, 0, 0), b"")]
             # Nor is anything read of one that never was on.
             channel.damage(1, Rect(0, 0, 8, 8))
-            assert channel.settle(1)
+            assert channel.settle(1, Budget())
             assert await vmm.all() == []
             assert screen.reads == []
             screen.show(1, 1, 1)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tests.gpu.display import display_vmm
 from tests.gpu.display.display_vmm import S0, S1, Screen, Vmm, connected, flush, run
 from vgpud.gpu.display import channel as serve_display
-from vgpud.gpu.display import scanout_frames
+from vgpud.gpu.display import reading, scanout_frames
 from vgpud.gpu.display.channel import DisplayChannel
 from vgpud.gpu.display.messages import DisplayScanout, DisplayUpdate
 from vgpud.gpu.display.shadow import Shadow
@@ -224,13 +224,13 @@ def test_a_step_reads_little_however_large_the_frame_and_dear_its_memory(cost: i
         async with connected() as (channel, vmm, screen):
             for width, height in ((2048, 2048), (16384, 300), (300, 16384)):
                 screen.show(0, width, height)
-                screen.cost = cost
+                screen.dearness = cost
                 channel.scanout(0, width, height)
                 screen.reads.clear()
                 channel.damage(0, Rect(0, 0, width, height))
                 await flush(channel, 0, Rect(0, 0, width, height))
                 for _, rect in screen.reads:
-                    assert 4 * rect.width * rect.height * cost <= scanout_frames.STEP
+                    assert rect.width * rect.height * cost // 2 <= reading.STEP
                 await vmm.all()
 
     run(test)

@@ -132,6 +132,59 @@ def test_who_gives_up_asking_does_not_take_the_next_ones_answer() -> None:
     run(test)
 
 
+def test_who_asks_for_the_same_before_it_is_sent_shares_the_answer() -> None:
+    async def test() -> None:
+        async with connected() as (channel, vmm, _):
+            first, second = (asyncio.create_task(channel.modes()) for _ in range(2))
+            other = asyncio.create_task(channel.edid(1))
+            assert await vmm.next() == (display.DisplayGetInfo(), b"")
+            third = asyncio.create_task(channel.modes())  # the answer may be older than that
+            first.cancel()
+            await vmm.next()
+            await vmm.answer(DisplayInfo(MODES))
+            await vmm.answer(Edid(b"\2" * 128))
+            assert await second == MODES
+            assert await other == b"\2" * 128
+            assert await vmm.next() == (display.DisplayGetInfo(), b"")
+            assert not third.done()
+            await vmm.answer(DisplayInfo(MODES[:1] * 16))
+            assert await third == MODES[:1] * 16
+            assert await vmm.all() == []
+
+    run(test)
+
+
+@pytest.mark.parametrize("end", ["cancelled", "late"])
+def test_a_vmm_that_does_not_answer_is_asked_a_few_times(
+    end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        async with connected() as (channel, vmm, _):
+            if end == "late":
+                monkeypatch.setattr(serve_display, "REPLY_TIMEOUT", 0.002)
+            for _ in range(50):
+                asking = [asyncio.create_task(channel.modes()) for _ in range(3)]
+                await asyncio.sleep(0.001)
+                if end == "cancelled":
+                    for task in asking:
+                        task.cancel()
+                await asyncio.wait(asking)
+                for task in asking:
+                    assert task.cancelled() or isinstance(task.exception(), VgpudError)
+            assert not channel._unsent
+            monkeypatch.setattr(serve_display, "REPLY_TIMEOUT", PATIENCE)
+            last = asyncio.create_task(channel.modes())
+            sent = len(await vmm.all())
+            assert 0 < sent <= serve_display.ALIKE
+            for _ in range(sent):
+                await vmm.answer(DisplayInfo(MODES[:1] * 16))
+            assert await vmm.next() == (display.DisplayGetInfo(), b"")
+            await vmm.answer(DisplayInfo(MODES))
+            assert await last == MODES
+
+    run(test)
+
+
 def test_the_end_of_the_socket_answers_who_waits() -> None:
     async def test() -> None:
         async with connected() as (channel, vmm, _):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vgpud.errors import OutOfMemory
 from vgpud.gpu.display.frame import BYTES_PER_PIXEL
-from vgpud.gpu.rects import cut
+from vgpud.gpu.display.reading import STEP, Parts, PictureSource
 from vgpud.gpu.wire.formats import to_rgb
 from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import Format
@@ -25,10 +25,6 @@ from vgpud.memory.steps import Steps
 
 RunInThread: TypeAlias = Callable[[Steps], Awaitable[None]]
 """What runs steps in a thread. Once it is cancelled, it runs no more of them."""
-
-STEP: Final = 1 << 20
-"""Bytes that are copied at a time. Where a picture is read into a temporary array, its pages are
-new ones, which some kernels take several milliseconds to make for each 4 MiB."""
 
 _FILL_STEP: Final = 4 << 20  # bytes of pages that a thread makes at a time
 
@@ -89,17 +85,14 @@ class Capture:
         self.pixels = self.pixels[:0].copy()
 
 
-class CaptureSource(Protocol):
-    """What screenshots are taken of: `gpu.scanouts`."""
+class CaptureSource(PictureSource, Protocol):
+    """What screenshots are taken of: `gpu.pictures`."""
 
     def appearance(self, scanout_id: int) -> tuple[tuple[int, int], Format] | None:
         """Return the size in pixels and the format of what a scanout shows; None if it is off."""
 
     def pixels(self, scanout_id: int, rect: Rect) -> NDArray[np.uint8] | None:
         """Return a rectangle in the scanout's format; None if there is nothing to read."""
-
-    def read_cost(self, scanout_id: int) -> int:
-        """Return how many times as long as of plain memory it takes to read a byte."""
 
 
 class Captures:
@@ -183,8 +176,8 @@ class Captures:
     ) -> bool:
         """Copy the pixels in steps; return whether all of them were there, and of the capture's
         size and format. Ends early once `until` is set."""
-        pixels = max(STEP // (BYTES_PER_PIXEL * self._source.read_cost(scanout_id)), 1)
-        for part in cut(Rect(0, 0, *capture.size), pixels):
+        parts = Parts(self._source, scanout_id, [Rect(0, 0, *capture.size)], STEP)
+        while (part := await parts.next()) is not None:
             if until is not None and until.is_set():
                 return False
             if self._source.appearance(scanout_id) != (capture.size, capture.format):
@@ -193,5 +186,4 @@ class Captures:
             if found is None:
                 return False
             capture.put(part, found)
-            await asyncio.sleep(0)
         return True

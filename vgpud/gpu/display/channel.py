@@ -22,7 +22,8 @@ from vgpud.errors import PeerError, PeerGone
 from vgpud.gpu.counters import Counters
 from vgpud.gpu.display import messages
 from vgpud.gpu.display.frame import BYTES_PER_PIXEL, Frame
-from vgpud.gpu.display.scanout_frames import STEP, ScanoutFrames, ScanoutReader
+from vgpud.gpu.display.reading import STEP, Budget
+from vgpud.gpu.display.scanout_frames import ScanoutFrames, ScanoutReader
 from vgpud.gpu.errors import Unspecified
 from vgpud.gpu.quota import Quota
 from vgpud.gpu.wire import responses
@@ -36,6 +37,10 @@ log = logging.getLogger(__name__)
 REPLY_TIMEOUT = 4.0
 """Seconds to wait for a reply. A Linux guest waits 5 seconds for the command that needs it, and
 should get an error before that."""
+
+ALIKE = 2
+"""Requests that are alike and not answered: one may be of a guest that has given up, and the next
+is sent nevertheless. With more, a guest could have a VMM that does not answer sent ever more."""
 
 WAKE_AFTER = 0.02
 """Seconds without a message after which a VMM is sent a request that changes nothing.
@@ -74,10 +79,11 @@ _RECEIVED = 4096
 
 @dataclass(slots=True, eq=False)
 class _PendingRequest:
-    """A request of the back-end that has not been answered."""
+    """A request of the back-end that has not been answered, and how many wait for its reply."""
 
     request: messages.DisplayRequest
     reply: asyncio.Future[messages.DisplayReply]
+    waiting: int = 0
 
 
 class DisplayChannel:
@@ -144,9 +150,9 @@ class DisplayChannel:
         frames = self._frames.get(scanout_id)
         return frames is not None and frames.taking
 
-    def settle(self, scanout_id: int) -> bool:
+    def settle(self, scanout_id: int, budget: Budget) -> bool:
         frames = self._frames.get(scanout_id)
-        return frames is None or self._closed or frames.settle()
+        return frames is None or self._closed or frames.settle(budget)
 
     async def finish_settling(self, scanout_id: int) -> None:
         frames = self._frames.get(scanout_id)
@@ -237,17 +243,32 @@ class DisplayChannel:
         if self._closed:
             raise _no_reply(request)
         pending = self._ask(request)
+        pending.waiting += 1
         try:
             async with asyncio.timeout(REPLY_TIMEOUT):
                 return await asyncio.shield(pending.reply)
         except TimeoutError:
             raise _no_reply(request) from None
+        finally:
+            pending.waiting -= 1
+            if not pending.waiting and pending in self._unsent:
+                self._unsent.remove(pending)
 
     def _ask(self, request: messages.DisplayRequest) -> _PendingRequest:
+        """Have a request sent, unless there is one like it that has not been sent: the reply to one
+        that has been may be older than what is asked for."""
+        for pending in self._unsent:
+            if pending.request == request:
+                return pending
         pending = _PendingRequest(request, self._loop.create_future())
         self._unsent.append(pending)
         self._changed.set()
         return pending
+
+    def _next_request(self) -> _PendingRequest | None:
+        """Return the next request to send, if there is one that may be sent now."""
+        asked = [pending.request for pending in self._unanswered]
+        return next((one for one in self._unsent if asked.count(one.request) < ALIKE), None)
 
     async def _receive(self) -> None:
         while True:
@@ -263,6 +284,7 @@ class DisplayChannel:
                         f"display: {type(reply).__name__} came, which was not asked for"
                     )
                 pending = self._unanswered.popleft()
+                self._changed.set()  # another request like it may be sent
                 if not pending.reply.done():
                     pending.reply.set_result(reply)
 
@@ -284,8 +306,8 @@ class DisplayChannel:
         if self._features_unsent:
             self._features_unsent = False
             await self._tell(messages.DisplaySetProtocolFeatures(self._features))
-        while self._unsent:
-            pending = self._unsent.popleft()
+        while (pending := self._next_request()) is not None:
+            self._unsent.remove(pending)
             self._unanswered.append(pending)
             await self._socket.send(messages.encode(pending.request))
         while self._sizes:
@@ -314,12 +336,11 @@ class DisplayChannel:
 
     async def _send_unread(self, frames: ScanoutFrames) -> None:
         """Send damage as it is now, because there is no memory for a shadow."""
-        for part in frames.begin_unread(min(STEP, MAX_UPDATE) // BYTES_PER_PIXEL):
+        parts = frames.begin_unread(STEP)
+        while (part := await parts.next()) is not None and not frames.closed:
             pixels = self._scanouts.xrgb(frames.scanout_id, part)
             if pixels is not None:
                 await self._stream(Frame(frames.scanout_id, [(part, pixels)]))
-            if frames.closed:
-                break
         frames.end()
 
     async def _stream(self, frame: Frame) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from vgpud.gpu.wire.header import Rect
 
 MAX_RECTS = 16
@@ -35,10 +37,8 @@ class Damage:
                 first = union(first, other)
             self._rects = [first]
 
-    @property
-    def pixels(self) -> int:
-        """The number of pixels in all rectangles."""
-        return sum(map(_area, self._rects))
+    def __iter__(self) -> Iterator[Rect]:
+        return iter(self._rects)
 
     def pop(self) -> Rect:
         """Remove and return the rectangle that was added first."""

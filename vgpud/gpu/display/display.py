@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vgpud.gpu.display.reading import Budget
 from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.responses import DisplayMode
 
@@ -29,8 +30,9 @@ class Display(Protocol):
     def taking(self, scanout_id: int) -> bool:
         """Return whether a scanout's pixels are being taken at the moment."""
 
-    def settle(self, scanout_id: int) -> bool:
-        """Take all that was noted of a scanout, because its pixels may change next.
+    def settle(self, scanout_id: int, budget: Budget) -> bool:
+        """Take all that was noted of a scanout, because its pixels may change next, if the
+        command's budget suffices.
 
         Returns whether that is done; if not, the guest has to wait for `finish_settling`.
         """

@@ -10,7 +10,6 @@ copied first. So the guest does not wait for the display, and the display gets t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import Final, Protocol
 
 import numpy as np
@@ -18,7 +17,8 @@ from numpy.typing import NDArray
 
 from vgpud.errors import OutOfMemory
 from vgpud.gpu.display.damage import Damage, union
-from vgpud.gpu.display.frame import BYTES_PER_PIXEL, Frame
+from vgpud.gpu.display.frame import Frame
+from vgpud.gpu.display.reading import STEP, Budget, Parts, PictureSource
 from vgpud.gpu.display.shadow import TILE, Shadow
 from vgpud.gpu.display.tiles import rectangles
 from vgpud.gpu.quota import Charge, Quota
@@ -26,16 +26,13 @@ from vgpud.gpu.rects import cut
 from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import ScanoutId
 
-STEP: Final = 4 << 20
-"""Bytes that are compared at a time: less than half a millisecond on the event loop."""
-
 PATIENCE: Final = 0.1
 """Seconds that a guest waits for the display where there is no memory to take its frame. After
 that it continues, and the frame may be shown with parts of the next."""
 
 
-class ScanoutReader(Protocol):
-    """What pixels are read from: `gpu.scanouts`."""
+class ScanoutReader(PictureSource, Protocol):
+    """What pixels are read from: `gpu.pictures`."""
 
     def update(self, scanout_id: int, rect: Rect, shadow: Shadow) -> NDArray[np.uint8] | None:
         """Bring a rectangle of a shadow up to date; return its changed tiles, or None if there is
@@ -44,9 +41,6 @@ class ScanoutReader(Protocol):
     def xrgb(self, scanout_id: int, rect: Rect) -> NDArray[np.uint8] | None:
         """Return a rectangle as (height, width, 4) of B, G, R, X, or None if there is nothing to
         read."""
-
-    def read_cost(self, scanout_id: int) -> int:
-        """Return how many times as long as of plain memory it takes to read a byte."""
 
 
 class ScanoutFrames:
@@ -98,16 +92,19 @@ class ScanoutFrames:
         """Whether a frame is being taken in steps at the moment."""
         return self._taking.locked()
 
-    def settle(self) -> bool:
-        """Take all that is unread; return whether that is done: if it takes longer,
-        `finish_settling` has to be awaited."""
+    def settle(self, budget: Budget) -> bool:
+        """Take all that is unread, if the budget suffices; return whether that is done: if it
+        takes longer, `finish_settling` has to be awaited."""
         if not self.unsettled:
             return True
         if self.shadow is None:
             self._sent.clear()
             return False
         shared = self._frame is not None and not self._frame.detached
-        if shared or self.taking or self.unread.pixels > self._pixels_a_step():
+        if shared or self.taking or budget.spent:
+            return False
+        cost = self._cost()
+        if cost is None or not budget.spend(cost):
             return False
         for part in self.unread.pop_all():
             self._read(part)
@@ -134,11 +131,10 @@ class ScanoutFrames:
                 return
             self._whole = False
             rects = self.unread.pop_all()
+            parts = Parts(self._reader, self.scanout_id, rects, STEP, TILE)
             try:
-                for rect in rects:
-                    for part in cut(rect, self._pixels_a_step(), TILE):
-                        self._read(part)
-                        await asyncio.sleep(0)
+                while (part := await parts.next()) is not None:
+                    self._read(part)
             except BaseException:
                 for rect in rects:
                     self.unread.add(rect)
@@ -160,11 +156,11 @@ class ScanoutFrames:
         self._sent.clear()
         return self._frame
 
-    def begin_unread(self, most: int) -> Sequence[Rect]:
-        """Return a rectangle that is to be read and sent, in parts of up to `most` pixels, because
-        there is no shadow. `end` has to follow."""
+    def begin_unread(self, step: int) -> Parts:
+        """Return a rectangle that is to be read and sent because there is no shadow, in parts that
+        cost `step` nanoseconds at most. `end` has to follow."""
         self._sent.clear()
-        return list(cut(self.unread.pop(), most))
+        return Parts(self._reader, self.scanout_id, [self.unread.pop()], step)
 
     def end(self) -> None:
         """Note that all of what was begun has been sent."""
@@ -227,8 +223,15 @@ class ScanoutFrames:
             area.y // height : -(-bottom // height), area.x // width : -(-right // width)
         ]
 
-    def _pixels_a_step(self) -> int:
-        return max(STEP // (BYTES_PER_PIXEL * self._reader.read_cost(self.scanout_id)), 1)
+    def _cost(self) -> int | None:
+        """Return what it costs to take all that is unread; None if that has to be prepared."""
+        total = 0
+        for rect in self.unread:
+            cost = self._reader.cost(self.scanout_id, rect)
+            if cost is None:
+                return None
+            total += cost
+        return total
 
     def _read(self, rect: Rect) -> None:
         """Take a rectangle, unless its pages are gone."""

@@ -7,7 +7,7 @@ A stream is packets, one after the other, of little-endian dwords. The first dwo
 `opcode | length << 16`, where length counts dwords, that one included. Offsets and lengths are in
 bytes and may have any alignment; a source and a destination that overlap act as in memmove. Fields
 called zero must be zero, so that they can get a meaning later. A bad packet writes nothing and ends
-the stream; what ran before it stays done.
+the stream; what ran before it stays done. A stream of more than MAX_STREAM bytes is refused whole.
 
     NOP    0   1 dword
     FILL   1   8   u32 resource, u64 offset, u64 length, u32 pattern, u32 zero
@@ -245,3 +245,7 @@ _PACKETS: Final[dict[int, tuple[Struct, Callable[[_Fields], Packet | None]]]] = 
     int(Opcode.BLIT): (_BLIT, _build_blit),
     int(Opcode.CRC32): (_CRC32, _build_crc32),
 }
+
+MAX_STREAM: Final = MAX_PACKETS * max(layout.size for layout, _ in _PACKETS.values())
+"""Bytes of a stream of as many packets as it may have, all of the longest kind. A device does not
+read more: a longer stream is refused, and none of its packets runs."""
