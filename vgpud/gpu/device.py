@@ -179,6 +179,7 @@ class GpuDevice(Device):
                 log.warning(_STATE_LOST, self.name, ResponseType.ERR_INVALID_RESOURCE_ID)
                 self.gpu.report_lost_state()
             self._driven = True
+            await self.gpu.plans.prepare()
             self._timelines.resume()
             self.gpu.resume()
             self._operations.resume()
@@ -253,6 +254,7 @@ class GpuDevice(Device):
         """
         assert isinstance(state, DeviceState)
         self._driven = state.driven
+        await self.gpu.plans.prepare()
         await self.gpu.restore(state.gpu)
 
     # The control API
