@@ -201,6 +201,11 @@ def map_received_file(fd: Fd, length: int, offset: int = 0) -> Mapping:
     return _map(fd, length, offset, writable=True, received=True)
 
 
+def unused_addresses() -> int:
+    """Return the bytes of addresses of this process that no mapping of a file has."""
+    return _mappings.unused
+
+
 def received_file(fd: Fd) -> tuple[int, int]:
     """Return the device and the inode number of a file that another process has sent.
 

@@ -16,7 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgpud.errors import HostError, PeerError
-from vgpud.memory.mapping import Mapping, map_received_file, received_file
+from vgpud.memory.mapping import (
+    Mapping,
+    map_received_file,
+    received_file,
+    unused_addresses,
+)
 from vgpud.native.arrays import address_of
 from vgpud.unix.fd import Fd, SharedFd
 
@@ -24,6 +29,12 @@ _ADDRESS_SPACE: Final = 1 << 64
 
 MAX_TABLE_BYTES: Final = 16 << 40
 """Bytes of one memory table. All devices share this process's 128 TiB of addresses."""
+
+ORDINARY_BYTES: Final = 1 << 40
+"""Bytes that a session may have mapped whatever others have."""
+
+RESERVED_BYTES: Final = 64 << 40
+"""Bytes of addresses that sessions with more than that leave for those with less: half of all."""
 
 MAX_FORMER_REGIONS: Final = 256
 """Regions of former tables that may be in use. A front-end changes its table when memory is plugged
@@ -102,6 +113,12 @@ class RegionMappings:
             raise PeerError(
                 f"{size} bytes of this memory table, and of former ones that are still in use; "
                 f"{2 * MAX_TABLE_BYTES} is the most"
+            )
+        own = sum(len(mapping) for mapping in self._mappings)
+        if size > ORDINARY_BYTES and unused_addresses() + own - size < RESERVED_BYTES:
+            raise PeerError(
+                f"{size} bytes of memory tables, and other devices have much memory: "
+                f"{ORDINARY_BYTES} is the most then"
             )
 
     def map(self, region: Region, fd: Fd, present: Iterable[MappedRegion]) -> MappedRegion:
