@@ -211,6 +211,16 @@ class FakeExecutor:
             for _ in steps:  # once begun it is waited for
                 pass
 
+    def free_soon(self, steps: Iterator[None]) -> None:
+        for _ in steps:
+            pass
+
+    async def free_pages(self, steps: Iterator[None], *, give_up: bool = False) -> None:
+        await self.run_in_thread(steps)
+
+    async def pages_freed(self) -> None:
+        pass
+
 
 class Screen:
     """A `Display` that remembers what it was told."""

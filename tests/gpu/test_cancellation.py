@@ -129,6 +129,7 @@ def test_there_is_something_to_cancel() -> None:
     assert pauses[Layout.WINDOW, "map over itself and another"] == 7
     assert pauses[Layout.PER_BLOB, "map"] == 2  # the flush before the guest gets it, and the VMM
     assert pauses[Layout.PER_BLOB, "unmap"] == 1
+    # To be unmapped, and to be detached from contexts.
     assert pauses[Layout.PER_BLOB, "destroy while mapped"] == 2
 
 

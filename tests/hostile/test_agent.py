@@ -20,7 +20,10 @@ from vgpud.control.rpc import Incoming, decode
 from vgpud.errors import HostError
 from vgpud.memory import memfd
 from vgpud.memory.addresses import Gpa
-from vgpud.slots.agent import AgentSlots, Grant
+from vgpud.slots.agent import FEW_UNDOS, AgentSlots, Grant
+from vgpud.slots.entries import Entry, Slot, SlotBacking, SlotUse
+from vgpud.slots.table import SetSlot
+from vgpud.uapi.memslot import SlotFlag
 from vgpud.unix.fd import Fd
 
 PAGE = 4096
@@ -274,3 +277,41 @@ def test_what_can_be_undone_is_where_descriptors_have_run_out(
 
     asyncio.run(main())
     assert caplog.text.count("slot not restored by the agent device=gpu0 slot=") == 2
+
+
+def test_maps_that_are_given_up_are_undone_once(blob: Fd) -> None:
+    async def main() -> None:
+        stand, link = ReportingSlots(), Link()
+        calls = stand.calls(link)
+        stand.slots.connect(calls, grant())
+        for _ in range(100):
+            task = asyncio.create_task(stand.slots.map(blob, 0, 0, PAGE))
+            for _ in range(5):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+        assert link.asked == [("slot.set", 1), ("slot.delete", 1)]
+        assert calls.unanswered == 2
+        assert stand.slots.grant is not None
+        stand.slots.close()
+
+    asyncio.run(main())
+
+
+def test_an_agent_that_lets_undone_operations_pile_up_is_lost(blob: Fd) -> None:
+    async def main() -> None:
+        stand, link = ReportingSlots(), Link()
+        calls, slots = stand.calls(link), stand.slots
+        slots.connect(calls, grant())
+        most = 2 * len(grant().numbers) + FEW_UNDOS
+        entry = Entry(Slot(1), SlotUse.BAR, 0, PAGE, SlotFlag.NONE, SlotBacking(0, 0, 0))
+        slots._hold(entry, blob)
+        for _ in range(most + 1):
+            slots._undo([SetSlot(entry, BAR)])
+        assert (calls.unanswered, slots.grant) == (most + 1, grant())
+        slots._undo([SetSlot(entry, BAR)])
+        assert (calls.unanswered, slots.grant, link.closed) == (0, None, True)
+        assert stand.kinds == ["agent.lost"]
+        slots.close()
+
+    asyncio.run(main())

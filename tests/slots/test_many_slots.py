@@ -40,6 +40,8 @@ class NoFile(Fd):
 class Willing:
     """An agent that does everything at once."""
 
+    unanswered = 0
+
     async def ask(self, operation: Operation, file: Fd | None) -> None:
         pass
 

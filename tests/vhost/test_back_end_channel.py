@@ -236,3 +236,22 @@ def test_a_request_that_is_given_up_is_not_done_later(
             await vmm.nothing()
 
     run(test)
+
+
+def test_a_front_end_that_never_answers_loses_its_channel() -> None:
+    """As one whose driver is reset after each map that it begins."""
+
+    async def test(fd: Fd) -> None:
+        async with connected() as (slots, vmm):
+            for _ in range(back_end_channel.MAX_UNANSWERED // 2):
+                task = asyncio.create_task(slots.map(fd, 0, 0, SIZE))
+                await vmm.request()
+                task.cancel()
+                await asyncio.wait([task])
+                await vmm.request()  # what undoes it
+            assert vmm.link.open
+            with pytest.raises(HostError):
+                await slots.map(fd, 0, 0, SIZE)
+            assert not vmm.link.open
+
+    run(test)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tests.native.arena import random_bytes
 from vgpud.errors import GuestAddressError, PeerError
-from vgpud.memory.dirty_log import LOG_PAGE, DirtyLog
+from vgpud.memory.dirty_log import LOG_PAGE, MAX_LOG, DirtyLog
 from vgpud.memory.extents import NON_COHERENT
 from vgpud.unix.fd import Fd
 from vgpud.vhost.memory_table import MAX_CROSSING, MemoryTable
@@ -366,3 +366,11 @@ def test_a_log_that_can_not_be_mapped_or_shrinks() -> None:
             os.truncate(log.fileno(), 0)
             memory.write(0, b"x")
             assert memory.faulted
+
+
+def test_a_log_is_no_larger_than_for_all_addresses_that_a_guest_has() -> None:
+    with Fd(os.memfd_create("log", os.MFD_CLOEXEC)) as log:
+        os.truncate(log.fileno(), 2 * MAX_LOG)
+        assert DirtyLog(log.dup(), MAX_LOG).limit == 1 << 52
+        with pytest.raises(PeerError, match="a dirty log of"):
+            DirtyLog(log.dup(), MAX_LOG + 1)

@@ -20,7 +20,12 @@ from vgpud.unix.closer import Closer
 from vgpud.unix.fd import Fd
 from vgpud.unix.received_fd import ReceivedFd
 from vgpud.vhost.memory_table import MemoryTable
-from vgpud.vhost.region_mappings import MAX_FORMER_REGIONS, MAX_TABLE_BYTES
+from vgpud.vhost.region_mappings import (
+    MAX_FORMER_REGIONS,
+    MAX_TABLE_BYTES,
+    ORDINARY_BYTES,
+    RESERVED_BYTES,
+)
 
 PAGE = mmap.PAGESIZE
 GIB = 1 << 30
@@ -151,3 +156,40 @@ def test_unmapping_frees_memory_in_a_thread() -> None:
     del table
     assert time.perf_counter() - begin < 0.005
     until(lambda: "memfd:sparse" not in Path("/proc/self/maps").read_text())
+
+
+def test_ordinary_memory_is_mapped_whatever_other_sessions_have() -> None:
+    sessions = []
+    with sparse(MAX_TABLE_BYTES) as fd:
+        for _ in range(10):
+            table, size = MemoryTable(), MAX_TABLE_BYTES
+            while size > ORDINARY_BYTES:
+                try:
+                    table = table.with_regions([(Region(0, size, 0, 0), fd.dup())])
+                except PeerError:
+                    size //= 2
+                else:
+                    break
+            sessions.append(table)
+        assert mapping.unused_addresses() >= RESERVED_BYTES
+        ordinary = MemoryTable().with_regions([(Region(0, ORDINARY_BYTES, 0, 0), fd.dup())])
+        assert ordinary.read(ORDINARY_BYTES - 1, 1) == b"\0"
+
+
+def test_a_table_is_prepared_in_a_thread_and_takes_no_other_mapping() -> None:
+    async def main() -> None:
+        table = MemoryTable()
+        with sparse(4 * PAGE) as fd:
+            region = Region(0, 2 * PAGE, 0, PAGE)
+            await table.prepare([(region, fd)])
+            os.truncate(fd.fileno(), 0)  # nothing of it can be mapped any more
+            table = table.with_regions([(region, fd.dup())])
+            os.truncate(fd.fileno(), 4 * PAGE)
+            os.pwrite(fd.fileno(), b"a", PAGE)
+            assert table.read(0, 1) == b"a"
+            await table.prepare([(region, fd)])  # it is mapped already
+            assert table.with_regions([(region, fd.dup())]).read(0, 1) == b"a"
+            with pytest.raises(PeerError, match=r"memory region 0x7\+0x4000: mmap of"):
+                await table.prepare([(Region(7, 4 * PAGE, 0, PAGE), fd)])
+
+    asyncio.run(main())

@@ -46,8 +46,9 @@ _GONE: Final = {errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE, errno.ENOTCON
 
 @dataclass(slots=True, eq=False)
 class AgentRequest:
-    """A call to send, with its descriptor `fd`; `name` describes it in messages."""
+    """A call about a slot to send, with its descriptor `fd`; `name` describes it in messages."""
 
+    slot: int
     method: str
     params: dict[str, Json]
     name: str
@@ -73,13 +74,19 @@ class AgentCalls:
         self._ids = ids
         self._outbox: deque[AgentRequest] = deque()
         self._unanswered: dict[int, AgentRequest] = {}
+        self._last: dict[int, AgentRequest] = {}  # by slot, of those that are not answered
         self._overdue = False
+
+    @property
+    def unanswered(self) -> int:
+        return len(self._outbox) + len(self._unanswered)
 
     def close(self) -> None:
         for request in self._outbox:
             request.close()
         self._outbox.clear()
         self._unanswered.clear()
+        self._last.clear()
         self.link.close()
 
     async def ask(self, operation: Operation, file: Fd | None) -> None:
@@ -119,7 +126,13 @@ class AgentCalls:
         return answer
 
     def post(self, operation: Operation, file: Fd | None) -> None:
-        self._outbox.append(_request(operation, file))
+        undo = _request(operation, file)
+        slot = operation.entry.slot
+        last = self._last.get(slot)
+        if isinstance(operation, DeleteSlot) and last is not None and last.params == undo.params:
+            return  # it will be deleted, and nothing has been sent since
+        self._last[slot] = undo
+        self._outbox.append(undo)
         while self._outbox:
             request = self._outbox[0]
             try:
@@ -154,6 +167,8 @@ class AgentCalls:
                 raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
             reply = incoming.expect_reply()
             request = self._unanswered.pop(reply.id, None) if isinstance(reply.id, int) else None
+            if request is not None:
+                self._forget(request)
             if request is not None and request is last:
                 answer = reply
             elif request is not None and isinstance(reply, Failure):
@@ -177,11 +192,17 @@ class AgentCalls:
         request.sent = True
         self._outbox.popleft().close()
         self._unanswered[request.id] = request
+        self._last[request.slot] = request
 
     def _withdraw(self, request: AgentRequest) -> None:
         request.close()
         if request in self._outbox:
             self._outbox.remove(request)
+            self._forget(request)
+
+    def _forget(self, request: AgentRequest) -> None:
+        if self._last.get(request.slot) is request:
+            del self._last[request.slot]
 
 
 def _error(request: AgentRequest, number: int, advice: str) -> HostError:
@@ -208,4 +229,6 @@ def _request(operation: Operation, file: Fd | None) -> AgentRequest:
         case DeleteSlot(_, address):
             params, method = SlotDelete(slot=entry.slot), SLOT_DELETE
     where = f"addr={address:#x} size={entry.size:#x} flags={entry.flags:#x}"
-    return AgentRequest(method, params.model_dump(), f"{method} slot={entry.slot} {where}", fd)
+    return AgentRequest(
+        entry.slot, method, params.model_dump(), f"{method} slot={entry.slot} {where}", fd
+    )

@@ -209,6 +209,7 @@ class DeviceServer:
                     await self._slots.clear()
                 environment = Environment(
                     find_kvm_mode=self._find_kvm_mode,
+                    examine=self._examine,
                     slots=self._slots,
                     counters=self.counters,
                     publish=self._publish,
@@ -235,6 +236,11 @@ class DeviceServer:
                 "device.disconnected", "the front-end has disconnected", pid=self._pid or None
             )
             self._free.set()
+
+    async def _examine(self) -> None:
+        """Examine the front-end's process, if that decides the guest's memory types."""
+        if self._slots is None:
+            await self._process.examine(self._pid)
 
     def _find_kvm_mode(self) -> KvmMode:
         """Return what decides the guest's memory types, as far as it can be determined."""

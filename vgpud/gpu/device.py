@@ -24,6 +24,7 @@ from vgpud.gpu.spec import DeviceSpec
 from vgpud.gpu.state import DeviceState
 from vgpud.gpu.timelines import Timelines
 from vgpud.gpu.wire.protocol import CONTROL_QUEUE, CURSOR_QUEUE, ResponseType, ShmId
+from vgpud.memory.page_freer import FileHeldError
 from vgpud.slots.front_end import FrontEndMappings, FrontEndSlots
 from vgpud.slots.owner import TrackedSlots
 from vgpud.unix.received_fd import ReceivedFd
@@ -140,7 +141,10 @@ class GpuDevice(Device):
         # gets no other agent, and the VM keeps the slots.
         if self.slots is not None and task is not None and not task.cancelling():
             await self.slots.clear()
-        await self.gpu.empty()
+        try:
+            await self.gpu.empty()
+        except FileHeldError as error:
+            log.warning("memory freed later device=%s: %s", self.name, error)
 
     def close(self) -> None:
         self._timelines.drop()  # what completes from here on has nobody to answer
@@ -176,6 +180,7 @@ class GpuDevice(Device):
                 log.warning(_STATE_LOST, self.name, ResponseType.ERR_INVALID_RESOURCE_ID)
                 self.gpu.report_lost_state()
             self._driven = True
+            await self.gpu.plans.prepare()
             self._timelines.resume()
             self.gpu.resume()
             self._operations.resume()
@@ -250,6 +255,7 @@ class GpuDevice(Device):
         """
         assert isinstance(state, DeviceState)
         self._driven = state.driven
+        await self.gpu.plans.prepare()
         await self.gpu.restore(state.gpu)
 
     # The control API

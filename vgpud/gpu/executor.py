@@ -19,6 +19,7 @@ from time import perf_counter, thread_time
 from vgpud.errors import VgpudError, stored
 from vgpud.gpu.wire.protocol import ResourceId
 from vgpud.gpu.work import INLINE_COST, Done, Timeline, Work
+from vgpud.memory.page_freer import PageFreer
 from vgpud.memory.pages import drop_in_thread
 from vgpud.memory.steps import SLOW
 from vgpud.unix.thread_priority import lower_thread_priority
@@ -105,6 +106,8 @@ class Executor:
         self._threads = ThreadPoolExecutor(
             THREADS, thread_name_prefix=f"{name}-dma", initializer=lower_thread_priority
         )
+        freer = PageFreer()
+        self.free_soon, self.free_pages, self.pages_freed = freer.free_soon, freer.free, freer.freed
         self._lines: dict[Timeline, _Line] = {}
         self._ready: deque[tuple[Timeline, _Line]] = deque()
         self._barriers: set[threading.Barrier] = set()

@@ -70,7 +70,13 @@ class Gpu:
             log.warning(
                 "buffers device=%s kind=%s: %s", spec.name, self.buffers.kind, self.buffers.fallback
             )
-        self._vm = VmFacts(spec.guest_pat, spec.rules, spec.layout, environment.find_kvm_mode)
+        self._vm = VmFacts(
+            spec.guest_pat,
+            spec.rules,
+            spec.layout,
+            environment.find_kvm_mode,
+            environment.examine,
+        )
         common = (spec.name, spec.window, self.quota, slots, executor)
         self.layout: BlobLayout = (
             WindowLayout(*common, self._vm.window_flags)

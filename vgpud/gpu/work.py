@@ -85,6 +85,23 @@ class BackgroundWork(Protocol):
         """Run a copy of about `cost` nanoseconds where it suits others best, and wait for it as for
         `run_in_thread`."""
 
+    def free_soon(self, steps: Iterator[None]) -> None:
+        """Have steps run that free pages of a file which others have, and wait for nothing.
+
+        They run in order, always to the end, in a thread that does nothing else: see
+        `memory.page_freer`.
+        """
+
+    async def free_pages(self, steps: Iterator[None], *, give_up: bool = False) -> None:
+        """Run such steps, and wait for their end; raise their HostError.
+
+        A caller that is cancelled returns at once, and the steps go on. With `give_up` that is also
+        so if the thread hangs: raises `PeerError`.
+        """
+
+    async def pages_freed(self) -> None:
+        """Wait until all such steps that were passed so far have ended."""
+
 
 class WorkExecutor(BackgroundWork, Protocol):
     """The executor for a renderer, which submits work to it."""

@@ -62,13 +62,15 @@ class Buffer:
         return self._lost()
 
     def free_steps(self) -> Iterator[None]:
-        """Free the pages in short steps, on any thread, after which `close` takes no time; they
-        read as zeros.
+        """Free the pages in short steps, after which they read as zeros, and close the file.
 
-        A dma-buf's pages are freed by `close` only.
+        Only in a thread of `memory.page_freer`. A dma-buf's pages are freed by `close`.
         """
-        with suppress(HostError):
-            yield from memfd.punch_hole_steps(self.fd, 0, self.view.size)
+        try:
+            with suppress(HostError):
+                yield from memfd.punch_hole_steps(self.fd, 0, self.view.size)
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Close the file; its memory is freed when all mappings of it are gone."""

@@ -21,14 +21,21 @@ LOG_PAGE: Final = 4096
 side."""
 
 
+MAX_LOG: Final = (1 << 52) // LOG_PAGE // 8
+"""Bytes of a log of all guest-physical addresses that x86-64 has: 128 GiB."""
+
+
 class DirtyLog:
     """A front-end's bitmap, `size` bytes from `offset` in its file.
 
-    The descriptor is taken and closed. Raises PeerError if the file can't be mapped.
+    The descriptor is taken and closed. Raises PeerError if the file can't be mapped, or the log is
+    larger than any guest's.
     """
 
     def __init__(self, fd: Fd, size: int, offset: int = 0) -> None:
         with fd:
+            if size > MAX_LOG:
+                raise PeerError(f"a dirty log of {size} bytes; {MAX_LOG} is the most")
             try:
                 self._mapping = map_received_file(fd, size, offset)
             except HostError as error:

@@ -38,6 +38,10 @@ _ADDRESSES = 1 << 47
 """Bytes of addresses that a process has on x86-64: mmap gives out no higher ones unless asked."""
 
 
+UNMAP_IN_THREAD = 16 << 20
+"""Bytes from which a mapping is unmapped in a thread: that takes 0.1 ms for each MiB in use."""
+
+
 class _Mappings:
     """The live mappings by address, and the numbers of the files that they map.
 
@@ -53,7 +57,7 @@ class _Mappings:
         self._free = list(range(_MAX_FILES - 1, 0, -1))
         self._mappings: list[tuple[int, int, int]] = []  # start, end, canonical start
         self._used = 0  # bytes of addresses
-        # For memory that others share: the last to unmap it frees its pages, which takes long.
+        # For large mappings, and for memory that others share: the last to unmap frees its pages.
         self._unmapper = Closer(idle=None)
 
     @property
@@ -65,7 +69,7 @@ class _Mappings:
         """Return whether a part of a file is mapped."""
         return file in self._files
 
-    def receive(self) -> None:
+    def prepare_thread(self) -> None:
         """Prepare for mappings that end later than `end` is called."""
         self._unmapper.begin()
 
@@ -81,10 +85,9 @@ class _Mappings:
             self._used += end - address
         self._work_off()
 
-    def end(self, guarded: GuardedMapping, file: tuple[int, int], received: bool) -> None:
-        """Forget a mapping and unmap it, now or as soon as the lock is free; in a thread if it is
-        of a file that was received."""
-        self._ended.append((guarded, file, received))
+    def end(self, guarded: GuardedMapping, file: tuple[int, int], in_thread: bool) -> None:
+        """Forget a mapping and unmap it, now or as soon as the lock is free."""
+        self._ended.append((guarded, file, in_thread))
         self._work_off()
 
     def _work_off(self) -> None:
@@ -95,7 +98,7 @@ class _Mappings:
             finally:
                 self._lock.release()
 
-    def _remove(self, guarded: GuardedMapping, file: tuple[int, int], received: bool) -> None:
+    def _remove(self, guarded: GuardedMapping, file: tuple[int, int], in_thread: bool) -> None:
         # The entry first: the kernel may use the address for the next mapping at once.
         del self._mappings[bisect_left(self._mappings, (guarded.address,))]
         number, users = self._files.pop(file)
@@ -103,7 +106,7 @@ class _Mappings:
             self._files[file] = number, users - 1
         else:
             self._free.append(number)
-        if received:
+        if in_thread:
             self._unmapper.run(lambda: self._unmap(guarded))
         else:
             guarded.unmap()
@@ -171,7 +174,7 @@ class Mapping:
     def faulted(self) -> bool:
         """Whether an access found its page lost: the file was truncated after it was mapped.
 
-        Since then the whole array has private zeros instead of what others see.
+        Since then the array has private zeros from there on instead of what others see.
         """
         return self._guarded.faulted
 
@@ -195,8 +198,12 @@ def map_received_file(fd: Fd, length: int, offset: int = 0) -> Mapping:
     if length > _mappings.unused // 2:
         advice = f"it is more than half of the {_mappings.unused} bytes of addresses that are left"
         raise HostError(_operation(length, offset), OSError(errno.ENOMEM, ""), advice)
-    _mappings.receive()
     return _map(fd, length, offset, writable=True, received=True)
+
+
+def unused_addresses() -> int:
+    """Return the bytes of addresses of this process that no mapping of a file has."""
+    return _mappings.unused
 
 
 def received_file(fd: Fd) -> tuple[int, int]:
@@ -240,6 +247,10 @@ def _map(fd: Fd, length: int, offset: int, *, writable: bool, received: bool) ->
             advice = "more mappings or address space than the system allows (vm.max_map_count)"
         raise HostError(operation, error, advice) from error
     file = _identity(status)
+    # What others share may be the last to be unmapped, which frees the pages.
+    in_thread = received or total >= UNMAP_IN_THREAD
+    if in_thread:
+        _mappings.prepare_thread()
     try:
         _mappings.add(guarded.address, guarded.address + total, file, offset - skip)
     except OSError as error:
@@ -247,7 +258,7 @@ def _map(fd: Fd, length: int, offset: int, *, writable: bool, received: bool) ->
         raise HostError(operation, error, "too many files are mapped") from error
     mapping = Mapping(guarded, skip, length, writable)
     # Not at exit: the process's end unmaps all, and other threads may still use the memory.
-    weakref.finalize(mapping, _mappings.end, guarded, file, received).atexit = False
+    weakref.finalize(mapping, _mappings.end, guarded, file, in_thread).atexit = False
     return mapping
 
 

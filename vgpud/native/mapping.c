@@ -4,15 +4,19 @@
  * A front-end shares its memory as a file, and nothing stops it from truncating the file
  * afterwards. An access beyond the new end raises SIGBUS, which would end the daemon with all its
  * other devices. So every mapping is registered here; on a SIGBUS inside one, the handler puts
- * anonymous zero pages in place of the mapping, marks it as faulted, signals an eventfd and lets
- * the access run again: the session ends when the event loop sees the signal. Any other SIGBUS is
- * passed on to the handler that was installed before.
+ * anonymous zero pages in place of the mapping from there to its end, marks it as faulted, signals
+ * an eventfd and lets the access run again: the session ends when the event loop sees the signal.
+ * Any other SIGBUS is passed on to the handler that was installed before.
  *
  * The handler must not fail, and mmap fails for a process that has as many mappings as it may have
  * (vm.max_map_count). So each mapping has a page of its own behind it, which no access is allowed
- * to: a spare, which the handler unmaps first. The spare also keeps the kernel from merging the
- * mapping with a neighbour, so that the whole of it can be replaced, and unmapped, without another
- * mapping being made.
+ * to: a spare. If mmap fails, the handler unmaps the spare, and replaces all of the mapping, so that
+ * it is not cut in two. The spare also keeps the kernel from merging the mapping with a neighbour,
+ * so that the whole of it can be replaced, and unmapped, without another mapping being made.
+ *
+ * The kernel holds the lock of all mappings of the process (mmap_lock) while it unmaps pages, which
+ * takes 0.1 ms for each MiB, and the event loop needs it for its own memory. So pages are dropped
+ * in steps before their mapping goes.
  *
  * The handler may interrupt any thread at any instruction that touches a mapping, so it takes no
  * lock, allocates nothing and calls the kernel only (mmap is not on POSIX's list of safe functions,
@@ -34,16 +38,25 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 struct vgpud_mapping {
     atomic_uint sequence;
     atomic_uintptr_t address; /* 0: the entry is free */
     atomic_size_t length; /* without the spare */
+    atomic_size_t page_size;
+    atomic_size_t kept; /* bytes before the first fault, all of them without one */
     atomic_int faulted;
+    atomic_int spare; /* whether it has its spare */
+    atomic_int replacing; /* by a handler */
 };
 
 enum { SPARE = 4096 };
+
+#define LEAST_STEP ((size_t)16 << 20) /* bytes that are dropped at a time: 2 ms at most */
+#define MOST_STEP ((size_t)64 << 20)
+#define FEW_PAGES_NS 100000
 
 #define ENTRIES 64
 
@@ -79,7 +92,33 @@ static void set_up(void)
     }
 }
 
-/* Put zeros in place of a mapping; return false if that fails. */
+/*
+ * Drop the pages of a mapping in steps, which may grow where few pages are: a large mapping can be
+ * almost empty. It is no error if that fails, as for a huge page that is larger than a step.
+ */
+static void drop_pages(uintptr_t address, size_t length)
+{
+    size_t step = LEAST_STEP;
+
+    while (length > 0) {
+        struct timespec before, after;
+        size_t part = length < step ? length : step;
+        int64_t taken;
+
+        clock_gettime(CLOCK_MONOTONIC, &before);
+        syscall(SYS_madvise, address, part, (long)MADV_DONTNEED);
+        clock_gettime(CLOCK_MONOTONIC, &after);
+        taken = (after.tv_sec - before.tv_sec) * 1000000000 + (after.tv_nsec - before.tv_nsec);
+        if (taken < FEW_PAGES_NS && step < MOST_STEP)
+            step *= 2;
+        else if (taken >= FEW_PAGES_NS)
+            step = LEAST_STEP;
+        address += part;
+        length -= part;
+    }
+}
+
+/* Put zeros in place of a part of a mapping; return false if that fails. */
 static bool replace(uintptr_t address, size_t length)
 {
     const long access = PROT_READ | PROT_WRITE, flags = MAP_FIXED | MAP_NORESERVE;
@@ -89,9 +128,35 @@ static bool replace(uintptr_t address, size_t length)
            syscall(SYS_mmap, address, length, access, shared, (long)lost_pages, address) != -1;
 }
 
+/* Replace a mapping from an offset to where it has been replaced; return false if that fails. */
+static bool replace_from(struct vgpud_mapping *entry, uintptr_t address, size_t offset)
+{
+    size_t length = atomic_load(&entry->length), kept = atomic_load(&entry->kept);
+    const uint64_t one = 1;
+
+    if (offset >= kept) /* another thread has done it */
+        return true;
+    drop_pages(address + offset, kept - offset);
+    if (!replace(address + offset, kept - offset)) {
+        if (!atomic_exchange(&entry->spare, 0))
+            return false;
+        syscall(SYS_munmap, address + length, (size_t)SPARE);
+        offset = 0;
+        drop_pages(address, kept);
+        if (!replace(address, kept))
+            return false;
+    }
+    atomic_store(&entry->kept, offset);
+    atomic_store(&entry->faulted, 1);
+    /* Never waits; if it fails, the count is full and so has been signalled. */
+    (void)!write(fault_event, &one, sizeof(one));
+    return true;
+}
+
 /*
- * Replace the mapping that the address is in; return false if it is in none. All of it, not only
- * the lost pages, which may become more: so a mapping is replaced once, and needs one spare.
+ * Replace the mapping that the address is in, from there to its end; return false if it is in none.
+ * Not only the lost pages, which may be scattered, or the mapping would become many. Nor all of it,
+ * unless it must not become two: that would take as long as it has pages.
  */
 static bool replace_lost_pages(uintptr_t fault)
 {
@@ -101,21 +166,19 @@ static bool replace_lost_pages(uintptr_t fault)
             unsigned sequence = atomic_load(&entry->sequence);
             uintptr_t address = atomic_load(&entry->address);
             size_t length = atomic_load(&entry->length);
-            const uint64_t one = 1;
+            size_t page_size = atomic_load(&entry->page_size);
+            bool done;
 
             if (address == 0 || sequence % 2 != 0 || sequence != atomic_load(&entry->sequence))
                 continue;
             if (fault < address || fault - address >= length)
                 continue;
-            /* Another thread is replacing it, or has: the access runs again until it has. */
-            if (atomic_exchange(&entry->faulted, 1))
+            /* Another thread is replacing it: the access runs again until it has. */
+            if (atomic_exchange(&entry->replacing, 1))
                 return true;
-            syscall(SYS_munmap, address + length, (size_t)SPARE);
-            if (!replace(address, length))
-                return false;
-            /* Never waits; if it fails, the count is full and so has been signalled. */
-            (void)!write(fault_event, &one, sizeof(one));
-            return true;
+            done = replace_from(entry, address, (fault - address) & ~(page_size - 1));
+            atomic_store(&entry->replacing, 0);
+            return done;
         }
     return false;
 }
@@ -255,7 +318,11 @@ vgpud_mapping *vgpud_map_shared(int fd, uint64_t offset, uint64_t length, uint64
     if (entry != NULL) {
         atomic_fetch_add(&entry->sequence, 1);
         atomic_store(&entry->length, length);
+        atomic_store(&entry->page_size, page_size);
+        atomic_store(&entry->kept, length);
         atomic_store(&entry->faulted, 0);
+        atomic_store(&entry->spare, 1);
+        atomic_store(&entry->replacing, 0);
         atomic_store(&entry->address, (uintptr_t)address);
         atomic_fetch_add(&entry->sequence, 1);
     }
@@ -271,12 +338,13 @@ void vgpud_unmap(vgpud_mapping *mapping)
 {
     uintptr_t address;
     size_t length;
-    bool faulted;
+    bool faulted, spare;
 
     pthread_mutex_lock(&writers);
     address = atomic_load(&mapping->address);
     length = atomic_load(&mapping->length);
     faulted = atomic_load(&mapping->faulted);
+    spare = atomic_load(&mapping->spare);
     atomic_fetch_add(&mapping->sequence, 1);
     atomic_store(&mapping->address, 0);
     atomic_fetch_add(&mapping->sequence, 1);
@@ -287,7 +355,8 @@ void vgpud_unmap(vgpud_mapping *mapping)
     if (faulted && lost_pages >= 0)
         fallocate(lost_pages, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)address,
                   (off_t)length);
-    munmap((void *)address, faulted ? length : length + SPARE);
+    drop_pages(address, length);
+    munmap((void *)address, spare ? length + SPARE : length);
 }
 
 int vgpud_fault_event(void)

@@ -17,10 +17,10 @@ It is made on import, when the process has descriptors left.
 class GuardedMapping:
     """A shared mapping of a file that survives the file's shrinking.
 
-    An access to a lost page turns `faulted` into True and puts private zeros in place of the whole
-    mapping, which needs no room for another mapping (vm.max_map_count). `address` is where the
-    mapping is, `length` its length in bytes: whole pages of `page_size`. Raises OSError as mmap(2)
-    does.
+    An access to a lost page turns `faulted` into True and puts private zeros in place of the
+    mapping from there to its end; of all of it where the process can't have another mapping
+    (vm.max_map_count). `address` is where the mapping is, `length` its length in bytes: whole pages
+    of `page_size`. Raises OSError as mmap(2) does.
     """
 
     __slots__ = ("_handle", "address", "length")

@@ -35,6 +35,11 @@ from vgpud.unix.fd import Fd
 _log = logging.getLogger(__name__)
 
 _NO_SLOTS: Final = range(0)
+UNDOS_PER_SLOT: Final = 2
+"""Operations on each slot that undo the last change of all slots: each was deleted and set."""
+FEW_UNDOS: Final = 16
+"""Operations without an answer besides those: of maps that were given up before."""
+
 _SOCKET: Final = "its socket is closed"
 
 
@@ -342,8 +347,11 @@ class AgentSlots(TrackedSlots):
 
     def _undo(self, operations: Sequence[Operation]) -> None:
         for operation in operations:
-            if self._agent is None:
+            if self._agent is None or self.grant is None:
                 return  # nothing can be undone any more
+            if self._agent.unanswered > UNDOS_PER_SLOT * len(self.grant.numbers) + FEW_UNDOS:
+                self.lost(f"it has not answered {self._agent.unanswered} calls")
+                return
             entry = operation.entry
             try:
                 self._agent.post(operation, self._files.get((entry.use, entry.offset)))

@@ -22,8 +22,13 @@ class AgentConnection(Protocol):
         not be sent.
         """
 
+    @property
+    def unanswered(self) -> int:
+        """How many operations were posted or sent and have no answer yet."""
+
     def post(self, operation: Operation, file: Fd | None) -> None:
-        """Send an operation without waiting for an answer. Raises AgentGoneError, HostError."""
+        """Send an operation without waiting for an answer; not again if it deletes a slot that is
+        being deleted. Raises AgentGoneError, HostError."""
 
     def check(self) -> None:
         """Raise AgentGoneError if the agent's socket is closed, without a request to the agent."""

@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 from collections import deque
 from dataclasses import dataclass
 from time import perf_counter
 
-from vgpud.errors import HostError, PeerGone
+from vgpud.errors import HostError, PeerError, PeerGone
 from vgpud.unix.fd import Fd
 from vgpud.unix.stream_socket import StreamSocket
 from vgpud.vhost.wire.back_end_channel import (
@@ -33,9 +34,15 @@ from vgpud.vhost.wire.back_end_channel import (
     withdrawal,
 )
 
+log = logging.getLogger(__name__)
+
 REPLY_TIMEOUT = 30.0
 """Seconds that a front-end may take for a mapping, which it makes in its main loop, between other
 work."""
+
+MAX_UNANSWERED = 64
+"""Requests that were posted and not answered, at which the channel is closed: the device waits for
+the answer to each, and there are more only if they are given up."""
 
 _CHUNK = 4096
 
@@ -94,6 +101,9 @@ class BackEndChannel:
         request = BackEndRequest(message, fd, asyncio.get_running_loop().create_future(), undo)
         self._outbox.append(request)
         self._queued.set()
+        if self.open and len(self._outbox) + len(self._sent) > MAX_UNANSWERED:
+            log.warning("back-end channel closed: %d requests were not answered", MAX_UNANSWERED)
+            self.close()
         if not self.open:
             self._abandon()
         return request
@@ -179,6 +189,9 @@ class BackEndChannel:
                 sender.cancel()
         except* PeerGone:
             pass  # The front-end has closed the socket, while something was being sent.
+        except* PeerError:
+            if self.open:  # not closed by `post`
+                raise
         finally:
             self.close()
 
@@ -226,9 +239,9 @@ class BackEndChannel:
             await self._socket.send(withdrawal(request.message))
             return
         self._outbox.popleft()
-        waiting = len(self._channel.waiting)
+        unanswered = self._channel.unanswered
         data = self._channel.send(request.message)
-        if len(self._channel.waiting) > waiting:
+        if self._channel.unanswered > unanswered:
             self._sent.append(request)
         else:
             request.answered.set_result(0)

@@ -77,6 +77,10 @@ class MemoryTable:
         self._columns = _columns(self._regions)
         self.tracking = DirtyTracking() if tracking is None else tracking
 
+    async def prepare(self, regions: Sequence[tuple[Region, Fd]]) -> None:
+        """Map regions in a thread for `with_regions`, which comes next; raise PeerError."""
+        await self._mappings.prepare(regions, self._regions)
+
     def with_regions(self, regions: Sequence[tuple[Region, Fd]]) -> MemoryTable:
         """Return a table of other regions, with the same tracking; every fd is taken.
 

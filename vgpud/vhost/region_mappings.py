@@ -8,22 +8,38 @@ specification, "Memory region description".
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Final, Protocol
+from functools import partial
+from typing import Final, NamedTuple, Protocol, TypeAlias
 from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vgpud.errors import HostError, PeerError
-from vgpud.memory.mapping import Mapping, map_received_file, received_file
+from vgpud.memory.mapping import (
+    Mapping,
+    map_received_file,
+    received_file,
+    unused_addresses,
+)
+from vgpud.memory.own_thread import in_own_thread
 from vgpud.native.arrays import address_of
 from vgpud.unix.fd import Fd, SharedFd
 
 _ADDRESS_SPACE: Final = 1 << 64
 
+_File: TypeAlias = tuple[int, int, int]
+
 MAX_TABLE_BYTES: Final = 16 << 40
 """Bytes of one memory table. All devices share this process's 128 TiB of addresses."""
+
+ORDINARY_BYTES: Final = 1 << 40
+"""Bytes that a session may have mapped whatever others have."""
+
+RESERVED_BYTES: Final = 64 << 40
+"""Bytes of addresses that sessions with more than that leave for those with less: half of all."""
 
 MAX_FORMER_REGIONS: Final = 256
 """Regions of former tables that may be in use. A front-end changes its table when memory is plugged
@@ -75,10 +91,11 @@ class MappedRegion:
 class RegionMappings:
     """The mappings of all memory tables of one session, as long as they are in use."""
 
-    __slots__ = ("_mappings",)
+    __slots__ = ("_mappings", "_ready")
 
     def __init__(self) -> None:
         self._mappings: WeakSet[Mapping] = WeakSet()
+        self._ready: list[_Ready] = []  # for the next table
 
     @property
     def faulted(self) -> bool:
@@ -103,6 +120,38 @@ class RegionMappings:
                 f"{size} bytes of this memory table, and of former ones that are still in use; "
                 f"{2 * MAX_TABLE_BYTES} is the most"
             )
+        own = sum(len(mapping) for mapping in self._mappings)
+        own += sum(ready.size for ready in self._ready)
+        if size > ORDINARY_BYTES and unused_addresses() + own - size < RESERVED_BYTES:
+            raise PeerError(
+                f"{size} bytes of memory tables, and other devices have much memory: "
+                f"{ORDINARY_BYTES} is the most then"
+            )
+
+    async def prepare(
+        self, regions: Sequence[tuple[Region, Fd]], present: Sequence[MappedRegion]
+    ) -> None:
+        """Map the regions that `present` lacks in a thread, so that `map` finds them mapped.
+
+        Raises PeerError where the files can't be mapped. What is wrong with the regions otherwise,
+        `map` says.
+        """
+        self._ready = []
+        self.check([region for region, _ in regions], present)
+        wanted: list[_Wanted] = []
+        with ExitStack() as undo:
+            for region, fd in regions:
+                size = region.memory_size
+                try:
+                    file = (*received_file(fd), region.mmap_offset)
+                except HostError as error:
+                    raise PeerError(f"{_name(region)}: {error}") from error
+                if 0 < size < _ADDRESS_SPACE and _former(present, file, size) is None:
+                    own = undo.enter_context(fd.dup())
+                    wanted.append(_Wanted(file, size, own, _name(region)))
+            undo.pop_all()
+        if wanted:
+            self._ready = await in_own_thread(partial(_map_all, wanted))
 
     def map(self, region: Region, fd: Fd, present: Iterable[MappedRegion]) -> MappedRegion:
         """Map a region; the fd is taken if that succeeds.
@@ -111,7 +160,7 @@ class RegionMappings:
         PeerError for one that is empty, wraps or can't be mapped.
         """
         start, size = region.guest_phys_addr, region.memory_size
-        where = f"memory region 0x{start:x}+0x{size:x}"
+        where = _name(region)
         if size == 0:
             raise PeerError(f"{where} is empty")
         for name, value in (
@@ -125,10 +174,7 @@ class RegionMappings:
             file = (*received_file(fd), region.mmap_offset)
             former = _former(present, file, size)
             if former is None:
-                mapping, shared = (
-                    map_received_file(fd, size, region.mmap_offset),
-                    SharedFd(fd.take()),
-                )
+                mapping, shared = self._map(file, fd, size), SharedFd(fd.take())
                 self._mappings.add(mapping)
             else:
                 mapping, shared = former.mapping, former.fd
@@ -139,6 +185,48 @@ class RegionMappings:
         return MappedRegion(
             start, size, region.userspace_addr, file, shared, mapping, array, address
         )
+
+    def _map(self, file: _File, fd: Fd, size: int) -> Mapping:
+        for number, ready in enumerate(self._ready):
+            if (ready.file, ready.size) == (file, size):
+                del self._ready[number]
+                return ready.mapping
+        return map_received_file(fd, size, file[2])
+
+
+class _Wanted(NamedTuple):
+    """A part of a file to be mapped, for a region of this name."""
+
+    file: _File
+    size: int
+    fd: Fd
+    name: str
+
+
+class _Ready(NamedTuple):
+    """A part of a file that was mapped."""
+
+    file: _File
+    size: int
+    mapping: Mapping
+
+
+def _map_all(wanted: Sequence[_Wanted]) -> list[_Ready]:
+    """Map parts of files and close the files, on any thread; raise PeerError."""
+    ready = []
+    with ExitStack() as closing:
+        for one in wanted:
+            closing.enter_context(one.fd)
+        for file, size, fd, name in wanted:
+            try:
+                ready.append(_Ready(file, size, map_received_file(fd, size, file[2])))
+            except HostError as error:
+                raise PeerError(f"{name}: {error}") from error
+    return ready
+
+
+def _name(region: Region) -> str:
+    return f"memory region 0x{region.guest_phys_addr:x}+0x{region.memory_size:x}"
 
 
 def _former(

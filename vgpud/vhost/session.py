@@ -12,11 +12,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
+from functools import partial
 from time import perf_counter
 from typing import Any, Final, TypeAlias
 
 from vgpud.errors import HostError, PeerError, PeerGone, VgpudError, stored
 from vgpud.memory.dirty_log import DirtyLog
+from vgpud.memory.own_thread import in_own_thread
 from vgpud.unix.fd import Fd
 from vgpud.unix.file_kind import FileKind
 from vgpud.unix.received_fd import ReceivedFd
@@ -246,7 +248,9 @@ class Session:
 
     async def _set_mem_table(self, message: messages.SetMemTable, fds: Fds) -> None:
         former = self._memory
-        self._memory = former.with_regions(list(zip(message.regions, fds, strict=True)))
+        regions = list(zip(message.regions, fds, strict=True))
+        await former.prepare(regions)
+        self._memory = former.with_regions(regions)
         try:
             self._device.set_memory(self._memory)
             for queue in self._queues:
@@ -255,7 +259,8 @@ class Session:
             former.release(self._memory)
 
     async def _set_log_base(self, message: messages.SetLogBase, fds: Fds) -> None:
-        self._log = DirtyLog(fds[0], message.size, message.offset)
+        fd = ReceivedFd(fds[0].take(), fds[0].closer)  # the thread's
+        self._log = await in_own_thread(partial(DirtyLog, fd, message.size, message.offset))
         if self._connection.features & F_LOG_ALL:
             self._memory.track(self._log)
 

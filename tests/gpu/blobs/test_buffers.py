@@ -33,6 +33,7 @@ from vgpud.errors import HostError
 from vgpud.gpu.blobs.buffers import gpu_of, resolve
 from vgpud.gpu.blobs.per_blob_layout import MAKE_IN_THREAD, PerBlobLayout
 from vgpud.gpu.blobs.vm_facts import VmFacts
+from vgpud.gpu.environment import Environment
 from vgpud.gpu.quota import Quota
 from vgpud.gpu.spec import DeviceSpec, PreferredMode
 from vgpud.gpu.wire.protocol import ResourceId, ResponseType
@@ -127,7 +128,7 @@ def test_which_gpu_a_device_is_about(vgem: RenderNodes) -> None:
 
 
 def test_the_planner_is_told_what_memory_it_is() -> None:
-    vm = VmFacts(GuestPat.AUTO, (), Layout.PER_BLOB, lambda: KvmMode.SVM)
+    vm = VmFacts(GuestPat.AUTO, (), Layout.PER_BLOB, lambda: KvmMode.SVM, Environment().examine)
     for backing in HostBacking:  # one device may have buffers of several kinds
         facts = vm.facts(backing)
         assert facts == facts_of(GuestPat.AUTO, seen=KvmMode.SVM, backing=backing)

@@ -12,6 +12,7 @@ from tests.gpu.machine import PAGE, Machine, Screen, refused
 from vgpud.coherency.kvm_mode import KvmMode
 from vgpud.coherency.slot_policy import Fallback, GuestPat, Layout, MemoryType, Rule
 from vgpud.errors import VgpudError
+from vgpud.gpu.blobs.window_layout import ZERO_IN_PLACE
 from vgpud.gpu.spec import PreferredMode
 from vgpud.gpu.wire.protocol import MapInfo, ResponseType
 from vgpud.gpu.wire.responses import MappedBlob
@@ -56,11 +57,12 @@ def test_fresh_pages_are_flushed_before_an_uncached_guest_gets_them(
     layout: Layout, kvm: KvmMode, resident: bool
 ) -> None:
     """The flush brings the pages in, zeroed, which is how it shows; a cached guest needs none."""
+    size = 2 * ZERO_IN_PLACE
     with Machine(layout, guest_pat=GuestPat.AUTO, kvm=kvm) as machine:
-        machine.all(d.ctx_create(), d.create_blob(1, 4 * PAGE))
+        machine.all(d.ctx_create(), d.create_blob(1, size))
         machine.do(d.map_blob(1, 0))
-        assert machine.bar.allocated() == (4 * PAGE if resident else 0)
-        assert machine.bar.read(0, 4 * PAGE) == bytes(4 * PAGE)
+        assert machine.bar.allocated() == (size if resident else 0)
+        assert machine.bar.read(0, size) == bytes(size)
 
 
 # -- What is told of plans -------------------------------------------------------------------------

@@ -45,7 +45,8 @@ class FrontEndFacts:
     honor_guest_pat: HonorGuestPat = HonorGuestPat.UNSAID
     problem: str = ""
     incomplete: bool = False
-    """Whether it has descriptors that were not looked at, and no VM among the others."""
+    """Whether it is still to be examined, or has descriptors that were not looked at, and no VM
+    among the others."""
 
     @property
     def is_qemu(self) -> bool:

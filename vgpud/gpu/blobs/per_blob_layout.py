@@ -93,7 +93,7 @@ class PerBlobLayout:
         while self.blobs:
             blob, memory = self.blobs.popitem()
             self.blobs[blob] = memory
-            await memory.free_pages()
+            await memory.free_pages(give_up=True)
             if self.map.placement(blob) is not None:
                 self.map.remove(blob)
             memory.forget()
@@ -225,11 +225,14 @@ class PerBlobMemory:
         await self.free_pages()
         self.forget()
 
-    async def free_pages(self) -> None:
-        """Free the pages of a large blob, which would take long in `forget`, unless others have
-        them."""
-        if self._buffer is not None and not self._shared and self._size >= FREE_IN_THREAD:
-            await self._layout.executor.run_in_thread(self._buffer.free_steps())
+    async def free_pages(self, *, give_up: bool = False) -> None:
+        """Free the pages of a large blob, which would take long in `forget`, unless others use
+        them. The blob has no bytes any more after this."""
+        buffer = self._buffer
+        if buffer is None or self._shared or self._size < FREE_IN_THREAD:
+            return
+        self._forgotten, self._buffer, self._contents = True, None, None
+        await self._layout.executor.free_pages(buffer.free_steps(), give_up=give_up)
 
     def forget(self) -> None:
         """Close the file; its pages are freed when the VMM has unmapped it, too."""

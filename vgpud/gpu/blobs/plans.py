@@ -39,6 +39,11 @@ class Plans:
         """Return the rule for a blob of `size` bytes."""
         return first_match(self._vm.rules, self._device, kind, size)
 
+    async def prepare(self) -> None:
+        """Find out about the VM in a thread, before a driver's first plan; takes no longer than
+        half a second."""
+        await self._vm.prepare()
+
     def make(self, kind: BlobKind, size: int, backing: HostBacking) -> Plan:
         """Return the plan for a blob in this kind of memory.
 

@@ -3,7 +3,7 @@ them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from vgpud.coherency.facts import Facts, facts_of
 from vgpud.coherency.kvm_mode import KvmMode
@@ -26,15 +26,22 @@ class VmFacts:
         rules: tuple[Rule, ...],
         layout: Layout,
         find_kvm_mode: Callable[[], KvmMode],
+        examine: Callable[[], Awaitable[None]],
     ) -> None:
         self.rules = rules
         """The slot policy in force."""
         self._guest_pat = guest_pat
         self._layout = layout
         self._find_kvm_mode = find_kvm_mode
+        self._examine = examine
         self._kvm_mode: KvmMode | None = None
         self._facts: dict[HostBacking, Facts] = {}
         self._window_flags: SlotFlag | None = None
+
+    async def prepare(self) -> None:
+        """Prepare what `find_kvm_mode` needs, so that the first blob finds the mode known."""
+        if self._kvm_mode is None:
+            await self._examine()
 
     def facts(self, backing: HostBacking) -> Facts:
         """Return the facts for a blob in this kind of memory."""

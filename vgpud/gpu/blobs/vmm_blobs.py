@@ -100,6 +100,7 @@ class VmmBlobs:
         """Make a blob of `size` zero bytes and return it."""
         if size <= 0 or size % BLOB_ALIGNMENT:
             raise _invalid(f"a blob of {size:#x} bytes: whole pages of {BLOB_ALIGNMENT:#x} needed")
+        await self._plans.prepare()
         plan = self._plans.make(BlobKind.HOST3D, size, self._layout.backing)
         charge = self._quota.charge(OVERHEAD)
         blob_id = self._ids.take()

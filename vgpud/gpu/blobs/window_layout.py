@@ -3,8 +3,11 @@
 A blob is in private memory until it is mapped, and from then on in the window, at the offset that
 the guest chose. The guest can write to every page of the window at any time, whether a blob is
 mapped there or not; so the whole window is charged from the start, and blobs in it cost nothing
-more. For the same reason a range is cleared when a blob is moved into it, and not only when one is
-removed.
+more. For the same reason a range is cleared when a blob is moved into it, whatever was there. The
+pages of a range that a blob has left are freed later, those of many blobs at once.
+
+The VMM has the window's file, and can hold its lock. So no pages are freed on the event loop or on
+the executor's threads, but in the thread of `memory.page_freer`.
 
 Who gets a blob's bytes by `export` gets the window's file, and the blob's placement is reserved: no
 other blob comes there before the device is reset, and then the window gets another file.
@@ -19,7 +22,7 @@ from numpy.typing import NDArray
 
 from vgpud.coherency.plan import Plan
 from vgpud.errors import AllocationError, HostError, Interrupted, Unsupported
-from vgpud.gpu.blobs.layout import FREE_IN_THREAD, access_of, flushed_at_hand_over
+from vgpud.gpu.blobs.layout import access_of, flushed_at_hand_over
 from vgpud.gpu.blobs.slot_owner import BarSlots
 from vgpud.gpu.blobs.vmm_blobs import FIRST_ID
 from vgpud.gpu.errors import InvalidParameter, Unspecified
@@ -31,7 +34,7 @@ from vgpud.memory.buffers import Buffer
 from vgpud.memory.extents import Extents
 from vgpud.memory.pages import zeroed
 from vgpud.memory.steps import Steps, copy_all_steps, flush_steps
-from vgpud.memory.window import HostWindow
+from vgpud.memory.window import HostWindow, UnusedRanges
 from vgpud.memory.window_map import Placement, WindowMap
 from vgpud.pace import Pace
 from vgpud.uapi.memslot import SlotFlag
@@ -48,6 +51,17 @@ it is copied once more while the guest waits."""
 LAST_COPY = 2 << 20
 """Bytes of the largest blob that is copied while the guest, and so every guest, waits: that takes
 less than a millisecond."""
+
+
+ZERO_IN_PLACE = 64 << 10
+"""Bytes up to which a range is written with zeros when a blob comes or goes: to have a thread free
+its pages takes as long."""
+
+MAX_UNUSED = 1 << 20
+"""Bytes of unused ranges at which their pages are freed."""
+
+MAX_UNUSED_RANGES = 64
+"""Unused ranges at which their pages are freed: to look at all takes microseconds."""
 
 
 class WindowLayout:
@@ -72,6 +86,7 @@ class WindowLayout:
         self._charge = quota.charge(size)
         self._window: HostWindow | None = None
         self._mapped = False
+        self._unused = UnusedRanges()
         self.blobs: dict[ResourceId, WindowBlob] = {}
 
     @property
@@ -111,13 +126,31 @@ class WindowLayout:
         await self._slots.map(window.fd, 0, 0, window.size, flags=flags)
         self._mapped = True
 
+    async def take(self, offset: int, size: int) -> None:
+        """Have a range for a blob, in which no pages are freed any more."""
+        await self.executor.pages_freed()  # a caller that waited for that may have been cancelled
+        self._unused.remove(offset, size)
+
     async def clear(self, offset: int, size: int) -> None:
-        """Free the pages of a range of the window, which then reads as zeros."""
-        window = self.window
-        if size < FREE_IN_THREAD:
-            window.clear(offset, size)
+        """Have a range that was taken read as zeros."""
+        if size <= ZERO_IN_PLACE:
+            self.window.zero(offset, size)
         else:
-            await self.executor.run_in_thread(window.clear_steps(offset, size))
+            await self.executor.free_pages(self.window.clear_steps([(offset, size)]))
+
+    async def free_unused(self, *, at_once: bool = False) -> None:
+        """Free the ranges that were left, if they are many or large, or `at_once`."""
+        unused = self._unused
+        many = len(unused) >= MAX_UNUSED_RANGES or unused.size >= MAX_UNUSED
+        if many or (at_once and len(unused)):
+            await self.executor.free_pages(self.window.clear_steps(unused.take()))
+
+    def leave(self, placement: Placement) -> None:
+        """Have the pages of a range freed, by a later `free_unused`; a short one reads as zeros at
+        once."""
+        if placement.size <= ZERO_IN_PLACE:
+            self.window.zero(placement.offset, placement.size)
+        self._unused.add(placement.offset, placement.size)
 
     async def empty(self) -> None:
         pace = Pace()
@@ -129,22 +162,20 @@ class WindowLayout:
             await pace.step()
         window = self._forget_window()
         if window is not None:
-            try:
-                await self.executor.run_in_thread(window.clear_steps(0, window.size))
-            finally:
-                window.close()
+            await self.executor.free_pages(window.free_steps(), give_up=True)
 
     def reset(self) -> None:
         for blob in list(self.blobs.values()):
             blob.forget()
         window = self._forget_window()
         if window is not None:
-            window.free()
+            self.executor.free_soon(window.free_steps())
 
     def _forget_window(self) -> HostWindow | None:
         """Return the window to be freed, if there is one; the next one is in another file."""
         self.map = WindowMap[ResourceId](self._size)
         self._mapped = False
+        self._unused = UnusedRanges()
         window, self._window = self._window, None
         return window
 
@@ -230,13 +261,14 @@ class WindowBlob:
         self._check_mapped()
         # Over the limit if need be: the guest could prevent it otherwise.
         await self._move_out(self._layout.quota.charge_regardless(self._size))
+        await self._layout.free_unused(at_once=True)
 
     async def destroy(self) -> None:
-        placement = self._layout.map.placement(self._blob)
-        if placement is not None:
-            await self._layout.clear(placement.offset, placement.size)
-            self._layout.map.remove(self._blob)
+        layout = self._layout
+        if self.placement is not None:
+            layout.leave(layout.map.remove(self._blob))
         self.forget()
+        await layout.free_unused(at_once=self._size > ZERO_IN_PLACE)
 
     def forget(self) -> None:
         """Free everything that is outside the window."""
@@ -259,7 +291,7 @@ class WindowBlob:
         placement = self._layout.map.remove(self._blob)
         self._private, self._charge = private, charge
         self._contents = None
-        await self._layout.clear(placement.offset, placement.size)
+        self._layout.leave(placement)
 
     async def _copy_out(self, out: Extents) -> None:
         """Copy the bytes in their final state, although the guest may submit work meanwhile.
@@ -281,8 +313,10 @@ class WindowBlob:
             pass
 
     async def _move_in(self, offset: int) -> None:
-        window = self._layout.window
-        await self._layout.clear(offset, self._size)
+        layout, window = self._layout, self._layout.window
+        await layout.take(offset, self._size)
+        if self._private is None:
+            await layout.clear(offset, self._size)
         if self._private is not None or self._flush:
             view = Extents.from_array(window.view(offset, self._size), access=self._access)
             await self._do(self._fill(view))

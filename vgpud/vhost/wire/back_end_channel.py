@@ -159,6 +159,11 @@ class BackEndRequester:
         """The requests that have not been answered, oldest first."""
         return tuple(self._waiting)
 
+    @property
+    def unanswered(self) -> int:
+        """How many these are."""
+        return len(self._waiting)
+
     def send(self, message: BackEndMessage) -> bytes:
         """Return the bytes of `message`, which must be sent in the order of these calls."""
         if self._failure:
