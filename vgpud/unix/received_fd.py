@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
 
@@ -14,7 +15,8 @@ from vgpud.unix.file_kind import FileKind, file_kind
 class ReceivedFd(Fd):
     """The owner of a descriptor that another process has sent, of any kind of file.
 
-    `close` never waits: `closer` closes what may take long.
+    `close` never waits: `closer` closes it, of whatever kind it is. Even an eventfd may wait: for
+    the lock of each epoll instance that the sender has registered it in.
     """
 
     __slots__ = ("_kind", "closer")
@@ -32,15 +34,24 @@ class ReceivedFd(Fd):
         return self._kind
 
     def close(self) -> None:
-        """Close the descriptor, now or soon; a second call does nothing."""
-        if self.closed:
-            return
-        if self.kind is FileKind.EVENTFD:
-            super().close()
-        else:
-            self.closer.run(partial(_close, self.take()))
+        """Close the descriptor, soon; a second call does nothing."""
+        close_all([self])
 
 
-def _close(fd: int) -> None:
-    with suppress(OSError):  # of its filesystem
-        os.close(fd)
+def close_all(fds: Iterable[ReceivedFd]) -> None:
+    """Close descriptors, soon; those that are closed or taken already are left out.
+
+    A closer is called once for all of its descriptors, because a message may have hundreds.
+    """
+    numbers: dict[Closer, list[int]] = {}
+    for fd in fds:
+        if not fd.closed:
+            numbers.setdefault(fd.closer, []).append(fd.take())
+    for closer, of_closer in numbers.items():
+        closer.run(partial(_close, of_closer))
+
+
+def _close(numbers: list[int]) -> None:
+    for number in numbers:
+        with suppress(OSError):  # of its filesystem
+            os.close(number)

@@ -8,13 +8,19 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from vgpud.errors import PeerError, PeerGone
+from vgpud.native.unix_socket import is_unix_stream
 from vgpud.unix import ancillary
 from vgpud.unix.closer import Closer
 from vgpud.unix.fd import Fd
-from vgpud.unix.received_fd import ReceivedFd
+from vgpud.unix.received_fd import ReceivedFd, close_all
 from vgpud.unix.send_buffer import all_received, set_send_buffer
+
+MAX_CLOSING: Final = 64
+"""How many calls may wait for the closer before more is received: a peer that has sent a file whose
+closing never ends can't use up this process's descriptors with what it sends after it."""
 
 
 class StreamSocket:
@@ -41,12 +47,12 @@ class StreamSocket:
         Raises `PeerError`, and takes nothing, if it is no unix stream socket.
         """
         try:
-            sock = socket.socket(fileno=fd.fileno())
+            fit = is_unix_stream(fd.fileno())
         except OSError as error:
             raise PeerError(f"a descriptor was sent that is no socket: {error.strerror}") from error
-        if (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
-            sock.detach()
+        if not fit:
             raise PeerError("a socket was sent that is no unix stream socket")
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=fd.fileno())
         fd.take()
         return cls(sock, fd.closer)
 
@@ -56,6 +62,8 @@ class StreamSocket:
         A peer that closes its end before it has received everything ends the stream as well. Raises
         `PeerError` if the connection broke, or if the kernel dropped descriptors.
         """
+        if self._closer.waiting > MAX_CLOSING:
+            await self._closer.finished()
         while True:
             try:
                 # For descriptors without room, the kernel closes the files within recvmsg.
@@ -71,8 +79,7 @@ class StreamSocket:
                 raise PeerError(f"receiving: {error.strerror}") from error
         fds = [ReceivedFd(fd.take(), self._closer) for fd in received.fds]
         if received.fds_lost:
-            for fd in fds:
-                fd.close()
+            close_all(fds)
             raise PeerError("descriptors were cut off: this process has too many open files")
         return received.data, fds
 

@@ -17,9 +17,8 @@ from typing import Any, Final, TypeAlias
 
 from vgpud.errors import HostError, PeerError, PeerGone, VgpudError, stored
 from vgpud.memory.dirty_log import DirtyLog
-from vgpud.unix.fd import Fd
 from vgpud.unix.file_kind import FileKind
-from vgpud.unix.received_fd import ReceivedFd
+from vgpud.unix.received_fd import ReceivedFd, close_all
 from vgpud.unix.stream_socket import StreamSocket
 from vgpud.vhost.back_end_channel import BackEndChannel
 from vgpud.vhost.device import Device
@@ -174,13 +173,11 @@ class Session:
             )
             return self._connection.refuse(received)
         finally:
-            for fd in fds:  # those that no handler took
-                fd.close()
+            close_all(fds)  # those that no handler took
         return self._connection.reply(received, reply)
 
     def _close(self) -> None:
-        for fd in self._connection.close():
-            fd.close()
+        close_all(self._connection.close())
         for queue in self._queues:
             queue.close()
         self._device.close()
@@ -337,10 +334,10 @@ class Session:
         self._device.set_display_socket(fds[0])
 
 
-def _event(fds: Fds) -> Fd | None:
-    """Take the descriptor of an eventfd, if there is one; raise PeerError for another file."""
+def _event(fds: Fds) -> ReceivedFd | None:
+    """Take an eventfd from the list, if there is one; raise PeerError for another file."""
     if not fds:
         return None
     if fds[0].kind is not FileKind.EVENTFD:
         raise PeerError("a descriptor was sent for a ring that is no eventfd")
-    return Fd(fds[0].take())
+    return fds.pop(0)
