@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
@@ -49,6 +50,19 @@ def close_all(fds: Iterable[ReceivedFd]) -> None:
             numbers.setdefault(fd.closer, []).append(fd.take())
     for closer, of_closer in numbers.items():
         closer.run(partial(_close, of_closer))
+
+
+def close_socket(sock: socket.socket, closer: Closer | None = None) -> None:
+    """End the connection of a socket of any kind, and close it soon; a second call does nothing.
+
+    Descriptors may be in it, or in connections that it has not accepted, which nobody has received.
+    The peer notices at once, and not only when they are closed.
+    """
+    if sock.fileno() == -1:
+        return
+    with suppress(OSError):  # it is not connected
+        sock.shutdown(socket.SHUT_RDWR)
+    ReceivedFd(sock.detach(), Closer() if closer is None else closer).close()
 
 
 def _close(numbers: list[int]) -> None:
