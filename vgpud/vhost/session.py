@@ -244,6 +244,9 @@ class Session:
     async def _set_mem_table(self, message: messages.SetMemTable, fds: Fds) -> None:
         former = self._memory
         self._memory = former.with_regions(list(zip(message.regions, fds, strict=True)))
+        for reason in self._memory.left_out:
+            if reason not in former.left_out:
+                log.warning("memory left out device=%s: %s", self._device.name, reason)
         try:
             self._device.set_memory(self._memory)
             for queue in self._queues:
