@@ -24,7 +24,6 @@ from vgpud.vhost.back_end_channel import BackEndChannel
 from vgpud.vhost.device import Device
 from vgpud.vhost.fault_watch import end_when_truncated
 from vgpud.vhost.memory_table import MemoryTable
-from vgpud.vhost.pump import QUANTUM
 from vgpud.vhost.ring_life import RingLife
 from vgpud.vhost.ring_views import RingAddress
 from vgpud.vhost.split_ring import F_EVENT_IDX, F_INDIRECT_DESC
@@ -46,6 +45,10 @@ F_VERSION_1: Final = 1 << 32
 
 TRANSPORT_FEATURES: Final = F_VERSION_1 | F_INDIRECT_DESC | F_EVENT_IDX
 """The feature bits that are offered for every device, because the rings implement them."""
+
+TURN: Final = 0.0005
+"""Seconds of messages that follow each other without a pause, after which others have their turn.
+One message more may follow, and a memory table takes milliseconds."""
 
 CLOSING_PATIENCE: Final = 5.0
 """Seconds that it may take to close what a front-end sent, before that is logged."""
@@ -141,7 +144,7 @@ class Session:
                 await queue.stop()
 
     async def _serve(self) -> None:
-        until = perf_counter() + QUANTUM
+        until = perf_counter() + TURN
         while True:
             while isinstance(received := self._connection.next_event(), Received):
                 answer = await self._handle(received)
@@ -151,7 +154,7 @@ class Session:
                     return
             if perf_counter() >= until:  # a front-end may send without a pause
                 await asyncio.sleep(0)
-                until = perf_counter() + QUANTUM
+                until = perf_counter() + TURN
             data, fds = await self._socket.recv(self._connection.bytes_wanted)
             if not data:
                 self._connection.receive_eof()
