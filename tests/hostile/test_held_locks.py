@@ -4,9 +4,11 @@ for memory that never comes, in the middle of a system call.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,3 +71,31 @@ def test_a_tcp_socket(siege: Siege, message: m.GpuSetSocket | m.SetBackendReqFd)
             ring.fe.send(message, [sock.fileno()])
             assert ring.fe.sock.recv(1) == b""
     assert "no unix stream socket" in "".join(siege.warnings)
+
+
+SO_ATTACH_FILTER = 26
+
+
+@pytest.mark.parametrize("lock", ["of a receiver", "of an option"])
+@pytest.mark.parametrize("message", [m.GpuSetSocket(), m.SetBackendReqFd()], ids=repr)
+def test_the_socket_of_a_channel(
+    siege: Siege, message: m.GpuSetSocket | m.SetBackendReqFd, lock: str
+) -> None:
+    """The sender keeps a duplicate of the end that it has passed."""
+    ours, theirs = socket.socketpair()
+    with held_locks(siege) as page, ours, theirs, front_end(siege) as ring:
+        if lock == "of an option":
+            program = ctypes.create_string_buffer(struct.pack("=H6xQ", 1, page.address))
+            option = (socket.SOL_SOCKET, SO_ATTACH_FILTER, ctypes.addressof(program), 16)
+            page.call("setsockopt", theirs.fileno(), *option)
+            time.sleep(MOMENT)
+        ring.fe.tell(message, [theirs.fileno()])
+        if lock == "of a receiver":
+            time.sleep(MOMENT)  # what is sent to a new display
+            for _ in range(4):  # the daemon is woken first
+                theirs.setblocking(True)
+                page.call("recv", theirs.fileno(), page.address, 64, 0)
+            time.sleep(MOMENT)
+            ours.send(bytes(8))
+        time.sleep(MOMENT)
+        assert ring.fe.ask(m.GetFeatures())

@@ -27,13 +27,15 @@ Test = Callable[[StreamSocket, socket.socket], Awaitable[None]]
 
 
 def run(test: Test) -> None:
-    """Runs a test on a connected pair, ours and the peer's plain one, which does not block."""
+    """Runs a test on a connected pair, ours and the peer's plain one, which does not block; once
+    more as if the peer had passed ours.
+    """
 
-    async def whole() -> None:
+    async def whole(passed: bool) -> None:
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         with theirs:
-            sock = StreamSocket(ours)
+            sock = StreamSocket(ours, passed=passed)
             try:
                 async with asyncio.timeout(PATIENCE):
                     await test(sock, theirs)
@@ -41,7 +43,8 @@ def run(test: Test) -> None:
                 sock.close()
                 await sock.closed()
 
-    asyncio.run(whole())
+    for passed in (False, True):
+        asyncio.run(whole(passed))
 
 
 def open_fds() -> int:

@@ -225,8 +225,9 @@ int vgpud_punch_hole(int fd, uint64_t offset, uint64_t length);
 /* eventfd.c: a signal that never waits. It returns 0 or a negative errno. */
 int vgpud_eventfd_signal(int fd);
 
-/* unix_socket.c: 1 for a unix stream socket, 0 for another one, or a negative errno. */
-int vgpud_is_unix_stream(int fd);
+/* unix_socket.c: options of sockets. They return a negative errno if a system call fails. */
+int vgpud_is_unix_stream(int fd); /* 1 if it is, or 0 */
+int vgpud_set_send_buffer(int fd, int size); /* 0 */
 
 /* bench.c: for `vgpud bench` only */
 enum {
