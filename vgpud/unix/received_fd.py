@@ -39,14 +39,16 @@ class ReceivedFd(Fd):
         close_all([self])
 
 
-def close_all(fds: Iterable[ReceivedFd]) -> None:
-    """Close descriptors, soon; those that are closed or taken already are left out.
+def close_all(fds: Iterable[Fd]) -> None:
+    """Close descriptors, those that were received soon; closed or taken ones are left out.
 
     A closer is called once for all of its descriptors, because a message may have hundreds.
     """
     numbers: dict[Closer, list[int]] = {}
     for fd in fds:
-        if not fd.closed:
+        if not isinstance(fd, ReceivedFd):
+            fd.close()
+        elif not fd.closed:
             numbers.setdefault(fd.closer, []).append(fd.take())
     for closer, of_closer in numbers.items():
         closer.run(partial(_close, of_closer))

@@ -22,6 +22,7 @@ from vgpud.memory.extents import PLAIN, Extents, GuestPages, MemoryAccess
 from vgpud.native.ring import REGION
 from vgpud.native.spans import SPAN
 from vgpud.unix.fd import Fd
+from vgpud.unix.received_fd import close_all
 from vgpud.vhost.region_mappings import MappedRegion, NoMemoryError, Region, RegionMappings
 
 # The parts that all entries of one list make together, where they cross from one region into the
@@ -95,8 +96,7 @@ class MemoryTable:
         mapped: list[MappedRegion] = []
         left_out: list[NoMemoryError] = []
         with ExitStack() as sent, ExitStack() as failed:
-            for _, fd in regions:
-                sent.enter_context(fd)
+            sent.callback(close_all, [fd for _, fd in regions])
             failed.callback(lambda: MemoryTable(mapped).release(self))
             self._mappings.check([region for region, _ in regions], self._regions)
             for region, fd in regions:
