@@ -8,6 +8,7 @@ Linux, net/unix/af_unix.c, unix_stream_read_generic() and `iolock`.
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import select
 import socket
@@ -44,9 +45,12 @@ class ReceivingThread:
         self._wanted = threading.Semaphore(1)
         self._stopping = False
         self._stop = eventfd.create()
-        self._thread = threading.Thread(target=self._run, name="vgpud-receive", daemon=True)
+        self._ended = threading.Lock()
+        self._ended.acquire()
         try:
-            self._thread.start()
+            # threading.Thread would wait until the new thread runs, which a front-end can have over
+            # and over again.
+            _thread.start_new_thread(self._work, ())
         except RuntimeError as error:
             self._stop.close()
             raise HostError("starting a thread", OSError(str(error))) from error
@@ -63,8 +67,14 @@ class ReceivingThread:
 
     def join(self) -> None:
         """Wait until the thread has ended after `stop`, which takes as long as the peer wants."""
-        self._thread.join()
-        self._stop.close()
+        with self._ended:
+            self._stop.close()
+
+    def _work(self) -> None:
+        try:
+            self._run()
+        finally:
+            self._ended.release()
 
     def _run(self) -> None:
         poll = select.poll()
