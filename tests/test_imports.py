@@ -19,9 +19,9 @@ BELOW: dict[str, set[str]] = {
     "publish": set(),
     "printable": set(),
     "sorted_numbers": set(),
-    "unix": _GROUND,
-    "uapi": _GROUND | {"unix"},
     "native": _GROUND,
+    "unix": _GROUND | {"native"},
+    "uapi": _GROUND | {"unix", "native"},
 }
 BELOW["memory"] = _GROUND | {"unix", "uapi", "native"}
 BELOW["coherency"] = BELOW["memory"] | {"memory"}

@@ -222,6 +222,7 @@ def test_a_bad_configuration_changes_nothing(directory: Path) -> None:
         after = call(service, "daemon.info")
         assert {**after, "uptime_s": 0} == {**before, "uptime_s": 0}
         assert can_connect(directory / "run" / "one.sock")
+        service.until(lambda: "front-end disconnected" in service.log)
         service.until(lambda: service.open_files() == files)
         service.until(lambda: "front-end disconnected" in service.log)
         service.configure(HEAD + ONE)

@@ -1,5 +1,5 @@
 """Files that make a process wait: of a filesystem whose server does not answer, and a socket whose
-peer does not read.
+peer does not read; and memory in such a file, for system calls that hold a lock meanwhile.
 
 The filesystem is FUSE, served by a process of its own (`python -m tests.support.silent_files DIR`),
 which answers until it is stopped. Source: Linux, include/uapi/linux/fuse.h; fuse(4).
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -31,6 +31,8 @@ _ATTR = struct.Struct("=6Q10I")
 _LOOKUP, _GETATTR, _OPEN, _STATFS, _INIT, _OPENDIR = 1, 3, 14, 17, 26, 27
 _SIZE = 1 << 20
 _MNT_DETACH = 2
+_PAGE = 4096
+_MAP_PRIVATE = 2
 
 
 class SilentFilesystem:
@@ -75,6 +77,50 @@ def silent_filesystem() -> Iterator[SilentFilesystem]:
             yield files
         finally:
             files.close()
+
+
+class SilentPage:
+    """Memory at `address` that a system call waits for as long as it is not given up by `end`."""
+
+    def __init__(self, files: SilentFilesystem) -> None:
+        self._files = files
+        self._calls: list[threading.Thread] = []
+        self._number = os.open(files.path, os.O_RDWR)  # closing it would wait, too
+        mmap = _libc().mmap
+        mmap.restype = ctypes.c_void_p
+        mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+        found = mmap(None, _PAGE, 3, _MAP_PRIVATE, self._number, 0)
+        assert found not in {None, ctypes.c_void_p(-1).value}
+        assert isinstance(found, int)
+        self.address = found
+        files.silence()
+
+    def call(self, name: str, *arguments: int) -> None:
+        """Make a system call of the C library in a thread, where it may wait for the page."""
+        longs = [ctypes.c_long(argument) for argument in arguments]
+        call = threading.Thread(target=getattr(_libc(), name), args=longs, daemon=True)
+        call.start()
+        self._calls.append(call)
+
+    def end(self) -> None:
+        """Let all calls fail."""
+        self._files.end()
+        with suppress(OSError):
+            os.close(self._number)
+        for call in self._calls:
+            call.join(LIMIT)
+
+
+@contextmanager
+def silent_page() -> Iterator[SilentPage]:
+    """A page, until it is unmapped."""
+    with silent_filesystem() as files:
+        page = SilentPage(files)
+        try:
+            yield page
+        finally:
+            page.end()
+            _libc().munmap(ctypes.c_void_p(page.address), ctypes.c_size_t(_PAGE))
 
 
 @contextmanager

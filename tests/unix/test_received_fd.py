@@ -7,6 +7,7 @@ import asyncio
 import os
 import select
 import socket
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -17,11 +18,12 @@ import pytest
 
 from tests.support.silent_files import lingering_socket, silent_filesystem
 from vgpud.memory import memfd
-from vgpud.unix.closer import Closer
+from vgpud.unix.ancillary import MAX_FDS
+from vgpud.unix.closer import Closer, Release
 from vgpud.unix.fd import Fd
 from vgpud.unix.file_kind import FileKind, file_kind
-from vgpud.unix.received_fd import ReceivedFd
-from vgpud.unix.stream_socket import StreamSocket
+from vgpud.unix.received_fd import ReceivedFd, close_all
+from vgpud.unix.stream_socket import MAX_CLOSING, StreamSocket
 
 AT_ONCE = 1.0
 """Seconds; what waits for a peer here takes thirty."""
@@ -110,10 +112,6 @@ def test_a_filesystem_that_does_not_answer() -> None:
             fd = ReceivedFd(number, closer)
             assert fd.kind is FileKind.OTHER
             fd.close()
-            other = ReceivedFd(os.eventfd(0), closer)
-            other_number = other.fileno()
-            other.close()
-            assert not is_open(other_number)
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.2):
                     await closer.finished()
@@ -123,6 +121,63 @@ def test_a_filesystem_that_does_not_answer() -> None:
             assert not is_open(number)
 
         run(test)
+
+
+class CountingCloser(Closer):
+    """A closer that counts how often it is called."""
+
+    calls = 0
+
+    def run(self, release: Release) -> None:
+        self.calls += 1
+        super().run(release)
+
+
+def test_all_of_a_message_are_closed_by_one_call() -> None:
+    async def whole() -> None:
+        closer, other = CountingCloser(), CountingCloser()
+        fds = [ReceivedFd(os.dup(0), closer) for _ in range(MAX_FDS)]
+        numbers = [fd.fileno() for fd in fds]
+        kept = fds[1].take()
+        fds.append(ReceivedFd(os.dup(0), other))
+        close_all(fds)
+        assert all(fd.closed for fd in fds)
+        await closer.finished()
+        await other.finished()
+        assert [number for number in numbers if is_open(number)] == [kept]
+        os.close(kept)
+        close_all(fds)
+        assert (closer.calls, other.calls) == (1, 1)
+
+    asyncio.run(whole())
+
+
+def test_nothing_is_received_while_too_much_is_not_closed() -> None:
+    async def test(closer: Closer) -> None:
+        held = threading.Event()
+        closer.run(held.wait)
+        ours, theirs = socket.socketpair()
+        sock = StreamSocket(ours, closer)
+        with theirs:
+            for _ in range(MAX_CLOSING + 1):
+                socket.send_fds(theirs, [b"x"], [0])
+            socket.send_fds(theirs, [b"y"], [0])
+            for _ in range(MAX_CLOSING + 1):
+                data, fds = await sock.recv(1)
+                assert data == b"x"
+                close_all(fds)
+            receiving = asyncio.create_task(sock.recv(1))
+            await asyncio.sleep(0.05)
+            assert not receiving.done()
+            held.set()
+            async with asyncio.timeout(AT_ONCE):
+                data, fds = await receiving
+            assert data == b"y"
+            close_all(fds)
+        sock.close()
+        await sock.closed()
+
+    run(test)
 
 
 def test_sockets_whose_peer_does_not_read() -> None:

@@ -27,13 +27,15 @@ Test = Callable[[StreamSocket, socket.socket], Awaitable[None]]
 
 
 def run(test: Test) -> None:
-    """Runs a test on a connected pair, ours and the peer's plain one, which does not block."""
+    """Runs a test on a connected pair, ours and the peer's plain one, which does not block; once
+    more as if the peer had passed ours.
+    """
 
-    async def whole() -> None:
+    async def whole(passed: bool) -> None:
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         with theirs:
-            sock = StreamSocket(ours)
+            sock = StreamSocket(ours, passed=passed)
             try:
                 async with asyncio.timeout(PATIENCE):
                     await test(sock, theirs)
@@ -41,7 +43,8 @@ def run(test: Test) -> None:
                 sock.close()
                 await sock.closed()
 
-    asyncio.run(whole())
+    for passed in (False, True):
+        asyncio.run(whole(passed))
 
 
 def open_fds() -> int:
@@ -144,12 +147,12 @@ def test_as_many_as_there_is_room_for() -> None:
 def test_more_than_this_process_may_have_is_an_error_and_none_is_leaked() -> None:
     async def test(sock: StreamSocket, peer: socket.socket) -> None:
         before = open_fds()
-        socket.send_fds(peer, [b"x"], [0] * MAX_FDS)
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         free = os.dup(0)
         os.close(free)
         resource.setrlimit(resource.RLIMIT_NOFILE, (free + 5, limits[1]))
         try:
+            socket.send_fds(peer, [b"x"], [0] * MAX_FDS)
             with pytest.raises(PeerError, match="cut off"):
                 await sock.recv(10)
         finally:

@@ -14,7 +14,7 @@ import pytest
 from tests.support.silent_files import silent_filesystem
 from tests.support.until import until
 from tests.vhost.test_memory_table import Region
-from vgpud.errors import PeerError
+from vgpud.errors import GuestAddressError, PeerError
 from vgpud.memory import mapping
 from vgpud.unix.closer import Closer
 from vgpud.unix.fd import Fd
@@ -123,6 +123,32 @@ def test_memory_in_other_files_is_refused(name: str) -> None:
         caught.value
     )
     assert "memory-backend-memfd" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_table_does_without_other_files(name: str) -> None:
+    """As of a PCI device that is passed through, or an NVDIMM: the rest is memory."""
+    odd = FILES[name]()
+    sent = Fd(os.dup(odd))
+    os.close(odd)
+    with sparse(2 * PAGE) as fd:
+        regions = [
+            (Region(0, PAGE, 0, 0), fd.dup()),
+            (Region(PAGE, PAGE, PAGE, 0), sent),
+            (Region(2 * PAGE, PAGE, 2 * PAGE, PAGE), fd.dup()),
+        ]
+        table = MemoryTable().with_regions(regions)
+    assert sent.closed
+    (reason,) = table.left_out
+    assert reason.startswith("memory region 0x1000+0x1000: ")
+    assert [region.guest_phys_addr for region in table.files()] == [0, 2 * PAGE]
+    assert table.read(2 * PAGE, PAGE) == table.read(0, PAGE) == bytes(PAGE)
+    for address, length in ((PAGE, 1), (0, PAGE + 1), (2 * PAGE - 1, 2)):
+        with pytest.raises(GuestAddressError):
+            table.read(address, length)
+    with pytest.raises(GuestAddressError):
+        table.user_view(PAGE, 16)
+    table.release()
 
 
 def test_a_file_on_tmpfs_is_memory() -> None:

@@ -29,12 +29,13 @@ from vgpud.gpu.wire import dma
 from vgpud.gpu.wire.command_codec import encode
 from vgpud.gpu.wire.header import Box, Rect, decode_header
 from vgpud.gpu.wire.protocol import CapsetId, ResponseType, ScanoutId
+from vgpud.memory.addresses import Gpa, Uva
 from vgpud.unix.stream_socket import StreamSocket
-from vgpud.vhost.session import Session
+from vgpud.vhost.session import TURN, Session
 from vgpud.vhost.wire import messages as m
 from vgpud.vhost.wire.protocol import F_LOG_ALL, ProtocolFeature
 from vgpud.vhost.wire.replies import U64Reply, VringState
-from vgpud.vhost.wire.requests import REQUESTS, Request
+from vgpud.vhost.wire.requests import REQUESTS, Request, encode_request
 
 OK = ResponseType.OK_NODATA
 MAPPED = ResponseType.OK_MAP_INFO
@@ -144,6 +145,65 @@ def test_after_an_error_no_kick_is_served(short_directory: Path) -> None:
             assert driver.collect() == 0
 
     asyncio.run(whole())
+
+
+def test_memory_in_a_file_that_is_none_is_left_out(
+    daemon: DaemonThread, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A command that names an address there fails, and the log says once why."""
+    hole = Gpa(1 << 40)
+    with FrontEnd.connect(path).handshake() as fe, Path("/dev/zero").open("r+b") as zero:
+        regions = [
+            (m.MemRegion(Gpa(r.gpa), r.size, Uva(r.uva), r.offset), r.fd) for r in fe.ram.regions
+        ]
+        regions.insert(0, (m.MemRegion(hole, SIZE, Uva(1 << 44), 0), zero.fileno()))
+        for _ in range(2):
+            fe.tell(m.SetMemTable(tuple(r for r, _ in regions)), [fd for _, fd in regions])
+        assert run(fe, c.ResourceCreate2D, 1, 2, 16, 16) == OK
+        assert run(fe, c.ResourceAttachBacking, 1, entries(int(hole), 1024)) != OK
+        show(fe)
+        ring = 1 << 44
+        fe.send(m.SetVringAddr(1, 0, Uva(ring), Uva(ring + 4096), Uva(ring + 8192), Gpa(0)))
+        assert fe.ask(m.GetFeatures())
+    assert caplog.text.count("memory left out device=gpu0: memory region 0x10000000000+") == 1
+
+
+def test_messages_without_a_pause_let_others_have_their_turn() -> None:
+    handled = 0
+    longest = 0
+
+    class Configured(ToyRng):
+        def config(self) -> bytes:
+            return bytes(8)
+
+        def write_config(self, offset: int, data: bytes) -> None:
+            nonlocal handled
+            handled += 1
+            until = time.perf_counter() + TURN / 2
+            while time.perf_counter() < until:
+                pass
+
+    async def other() -> None:
+        nonlocal longest
+        while True:
+            before = handled
+            await asyncio.sleep(0)
+            longest = max(longest, handled - before)
+
+    async def whole() -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            theirs.sendall(encode_request(m.SetProtocolFeatures(ProtocolFeature.CONFIG)))
+            theirs.sendall(encode_request(m.SetConfig(0, 0, b"x")) * 100)
+            theirs.shutdown(socket.SHUT_WR)
+            observing = asyncio.create_task(other())
+            await Session(StreamSocket(ours), Configured()).run()
+            observing.cancel()
+
+    asyncio.run(whole())
+    assert handled == 100
+    assert 0 < longest <= 3
+    assert TURN < 0.001
 
 
 # -- Several devices, one after the other ----------------------------------------------------------

@@ -28,9 +28,10 @@ from vgpud.memory.render_nodes import RenderNodes
 from vgpud.publish import Json
 from vgpud.slots.agent import AgentSlots
 from vgpud.slots.owner import TrackedSlots
-from vgpud.unix.closer import Closer
 from vgpud.unix.credentials import peer_credentials
 from vgpud.unix.file_names import shown
+from vgpud.unix.received_fd import close_socket
+from vgpud.unix.refusals import MAX_CLOSING, Refusals
 from vgpud.unix.stream_socket import StreamSocket
 from vgpud.vhost.session import Session
 
@@ -167,7 +168,7 @@ class DeviceServer:
         """
         loop = asyncio.get_running_loop()
         self.socket = shown(listener.getsockname())
-        refused = Closer()
+        refusals = Refusals()
         async with asyncio.TaskGroup() as tasks:
             while True:
                 try:
@@ -177,22 +178,49 @@ class DeviceServer:
                     await asyncio.sleep(ACCEPT_RETRY)
                     continue
                 try:
-                    async with asyncio.timeout(CHANGEOVER):
-                        await self._free.wait()
-                except TimeoutError:
+                    accepted = await self._accept(connection, refusals)
+                except asyncio.CancelledError:
+                    close_socket(connection)
+                    raise
+                if accepted:
+                    self._begin(connection, tasks)
+
+    def _begin(self, connection: socket.socket, tasks: asyncio.TaskGroup) -> None:
+        self._free.clear()
+        task = tasks.create_task(self.serve_connection(connection))
+        # A task that is cancelled before it starts does not close it.
+        task.add_done_callback(lambda _: close_socket(connection))
+
+    async def _accept(self, connection: socket.socket, refusals: Refusals) -> bool:
+        """Return whether to serve a connection, now that the device is free; or refuse it.
+
+        A connection that can't be refused, because too many are not closed yet, waits.
+        """
+        pid = peer_credentials(connection).pid
+        waits = False
+        while True:
+            try:
+                async with asyncio.timeout(CHANGEOVER):
+                    await self._free.wait()
+                return True
+            except TimeoutError:
+                if refusals.refuse(connection):
                     log.warning(
                         "front-end refused device=%s pid=%d: pid %d is connected",
                         self.name,
-                        peer_credentials(connection).pid,
+                        pid,
                         self._pid,
                     )
-                    refused.run(connection.close)
-                    continue
-                except asyncio.CancelledError:
-                    connection.close()
-                    raise
-                self._free.clear()
-                tasks.create_task(self.serve_connection(connection))
+                    return False
+            if not waits:
+                waits = True
+                log.warning(
+                    "front-end waits device=%s pid=%d: %d that were refused can't be closed yet:"
+                    " files were sent to them whose filesystem or peer does not answer",
+                    self.name,
+                    pid,
+                    MAX_CLOSING,
+                )
 
     async def serve_connection(self, connection: socket.socket) -> None:
         """Serve one front-end until it disconnects or breaks the protocol."""
@@ -202,22 +230,21 @@ class DeviceServer:
         self.counters.sessions += 1
         self._publish("device.connected", "a front-end has connected", pid=self._pid or None)
         try:
-            with connection:
-                self._choose_slots()
-                self._drop_agent_of(former)
-                if self._slots is not None:  # slots that the former session left
-                    await self._slots.clear()
-                environment = Environment(
-                    find_kvm_mode=self._find_kvm_mode,
-                    examine=self._examine,
-                    slots=self._slots,
-                    counters=self.counters,
-                    publish=self._publish,
-                    nodes=self._nodes,
-                    blob_ids=self._blob_ids,
-                )
-                self.live = compose(self.spec, environment)
-                await Session(StreamSocket(connection), self.live).run()
+            self._choose_slots()
+            self._drop_agent_of(former)
+            if self._slots is not None:  # slots that the former session left
+                await self._slots.clear()
+            environment = Environment(
+                find_kvm_mode=self._find_kvm_mode,
+                examine=self._examine,
+                slots=self._slots,
+                counters=self.counters,
+                publish=self._publish,
+                nodes=self._nodes,
+                blob_ids=self._blob_ids,
+            )
+            self.live = compose(self.spec, environment)
+            await Session(StreamSocket(connection), self.live).run()
             log.info("front-end disconnected device=%s", self.name)
         except* VgpudError as errors:
             reason = _innermost(errors)
@@ -229,6 +256,7 @@ class DeviceServer:
             log.exception("session ended by an internal error device=%s", self.name)
             self._publish("device.failed", "an internal error; the daemon's log has more")
         finally:
+            close_socket(connection)  # unless the session has
             self.live = self.finding = None
             self._process.close()
             self._choose_slots()

@@ -28,7 +28,7 @@ MICROVM: Final = PACKAGE / "microvm"
 SOURCES: Final = (
     *("cpu.c", "shared_words.c", "cache_lines.c", "rect.c", "dirty_log.c"),
     *("overlap.c", "tiles.c", "ring.c", "transfer.c", "mapping.c", "pages.c"),
-    *("eventfd.c", "bench.c"),
+    *("eventfd.c", "unix_socket.c", "bench.c"),
 )
 HEADERS: Final = ("native.h", "cpu.h", "cache_lines.h", "spans.h")
 GUEST_SOURCES: Final = ("guest.c", "guest_front_end.c", "guest_measure.c")

@@ -230,6 +230,10 @@ void vgpud_unmap_pages(void *pages, uint64_t length);
 /* eventfd.c: a signal that never waits. It returns 0 or a negative errno. */
 int vgpud_eventfd_signal(int fd);
 
+/* unix_socket.c: options of sockets. They return a negative errno if a system call fails. */
+int vgpud_is_unix_stream(int fd); /* 1 if it is, or 0 */
+int vgpud_set_send_buffer(int fd, int size); /* 0 */
+
 /* bench.c: for `vgpud bench` only */
 enum {
     VGPUD_BENCH_MEMCPY,       /* and nothing else */

@@ -16,6 +16,8 @@ from typing import Final
 from vgpud.errors import ConfigError, HostError
 from vgpud.unix.accounts import group_id
 from vgpud.unix.activation import Activated
+from vgpud.unix.closer import Closer
+from vgpud.unix.received_fd import ReceivedFd, close_socket
 from vgpud.unix.socket_file import SocketFile, bind, make_directory, remove_stale
 
 BACKLOG: Final = 16
@@ -85,12 +87,17 @@ class Listener:
         other.close()
 
     def close(self) -> None:
-        """Close the socket and remove its file; a second call does nothing."""
+        """Close the socket, soon, and remove its file; a second call does nothing.
+
+        Connections that were not accepted end with it.
+        """
         if self.sock.fileno() == -1:
             return
-        self.sock.close()
         if self._file is not None:
             self._file.remove()
+            close_socket(self.sock)
+        else:  # others have it, too: the service manager, or the other owner
+            ReceivedFd(self.sock.detach(), Closer()).close()
 
 
 def listen(place: SocketPlace) -> tuple[socket.socket, SocketFile]:

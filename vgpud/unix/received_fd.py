@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
 
@@ -14,7 +16,8 @@ from vgpud.unix.file_kind import FileKind, file_kind
 class ReceivedFd(Fd):
     """The owner of a descriptor that another process has sent, of any kind of file.
 
-    `close` never waits: `closer` closes what may take long.
+    `close` never waits: `closer` closes it, of whatever kind it is. Even an eventfd may wait: for
+    the lock of each epoll instance that the sender has registered it in.
     """
 
     __slots__ = ("_kind", "closer")
@@ -32,13 +35,36 @@ class ReceivedFd(Fd):
         return self._kind
 
     def close(self) -> None:
-        """Close the descriptor, now or soon; a second call does nothing."""
-        if self.closed:
-            return
-        if self.kind is FileKind.EVENTFD:
-            super().close()
-        else:
-            self.closer.run(partial(_close, self.take()))
+        """Close the descriptor, soon; a second call does nothing."""
+        close_all([self])
+
+
+def close_all(fds: Iterable[Fd]) -> None:
+    """Close descriptors, those that were received soon; closed or taken ones are left out.
+
+    A closer is called once for all of its descriptors, because a message may have hundreds.
+    """
+    numbers: dict[Closer, list[int]] = {}
+    for fd in fds:
+        if not isinstance(fd, ReceivedFd):
+            fd.close()
+        elif not fd.closed:
+            numbers.setdefault(fd.closer, []).append(fd.take())
+    for closer, of_closer in numbers.items():
+        closer.run(partial(_close, of_closer))
+
+
+def close_socket(sock: socket.socket, closer: Closer | None = None) -> None:
+    """End the connection of a socket of any kind, and close it soon; a second call does nothing.
+
+    Descriptors may be in it, or in connections that it has not accepted, which nobody has received.
+    The peer notices at once, and not only when they are closed.
+    """
+    if sock.fileno() == -1:
+        return
+    with suppress(OSError):  # it is not connected
+        sock.shutdown(socket.SHUT_RDWR)
+    ReceivedFd(sock.detach(), Closer() if closer is None else closer).close()
 
 
 class Discard:
@@ -65,10 +91,11 @@ class Discard:
 
     def _close(self, numbers: list[int]) -> None:
         for number in numbers:
-            _close(number)
+            _close([number])
             self._closed += 1
 
 
-def _close(fd: int) -> None:
-    with suppress(OSError):  # of its filesystem
-        os.close(fd)
+def _close(numbers: list[int]) -> None:
+    for number in numbers:
+        with suppress(OSError):  # of its filesystem
+            os.close(number)

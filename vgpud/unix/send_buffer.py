@@ -9,9 +9,8 @@ import array
 import fcntl
 import socket
 import termios
-from typing import Final
 
-_SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h; Python has no name for it
+from vgpud.native import unix_socket
 
 
 def set_send_buffer(sock: socket.socket, size: int) -> None:
@@ -19,10 +18,7 @@ def set_send_buffer(sock: socket.socket, size: int) -> None:
 
     A process with CAP_NET_ADMIN can exceed that limit.
     """
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, size)
-    except PermissionError:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+    unix_socket.set_send_buffer(sock.fileno(), size)
 
 
 def all_received(sock: socket.socket) -> bool:

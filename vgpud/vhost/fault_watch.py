@@ -1,5 +1,6 @@
 """The end of a session whose front-end has truncated the memory that it shared.
 
+A sparse file whose filesystem has no page left for it, as on a small /dev/shm, looks the same.
 Threads that copy find zeros there, and could write as many as the memory was large, all private to
 this process. So the session does not wait until a queue finds out. Source: `native/mapping.c`.
 """
@@ -51,4 +52,6 @@ def _drain(event: Fd, signalled: asyncio.Event) -> None:
 
 def truncated() -> PeerError:
     """Return the error that ends the session."""
-    return PeerError("the front-end truncated the memory that it shared")
+    return PeerError(
+        "the front-end truncated the memory that it shared, or the filesystem of that is full"
+    )

@@ -16,13 +16,14 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vgpud.errors import GuestAddressError, PeerError
+from vgpud.errors import GuestAddressError, PeerError, stored
 from vgpud.memory.dirty_log import DirtyLog
 from vgpud.memory.extents import PLAIN, Extents, GuestPages, MemoryAccess
 from vgpud.native.ring import REGION
 from vgpud.native.spans import SPAN
 from vgpud.unix.fd import Fd
-from vgpud.vhost.region_mappings import MappedRegion, Region, RegionMappings
+from vgpud.unix.received_fd import close_all
+from vgpud.vhost.region_mappings import MappedRegion, NoMemoryError, Region, RegionMappings
 
 # How often all entries of one list together cross from one region into the next. A list names each
 # page about once, and there are up to 31 borders.
@@ -59,23 +60,29 @@ class DirtyTracking:
 class MemoryTable:
     """An immutable memory table, by default an empty one, as before the front-end has sent any.
 
-    `with_regions` makes the next one. Views and `Extents` of an old table stay mapped and can be
-    used safely, but may no longer be the guest's memory. `tracking` logs what is written.
+    `with_regions` makes the next one; `left_out` says which of its regions are not in it, and why.
+    Views and `Extents` of an old table stay mapped and can be used safely, but may no longer be the
+    guest's memory. `tracking` logs what is written.
     """
 
-    __slots__ = ("__weakref__", "_columns", "_mappings", "_regions", "_starts", "tracking")
+    __slots__ = (
+        *("__weakref__", "_columns", "_mappings", "_regions", "_starts"),
+        *("left_out", "tracking"),
+    )
 
     def __init__(
         self,
         regions: Sequence[MappedRegion] = (),
         tracking: DirtyTracking | None = None,
         mappings: RegionMappings | None = None,
+        left_out: Sequence[str] = (),
     ) -> None:
         self._regions = tuple(regions)
         self._mappings = RegionMappings() if mappings is None else mappings
         self._starts = [one.start for one in self._regions]
         self._columns = _columns(self._regions)
         self.tracking = DirtyTracking() if tracking is None else tracking
+        self.left_out = tuple(left_out)
 
     async def prepare(self, regions: Sequence[tuple[Region, Fd]]) -> None:
         """Map regions in a thread for `with_regions`, which comes next; raise PeerError."""
@@ -84,22 +91,29 @@ class MemoryTable:
     def with_regions(self, regions: Sequence[tuple[Region, Fd]]) -> MemoryTable:
         """Return a table of other regions, with the same tracking; every fd is taken.
 
-        A region that is the same range of the same file keeps its mapping. Raises PeerError for
-        regions that are empty, overlap, wrap or can't be mapped, for more than the limits of
+        A region that is the same range of the same file keeps its mapping. One in a file that is
+        no memory, such as the registers of a PCI device that is passed through, is left out: its
+        addresses are not guest memory here. Raises PeerError if no other one is left, for regions
+        that are empty, overlap, wrap or can't be mapped, for more than the limits of
         `region_mappings` allow, and where the log is too short.
         """
         mapped: list[MappedRegion] = []
+        left_out: list[NoMemoryError] = []
         with ExitStack() as sent, ExitStack() as failed:
-            for _, fd in regions:
-                sent.enter_context(fd)
+            sent.callback(close_all, [fd for _, fd in regions])
             failed.callback(lambda: MemoryTable(mapped).release(self))
             self._mappings.check([region for region, _ in regions], self._regions)
             for region, fd in regions:
-                mapped.append(self._mappings.map(region, fd, self._regions))
+                try:
+                    mapped.append(self._mappings.map(region, fd, self._regions))
+                except NoMemoryError as error:
+                    left_out.append(stored(error))
+            if left_out and not mapped:
+                raise left_out[0]
             mapped.sort(key=lambda one: one.start)
             self._check(mapped)
             failed.pop_all()
-        return MemoryTable(mapped, self.tracking, self._mappings)
+        return MemoryTable(mapped, self.tracking, self._mappings, [*map(str, left_out)])
 
     def _check(self, mapped: Sequence[MappedRegion]) -> None:
         for one, following in pairwise(mapped):

@@ -7,6 +7,7 @@ specification, "Memory region description".
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -44,6 +45,10 @@ RESERVED_BYTES: Final = 64 << 40
 MAX_FORMER_REGIONS: Final = 256
 """Regions of former tables that may be in use. A front-end changes its table when memory is plugged
 or a blob is mapped, and few regions change each time. All devices share vm.max_map_count."""
+
+
+class NoMemoryError(PeerError):
+    """A region is in a file that is no memory, so that an access to it could wait for ever."""
 
 
 class Region(Protocol):
@@ -157,7 +162,7 @@ class RegionMappings:
         """Map a region; the fd is taken if that succeeds.
 
         A region that is the same range of the same file as a present one keeps its mapping. Raises
-        PeerError for one that is empty, wraps or can't be mapped.
+        PeerError for one that is empty, wraps or can't be mapped: NoMemoryError for its file.
         """
         start, size = region.guest_phys_addr, region.memory_size
         where = _name(region)
@@ -179,7 +184,8 @@ class RegionMappings:
             else:
                 mapping, shared = former.mapping, former.fd
         except HostError as error:
-            raise PeerError(f"{where}: {error}") from error
+            kind = NoMemoryError if error.errno == errno.EMEDIUMTYPE else PeerError
+            raise kind(f"{where}: {error}") from error
         array = mapping.array
         address = address_of(array)
         return MappedRegion(

@@ -19,15 +19,13 @@ from typing import Any, Final, TypeAlias
 from vgpud.errors import HostError, PeerError, PeerGone, VgpudError, stored
 from vgpud.memory.dirty_log import DirtyLog
 from vgpud.memory.own_thread import in_own_thread
-from vgpud.unix.fd import Fd
 from vgpud.unix.file_kind import FileKind
-from vgpud.unix.received_fd import ReceivedFd
+from vgpud.unix.received_fd import ReceivedFd, close_all
 from vgpud.unix.stream_socket import StreamSocket
 from vgpud.vhost.back_end_channel import BackEndChannel
 from vgpud.vhost.device import Device
 from vgpud.vhost.fault_watch import end_when_truncated
 from vgpud.vhost.memory_table import MemoryTable
-from vgpud.vhost.pump import QUANTUM
 from vgpud.vhost.ring_life import RingLife
 from vgpud.vhost.ring_views import RingAddress
 from vgpud.vhost.split_ring import F_EVENT_IDX, F_INDIRECT_DESC
@@ -49,6 +47,10 @@ F_VERSION_1: Final = 1 << 32
 
 TRANSPORT_FEATURES: Final = F_VERSION_1 | F_INDIRECT_DESC | F_EVENT_IDX
 """The feature bits that are offered for every device, because the rings implement them."""
+
+TURN: Final = 0.0005
+"""Seconds of messages that follow each other without a pause, after which others have their turn.
+One message more may follow, and a memory table takes milliseconds."""
 
 CLOSING_PATIENCE: Final = 5.0
 """Seconds that it may take to close what a front-end sent, before that is logged."""
@@ -144,7 +146,7 @@ class Session:
                 await queue.stop()
 
     async def _serve(self) -> None:
-        until = perf_counter() + QUANTUM
+        until = perf_counter() + TURN
         while True:
             while isinstance(received := self._connection.next_event(), Received):
                 answer = await self._handle(received)
@@ -154,7 +156,7 @@ class Session:
                     return
             if perf_counter() >= until:  # a front-end may send without a pause
                 await asyncio.sleep(0)
-                until = perf_counter() + QUANTUM
+                until = perf_counter() + TURN
             data, fds = await self._socket.recv(self._connection.bytes_wanted)
             if not data:
                 self._connection.receive_eof()
@@ -176,13 +178,11 @@ class Session:
             )
             return self._connection.refuse(received)
         finally:
-            for fd in fds:  # those that no handler took
-                fd.close()
+            close_all(fds)  # those that no handler took
         return self._connection.reply(received, reply)
 
     def _close(self) -> None:
-        for fd in self._connection.close():
-            fd.close()
+        close_all(self._connection.close())
         for queue in self._queues:
             queue.close()
         self._device.close()
@@ -251,6 +251,9 @@ class Session:
         regions = list(zip(message.regions, fds, strict=True))
         await former.prepare(regions)
         self._memory = former.with_regions(regions)
+        for reason in self._memory.left_out:
+            if reason not in former.left_out:
+                log.warning("memory left out device=%s: %s", self._device.name, reason)
         try:
             self._device.set_memory(self._memory)
             for queue in self._queues:
@@ -342,10 +345,10 @@ class Session:
         self._device.set_display_socket(fds[0])
 
 
-def _event(fds: Fds) -> Fd | None:
-    """Take the descriptor of an eventfd, if there is one; raise PeerError for another file."""
+def _event(fds: Fds) -> ReceivedFd | None:
+    """Take an eventfd from the list, if there is one; raise PeerError for another file."""
     if not fds:
         return None
     if fds[0].kind is not FileKind.EVENTFD:
         raise PeerError("a descriptor was sent for a ring that is no eventfd")
-    return Fd(fds[0].take())
+    return fds.pop(0)

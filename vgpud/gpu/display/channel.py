@@ -29,6 +29,7 @@ from vgpud.gpu.quota import Quota
 from vgpud.gpu.wire import responses
 from vgpud.gpu.wire.header import Rect
 from vgpud.gpu.wire.protocol import ScanoutId
+from vgpud.unix.received_fd import close_all
 from vgpud.unix.stream_socket import StreamSocket
 
 log = logging.getLogger(__name__)
@@ -273,8 +274,7 @@ class DisplayChannel:
     async def _receive(self) -> None:
         while True:
             data, fds = await self._socket.recv(_RECEIVED)
-            for fd in fds:  # no reply has any
-                fd.close()
+            close_all(fds)  # no reply has any
             if not data:
                 return
             self._reader.receive_data(data)
