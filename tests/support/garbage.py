@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
@@ -28,13 +29,27 @@ def no_garbage(kinds: tuple[type, ...] = BUFFERS + FRAMES) -> Iterator[None]:
         dropped = threading.Event()
         pages._freer.run(dropped.set)  # after what is dropped in its thread
         assert dropped.wait(20)
-        # A numpy array is unknown to the collector, so what it keeps alive is not in gc.garbage.
-        before = _alive(kinds)
+        before = _settled(kinds)
         gc.collect()
         freed = before.keys() - _alive(kinds).keys()
     finally:
         gc.enable()
     assert not freed, "\n".join(before[one] for one in freed)
+
+
+def _settled(kinds: tuple[type, ...]) -> dict[int, str]:
+    """What is alive once threads that free something have nothing left to do.
+
+    A numpy array is unknown to the collector, so what it keeps alive is not in gc.garbage.
+    """
+    alive = _alive(kinds)
+    for _ in range(100):
+        time.sleep(0.01)
+        now = _alive(kinds)
+        if now.keys() == alive.keys():
+            break
+        alive = now
+    return alive
 
 
 def _alive(kinds: tuple[type, ...]) -> dict[int, str]:

@@ -189,18 +189,14 @@ class Gpu:
         """Apply what can change of the specification while a guest uses the device: memory limit,
         rules, `guest_pat`, and the outputs' modes if there are as many outputs as before."""
         if len(spec.outputs) == len(self.spec.outputs):
-            for scanout_id, (old, new) in enumerate(
-                zip(self.spec.outputs, spec.outputs, strict=True)
-            ):
+            modes = zip(self.spec.outputs, spec.outputs, strict=True)
+            for scanout_id, (old, new) in enumerate(modes):
                 if new != old:
                     self._take_mode(scanout_id, new)
             self.spec = replace(self.spec, outputs=spec.outputs)
         self.quota.limit = spec.memory_limit
         self.spec = replace(
-            self.spec,
-            memory_limit=spec.memory_limit,
-            guest_pat=spec.guest_pat,
-            rules=spec.rules,
+            self.spec, memory_limit=spec.memory_limit, guest_pat=spec.guest_pat, rules=spec.rules
         )
         self._vm.reconfigure(spec.guest_pat, spec.rules)
 

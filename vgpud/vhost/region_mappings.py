@@ -138,8 +138,7 @@ class RegionMappings:
     ) -> None:
         """Map the regions that `present` lacks in a thread, so that `map` finds them mapped.
 
-        Raises PeerError where the files can't be mapped. What is wrong with the regions otherwise,
-        `map` says.
+        Raises PeerError where files of memory can't be mapped. What is wrong otherwise, `map` says.
         """
         self._ready = []
         self.check([region for region, _ in regions], present)
@@ -149,8 +148,8 @@ class RegionMappings:
                 size = region.memory_size
                 try:
                     file = (*received_file(fd), region.mmap_offset)
-                except HostError as error:
-                    raise PeerError(f"{_name(region)}: {error}") from error
+                except HostError:
+                    continue  # `map` says why
                 if 0 < size < _ADDRESS_SPACE and _former(present, file, size) is None:
                     own = undo.enter_context(fd.dup())
                     wanted.append(_Wanted(file, size, own, _name(region)))
