@@ -354,8 +354,7 @@ class Gpu:
         self.config_space.events = ConfigEvent(0)
 
     def _submit(self, command: commands.Submit3D) -> Outcome:
-        outcome = self.contexts.submit(command)
-        if outcome is not None:
+        if (outcome := self.contexts.submit(command)) is not None:
             return outcome
         return self._preparation.with_window(partial(self.contexts.submit_long, command))
 
