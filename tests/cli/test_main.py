@@ -235,7 +235,9 @@ def test_config_check_warns_of_limits_that_do_not_go_together(
     output = capsys.readouterr()
     assert output.out == f"{file}: no fault found\n"
     [warning] = output.err.splitlines()
-    assert warning.startswith(f'{file}: warning: [[device]] 1: memory_limit = "1GiB": is less than')
+    assert warning.startswith(
+        f'{file}: warning: [[device]] 1: memory_limit = "1GiB": is no more than'
+    )
 
 
 def test_config_check_names_users_that_are_not_there(

@@ -19,7 +19,7 @@ from vgpud.daemon.device_server import DeviceServer
 from vgpud.daemon.device_set import DeviceSet
 from vgpud.errors import ConfigError
 from vgpud.unix.activation import Activated
-from vgpud.unix.listener import SocketPlace
+from vgpud.unix.socket_place import SocketPlace
 
 
 @pytest.fixture

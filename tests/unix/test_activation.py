@@ -14,7 +14,8 @@ import pytest
 from tests.support.until import until
 from vgpud.unix.activation import Activated
 from vgpud.unix.fd import Fd
-from vgpud.unix.listener import Listener, SocketPlace
+from vgpud.unix.listener import Listener
+from vgpud.unix.socket_place import SocketPlace
 
 
 @pytest.fixture

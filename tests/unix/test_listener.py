@@ -22,8 +22,9 @@ from vgpud.control.sockets import ControlSocket
 from vgpud.errors import ConfigError
 from vgpud.unix.activation import Activated
 from vgpud.unix.fd import Fd
-from vgpud.unix.listener import Listener, SocketPlace
+from vgpud.unix.listener import Listener
 from vgpud.unix.socket_file import SocketFile, bind
+from vgpud.unix.socket_place import SocketPlace
 
 IN_ATTRIB, IN_CREATE, IN_NONBLOCK = 0x4, 0x100, 0o4000
 EVENT = struct.Struct("=iIII")
@@ -131,7 +132,8 @@ from pathlib import Path
 from vgpud.errors import HostError
 from vgpud.unix.activation import Activated
 from vgpud.unix.fd import Fd
-from vgpud.unix.listener import Listener, SocketPlace
+from vgpud.unix.listener import Listener
+from vgpud.unix.socket_place import SocketPlace
 from vgpud.unix.socket_file import SocketFile, bind
 os.setgroups([]), os.setgid(65534), os.setuid(65534)
 try:

@@ -19,9 +19,10 @@ from vgpud.control.sockets import ControlSocket
 from vgpud.unix.activation import Activated
 from vgpud.unix.closer import Closer
 from vgpud.unix.fd import Fd
-from vgpud.unix.listener import Listener, SocketPlace
+from vgpud.unix.listener import Listener
 from vgpud.unix.received_fd import ReceivedFd
 from vgpud.unix.socket_file import open_socket
+from vgpud.unix.socket_place import SocketPlace
 from vgpud.unix.stream_socket import StreamSocket
 
 pytestmark = pytest.mark.timeout(30)

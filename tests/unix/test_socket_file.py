@@ -17,8 +17,8 @@ from vgpud.client.own_socket import OwnSocket
 from vgpud.control.sockets import ControlSocket
 from vgpud.errors import ConfigError
 from vgpud.unix import listener
-from vgpud.unix.listener import SocketPlace
 from vgpud.unix.socket_file import bind, remove_stale
+from vgpud.unix.socket_place import SocketPlace
 
 
 def mode(path: Path) -> int:

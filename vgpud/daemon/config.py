@@ -32,8 +32,8 @@ from vgpud.daemon.toml_literal import literal
 from vgpud.errors import ConfigError
 from vgpud.gpu.spec import DeviceSpec
 from vgpud.unix.file_names import file_name
-from vgpud.unix.listener import SocketPlace
 from vgpud.unix.socket_file import CLIENTS
+from vgpud.unix.socket_place import SocketPlace
 
 log = logging.getLogger(__name__)
 

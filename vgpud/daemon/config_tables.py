@@ -41,7 +41,7 @@ from vgpud.control.grants import AccessGrant
 from vgpud.gpu.spec import PreferredMode, RendererName
 from vgpud.unix.accounts import MAX_ID, is_number, number_of
 from vgpud.unix.file_names import as_text
-from vgpud.unix.listener import SOCKET_MODE
+from vgpud.unix.socket_place import SOCKET_MODE
 
 _Name = TypeVar("_Name", bound=str)
 

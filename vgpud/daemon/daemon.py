@@ -52,8 +52,8 @@ from vgpud.slots.owner import TrackedSlots
 from vgpud.unix.activation import CONTROL, Activated
 from vgpud.unix.directory_owners import untrusted
 from vgpud.unix.file_names import shown
-from vgpud.unix.listener import SocketPlace
 from vgpud.unix.socket_file import CLIENTS, make_directory
+from vgpud.unix.socket_place import SocketPlace
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ from typing import Final
 
 from vgpud.daemon.device_server import DeviceServer
 from vgpud.unix.activation import Activated
-from vgpud.unix.listener import Listener, SocketPlace
+from vgpud.unix.listener import Listener
+from vgpud.unix.socket_place import SocketPlace
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from vgpud.daemon.reload import ConfigChanges, difference
 from vgpud.daemon.status import ServiceStatus
 from vgpud.errors import ConfigError, VgpudError
 from vgpud.gpu.spec import DeviceSpec
-from vgpud.unix.listener import SocketPlace
+from vgpud.unix.socket_place import SocketPlace
 
 log = logging.getLogger(__name__)
 

@@ -9,46 +9,22 @@ import errno
 import os
 import socket
 import struct
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from vgpud.errors import ConfigError, HostError
-from vgpud.unix.accounts import group_id
 from vgpud.unix.activation import Activated
 from vgpud.unix.closer import Closer
 from vgpud.unix.received_fd import ReceivedFd, close_socket
 from vgpud.unix.socket_file import SocketFile, bind, make_directory, remove_stale
+from vgpud.unix.socket_place import SocketPlace
 
 BACKLOG: Final = 16
 """How many front-ends may wait for a device: vhost-user serves one at a time."""
 
-SOCKET_MODE: Final = 0o660
-
 _AT_ONCE: Final = struct.pack("@ll", 0, 1)
 """A timeval of a microsecond, for which accept may wait. O_NONBLOCK of an activated socket belongs
 to all that have the socket, such as the service manager."""
-
-
-@dataclass(frozen=True, slots=True)
-class SocketPlace:
-    """The file of a listening socket: its path, its permissions, and its group.
-
-    A group is a name or a number; None is the group of this process. `gid` is its number, once it
-    was looked up.
-    """
-
-    path: Path
-    mode: int = SOCKET_MODE
-    group: str | None = None
-    gid: int | None = None
-
-    def looked_up(self) -> SocketPlace:
-        """Return this with the group's number; a look-up may take long.
-
-        Raises ConfigError if there is no such group.
-        """
-        return replace(self, gid=_gid(self))
 
 
 class Listener:
@@ -106,7 +82,7 @@ def listen(place: SocketPlace) -> tuple[socket.socket, SocketFile]:
     Raises `ConfigError` for an invalid path, one that another process listens on, or an unknown
     group, and `HostError` for all other errors.
     """
-    path, gid = place.path, _gid(place)
+    path, gid = place.path, place.looked_up().gid
     sock = socket.socket(
         socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
     )
@@ -138,11 +114,3 @@ def _change_group(file: SocketFile, gid: int) -> None:
     except OSError:
         file.remove()
         raise
-
-
-def _gid(place: SocketPlace) -> int | None:
-    if place.group is None or place.gid is not None:
-        return place.gid
-    if (found := group_id(place.group)) is None:
-        raise ConfigError(f"{place.path}: socket_group = {place.group!r}: there is no such group")
-    return found
