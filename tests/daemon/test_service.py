@@ -209,7 +209,7 @@ def test_a_signal_has_the_configuration_read_anew(directory: Path) -> None:
 def test_a_bad_configuration_changes_nothing(directory: Path) -> None:
     with ManagedDaemon(directory, HEAD + ONE) as service:
         service.until_said(READY="1")
-        before, files = call(service, "daemon.info"), service.open_files()
+        before, files = call(service, "daemon.info"), service.idle_files()
         service.configure(HEAD + TWO + "colour = 3\n[[device]]\nname = 'x'\nwindow = 3\n")
         with pytest.raises(RpcError) as caught:
             call(service, "config.reload")
@@ -293,7 +293,7 @@ def test_all_or_nothing_where_a_socket_can_not_be_had(directory: Path) -> None:
     run = directory / "run"
     with ManagedDaemon(directory, HEAD + ONE) as service:
         service.until_said(READY="1")
-        files = service.open_files()
+        files = service.idle_files()
         (run / "three.sock").write_text("precious")
         service.configure(
             HEAD + "allow_users = []\n" + TWO + '[[device]]\nname = "three"\nwindow = "1MiB"\n'
@@ -340,7 +340,7 @@ def test_many_reloads_leak_nothing(directory: Path) -> None:
     with ManagedDaemon(directory, texts[0]) as service:
         service.until_said(READY="1")
         call(service, "config.reload")
-        files = service.open_files()
+        files = service.idle_files()
         for number in range(40):
             service.configure(texts[number % 4])
             with Client(directory / "run" / "control.sock") as client:

@@ -31,7 +31,7 @@ def play_kms(guest: Guest) -> None:
 @pytest.mark.parametrize("load", ["many churn", "many busy"])
 def test_boot_reset_boot_again(rig: Rig, short_directory: Path, layout: str, load: str) -> None:
     with DaemonProcess(short_directory, config_toml(short_directory, layout=layout)) as daemon:
-        idle = daemon.open_files()
+        idle = daemon.idle_files()
         with Guest(rig, "test", socket=daemon.socket()) as guest:
             guest.wait_boot()
             checks.assert_checks(guest.run("blobs 1"), checks.BLOBS)

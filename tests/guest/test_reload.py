@@ -116,7 +116,7 @@ def test_a_hundred_reloads_while_a_guest_flips_pages(
         events = subscriber.events(["config.*"])
         guest.start("kms frames")
         guest.wait_line("^READY start$")
-        before, files = flushes(client), daemon.open_files()
+        before, files = flushes(client), daemon.idle_files()
         guest.start("")
         seen, began = [], time.monotonic()
         for number in range(RELOADS):

@@ -307,7 +307,7 @@ class Siege:
             self._directory, self._config, devices=self.DEVICES, program=self._program
         )
         self.daemon.__enter__()
-        self._idle = self.daemon.open_files()
+        self._idle = self.daemon.idle_files()
         return self.daemon
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -134,6 +135,15 @@ class Process:
             except FileNotFoundError:  # closed meanwhile
                 continue
         return sorted(names)
+
+    def idle_files(self) -> list[str]:
+        """Return the file descriptors once they have not changed for a moment: the daemon has one
+        of a caller's socket while it answers."""
+        before, files = [""], self.open_files()
+        while files != before:
+            time.sleep(0.1)
+            before, files = files, self.open_files()
+        return files
 
     def settled_files(self, expected: list[str], patience: float = 5.0) -> list[str]:
         """Return the file descriptors once they are as expected, or after `patience` seconds."""
