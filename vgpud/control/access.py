@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Final
 
-from vgpud.control.accounts import group_id, user_id
 from vgpud.control.call import Caller, refused
 from vgpud.control.grants import AccessGrant, AccessRule
 from vgpud.control.methods import Method
 from vgpud.control.models import ErrorKind
 from vgpud.control.rpc import RpcError
+from vgpud.unix.accounts import group_id, user_id
 
 _log = logging.getLogger(__name__)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from vgpud.coherency.slot_policy import Layout, Rule, SlotOwner, layouts
-from vgpud.control import accounts
 from vgpud.control.grants import AccessGrant, AccessRule
 from vgpud.daemon.config_tables import (
     DaemonTable,
@@ -15,6 +14,7 @@ from vgpud.daemon.config_tables import (
 )
 from vgpud.daemon.toml_literal import literal
 from vgpud.gpu.spec import FRAMES_A_PICTURE, picture_memory
+from vgpud.unix.accounts import group_id, user_id
 
 
 def found(
@@ -39,15 +39,23 @@ def found_on_this_host(
 ) -> Iterator[str]:
     """Yield a sentence for each user and group that this host does not know."""
     for rule in rules:
-        for key, name in accounts.unknown(rule):
+        for key, name in _unknown(rule):
             yield f"{rule.table}: {key}: {name}: unknown to this system, which ignores it then"
     for device in devices:
         group = device.socket_group
-        if group is not None and accounts.group_id(group) is None:
+        if group is not None and group_id(group) is None:
             yield (
                 f"[[device]] {device.name}: socket_group: {group}: unknown to this system, where"
                 " the daemon does not start then, unless systemd opens the socket"
             )
+
+
+def _unknown(rule: AccessRule) -> Iterator[tuple[str, str]]:
+    """Yield the key and the name of each user and group of a rule that the system does not know."""
+    for kind, names, look_up in (("users", rule.users, user_id), ("groups", rule.groups, group_id)):
+        for name in names:
+            if look_up(name) is None:
+                yield f"{rule.prefix}_{kind}", name
 
 
 def _limits(device: DeviceTable, rules: Sequence[Rule]) -> Iterator[str]:
