@@ -36,10 +36,11 @@ from vgpud.control.access import AccessList
 from vgpud.control.call import Caller, Handlers
 from vgpud.control.fitting import MAX_REPLY
 from vgpud.control.grants import AccessRule
+from vgpud.control.lane import Lane
 from vgpud.control.models import DaemonInfo, Done
 from vgpud.control.params import Nothing, Paged
-from vgpud.control.rpc import MAX_BATCH, ErrorCode, Incoming
-from vgpud.control.server import MAX_ANSWERING_EACH
+from vgpud.control.rpc import MAX_BATCH, ErrorCode, Incoming, decode
+from vgpud.control.server import MAX_ANSWERING_EACH, MAX_READ
 from vgpud.control.sockets import MAX_MESSAGE
 from vgpud.unix.fd import Fd
 from vgpud.unix.socket_file import open_socket
@@ -256,6 +257,42 @@ def test_calls_that_wait_do_not_pile_up(path: Path, tmp_path: Path) -> None:
         error = ask(eager, CALL % 77)
         assert (error["id"], error["error"]["data"]["kind"]) == (77, "busy")
         assert "result" in ask(other, CALL % 1)
+
+
+def test_long_messages_are_decoded_in_their_senders_turn(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[float] = []
+
+    def slow(message: bytes, limit: int) -> Incoming:
+        if len(message) > MAX_READ:
+            began.append(time.thread_time())
+            while time.thread_time() < began[-1] + 0.005:
+                pass
+        return decode(message, limit)
+
+    monkeypatch.setattr(server_module, "decode", slow)
+    with serving(path), client(tmp_path / "script", path) as script:
+        started = time.monotonic()
+        for number in range(10):
+            script.send(CALL % number + b" " * MAX_READ)
+        assert sorted(json.loads(script.recv(1 << 20))["id"] for _ in range(10)) == [*range(10)]
+        # Others have twice as much time as it took to decode what was before the last one.
+        assert time.monotonic() - started > 9 * 3 * 0.005 * 0.9
+
+
+def test_no_more_long_messages_wait_than_calls(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Lane, "_wait", lambda _: 0.2)  # nobody's turn for a while
+    with serving(path), client(tmp_path / "script", path) as script:
+        for number in range(MAX_ANSWERING_EACH + 1):
+            script.send(CALL % number + b" " * MAX_READ)
+        error = json.loads(script.recv(1 << 20))
+        assert (error["id"], error["error"]["data"]["kind"]) == (None, "busy")
+        monkeypatch.undo()
+        for _ in range(MAX_ANSWERING_EACH):
+            assert "result" in json.loads(script.recv(1 << 20))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes root, to be somebody else")

@@ -9,12 +9,12 @@ import asyncio
 import logging
 import socket
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, TypeAlias
+from typing import Any, Final, Self, TypeAlias
 
 import asyncio_dgram
 
@@ -54,7 +54,8 @@ WATCHING: Final = 1.0
 CLEANING: Final = 60.0
 """Seconds after which files of killed clients are removed again."""
 MAX_READ: Final = 4 << 10
-"""Bytes of a message that is decoded for its id although its sender is not allowed."""
+"""Bytes of a message that is decoded at once, which takes a small part of a millisecond. A longer
+one waits for its turn, or is not decoded at all if its sender is not allowed."""
 
 ReplySink: TypeAlias = Callable[[Incoming | None], None]
 
@@ -220,20 +221,31 @@ class ControlServer:
             text = f"a message is at most {MAX_MESSAGE} bytes"
             self._fail(None, caller, RpcError(ErrorCode.INVALID_REQUEST, text))
             return
+        if len(message) > MAX_READ:
+            self._begin(self._answer_long(message, caller), None, caller)
+            return
         incoming = self._lane.count(partial(decode, message, MAX_OBJECTS))
         if incoming.answer:
             self._deliver(incoming, caller)
-        elif self._answering[caller] >= MAX_ANSWERING_EACH or not PLACES.has_room(
+        else:
+            self._begin(self._answer(incoming, caller), incoming, caller)
+
+    def _begin(
+        self, answer: Coroutine[Any, Any, None], incoming: Incoming | None, caller: Caller
+    ) -> None:
+        """Have a message answered, of which `incoming` is known so far, unless too many are."""
+        if self._answering[caller] >= MAX_ANSWERING_EACH or not PLACES.has_room(
             caller.uid, self._users
         ):
+            answer.close()
             error = refused(ErrorKind.BUSY, "too many calls are waiting for their answers")
             self._fail(incoming, caller, error)
-        else:
-            self._answering[caller] += 1
-            self._users[caller.uid] += 1
-            task = self._group.create_task(self._answer(incoming, caller))
-            self._working[task] = caller
-            task.add_done_callback(self._answered)
+            return
+        self._answering[caller] += 1
+        self._users[caller.uid] += 1
+        task = self._group.create_task(answer)
+        self._working[task] = caller
+        task.add_done_callback(self._answered)
 
     def _answered(self, task: asyncio.Task[None]) -> None:
         caller = self._working.pop(task)
@@ -300,6 +312,14 @@ class ControlServer:
         except Exception:
             _log.exception("answer not handled client=%r", caller)
 
+    async def _answer_long(self, message: bytes, caller: Caller) -> None:
+        """Decode a message when it is its sender's turn, and serve it."""
+        incoming = await self._lane.run(caller.uid, _decoded(message))
+        if incoming.answer:
+            self._deliver(incoming, caller)
+        else:
+            await self._answer(incoming, caller)
+
     async def _answer(self, incoming: Incoming, caller: Caller) -> None:
         outgoing = await self._dispatcher.answer(incoming, caller)
         if outgoing is None:
@@ -312,6 +332,10 @@ class ControlServer:
             outgoing.fd.close()
         text = "too many answers are not read yet: read them, or ask for less at once"
         self._fail(incoming, caller, refused(ErrorKind.BUSY, text))
+
+
+async def _decoded(message: bytes) -> Incoming:
+    return decode(message, MAX_OBJECTS)
 
 
 async def _clean(clients: ClientDirectory) -> None:

@@ -13,6 +13,7 @@ import socket
 from vgpud.coherency import kvm_mode
 from vgpud.coherency.kvm_mode import Finding, KvmMode
 from vgpud.coherency.probes import kvm as probe_kvm
+from vgpud.coherency.probes.kvm import KvmFacts
 from vgpud.coherency.slot_policy import SlotOwner
 from vgpud.control.events import Events
 from vgpud.daemon.process_examiner import ProcessExaminer
@@ -79,6 +80,7 @@ class DeviceServer:
         self._free.set()
         self._pid = 0
         self._process = ProcessExaminer(self.find_kvm_mode_again)
+        self._kvm: KvmFacts | None = None  # as tried when the present driver started
         self._choose_slots()
 
     @property
@@ -257,7 +259,7 @@ class DeviceServer:
             self._publish("device.failed", "an internal error; the daemon's log has more")
         finally:
             close_socket(connection)  # unless the session has
-            self.live = self.finding = None
+            self.live = self.finding = self._kvm = None
             self._process.close()
             self._choose_slots()
             self._publish(
@@ -266,7 +268,10 @@ class DeviceServer:
             self._free.set()
 
     async def _examine(self) -> None:
-        """Examine the front-end's process, if that decides the guest's memory types."""
+        """Examine, in threads, what decides the guest's memory types: KVM, and the front-end's
+        process where that has the slots."""
+        if self.agent is None:
+            self._kvm = await asyncio.to_thread(probe_kvm.probe)
         if self._slots is None:
             await self._process.examine(self._pid)
 
@@ -275,9 +280,10 @@ class DeviceServer:
         if self.agent is not None:
             found = self.agent.finding()
         elif self._slots is not None:
-            found = kvm_mode.of_agent(probe_kvm.probe())
+            found = kvm_mode.of_agent(self._kvm or probe_kvm.probe())
         else:
-            found = kvm_mode.of_front_end(probe_kvm.probe(), self._process.facts(self._pid))
+            kvm = self._kvm or probe_kvm.probe()
+            found = kvm_mode.of_front_end(kvm, self._process.facts(self._pid))
         if found != self.finding:  # a guest can cause any number of probes, by resets
             log.info("guest PAT device=%s kvm=%s: %s", self.name, found.mode, found.reason)
         self.finding = found

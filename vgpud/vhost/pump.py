@@ -35,7 +35,7 @@ RequestSize = Callable[[bytes], int]
 """A function of the first bytes of a long request, which returns how many bytes of it the handler
 is to get. Reading them takes time."""
 
-QUANTUM: Final = 0.002
+QUANTUM: Final = 0.0005
 """Seconds after which other tasks, and so other devices, are served."""
 
 PUBLISH_AFTER: Final = 0.0005

@@ -144,7 +144,8 @@ class Ring:
         """
         readable = BufferList.of(chain.readable)
         size = min(size, readable.size)
-        request = BytesIO()  # which makes bytes of it without a copy
+        # Makes bytes of it without a copy, and is of the full size: to grow it is to move it.
+        request = BytesIO(bytes(size))
         request.write(begin[:size])
         while (at := request.tell()) < size:
             part = readable.part(at, min(size - at, STEP), BUFFERS_AT_ONCE)
