@@ -19,7 +19,7 @@ LOOP_MS = 500.0
 reached; this finds work that was not cut into steps at all, on a slow machine, too."""
 
 MEDIAN_MS = 10.0
-"""The median of a bystander's round trips. The aim is 1 ms, on a machine with nothing else to do."""
+"""The median of a bystander's round trips. The aim is 1 ms, on a quiet machine."""
 
 OVER_MIB = 128.0
 """Resident memory over the device's limit: the process's own, for a moment."""
