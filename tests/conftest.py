@@ -1,7 +1,8 @@
 """Fixtures that tests of every package may ask for, and what is printed after the results.
 
-A test that needs a guest asks for `rig`, one that needs the patched kernel for `kernel_host`: where
-that can't be had, the test is skipped with the reason. If $CI is "true", every skip is a failure.
+A test that needs a guest asks for `rig`, one that needs the patched kernel for `kernel_host`, or
+for what came of some of its `boots`, which it names with a marker: where that can't be had, the
+test is skipped with the reason. If $CI is "true", every skip is a failure.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 from hypothesis import settings
 
+from tests.kernel.boots import Boots
 from tests.kernel.build import Host, open_host
 from tests.rig.build import Rig, open_rig
 from tests.rig.chroot import RigUnavailableError
@@ -33,6 +35,7 @@ NOBODY = 65534
 
 _Opened = TypeVar("_Opened")
 
+_BOOTS = pytest.StashKey[Boots]()
 _NOT_BUILT = pytest.StashKey[dict[str, str]]()
 _REPORT = pytest.StashKey[list[str]]()
 
@@ -48,11 +51,21 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> None:
-    """Build the rigs that the chosen tests need, before any of them runs."""
-    if rigs.may_build() and not session.config.option.collectonly and not session.testsfailed:
+    """Build the rigs that the chosen tests need, before any of them runs, and begin their boots."""
+    if session.config.option.collectonly or session.testsfailed:
+        return
+    if rigs.may_build():
         functions = (item for item in session.items if isinstance(item, pytest.Function))
         fixtures = {name for function in functions for name in function.fixturenames}
         session.config.stash[_NOT_BUILT] = rigs.build_missing(fixtures)
+    marks = (mark for item in session.items for mark in item.iter_markers("boots"))
+    names = {name for mark in marks for name in mark.args}
+    if names and "kernel_host" not in session.config.stash.get(_NOT_BUILT, {}):
+        with suppress(RigUnavailableError):  # the tests say so
+            boots = Boots(open_host())
+            session.config.add_cleanup(boots.close)
+            session.config.stash[_BOOTS] = boots
+            boots.start(names)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -76,6 +89,12 @@ def rig(pytestconfig: pytest.Config) -> Rig:
 def kernel_host(pytestconfig: pytest.Config) -> Host:
     """The host with the patched kernel, ready to boot."""
     return _opened(pytestconfig, "kernel_host", open_host)
+
+
+@pytest.fixture(scope="session")
+def boots(kernel_host: Host, pytestconfig: pytest.Config) -> Boots:
+    """What comes of the boots of that host, some of which have begun."""
+    return pytestconfig.stash[_BOOTS]
 
 
 def _opened(config: pytest.Config, name: str, open_it: Callable[[], _Opened]) -> _Opened:

@@ -39,12 +39,16 @@ TOOLS: Final = {
     "usr/bin/bc": ("bc",),
     "usr/bin/patch": ("patch",),
     "usr/bin/xz": ("xz-utils",),
+    "usr/bin/lz4": ("lz4",),
     "usr/include/libelf.h": ("libelf-dev",),
     "usr/bin/mmdebstrap": ("mmdebstrap",),
     "usr/sbin/mke2fs": ("e2fsprogs",),
     "usr/include/python3.13/Python.h": ("python3-dev",),
     "usr/bin/pip3": ("python3-pip", "python3-setuptools", "python3-wheel"),
     "usr/lib/python3/dist-packages/cffi": ("python3-cffi",),
+    "usr/bin/bochs-bin": ("bochs", "bochs-term", "bochsbios", "vgabios"),
+    "usr/lib/ISOLINUX/isolinux.bin": ("isolinux", "syslinux-common"),
+    "usr/bin/xorriso": ("xorriso",),
 }
 # The image: what vgpud needs, what its tests need, systemd for those of its units, and iproute2 for
 # the loopback device.
@@ -54,7 +58,14 @@ IMAGE_PACKAGES: Final = (
     *("python3-pytest", "python3-pytest-timeout", "python3-hypothesis"),
     *("systemd", "systemd-sysv", "udev"),
     "iproute2",
+    "qemu-system-x86",
 )
+# QEMU from the backports, as in the guest rig, with what it needs of the same age.
+IMAGE_PINS: Final = f"""\
+Package: qemu-system-* seabios ipxe-qemu
+Pin: release n={rig_build.SUITE}-backports
+Pin-Priority: 500
+"""
 # Half a gigabyte of other machines' drivers that no configuration of ours reads.
 SOURCE_UNUSED: Final = (
     *("*/drivers/gpu/drm/amd/include/*", "*/drivers/net/wireless/*.[ch]", "*/sound/*.[ch]"),
@@ -63,14 +74,18 @@ SOURCE_UNUSED: Final = (
 BYTE_CODE: Final = ("python3", "-m", "compileall", "-q", "--invalidation-mode=unchecked-hash")
 SOURCE_NAME: Final = r"linux-source-([0-9.]+)"
 FREE_BYTES: Final = 4 << 30
+DISK_UNIT: Final = 16 * 63 * 512
+"""Bytes of which each disk has a whole number: a cylinder, as Bochs counts."""
+IMAGE_BYTES: Final = 4000 * DISK_UNIT
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What a boot needs: the chroot that QEMU runs in, a kernel, the root image, the package.
+    """What a boot needs: the chroot that emulators run in, a kernel, the root image, the package.
 
-    `patched` is the kernel with the flag, `plain` the same without. `package` is a directory with
-    vgpud compiled for the image's Python. The chroot sees the cache directory as /rig.
+    `patched` is the kernel with the flag, `plain` the same without: each a directory with `vmlinux`
+    and `bzImage`. `package` is a directory with vgpud compiled for the image's Python. The chroot
+    sees the cache directory as /rig.
     """
 
     chroot: Chroot
@@ -163,7 +178,7 @@ def _plain(chroot: Chroot) -> Path:
 
 
 def _image(chroot: Chroot) -> Path:
-    recipe = " ".join(IMAGE_PACKAGES).encode()
+    recipe = " ".join((*IMAGE_PACKAGES, IMAGE_PINS, str(IMAGE_BYTES))).encode()
     return chroot.cache / f"root-{_digest(recipe, INIT.read_bytes())}.ext4"
 
 
@@ -254,14 +269,18 @@ def _patch(chroot: Chroot, patch: Path, direction: str) -> None:
 
 
 def _make(chroot: Chroot, kernel: Path) -> None:
-    """Make the tree as it stands, and keep the result as `kernel`."""
+    """Make the tree as it stands, and keep the result in the directory `kernel`."""
     shutil.copy(CONFIG, chroot.cache / "kernel.config")
     make = ("nice", "make", "-s", "-C", "/rig/linux", "O=/rig/obj")
     chroot.run(*make, "KCONFIG_ALLCONFIG=/rig/kernel.config", "allnoconfig")
     _check_config((chroot.cache / "obj/.config").read_text())
-    chroot.run(*make, f"-j{os.cpu_count() or 1}", "vmlinux")
-    shutil.copy(chroot.cache / "obj/vmlinux", chroot.cache / "vmlinux.partial")
-    (chroot.cache / "vmlinux.partial").rename(kernel)
+    chroot.run(*make, f"-j{os.cpu_count() or 1}", "vmlinux", "bzImage")
+    partial = chroot.cache / "kernel.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    shutil.copy(chroot.cache / "obj/vmlinux", partial)
+    shutil.copy(chroot.cache / "obj/arch/x86/boot/bzImage", partial)
+    partial.rename(kernel)
 
 
 def _check_config(made: str) -> None:
@@ -275,15 +294,16 @@ def _check_config(made: str) -> None:
 
 def _build_image(chroot: Chroot) -> None:
     """Make a Debian root with Python and what vgpud imports, as a file system image."""
-    sources = (chroot.root / "etc/apt/sources.list").read_text()
-    [mirror] = set(re.findall(rf"^deb (\S+) {rig_build.SUITE} ", sources, re.MULTILINE))
+    sources = (chroot.root / "etc/apt/sources.list").read_text().splitlines()
+    (chroot.cache / "root.pins").write_text(IMAGE_PINS)
     # A tmpfs-free place of its own: the tree is half a gigabyte and short-lived.
     work = chroot.cache / "root.partial"
     shutil.rmtree(work, ignore_errors=True)
     excluded = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale")]
     include = f"--include={','.join(IMAGE_PACKAGES)}"
+    pins = '--setup-hook=cp /rig/root.pins "$1/etc/apt/preferences.d/pins"'
     debootstrap = ("mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", include, *excluded)
-    _packages(chroot, *debootstrap, rig_build.SUITE, f"/rig/{work.name}", mirror)
+    _packages(chroot, *debootstrap, pins, rig_build.SUITE, f"/rig/{work.name}", *sources)
     for leftover in (work / "var/cache/apt", work / "var/lib/apt/lists"):
         shutil.rmtree(leftover, ignore_errors=True)
     shutil.copy(INIT, work / "vgpud-init")
@@ -291,7 +311,7 @@ def _build_image(chroot: Chroot) -> None:
     partial = chroot.cache / "root.ext4.partial"
     partial.unlink(missing_ok=True)
     make = ("mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-m", "0")
-    chroot.run(*make, "-d", f"/rig/{work.name}", f"/rig/{partial.name}", "1536M")
+    chroot.run(*make, "-d", f"/rig/{work.name}", f"/rig/{partial.name}", f"{IMAGE_BYTES >> 10}K")
     shutil.rmtree(work)
     partial.rename(_image(chroot))
 

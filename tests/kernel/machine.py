@@ -1,45 +1,31 @@
-"""One boot of the built host under QEMU: a command goes in with its files, its output comes out.
-
-It owns the QEMU process, which is always reaped. The processor is emulated and has nested
-SVM, so /dev/kvm inside is KVM as on an AMD machine.
-"""
+"""One boot of the built host: a command goes in with its files, its output comes out."""
 
 from __future__ import annotations
 
-import contextlib
+import argparse
 import io
 import os
 import re
-import selectors
 import shlex
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
 from tests.kernel.build import PROJECT, Host, build
+from tests.kernel.emulators import Machine, Processor, console
 from tests.rig.chroot import RigUnavailableError
 
-QEMU: Final = (
-    *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none"),
-    *("-serial", "stdio", "-no-reboot", "-M", "q35", "-accel", "tcg,thread=multi"),
-    *("-cpu", "qemu64,+npt,+rdrand", "-smp", "2", "-m", "2G"),
-)
-# No waiting for clocks that TCG does not keep well, and a panic ends QEMU.
-KERNEL_ARGUMENTS: Final = (
-    "console=ttyS0 quiet root=/dev/vda rw init=/vgpud-init tsc=reliable no_timer_check "
-    "random.trust_cpu=on panic=-1"
-)
 # What goes into the guest beside the package: enough for its tests to be run there.
 FILES: Final = ("tests", "pyproject.toml")
 OUT_BYTES: Final = 64 << 20
-# A TCG boot takes two seconds, and the checks twenty to sixty; what hangs ends.
-TIMEOUT_S: Final = 600.0
+DEFAULT_COMMAND: Final = ["python3 -m vgpud doctor"]
+# A boot takes two seconds, and the checks up to three minutes; what hangs ends.
+TIMEOUT_S: Final = 900.0
 
 
 class JobError(AssertionError):
@@ -50,7 +36,7 @@ class JobError(AssertionError):
 class Job:
     """What came of a command: its exit status, what it printed, the files that it left in out/.
 
-    `boot` and `total` are in seconds from QEMU's start to the guest's init, and to its end.
+    `boot` and `total` are in seconds from the emulator's start to the guest's init, and to its end.
     """
 
     status: int
@@ -67,16 +53,16 @@ class Job:
 
 def run(
     host: Host,
-    kernel: Path,
+    machine: Machine,
     command: str,
     *,
-    systemd: bool = False,
     echo: IO[str] | None = None,
+    stop: int | None = None,
 ) -> Job:
     """Boot, run a shell command in a directory with vgpud's tests, and power off.
 
-    `python3` finds vgpud there. With `systemd`, that is PID 1. What is printed goes to `echo` as it
-    comes, too. Raises JobError if the guest dies or takes more than ten minutes.
+    `python3` finds vgpud there. What is printed goes to `echo` as it comes, too. Raises JobError if
+    the guest dies or takes longer than TIMEOUT_S, or where the descriptor `stop` can be read.
     """
     # Below /tmp, which the chroot shares; not in the cache, where runs would meet.
     with tempfile.TemporaryDirectory(prefix="vgpud-kernel-", dir="/tmp") as name:
@@ -89,7 +75,7 @@ def run(
         # What the kernel says before the command and after it is not the command's output.
         first, last = 0, None
         start = time.monotonic()
-        for line in _console(host, kernel, scratch, systemd):
+        for line in console(host, machine, scratch, TIMEOUT_S, stop):
             if line.startswith("KERNEL init at "):
                 boot = time.monotonic() - start
                 first = len(lines) + 1
@@ -132,58 +118,38 @@ def _unpack(archive: Path) -> dict[str, bytes]:
     return files
 
 
-def _console(host: Host, kernel: Path, scratch: Path, systemd: bool) -> Iterator[str]:
-    """The lines of the guest's console, QEMU's own among them, until QEMU ends."""
-    # What follows the dashes is for init.
-    line = KERNEL_ARGUMENTS + (" -- systemd" if systemd else "")
-    arguments = [*QEMU, "-kernel", host.inside(kernel), "-append", line]
-    for index, drive in enumerate(
-        (
-            f"{host.inside(host.image)},snapshot=on",
-            f"{scratch}/in.tar,readonly=on",
-            f"{scratch}/out.tar",
-        )
-    ):
-        arguments += ["-drive", f"if=none,id=d{index},format=raw,file={drive}"]
-        arguments += ["-device", f"virtio-blk-pci,drive=d{index}"]
-    # What a snapshot takes up goes where the rest of this run does.
-    command = host.chroot.command("env", f"TMPDIR={scratch}", *arguments)
-    process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+def _options(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="tests/kernel/run")
+    commands = parser.add_subparsers(dest="verb", required=True)
+    commands.add_parser("build", help="build what is missing, and nothing else")
+    boot = commands.add_parser("boot", help="run a command in the guest, as root")
+    boot.add_argument(
+        "--cpu", choices=[*Processor], type=Processor, default=Processor.AMD, help="default: amd"
     )
-    deadline = time.monotonic() + TIMEOUT_S
-    with contextlib.ExitStack() as stack:
-        stack.callback(process.wait)
-        stack.callback(process.kill)
-        assert process.stdout is not None
-        stack.callback(process.stdout.close)
-        selector = stack.enter_context(selectors.DefaultSelector())
-        selector.register(process.stdout, selectors.EVENT_READ)
-        rest = b""
-        while selector.select(max(0.0, deadline - time.monotonic())):
-            data = process.stdout.raw.read(65536)  # type: ignore[attr-defined]
-            *whole, rest = (rest + data).split(b"\n")
-            for line in whole:
-                yield line.decode("utf-8", "replace").rstrip("\r")
-            if not data:
-                break
+    boot.add_argument("--kernel", choices=["patched", "plain"], default="patched")
+    boot.add_argument("--init", choices=["systemd"], help="PID 1, instead of a script")
+    boot.add_argument("--arguments", default="", help="further ones for the kernel")
+    boot.add_argument("command", nargs=argparse.REMAINDER, help="default: vgpud doctor")
+    return parser.parse_args(arguments)
 
 
 def main(arguments: list[str]) -> int:
     """Build what is missing; run one command in the guest, and show it as it runs."""
+    options = _options(arguments)
     try:
         host = build()
     except (RigUnavailableError, subprocess.CalledProcessError) as error:
         print(f"kernel: {error}", file=sys.stderr)
         return 1
-    if arguments == ["build"]:
+    if options.verb == "build":
         return 0
+    words = options.command or DEFAULT_COMMAND
     # One argument is a shell line, several are a command and what it is given.
-    command = arguments[0] if len(arguments) == 1 else shlex.join(arguments)
+    command = words[0] if len(words) == 1 else shlex.join(words)
+    kernel = host.plain if options.kernel == "plain" else host.patched
+    machine = Machine(kernel, options.cpu, options.arguments, options.init == "systemd")
     try:
-        kernel = host.plain if os.environ.get("KERNEL") == "plain" else host.patched
-        systemd = os.environ.get("INIT") == "systemd"
-        job = run(host, kernel, command, systemd=systemd, echo=sys.stdout)
+        job = run(host, machine, command, echo=sys.stdout)
     except JobError as error:
         print(f"kernel: {error}", file=sys.stderr)
         return 1
@@ -197,4 +163,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:] or ["build"]))
+    sys.exit(main(sys.argv[1:]))

@@ -14,13 +14,19 @@ from typing import Any
 
 import pytest
 
+from tests.kernel.boots import Boots
 from tests.kernel.build import Host, open_host
+from tests.kernel.emulators import Machine
 from tests.kernel.machine import Job, JobError, run
 from tests.rig.build import Rig
 from tests.rig.chroot import RigUnavailableError
 
-# A boot with its checks ends within machine.TIMEOUT_S.
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
+# A boot with its checks ends within machine.TIMEOUT_S, and another one may run before it.
+pytestmark = [
+    pytest.mark.guest,
+    pytest.mark.boots("amd", "amd-plain"),
+    pytest.mark.timeout(1800),
+]
 
 ACCEPTED = {
     "fresh slot without the flag",
@@ -48,23 +54,21 @@ REFUSED = {
 
 
 @pytest.fixture(scope="module")
-def job(kernel_host: Host, report: Callable[[str], None]) -> Job:
+def job(boots: Boots, report: Callable[[str], None]) -> Job:
     """What the checks left behind on the kernel with the flag."""
-    return checked(
-        kernel_host, kernel_host.patched, "trials doctor screen demo tests buffers", report
-    )
+    return checked(boots, "amd", report)
 
 
 @pytest.fixture(scope="module")
-def control(kernel_host: Host, report: Callable[[str], None]) -> Job:
+def control(boots: Boots, report: Callable[[str], None]) -> Job:
     """What they left on the same kernel without it: the patch is all that is between the two."""
-    return checked(kernel_host, kernel_host.plain, "trials doctor demo", report)
+    return checked(boots, "amd-plain", report)
 
 
-def checked(host: Host, kernel: Path, names: str, report: Callable[[str], None]) -> Job:
-    """Boot a kernel and run these checks on it."""
-    done = run(host, kernel, f"sh tests/kernel/checks {names}")
-    report(f"{kernel.name}: {done.boot:.1f} s to init, {done.total:.1f} s with all checks")
+def checked(boots: Boots, name: str, report: Callable[[str], None]) -> Job:
+    """What the checks of a boot left behind."""
+    done = boots.job(name)
+    report(f"{name}: {done.boot:.1f} s to init, {done.total:.1f} s with all checks")
     for line in done.lines:
         report(f"  {line}")
     assert done.status == 0, done.text
@@ -180,6 +184,6 @@ def test_a_guest_that_dies_is_an_error_with_its_last_words(kernel_host: Host) ->
     with pytest.raises(JobError, match=r"before its command did(.|\n)*\nlast words\n"):
         run(
             kernel_host,
-            kernel_host.patched,
+            Machine(kernel_host.patched),
             "echo last words; echo o >/proc/sysrq-trigger; sleep 60",
         )

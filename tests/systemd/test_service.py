@@ -14,11 +14,10 @@ from typing import Any
 
 import pytest
 
-from tests.kernel.build import Host
-from tests.kernel.machine import run
+from tests.kernel.boots import Boots
 
 # A boot with its checks ends within machine.TIMEOUT_S.
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.guest, pytest.mark.boots("systemd"), pytest.mark.timeout(1800)]
 
 SOURCE = ast.parse((Path(__file__).parent / "checks.py").read_text())
 """Read, and not imported: what is in there is the guest's business."""
@@ -36,9 +35,9 @@ def names() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def results(kernel_host: Host, report: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+def results(boots: Boots, report: Callable[[str], None]) -> dict[str, dict[str, Any]]:
     """What came of each check."""
-    job = run(kernel_host, kernel_host.patched, "python3 -m tests.systemd.checks", systemd=True)
+    job = boots.job("systemd")
     report(f"systemd: {job.boot:.1f} s to init, {job.total:.1f} s with all checks")
     assert job.status == 0, job.text
     found: dict[str, dict[str, Any]] = json.loads(job.files["systemd.json"])
