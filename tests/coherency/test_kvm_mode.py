@@ -236,6 +236,14 @@ def test_every_finding_has_a_reason() -> None:
     assert "crosvm" in of_front_end(NEW, FrontEndFacts("crosvm", False)).reason
 
 
+def test_a_qemu_without_the_option_may_do_either() -> None:
+    unsaid = of_front_end(NEW, FrontEndFacts())
+    auto = of_front_end(UNTRIED, FrontEndFacts(honor_guest_pat=HonorGuestPat.AUTO))
+    assert unsaid.mode is auto.mode is KvmMode.UNKNOWN
+    assert "off by default in QEMU 11.1" in unsaid.reason
+    assert "honor-guest-pat=auto" in auto.reason
+
+
 def test_what_an_agent_s_vmm_did_to_its_vm_is_not_seen() -> None:
     assert of_agent(NEW).mode is KvmMode.UNKNOWN
     for host in (NONE, OLD, PATCHED, AMD, SHADOW_AMD, OTHER):

@@ -52,7 +52,11 @@ class Vendor(StrEnum):
 
 
 class HonorGuestPat(StrEnum):
-    """The value of honor-guest-pat on QEMU's command line; its default depends on the version."""
+    """The value of honor-guest-pat on QEMU's command line.
+
+    AUTO disables the quirk where KVM can. The default is off in QEMU 11.1, although that describes
+    it as auto; of other versions it is not known.
+    """
 
     ON = "on"
     OFF = "off"
@@ -192,6 +196,11 @@ def of_front_end(host: HostKvm, front_end: FrontEndProcess) -> Finding:
     """Return the mode of the VM that a vhost-user front-end runs.
 
     That is known only when the guest runs: QEMU connects its sockets before it opens KVM.
+
+    A QEMU on Intel whose command line does not have honor-guest-pat is UNKNOWN, not FORCED_WB: its
+    process does not show its version, and KVM honours guest PAT without the option too, once a
+    device with non-coherent DMA is assigned. (With honor-guest-pat=off, or where KVM does not have
+    the quirk, no such device is looked for.)
     """
     if front_end.kvm_vms is None:
         return Finding(KvmMode.UNKNOWN, f"the VMM's process can't be examined: {front_end.problem}")
@@ -222,11 +231,18 @@ def of_front_end(host: HostKvm, front_end: FrontEndProcess) -> Finding:
         return _forced()
     if not front_end.is_qemu:
         return Finding(KvmMode.UNKNOWN, f"how {front_end.program} sets up its VM can't be seen")
-    if front_end.honor_guest_pat is HonorGuestPat.AUTO and host.ignore_guest_pat_quirk:
-        return Finding(KvmMode.QUIRK_DISABLED, "QEMU was started with honor-guest-pat=auto")
+    if front_end.honor_guest_pat is HonorGuestPat.AUTO:
+        if host.ignore_guest_pat_quirk:
+            return Finding(KvmMode.QUIRK_DISABLED, "QEMU was started with honor-guest-pat=auto")
+        return Finding(
+            KvmMode.UNKNOWN,
+            "QEMU was started with honor-guest-pat=auto, but what Intel's KVM can do could not be"
+            " tried",
+        )
     return Finding(
         KvmMode.UNKNOWN,
-        "QEMU was not started with honor-guest-pat=on, and its default depends on its version",
+        "QEMU's command line does not settle honor-guest-pat, which is off by default in QEMU 11.1"
+        " and not known of other versions, and an assigned device may override it",
     )
 
 

@@ -59,7 +59,7 @@ INTEL = HostFacts(
         udmabuf=UdmabufFacts(DeviceAccess.USABLE),
     ),
     gpus=(gpu("xe"),),
-    qemu=QemuFacts("/usr/bin/qemu-system-x86_64", "11.1.3", True, "auto"),
+    qemu=QemuFacts("/usr/bin/qemu-system-x86_64", "11.1.3", True, "off"),
 )
 """A new machine with a new kernel."""
 

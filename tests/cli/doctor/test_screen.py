@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -117,6 +118,18 @@ def test_in_a_vm_only_an_emulator_s_guest_is_told_wc(facts: HostFacts) -> None:
             assert plan is not None
             assert plan.memory_type is (MemoryType.WC if emulated else MemoryType.WB)
             assert (plan.slot_flags, plan.vm_setup) == (0, ())
+
+
+def test_the_default_of_honor_guest_pat_is_named_where_it_is_known() -> None:
+    assert "knows honor-guest-pat: yes, default off\n" in render(examine(hosts.INTEL))
+    assert hosts.INTEL.qemu is not None
+    newer = replace(hosts.INTEL, qemu=replace(hosts.INTEL.qemu, version="11.2.0", default=None))
+    assert "knows honor-guest-pat: yes\n" in render(examine(newer))
+    # What is known of the program on the disk is not known of one that runs.
+    for facts in (hosts.INTEL, newer):
+        [qemu] = [vm for vm in examine(facts).vms if vm.kind is VmKind.QEMU_KVM]
+        assert qemu.finding.mode is KvmMode.UNKNOWN
+        assert "off by default in QEMU 11.1" in qemu.finding.reason
 
 
 def test_a_flagged_slot_is_shown_for_our_own_vm_only() -> None:
