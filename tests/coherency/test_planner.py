@@ -21,6 +21,7 @@ FLUSH, SNOOP, REFUSE = Fallback.FLUSH, Fallback.SNOOP, Fallback.REFUSE
 RAM_WB, RAM_WC, MMIO = HostBacking.RAM_WB, HostBacking.RAM_WC, HostBacking.MMIO
 RAM = (RAM_WB, RAM_WC)
 HONOURING = (KvmMode.FLAG, KvmMode.QUIRK_DISABLED, KvmMode.VFIO, KvmMode.SVM)
+UNDECIDED = (KvmMode.NESTED, KvmMode.UNKNOWN)
 
 
 def rule(memory_type: MemoryType, fallback: Fallback = FLUSH) -> Rule:
@@ -35,6 +36,7 @@ TOLD = """
     quirk-disabled     WC        UC         (WC)           WC        UC         WB
     vfio               WC        UC         (WC)           WC        UC         WB
     svm                WC        UC         (WC)           WC        UC         WB
+    nested             (WB)      (WB)       WB             (WB)      (WB)       WB
     forced-wb          (WB)      (WB)       WB             (WB)      (WB)       WB
     emulated           WC        UC         WB             WC        UC         WB
     unknown            (WB)      (WB)       WB             (WB)      (WB)       WB
@@ -83,12 +85,23 @@ def test_device_memory_is_the_same_everywhere(mode: KvmMode, mtrr: GuestMtrr, sn
     facts = Facts(mode, MMIO, mtrr, device_snoops=snoops)
     found = plan(facts, rule(WC))
     assert found.memory_type is WC
-    assert plan(facts, rule(UC, REFUSE)).memory_type is UC
     assert plan(facts, rule(WB)).memory_type is WC
     with pytest.raises(Unsupported, match="wb can't be had"):
         plan(facts, rule(WB, REFUSE))
     assert (found.slot_flags, found.vm_setup, found.device_snoops) == (0, (), False)
     assert steps(found) == (N, "plain", "non-temporal", N, N, False)
+
+
+@pytest.mark.parametrize("mode", KvmMode)
+def test_device_memory_is_uc_where_a_guest_s_entry_for_that_can_not_mean_wc(mode: KvmMode) -> None:
+    facts = Facts(mode, MMIO)
+    assert plan(facts, rule(UC)).memory_type is (WC if mode in UNDECIDED else UC)
+    assert steps(plan(facts, rule(UC))) == steps(plan(facts, rule(WC)))
+    if mode not in UNDECIDED:
+        assert plan(facts, rule(UC, REFUSE)).memory_type is UC
+        return
+    with pytest.raises(Unsupported, match="uc can't be promised, and the policy is to refuse"):
+        plan(facts, rule(UC, REFUSE))
 
 
 F, N = Duty.FLUSH, Duty.NOTHING
@@ -135,13 +148,11 @@ GUESTS = [
       for mtrr, wanted, backing in product(GuestMtrr, MemoryType, RAM)),
     *(("cached", KvmMode.EMULATED, mtrr, wanted, RAM_WB)
       for mtrr, wanted in product(GuestMtrr, MemoryType)),
-    *(("cached", KvmMode.UNKNOWN, GuestMtrr.WB, wanted, RAM_WB) for wanted in MemoryType),
     *(("either", KvmMode.FLAG, GuestMtrr.UC, WB, backing) for backing in RAM),
     *(("either", KvmMode.EMULATED, mtrr, wanted, RAM_WC)
       for mtrr, wanted in product(GuestMtrr, MemoryType)),
-    *(("either", KvmMode.UNKNOWN, GuestMtrr.UC, wanted, backing)
-      for wanted, backing in product(MemoryType, RAM)),
-    *(("either", KvmMode.UNKNOWN, GuestMtrr.WB, wanted, RAM_WC) for wanted in MemoryType),
+    *(("either", mode, mtrr, wanted, backing)
+      for mode, mtrr, wanted, backing in product(UNDECIDED, GuestMtrr, MemoryType, RAM)),
 ]  # fmt: skip
 
 
@@ -161,7 +172,7 @@ def test_steps_for_ram(
     assert found.device_snoops is snoops
 
 
-@pytest.mark.parametrize("mode", [KvmMode.FORCED_WB, KvmMode.UNKNOWN])
+@pytest.mark.parametrize("mode", [KvmMode.FORCED_WB, *UNDECIDED])
 @pytest.mark.parametrize("backing", RAM)
 @pytest.mark.parametrize("wanted", [WC, UC])
 def test_falling_back_on_snooping(mode: KvmMode, backing: HostBacking, wanted: MemoryType) -> None:
@@ -233,6 +244,7 @@ def test_what_a_vm_must_be() -> None:
         (GuestPat.HONORED, KvmMode.FORCED_WB, KvmMode.QUIRK_DISABLED),
         (GuestPat.HONORED, KvmMode.EMULATED, KvmMode.QUIRK_DISABLED),
         (GuestPat.HONORED, KvmMode.UNKNOWN, KvmMode.QUIRK_DISABLED),
+        (GuestPat.HONORED, KvmMode.NESTED, KvmMode.QUIRK_DISABLED),
     ],
 )
 def test_what_the_configuration_says(guest_pat: GuestPat, seen: KvmMode, mode: KvmMode) -> None:
@@ -242,8 +254,8 @@ def test_what_the_configuration_says(guest_pat: GuestPat, seen: KvmMode, mode: K
 
 
 def test_not_knowing_is_told_as_ignored() -> None:
-    for backing, mtrr, wanted in product(RAM, GuestMtrr, MemoryType):
-        unknown = plan(Facts(KvmMode.UNKNOWN, backing, mtrr), rule(wanted))
+    for mode, backing, mtrr, wanted in product(UNDECIDED, RAM, GuestMtrr, MemoryType):
+        unknown = plan(Facts(mode, backing, mtrr), rule(wanted))
         ignored = plan(Facts(KvmMode.FORCED_WB, backing, mtrr), rule(wanted))
         assert unknown.memory_type is ignored.memory_type
         assert unknown.sync == ignored.sync == Sync(F, F)
@@ -275,7 +287,7 @@ def test_what_the_engine_does(
 def test_the_whole_table() -> None:
     rows = list(table())
     keys = {(row.facts, row.rule) for row in rows}
-    assert len(keys) == len(rows) == 7 * 3 * 2 * 2 * 3 * 3
+    assert len(keys) == len(rows) == 8 * 3 * 2 * 2 * 3 * 3
     for row in rows:
         if row.plan is None:
             assert row.rule.fallback is REFUSE
@@ -304,6 +316,9 @@ def test_reasons_are_one_sentence_and_tell_what_is_told() -> None:
         (Facts(KvmMode.SVM), WC, "AMD's KVM honours"),
         (Facts(KvmMode.FORCED_WB), WC, "KVM ignores the guest's memory type, so wc can't"),
         (Facts(KvmMode.UNKNOWN), UC, "nothing shows that KVM honours"),
+        (Facts(KvmMode.NESTED), WC, "the outer hypervisor decides"),
+        (Facts(KvmMode.NESTED, MMIO), UC, "the outer hypervisor decides"),
+        (Facts(KvmMode.UNKNOWN, MMIO), UC, "nothing shows that KVM honours"),
         (Facts(KvmMode.EMULATED), WC, "the emulator"),
         (Facts(KvmMode.SVM), WB, "would be UC-"),
         (Facts(KvmMode.SVM, MMIO), WC, "the device's own"),

@@ -178,6 +178,7 @@ def answered(finding: Finding, facts: KvmFacts, chosen: Plan, outcome: Outcome) 
     }
     if not facts.non_coherent_dma_flag:
         evidence["flag"] = f"KVM_MEM_NON_COHERENT_DMA: {facts.flag_trial or 'could not be tried'}"
+    if not chosen.slot_flags:
         evidence["instead"] = chosen.reason
     if chosen.memory_type is MemoryType.WB:
         evidence["correct as"] = (

@@ -3,7 +3,7 @@
 There are two cases: a VM into which this process or an agent puts slots, and a VMM that is only a
 vhost-user front-end. The mode is UNKNOWN if the facts don't tell it, and the planner then assumes
 that the PAT may be ignored. Source: Linux, arch/x86/kvm (vmx_get_mt_mask,
-KVM_X86_QUIRK_IGNORE_GUEST_PAT); QEMU, accel/kvm.
+KVM_X86_QUIRK_IGNORE_GUEST_PAT, l2_has_separate_pat); QEMU, accel/kvm.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ class KvmMode(StrEnum):
     FLAG: the guest's PAT in slots with KVM_MEM_NON_COHERENT_DMA. QUIRK_DISABLED: the guest's PAT,
     as KVM_X86_QUIRK_IGNORE_GUEST_PAT is disabled for the VM, or as the operator says. VFIO: the
     guest's PAT, as a device with non-coherent DMA is assigned. SVM: the guest's PAT, always.
+    NESTED: the outer hypervisor, as the host is itself a VM. On AMD it may look up the guest's page
+    table entries in the host's PAT; on Intel it chooses the memory types of the EPT entries.
     FORCED_WB: KVM maps RAM as write-back. EMULATED: there is no KVM, and the emulator's loads and
     stores make the accesses. UNKNOWN: any of these.
     """
@@ -30,6 +32,7 @@ class KvmMode(StrEnum):
     QUIRK_DISABLED = "quirk-disabled"
     VFIO = "vfio"
     SVM = "svm"
+    NESTED = "nested"
     FORCED_WB = "forced-wb"
     EMULATED = "emulated"
     UNKNOWN = "unknown"
@@ -49,7 +52,11 @@ class Vendor(StrEnum):
 
 
 class HonorGuestPat(StrEnum):
-    """The value of honor-guest-pat on QEMU's command line; its default depends on the version."""
+    """The value of honor-guest-pat on QEMU's command line.
+
+    AUTO disables the quirk where KVM can. The default is off in QEMU 11.1, although that describes
+    it as auto; of other versions it is not known.
+    """
 
     ON = "on"
     OFF = "off"
@@ -75,6 +82,10 @@ class HostKvm(Protocol):
     @property
     def ignore_guest_pat_quirk(self) -> bool | None:
         """Whether KVM_X86_QUIRK_IGNORE_GUEST_PAT of Intel's KVM can be disabled."""
+
+    @property
+    def nested(self) -> bool | None:
+        """Whether the host is itself a VM."""
 
 
 class FrontEndProcess(Protocol):
@@ -117,6 +128,8 @@ def of_own_vm(host: HostKvm) -> Finding:
         return _other()
     if host.tdp is False:
         return _shadow()
+    if host.nested is not False:
+        return _nested(host)
     if host.non_coherent_dma_flag:
         return Finding(KvmMode.FLAG, "this kernel takes KVM_MEM_NON_COHERENT_DMA on a slot")
     if host.vendor is Vendor.SVM:
@@ -138,6 +151,7 @@ class _KvmOfAgent:
     tdp: bool | None
     non_coherent_dma_flag: bool | None
     ignore_guest_pat_quirk: bool | None
+    nested: bool | None
 
 
 def of_agent(
@@ -149,8 +163,8 @@ def of_agent(
     is what the agent says was done to the VM.
     """
     flag = host.non_coherent_dma_flag if flag_accepted is None else flag_accepted
-    seen = _KvmOfAgent(host.vendor, host.tdp, flag, host.ignore_guest_pat_quirk)
-    if host.vendor is Vendor.OTHER or host.tdp is False:
+    seen = _KvmOfAgent(host.vendor, host.tdp, flag, host.ignore_guest_pat_quirk, host.nested)
+    if host.vendor is Vendor.OTHER or host.tdp is False or host.nested is not False:
         return of_own_vm(seen)  # the agent's set-up makes no difference
     if flag_accepted:
         return Finding(
@@ -182,6 +196,11 @@ def of_front_end(host: HostKvm, front_end: FrontEndProcess) -> Finding:
     """Return the mode of the VM that a vhost-user front-end runs.
 
     That is known only when the guest runs: QEMU connects its sockets before it opens KVM.
+
+    A QEMU on Intel whose command line does not have honor-guest-pat is UNKNOWN, not FORCED_WB: its
+    process does not show its version, and KVM honours guest PAT without the option too, once a
+    device with non-coherent DMA is assigned. (With honor-guest-pat=off, or where KVM does not have
+    the quirk, no such device is looked for.)
     """
     if front_end.kvm_vms is None:
         return Finding(KvmMode.UNKNOWN, f"the VMM's process can't be examined: {front_end.problem}")
@@ -193,12 +212,14 @@ def of_front_end(host: HostKvm, front_end: FrontEndProcess) -> Finding:
             KvmMode.UNKNOWN,
             f"{front_end.program} has no KVM VM open, but may have connected for a VMM that has",
         )
-    if host.vendor is Vendor.SVM:
-        return _svm(host.tdp)
-    if host.vendor is not Vendor.VMX:
+    if host.vendor not in {Vendor.VMX, Vendor.SVM}:
         return _other()
     if host.tdp is False:
         return _shadow()
+    if host.nested is not False:
+        return _nested(host)
+    if host.vendor is Vendor.SVM:
+        return _svm(host.tdp)
     # Before the host's facts: QEMU does not start with this option where KVM can't do it.
     if front_end.is_qemu and front_end.honor_guest_pat is HonorGuestPat.ON:
         return Finding(KvmMode.QUIRK_DISABLED, "QEMU was started with honor-guest-pat=on")
@@ -210,11 +231,18 @@ def of_front_end(host: HostKvm, front_end: FrontEndProcess) -> Finding:
         return _forced()
     if not front_end.is_qemu:
         return Finding(KvmMode.UNKNOWN, f"how {front_end.program} sets up its VM can't be seen")
-    if front_end.honor_guest_pat is HonorGuestPat.AUTO and host.ignore_guest_pat_quirk:
-        return Finding(KvmMode.QUIRK_DISABLED, "QEMU was started with honor-guest-pat=auto")
+    if front_end.honor_guest_pat is HonorGuestPat.AUTO:
+        if host.ignore_guest_pat_quirk:
+            return Finding(KvmMode.QUIRK_DISABLED, "QEMU was started with honor-guest-pat=auto")
+        return Finding(
+            KvmMode.UNKNOWN,
+            "QEMU was started with honor-guest-pat=auto, but what Intel's KVM can do could not be"
+            " tried",
+        )
     return Finding(
         KvmMode.UNKNOWN,
-        "QEMU was not started with honor-guest-pat=on, and its default depends on its version",
+        "QEMU's command line does not settle honor-guest-pat, which is off by default in QEMU 11.1"
+        " and not known of other versions, and an assigned device may override it",
     )
 
 
@@ -234,9 +262,29 @@ def _forced() -> Finding:
 def _svm(tdp: bool | None) -> Finding:
     if tdp:
         return Finding(KvmMode.SVM, "AMD's KVM always honours the guest's PAT")
-    if tdp is None:
-        return Finding(KvmMode.UNKNOWN, "AMD's KVM, but whether with nested paging can't be seen")
-    return _shadow()
+    return Finding(KvmMode.UNKNOWN, "AMD's KVM, but whether with nested paging can't be seen")
+
+
+def _nested(host: HostKvm) -> Finding:
+    """Return the mode of VMs on a host that is itself a VM, as far as that can be seen.
+
+    On AMD, an outer KVM uses the PAT of this host for its guests too, unless its VMM has disabled
+    that quirk. On Intel, the processor uses the EPT entries of the outer hypervisor, and an outer
+    KVM does not copy memory type or "ignore PAT" from the entries that KVM has made here.
+    """
+    if host.nested is None:
+        return Finding(KvmMode.UNKNOWN, "whether this host is itself a VM can't be seen")
+    if host.vendor is Vendor.SVM:
+        return Finding(
+            KvmMode.NESTED,
+            "this host is itself a VM, and an outer KVM uses its PAT in place of its guests' unless"
+            " KVM_X86_QUIRK_NESTED_SVM_SHARED_PAT is disabled there",
+        )
+    return Finding(
+        KvmMode.NESTED,
+        "this host is itself a VM, and its hypervisor, not the KVM here, chooses the memory types"
+        " of the EPT entries",
+    )
 
 
 def _shadow() -> Finding:

@@ -10,7 +10,8 @@ ignore it. 13.3.1: write-combining buffers. 13.12.4: memory that has a cacheable
 write-combining mapping, which Intel does not support "because WC writes may not check the processor
 caches"; hence the flushes, which that section recommends. SDM vol. 1, 10.4.6.2: non-temporal
 stores. AMD APM vol. 2, 15.25.8: nested paging and PAT. Linux, arch/x86/kvm/vmx/vmx.c,
-vmx_get_mt_mask(): RAM is forced to WB, host MMIO is UC and never ignores the guest's PAT.
+vmx_get_mt_mask(): RAM is forced to WB, host MMIO is UC and never ignores the guest's PAT;
+svm/svm.h, l2_has_separate_pat(): guests of a VM use the VM's PAT in place of their own.
 
 A line that is flushed through one mapping is flushed for all mappings, as caches have physical
 addresses; all plans below rest on that.
@@ -58,6 +59,12 @@ _HONOURS: Final = {
     KvmMode.SVM: "AMD's KVM honours the guest's memory type",
 }
 
+_UNDECIDED: Final = {
+    KvmMode.NESTED: "the outer hypervisor decides on the guest's memory type",
+    KvmMode.UNKNOWN: "nothing shows that KVM honours the guest's memory type",
+}
+"""The modes in which the guest's entries may be looked up in another PAT than its own."""
+
 _SETUP: Final = {
     KvmMode.QUIRK_DISABLED: (VmSetup.DISABLE_IGNORE_GUEST_PAT,),
     KvmMode.VFIO: (VmSetup.NON_COHERENT_VFIO,),
@@ -82,7 +89,7 @@ def plan(facts: Facts, rule: Rule, *, slot_flags: SlotFlag | None = None) -> Pla
     can't be had and its fallback is to refuse.
     """
     if facts.backing is HostBacking.MMIO:
-        return _plan_mmio(rule)
+        return _plan_mmio(facts, rule)
     if facts.kvm is KvmMode.EMULATED:
         return _plan_emulated(facts, rule)
     if slot_flags is None:
@@ -104,7 +111,7 @@ def plan(facts: Facts, rule: Rule, *, slot_flags: SlotFlag | None = None) -> Pla
     elif facts.kvm is KvmMode.FLAG:
         why = "the slot does not have KVM_MEM_NON_COHERENT_DMA"
     else:
-        why = "nothing shows that KVM honours the guest's memory type"
+        why = _UNDECIDED[facts.kvm]
     why += f", so {rule.memory_type} can't be promised"
     if rule.fallback is Fallback.REFUSE:
         raise _refusal(why)
@@ -132,20 +139,24 @@ def table() -> Iterator[PlanRow]:
                 yield PlanRow(facts, rule, found, found.reason)
 
 
-def _plan_mmio(rule: Rule) -> Plan:
+def _plan_mmio(facts: Facts, rule: Rule) -> Plan:
     """Return the plan for memory that no CPU caches.
 
     KVM maps host MMIO as UC without ignoring the guest's PAT, so WC is WC; where KVM does ignore
-    it, the host's own MTRRs make it UC, which is stronger. The host must only drain its
+    it, the host's own MTRRs make it UC, which is stronger. Where the guest's entries may be looked
+    up in another PAT, a UC entry may be WC, so the guest is told WC. The host must only drain its
     write-combining buffers, which the SFENCE after non-temporal stores does.
     """
     why = "the memory is the device's own and in no CPU's cache"
-    memory_type = rule.memory_type
-    if memory_type is MemoryType.WB:
+    memory_type = MemoryType.WC
+    if rule.memory_type is MemoryType.WB:
         why += ", so wb can't be had"
-        if rule.fallback is Fallback.REFUSE:
-            raise _refusal(why)
-        memory_type = MemoryType.WC
+    elif rule.memory_type is MemoryType.UC and facts.kvm in _UNDECIDED:
+        why = f"{_UNDECIDED[facts.kvm]}, so uc can't be promised"
+    else:
+        memory_type = rule.memory_type
+    if memory_type is not rule.memory_type and rule.fallback is Fallback.REFUSE:
+        raise _refusal(why)
     return Plan(
         memory_type=memory_type,
         slot_flags=SlotFlag.NONE,
@@ -258,7 +269,7 @@ def _honoured(kvm: KvmMode, slot_flags: SlotFlag) -> bool | None:
         case KvmMode.FLAG:
             # Without the flag Intel's KVM forces write-back; a flagged kernel on AMD does not.
             return True if slot_flags & SlotFlag.NON_COHERENT_DMA else None
-        case KvmMode.UNKNOWN | KvmMode.EMULATED:
+        case KvmMode.NESTED | KvmMode.UNKNOWN | KvmMode.EMULATED:
             return None
         case _ as unreachable:
             assert_never(unreachable)
@@ -268,8 +279,8 @@ def _mapped_cached(facts: Facts, honoured: bool | None) -> _Guest:
     """Return what the accesses of a guest that maps the blob cached really are."""
     if honoured is False:
         return _Guest.CACHED
-    if facts.kvm is KvmMode.UNKNOWN and facts.backing is HostBacking.RAM_WC:
-        return _Guest.EITHER  # it may be an emulator that maps the memory as this process does
+    if facts.kvm in _UNDECIDED:
+        return _Guest.EITHER  # also where the guest's MTRRs leave the BAR cached
     return _Guest.CACHED if facts.mtrr is GuestMtrr.WB else _Guest.EITHER
 
 

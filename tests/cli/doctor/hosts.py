@@ -43,6 +43,7 @@ INTEL = HostFacts(
         module="kvm_intel",
         tdp=True,
         tdp_mmu=True,
+        nested=False,
         api_version=12,
         memslots=32764,
         user_memory2=True,
@@ -58,7 +59,7 @@ INTEL = HostFacts(
         udmabuf=UdmabufFacts(DeviceAccess.USABLE),
     ),
     gpus=(gpu("xe"),),
-    qemu=QemuFacts("/usr/bin/qemu-system-x86_64", "11.1.3", True, "auto"),
+    qemu=QemuFacts("/usr/bin/qemu-system-x86_64", "11.1.3", True, "off"),
 )
 """A new machine with a new kernel."""
 
@@ -93,9 +94,25 @@ AMD_NO_NPT = replace(AMD, kvm=replace(AMD.kvm, tdp=False, tdp_mmu=False))
 OTHER = replace(
     AMD,
     cpu=replace(AMD.cpu, hypervisor=True, self_snoop=False),
-    kvm=replace(OLD_KVM, vendor=Vendor.OTHER, module="kvm_pvm", tdp=None, tdp_mmu=False),
+    kvm=replace(
+        OLD_KVM, vendor=Vendor.OTHER, module="kvm_pvm", tdp=None, tdp_mmu=False, nested=True
+    ),
     gpus=(),
 )
+
+
+def in_vm(facts: HostFacts) -> HostFacts:
+    """The same host as a VM with nested virtualization."""
+    return replace(
+        facts, cpu=replace(facts.cpu, hypervisor=True), kvm=replace(facts.kvm, nested=True)
+    )
+
+
+NESTED_INTEL = in_vm(INTEL)
+NESTED_INTEL_OLD = in_vm(INTEL_OLD)
+NESTED_FLAGGED = in_vm(FLAGGED)
+NESTED_AMD = in_vm(AMD)
+CPU_UNSEEN = replace(AMD, cpu=CpuFacts("", "", False, False, ()), kvm=replace(AMD.kvm, nested=None))
 DENIED = replace(
     INTEL,
     kvm=KvmFacts(
@@ -107,6 +124,7 @@ DENIED = replace(
         module="kvm_intel",
         tdp=True,
         tdp_mmu=True,
+        nested=False,
     ),
     memory=MemoryFacts(
         8 << 20, (), UdmabufFacts(DeviceAccess.DENIED, "open /dev/udmabuf: Permission denied")
@@ -125,13 +143,17 @@ FAILED = replace(
 ABSENT = replace(
     INTEL,
     kvm=KvmFacts(
-        "/dev/kvm", DeviceAccess.ABSENT, "open /dev/kvm: No such file or directory", "load it"
+        path="/dev/kvm",
+        state=DeviceAccess.ABSENT,
+        problem="open /dev/kvm: No such file or directory",
+        advice="load it",
+        nested=False,
     ),
     memory=replace(INTEL.memory, udmabuf=UdmabufFacts(DeviceAccess.ABSENT, "open: No such file")),
     gpus=(),
     qemu=None,
 )
-ABSENT_IN_VM = replace(ABSENT, cpu=replace(AMD.cpu, hypervisor=True))
+ABSENT_IN_VM = in_vm(replace(ABSENT, cpu=AMD.cpu))
 NODE_ABSENT = replace(
     ABSENT, kvm=replace(ABSENT.kvm, vendor=Vendor.VMX, module="kvm_intel", tdp=True)
 )

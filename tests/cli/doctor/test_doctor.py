@@ -64,6 +64,7 @@ def test_the_rest_of_the_json_agrees_with_another_reading(
     assert set(found["cpu"]["flush"]) == flags & {"clflushopt", "clwb"}
 
     kvm, modules = found["kvm"], Path("/sys/module")
+    assert kvm["nested"] == ("hypervisor" in flags)
     # Both have a directory where they are built in; the processor then decides.
     serving = {
         vendor

@@ -100,6 +100,31 @@ def test_a_kvm_of_neither_kind() -> None:
     assert "nested virtualization" in remedy.remedy
 
 
+def test_a_host_that_is_itself_a_vm() -> None:
+    """It comes before what would help on a bare machine, none of which the outer one heeds."""
+    amd, intel = only(hosts.NESTED_AMD), only(hosts.NESTED_INTEL)
+    assert "KVM_X86_QUIRK_NESTED_SVM_SHARED_PAT" in amd.remedy
+    assert "-accel kvm,honor-guest-pat=on" in intel.remedy
+    assert only(hosts.NESTED_FLAGGED) == intel
+    old, qemu = of(hosts.NESTED_INTEL_OLD)
+    assert old == intel
+    assert qemu.gain is Gain.VMM
+    for remedy in (amd, intel):
+        assert remedy.gain is Gain.GUEST_PAT
+        assert remedy.problem.startswith("This host is itself a VM")
+        assert remedy.remedy.startswith("Run on the bare machine")
+        assert 'guest_pat = "honored"' in remedy.remedy
+        assert remedy.commands == ()
+    # Only what is not in force here decides nothing: page tables that KVM shadows are used.
+    assert only(hosts.in_vm(hosts.AMD_NO_NPT)) == only(hosts.AMD_NO_NPT)
+
+
+def test_a_processor_that_is_not_seen() -> None:
+    remedy = only(hosts.CPU_UNSEEN)
+    assert remedy.gain is Gain.GUEST_PAT
+    assert "/proc/cpuinfo" in remedy.remedy
+
+
 def test_no_permission() -> None:
     kvm, gpu, udmabuf, limit = of(hosts.DENIED)
     assert kvm.commands == ("sudo usermod -aG kvm me",)

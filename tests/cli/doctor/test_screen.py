@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from tests.cli.doctor import hosts
 from vgpud.cli.doctor import Report, examine, render, render_table
 from vgpud.cli.doctor.report import VmKind
 from vgpud.cli.doctor.screen import WIDTH
+from vgpud.coherency.kvm_mode import KvmMode
 from vgpud.coherency.planner import table
 from vgpud.coherency.probes.host import HostFacts
 from vgpud.coherency.slot_policy import MemoryType
@@ -68,6 +70,9 @@ def test_no_guest_is_told_what_kvm_would_not_let_it_have(facts: HostFacts) -> No
         (hosts.AMD, "honored", "AMD's KVM always honours"),
         (hosts.AMD_NO_NPT, "ignored", "can't have write-combined blobs here"),
         (hosts.OTHER, "unknown", "is not known"),
+        (hosts.NESTED_INTEL, "unknown", "this host is itself a VM"),
+        (hosts.NESTED_AMD, "unknown", "this host is itself a VM"),
+        (hosts.CPU_UNSEEN, "unknown", "whether this host is itself a VM can't be seen"),
         (hosts.DENIED, "unknown", "could not be tried"),
         (hosts.ABSENT, "emulated", "There is no KVM here"),
     ],
@@ -91,6 +96,40 @@ def test_the_verdict(facts: HostFacts, guest_pat: str, words: str) -> None:
 )
 def test_which_vms_there_can_be(facts: HostFacts, kinds: list[VmKind]) -> None:
     assert [vm.kind for vm in examine(facts).vms] == kinds
+
+
+@pytest.mark.parametrize(
+    ("facts", "nested"),
+    [(hosts.AMD, False), (hosts.NESTED_AMD, True), (hosts.NESTED_INTEL, True), (hosts.OTHER, True)],
+)
+def test_a_host_that_is_itself_a_vm_is_named(facts: HostFacts, nested: bool) -> None:
+    report = examine(facts)
+    assert re.search(rf"itself a VM +{'yes' if nested else 'no'}\n", render(report))
+    assert report.to_json()["kvm"]["nested"] is nested
+
+
+@pytest.mark.parametrize("facts", [hosts.NESTED_AMD, hosts.NESTED_FLAGGED, hosts.NESTED_INTEL])
+def test_in_a_vm_only_an_emulator_s_guest_is_told_wc(facts: HostFacts) -> None:
+    for vm in examine(facts).vms:
+        emulated = vm.kind is VmKind.QEMU_TCG
+        assert vm.finding.mode is (KvmMode.EMULATED if emulated else KvmMode.NESTED)
+        for backing in (HostBacking.RAM_WB, HostBacking.RAM_WC):
+            plan = vm.plans[backing].plan
+            assert plan is not None
+            assert plan.memory_type is (MemoryType.WC if emulated else MemoryType.WB)
+            assert (plan.slot_flags, plan.vm_setup) == (0, ())
+
+
+def test_the_default_of_honor_guest_pat_is_named_where_it_is_known() -> None:
+    assert "knows honor-guest-pat: yes, default off\n" in render(examine(hosts.INTEL))
+    assert hosts.INTEL.qemu is not None
+    newer = replace(hosts.INTEL, qemu=replace(hosts.INTEL.qemu, version="11.2.0", default=None))
+    assert "knows honor-guest-pat: yes\n" in render(examine(newer))
+    # What is known of the program on the disk is not known of one that runs.
+    for facts in (hosts.INTEL, newer):
+        [qemu] = [vm for vm in examine(facts).vms if vm.kind is VmKind.QEMU_KVM]
+        assert qemu.finding.mode is KvmMode.UNKNOWN
+        assert "off by default in QEMU 11.1" in qemu.finding.reason
 
 
 def test_a_flagged_slot_is_shown_for_our_own_vm_only() -> None:

@@ -74,9 +74,11 @@ class Machine:
         return self.memory[word]
 
     def store(self, agent: Agent, word: int, value: int, access: Access) -> None:
-        if access.cached:
+        if access.type is Type.WB:
             self.drain(agent, word)
             self._store_cached(agent, word, value)
+        elif access.cached:  # WT and WP: past the caches, which keep no old bytes of it
+            self.stream(agent, word, value, access)
         elif access.type is Type.WC:
             self.buffers[agent][word] = (value, access.checks)
         else:

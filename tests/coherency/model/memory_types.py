@@ -3,7 +3,7 @@
 Shares nothing with the planner but the words for facts. Sources: Intel SDM vol. 3, 13.5.2.2 with
 table 13-7 "Effective Page-Level Memory Types" (11-7 in old editions) and its notes; 30.3.7.2
 "Memory Type Used for Translated Guest-Physical Addresses"; 13.12.4 "Programming the PAT". AMD APM
-vol. 2, 15.25.8. Linux, vmx_get_mt_mask() and pat_x_mtrr_type().
+vol. 2, 15.25.8. Linux, vmx_get_mt_mask(), pat_x_mtrr_type() and l2_has_separate_pat().
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class Access:
 
     @property
     def cached(self) -> bool:
-        assert self.type in (UC, WC, WB), "nobody maps a blob WT or WP"
-        return self.type is WB
+        assert self.type is not UC_MINUS, "that is a PAT entry, of which an access makes UC or WC"
+        return self.type in (WB, WT, WP)
 
     def __str__(self) -> str:
         return f"{self.type}{'+checks' if self.checks else ''}"
@@ -101,6 +101,7 @@ class Hypervisor(StrEnum):
     EPT_PAT = "EPT, WB, not ignoring PAT"
     EPT_MTRR = "EPT, the guest's MTRR type, not ignoring PAT (up to Linux 6.10)"
     NPT = "NPT"
+    NPT_SHARED_PAT = "NPT, with this host's PAT for the guest's entries, as by an outer KVM"
     SHADOW = "shadow page tables, in which all is WB"
     EMULATOR = "none: the emulator's own mapping"
 
@@ -113,6 +114,7 @@ HYPERVISORS: dict[KvmMode, set[Hypervisor]] = {
     KvmMode.QUIRK_DISABLED: {H.EPT_PAT, H.EPT_MTRR, H.NPT},
     KvmMode.VFIO: {H.EPT_PAT, H.EPT_MTRR, H.NPT},
     KvmMode.SVM: {H.NPT},
+    KvmMode.NESTED: set(Hypervisor) - {H.EMULATOR},
     KvmMode.FORCED_WB: {H.EPT_FORCED, H.SHADOW},
     KvmMode.EMULATED: {H.EMULATOR, H.SHADOW},
     KvmMode.UNKNOWN: set(Hypervisor),
@@ -141,13 +143,23 @@ def guest_pat(told: MemoryType, mtrr: GuestMtrr) -> set[Type]:
             return {WB} if mtrr is GuestMtrr.WB else {WB, UC_MINUS}
 
 
-def host_accesses(backing: HostBacking, *, self_snoop: bool) -> set[Access]:
-    """What this process's own mapping makes of its loads and stores."""
+MAY_BE_NESTED = {KvmMode.NESTED, KvmMode.FORCED_WB, KvmMode.EMULATED, KvmMode.UNKNOWN}
+"""The modes of which a host may be itself a VM: shadow paging and emulation are seen there too."""
+
+
+def host_accesses(
+    backing: HostBacking, *, self_snoop: bool, may_be_nested: bool = False
+) -> set[Access]:
+    """What this process's own mapping makes of its loads and stores.
+
+    An outer hypervisor may ignore the PAT of this host as well.
+    """
     match backing:
         case HostBacking.RAM_WB:
             return {combine(WB, WB, self_snoop=self_snoop)}
         case HostBacking.RAM_WC:
-            return {combine(WB, WC, self_snoop=self_snoop)}
+            pats = {WC, WB} if may_be_nested else {WC}
+            return {combine(WB, pat, self_snoop=self_snoop) for pat in pats}
         case HostBacking.MMIO:
             return {combine(UC, pat, self_snoop=self_snoop) for pat in (WC, UC_MINUS)}
 
@@ -160,7 +172,8 @@ def guest_accesses(
     pats = guest_pat(plan.memory_type, facts.mtrr)
     match hypervisor:
         case H.EMULATOR:
-            return host_accesses(facts.backing, self_snoop=self_snoop)
+            nested = facts.kvm in MAY_BE_NESTED
+            return host_accesses(facts.backing, self_snoop=self_snoop, may_be_nested=nested)
         case H.SHADOW:  # the host's own page tables and MTRRs
             return {combine(UC if mmio else WB, WB, self_snoop=self_snoop)}
         case H.EPT_FORCED if (
@@ -170,12 +183,12 @@ def guest_accesses(
         case H.EPT_MTRR if not mmio:
             ept = Type(facts.mtrr.upper())
             return {combine(ept, pat, self_snoop=self_snoop) for pat in pats}
-        case H.NPT:
+        case H.NPT | H.NPT_SHARED_PAT:
+            if hypervisor is H.NPT_SHARED_PAT:
+                # Another PAT may have any type at the index that the guest has chosen by its own.
+                pats = set(Type)
             # The manual says of no combination that caches are checked: as for WC above.
             entries = {combine(UC if mmio else WB, pat, self_snoop=self_snoop) for pat in pats}
-            return {
-                Access(entry.type, checks=entry.type is not WB and entry.checks and self_snoop)
-                for entry in entries
-            }
+            return {Access(entry.type, checks=entry.checks and self_snoop) for entry in entries}
         case _:  # EPT that does not ignore PAT, as for host MMIO in any case
             return {combine(UC if mmio else WB, pat, self_snoop=self_snoop) for pat in pats}

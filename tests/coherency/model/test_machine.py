@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.coherency.model.machine import WORDS, Agent, Machine
-from tests.coherency.model.memory_types import UC, WB, WC, Access
+from tests.coherency.model.memory_types import UC, WB, WC, WP, WT, Access, Type
 
 GUEST, HOST, IO = Agent
 CACHED, COMBINED, UNCACHED = Access(WB), Access(WC), Access(UC)
@@ -42,6 +43,22 @@ def test_an_uncached_store_is_in_memory_at_once() -> None:
     it = machine()
     it.store(GUEST, 0, 7, UNCACHED)
     assert it.memory == [7, OLD]
+
+
+@pytest.mark.parametrize("type_", [WT, WP])
+def test_a_store_that_is_written_through_leaves_no_dirty_line_but_loads_are_cached(
+    type_: Type,
+) -> None:
+    it = machine()
+    it.store(HOST, 1, 8, CACHED)
+    it.store(GUEST, 0, 7, Access(type_))
+    it.fence(GUEST)
+    assert it.memory == [7, 8]
+    assert it.load(GUEST, 0, Access(type_)) == 7
+    it.dma_store(0, 9, snoops=False, allocates=False)
+    assert it.load(GUEST, 0, Access(type_)) == 7
+    it.flush(HOST, 0)
+    assert it.load(GUEST, 0, Access(type_)) == 9
 
 
 def test_a_dirty_line_is_written_over_what_went_past_it() -> None:

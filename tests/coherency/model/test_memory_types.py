@@ -80,6 +80,23 @@ def test_a_cached_mapping_of_an_uncached_bar_is_not_cached(mode: KvmMode) -> Non
     assert accesses(mode, HostBacking.RAM_WB, GuestMtrr.WB, MemoryType.WB) == {WB}
 
 
+@pytest.mark.parametrize("told", MemoryType)
+def test_another_pat_may_make_anything_of_what_a_guest_has_chosen(told: MemoryType) -> None:
+    found = accesses(KvmMode.NESTED, HostBacking.RAM_WB, GuestMtrr.WB, told)
+    assert found == {UC, WC, WT, WP, WB}
+
+
+def test_an_outer_hypervisor_may_ignore_this_host_s_pat_too() -> None:
+    for backing, bare, nested in (
+        (HostBacking.RAM_WB, {WB}, {WB}),
+        (HostBacking.RAM_WC, {WC}, {WC, WB}),
+        (HostBacking.MMIO, {WC, UC}, {WC, UC}),
+    ):
+        for may_be, expected in ((False, bare), (True, nested)):
+            found = host_accesses(backing, self_snoop=False, may_be_nested=may_be)
+            assert {access.type for access in found} == expected
+
+
 @pytest.mark.parametrize("mode", KvmMode)
 @pytest.mark.parametrize("told", MemoryType)
 def test_no_mode_caches_mmio(mode: KvmMode, told: MemoryType) -> None:
@@ -97,4 +114,4 @@ def test_an_emulator_does_as_its_own_mapping() -> None:
             plan(Facts(KvmMode.EMULATED), Rule()),
             self_snoop=True,
         )
-        assert found == host_accesses(backing, self_snoop=True)
+        assert found == host_accesses(backing, self_snoop=True, may_be_nested=True)

@@ -14,7 +14,17 @@ from functools import cache
 import pytest
 
 from tests.coherency.model.cases import DEVICE_CASES, ENGINE_CASES, Case, rows
-from tests.coherency.model.memory_types import UC, WB, WC, Hypervisor, guest_accesses, hypervisors
+from tests.coherency.model.memory_types import (
+    UC,
+    WB,
+    WC,
+    WP,
+    WT,
+    Access,
+    Hypervisor,
+    guest_accesses,
+    hypervisors,
+)
 from tests.coherency.model.scenario import (
     Action,
     Scenario,
@@ -115,6 +125,35 @@ def test_the_naive_plan_is_noticed(backing: HostBacking) -> None:
         violation(world, device_steps(plan(facts, DEFAULT_RULE))) is None
         for world in worlds(facts, plan(facts, DEFAULT_RULE))
     )
+
+
+@pytest.mark.parametrize("backing", [HostBacking.RAM_WB, HostBacking.RAM_WC])
+def test_a_guest_whose_entries_are_looked_up_in_this_host_s_pat(backing: HostBacking) -> None:
+    """Told WC, its accesses may be cached; told cached, they may be WC. Only a plan that holds
+    either way holds, and it has no step that this guest would not need."""
+    facts = Facts(KvmMode.NESTED, backing)
+    shared = {Hypervisor.NPT_SHARED_PAT}
+    for mode, told, really in (
+        (KvmMode.SVM, MemoryType.WC, WB),
+        (KvmMode.FORCED_WB, MemoryType.WB, WC),
+    ):
+        wrong = plan(Facts(mode, backing), DEFAULT_RULE)
+        assert wrong.memory_type is told
+        possible = [w for w in worlds(facts, wrong, shared) if w.guest == Access(really)]
+        assert possible
+        for world in possible:
+            assert violation(world, device_steps(wrong)) is not None
+    right = plan(facts, DEFAULT_RULE)
+    possible = sorted(worlds(facts, right, shared))
+    assert {world.guest.type for world in possible} == {UC, WC, WT, WP, WB}
+    steps = device_steps(right)
+    missing: dict[str, bool] = {}
+    for world in possible:
+        assert violation(world, steps) is None
+        for name, less in steps.without_one(world):
+            missing[name] = missing.get(name, False) or violation(world, less) is not None
+    assert missing
+    assert all(missing.values()), missing
 
 
 def test_the_engine_makes_good_even_the_naive_plan() -> None:

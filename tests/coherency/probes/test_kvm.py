@@ -17,6 +17,7 @@ from tests.support.kvm_host import has_flag, open_kvm
 from vgpud.coherency.probes import kvm as probe_kvm
 from vgpud.coherency.probes.kvm import KvmFacts, probe
 from vgpud.errors import HostError
+from vgpud.native.cpu import cpu_features
 from vgpud.uapi.kvm import Quirk, Vm
 from vgpud.uapi.memslot import SlotFlag
 
@@ -63,6 +64,10 @@ def test_it_agrees_with_sysfs(facts: KvmFacts) -> None:
     assert (facts.vendor, facts.module) in {("vmx", "kvm_intel"), ("svm", "kvm_amd")} or (
         facts.vendor == "other" and facts.module not in {"kvm_intel", "kvm_amd"}
     )
+
+
+def test_it_agrees_with_cpuid(facts: KvmFacts) -> None:
+    assert facts.nested == ("hypervisor" in cpu_features())
 
 
 def test_it_leaves_nothing_open(facts: KvmFacts) -> None:
@@ -158,6 +163,16 @@ def test_which_module_serves(
 ) -> None:
     found = probe(recorded(tmp_path, modules=modules, flags=flags))
     assert (found.vendor, found.module, found.tdp, found.tdp_mmu) == expected
+
+
+@pytest.mark.parametrize("module", ["kvm_intel", "kvm_amd", "kvm_pvm"])
+@pytest.mark.parametrize(("flags", "nested"), [("vmx svm", False), ("svm hypervisor", True)])
+def test_a_host_that_is_itself_a_vm(tmp_path: Path, module: str, flags: str, nested: bool) -> None:
+    assert probe(recorded(tmp_path, modules={module: {}}, flags=flags)).nested is nested
+
+
+def test_whether_a_host_is_itself_a_vm_is_not_known_without_its_processor(tmp_path: Path) -> None:
+    assert probe(tmp_path).nested is None
 
 
 def flag(vm: FakeVm) -> tuple[bool, str]:

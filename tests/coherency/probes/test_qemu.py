@@ -29,13 +29,15 @@ def program(path: Path, source: str) -> Path:
     return path
 
 
-def qemu(path: Path, properties: list[dict[str, str]]) -> Path:
+def qemu(path: Path, properties: list[dict[str, str]], version: str = "10.0.2") -> Path:
     """A QEMU that answers every question, and that of the accelerator's properties with these."""
+    numbers = dict(zip(("major", "minor", "micro"), map(int, version.split(".")), strict=True))
+    greeting = {"QMP": {"version": {"qemu": numbers, "package": "x"}}}
     return program(
         path,
         "import json, sys\n"
         "assert sys.argv[1:3] == ['-machine', 'none'], sys.argv\n"
-        f"print({json.dumps(json.dumps(GREETING))})\n"
+        f"print({json.dumps(json.dumps(greeting))})\n"
         "for line in sys.stdin:\n"
         "    question = json.loads(line)\n"
         "    answer = {'return': {}}\n"
@@ -50,19 +52,27 @@ def qemu(path: Path, properties: list[dict[str, str]]) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("properties", "known", "default"),
-    [
-        ([DEVICE], False, None),
-        ([DEVICE, HONOR], True, None),
-        ([HONOR | {"description": "Ignore it not (default: auto)"}, DEVICE], True, "auto"),
-        ([HONOR | {"description": "Ignore it not"}], True, None),
-    ],
+    ("properties", "known"), [([DEVICE], False), ([DEVICE, HONOR], True), ([HONOR], True)]
 )
 def test_the_option_is_known_by_asking(
-    tmp_path: Path, properties: list[dict[str, str]], known: bool, default: str | None
+    tmp_path: Path, properties: list[dict[str, str]], known: bool
 ) -> None:
     path = qemu(tmp_path / "qemu", properties)
-    assert probe_qemu.probe([str(path)]) == QemuFacts(str(path), "10.0.2", known, default)
+    assert probe_qemu.probe([str(path)]) == QemuFacts(str(path), "10.0.2", known)
+
+
+@pytest.mark.parametrize(
+    ("version", "default"),
+    [("11.1.0", "off"), ("11.1.3", "off"), ("11.0.9", None), ("11.2.0", None), ("12.1.0", None)],
+)
+def test_the_default_is_known_of_versions_that_were_examined_whatever_they_say(
+    tmp_path: Path, version: str, default: str | None
+) -> None:
+    said = HONOR | {"description": "Disable KVM quirk that ignores guest PAT (default: auto)"}
+    path = qemu(tmp_path / "qemu", [said], version)
+    assert probe_qemu.probe([str(path)]) == QemuFacts(str(path), version, True, default)
+    path = qemu(tmp_path / "qemu", [DEVICE], version)
+    assert probe_qemu.probe([str(path)]) == QemuFacts(str(path), version, False)
 
 
 def test_the_first_that_is_there_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,4 +126,5 @@ def test_the_real_one(rig: Rig, tmp_path: Path) -> None:
     assert found.problem == ""
     assert found.version is not None
     assert tuple(map(int, found.version.split("."))) >= (11, 1)
-    assert (found.honor_guest_pat, found.default) == (True, "auto")
+    assert found.honor_guest_pat is True
+    assert found.default == ("off" if found.version.startswith("11.1.") else None)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from vgpud.cli.doctor.report import PatState, Report
-from vgpud.coherency.kvm_mode import KvmMode
+from vgpud.coherency.kvm_mode import KvmMode, Vendor
 from vgpud.errors import VgpudError
 from vgpud.microvm.measure import Row, Setup, Verdict, measure
 
@@ -63,6 +63,17 @@ def advice(report: Report, rows: tuple[Row, ...]) -> str:
                 "This contradicts the plans above. Set"
                 ' guest_pat = "ignored" in each [[device]], and please report it.'
             )
+        if row.verdict is Verdict.HONOURED and _shares_pat(report):
+            return (
+                "The guest that was timed has the same PAT as Linux on this host, so this does not"
+                " show whose was used."
+            )
         if row.verdict is Verdict.HONOURED and report.guest_pat is PatState.UNKNOWN:
             return 'So guest_pat = "honored" may be set in a [[device]], and blobs are mapped WC.'
     return ""
+
+
+def _shares_pat(report: Report) -> bool:
+    """Return whether an outer KVM may use this host's PAT for its guests, as AMD's does."""
+    nested = report.vms[0].finding.mode is KvmMode.NESTED
+    return nested and report.facts.kvm.vendor is Vendor.SVM

@@ -161,6 +161,8 @@ def _guest_pat(facts: HostFacts) -> Iterator[Remedy]:
             f"Load {module} with {parameter}=1; if it stays off, the processor has none.",
             (f"sudo modprobe -r {module} && sudo modprobe {module} {parameter}=1",),
         )
+    elif kvm.vendor is not None and kvm.nested is not False:
+        yield _nested(facts)
     elif (
         kvm.vendor is Vendor.VMX
         and not kvm.non_coherent_dma_flag
@@ -175,6 +177,27 @@ def _guest_pat(facts: HostFacts) -> Iterator[Remedy]:
             f'Start QEMU with {HONOR} (and leave guest_pat = "auto").',
             (f"qemu-system-x86_64 {HONOR} ...",),
         )
+
+
+def _nested(facts: HostFacts) -> Remedy:
+    if facts.kvm.nested is None:
+        return Remedy(
+            Gain.GUEST_PAT,
+            "Whether this host is itself a VM can't be seen.",
+            "Let vgpud read /proc/cpuinfo; in a service, without ProcSubset=pid.",
+        )
+    if facts.kvm.vendor is Vendor.SVM:
+        problem = "an outer KVM uses this host's PAT in place of its guests'"
+        outside = "disable KVM_X86_QUIRK_NESTED_SVM_SHARED_PAT (Linux 7.3 has it) for this VM"
+    else:
+        problem = "its hypervisor decides on its guests' memory types, not the KVM here"
+        outside = f"have guest PAT honoured in this VM (QEMU with KVM: {HONOR})"
+    return Remedy(
+        Gain.GUEST_PAT,
+        f"This host is itself a VM: {problem}.",
+        f"Run on the bare machine; or let the outer VMM {outside}, and then set"
+        ' guest_pat = "honored" in each [[device]] here.',
+    )
 
 
 def _no_quirk(facts: HostFacts) -> Remedy:

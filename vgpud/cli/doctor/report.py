@@ -54,6 +54,7 @@ _STATES: Final = {
     KvmMode.QUIRK_DISABLED: PatState.HONORED,
     KvmMode.VFIO: PatState.HONORED,
     KvmMode.SVM: PatState.HONORED,
+    KvmMode.NESTED: PatState.UNKNOWN,
     KvmMode.FORCED_WB: PatState.IGNORED,
     KvmMode.EMULATED: PatState.EMULATED,
     KvmMode.UNKNOWN: PatState.UNKNOWN,

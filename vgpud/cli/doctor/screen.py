@@ -112,6 +112,7 @@ def _screen(report: Report) -> Iterator[str]:
 
 def _facts(facts: HostFacts) -> Iterator[tuple[str, str]]:
     yield from _kvm(facts.kvm)
+    yield "itself a VM", _yes(facts.kvm.nested)
     yield "self-snoop", _yes(facts.cpu.self_snoop)
     yield "cache line flush", ", ".join(("clflush", *facts.cpu.flush))
     yield "QEMU", _qemu(facts)

@@ -43,7 +43,8 @@ class KvmFacts:
     `problem` and `advice` say why KVM is not usable. `vendor` and `module` are of the processor
     module that is loaded, None if there is none. `quirks` is the mask of KVM_CAP_DISABLE_QUIRKS2.
     `flag_trial` is the result of the flagged slot in words. `tdp` is two-dimensional paging (EPT or
-    NPT), `tdp_mmu` whether its lock-free page fault handling is on.
+    NPT), `tdp_mmu` whether its lock-free page fault handling is on. `nested` is whether this host
+    is itself a VM, by the processor's flags.
     """
 
     path: str
@@ -54,6 +55,7 @@ class KvmFacts:
     module: str | None = None
     tdp: bool | None = None
     tdp_mmu: bool | None = None
+    nested: bool | None = None
     api_version: int | None = None
     memslots: int | None = None
     user_memory2: bool | None = None
@@ -82,11 +84,12 @@ def _seen(root: Path) -> KvmFacts:
     Only one module can be in use, but both have a directory in /sys if they are built into the
     kernel: then the processor's own flags decide.
     """
-    seen = KvmFacts(path=_PATH, state=DeviceAccess.USABLE)
+    flags = files.cpu_flags(root)
+    nested = "hypervisor" in flags if flags else None
+    seen = KvmFacts(path=_PATH, state=DeviceAccess.USABLE, nested=nested)
     modules = root / "sys/module"
     mmu = files.switch(modules / "kvm/parameters/tdp_mmu")
     loaded = [name for name, _ in _MODULES.values() if (modules / name).is_dir()]
-    flags = files.cpu_flags(root)
     for vendor, (name, parameter) in _MODULES.items():
         if name in loaded and (len(loaded) == 1 or vendor in flags):
             tdp = files.switch(modules / name / "parameters" / parameter)
