@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import pwd
@@ -293,6 +294,19 @@ def test_no_more_long_messages_wait_than_calls(
         monkeypatch.undo()
         for _ in range(MAX_ANSWERING_EACH):
             assert "result" in json.loads(script.recv(1 << 20))
+
+
+@pytest.mark.parametrize("size", [0, MAX_READ])
+def test_a_message_that_comes_when_the_server_has_ended_is_dropped(
+    path: Path, tmp_path: Path, size: int
+) -> None:
+    """The look-up of its sender may have taken that long."""
+    with serving(path) as running, client(tmp_path / "script", path) as script:
+        ask(script, CALL % 1)
+    caller = Caller(tmp_path / "script", os.getpid(), os.geteuid(), os.getegid())
+    running.server._serve(CALL % 2 + b" " * size, caller, False)
+    gc.collect()  # a coroutine that nobody awaits is an error of this test
+    assert not running.server._working
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes root, to be somebody else")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -75,7 +76,8 @@ class Manager:
 
     def served(self) -> socket.socket:
         """Connect until it is not refused: so is who comes while others are being refused."""
-        for _ in range(100):
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
             front_end = self.connect()
             front_end.settimeout(0.2)
             try:

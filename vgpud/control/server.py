@@ -241,9 +241,13 @@ class ControlServer:
             error = refused(ErrorKind.BUSY, "too many calls are waiting for their answers")
             self._fail(incoming, caller, error)
             return
+        try:
+            task = self._group.create_task(answer)
+        except RuntimeError:  # the server is ending
+            answer.close()
+            return
         self._answering[caller] += 1
         self._users[caller.uid] += 1
-        task = self._group.create_task(answer)
         self._working[task] = caller
         task.add_done_callback(self._answered)
 
