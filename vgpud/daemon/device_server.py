@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from time import monotonic
+from typing import Final
 
 from vgpud.coherency import kvm_mode
 from vgpud.coherency.kvm_mode import Finding, KvmMode
@@ -37,6 +39,10 @@ from vgpud.unix.stream_socket import StreamSocket
 from vgpud.vhost.session import Session
 
 log = logging.getLogger(__name__)
+
+FRESH: Final = 1.0
+"""Seconds for which it counts what KVM can do. Trying it makes two VMs, and a guest can start its
+driver again and again."""
 
 ACCEPT_RETRY = 1.0
 """Seconds until the next try if a connection can't be accepted, for example without descriptors."""
@@ -80,7 +86,8 @@ class DeviceServer:
         self._free.set()
         self._pid = 0
         self._process = ProcessExaminer(self.find_kvm_mode_again)
-        self._kvm: KvmFacts | None = None  # as tried when the present driver started
+        self._kvm: KvmFacts | None = None  # as tried for the present driver or a former one
+        self._kvm_until = 0.0  # when it is tried again for another driver
         self._choose_slots()
 
     @property
@@ -259,7 +266,7 @@ class DeviceServer:
             self._publish("device.failed", "an internal error; the daemon's log has more")
         finally:
             close_socket(connection)  # unless the session has
-            self.live = self.finding = self._kvm = None
+            self.live = self.finding = None
             self._process.close()
             self._choose_slots()
             self._publish(
@@ -270,8 +277,9 @@ class DeviceServer:
     async def _examine(self) -> None:
         """Examine, in threads, what decides the guest's memory types: KVM, and the front-end's
         process where that has the slots."""
-        if self.agent is None:
+        if self.agent is None and (self._kvm is None or monotonic() >= self._kvm_until):
             self._kvm = await asyncio.to_thread(probe_kvm.probe)
+            self._kvm_until = monotonic() + FRESH
         if self._slots is None:
             await self._process.examine(self._pid)
 
