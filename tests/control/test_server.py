@@ -303,7 +303,8 @@ def test_a_message_that_comes_when_the_server_has_ended_is_dropped(
     """The look-up of its sender may have taken that long."""
     with serving(path) as running, client(tmp_path / "script", path) as script:
         ask(script, CALL % 1)
-    caller = Caller(tmp_path / "script", os.getpid(), os.geteuid(), os.getegid())
+    address = str(tmp_path / "script")
+    caller = Caller(address, os.getpid(), os.geteuid(), os.getegid())
     running.server._serve(CALL % 2 + b" " * size, caller, False)
     gc.collect()  # a coroutine that nobody awaits is an error of this test
     assert not running.server._working

@@ -177,7 +177,7 @@ def _make_iso(host: Host, kernel: Path, arguments: str, scratch: Path) -> None:
     (tree / "isolinux.cfg").write_text(ISOLINUX.format(arguments=arguments))
     boot = ("-b", "isolinux.bin", "-c", "boot.cat", "-no-emul-boot", "-boot-load-size", "4")
     output = ("-o", f"{scratch}/boot.iso", str(tree))
-    host.chroot.run("xorriso", "-as", "mkisofs", "-quiet", *boot, "-boot-info-table", *output)
+    host.chroot.run("xorriso", "-report_about", "WARNING", "-as", "mkisofs", "-quiet", *boot, "-boot-info-table", *output)
 
 
 def _lines(stream: int, others: list[int], deadline: float) -> Iterator[str]:
