@@ -29,11 +29,13 @@ class Boot:
     patched: bool = True
     arguments: str = ""
     systemd: bool = False
+    nested: bool = False
 
 
 BOOTS: Final = {
     "amd": Boot(CHECKS + "trials doctor screen demo tests buffers"),
     "amd-plain": Boot(CHECKS + "trials doctor demo", patched=False),
+    "amd-nested": Boot(CHECKS + "doctor demo", nested=True),
     "systemd": Boot("python3 -m tests.systemd.checks", systemd=True),
     "intel": Boot(VM_TRIALS, Processor.INTEL),
     "intel-plain": Boot(VM_TRIALS, Processor.INTEL, patched=False),
@@ -79,5 +81,5 @@ class Boots:
 
     def _run(self, boot: Boot) -> Job:
         kernel = self._host.patched if boot.patched else self._host.plain
-        machine = Machine(kernel, boot.processor, boot.arguments, boot.systemd)
+        machine = Machine(kernel, boot.processor, boot.arguments, boot.systemd, boot.nested)
         return run(self._host, machine, boot.command, stop=self._stop)

@@ -33,13 +33,16 @@ class Processor(StrEnum):
 class Machine:
     """What is booted: a kernel of the host's, on a processor.
 
-    `arguments` are further ones for the kernel. With `systemd`, that is PID 1.
+    `arguments` are further ones for the kernel. With `systemd`, that is PID 1. `nested` is whether
+    the processor, which then has to be AMD's, says that it is in a VM: on a host that is in one,
+    the outer hypervisor decides about the guest's memory types.
     """
 
     kernel: Path
     processor: Processor = Processor.AMD
     arguments: str = ""
     systemd: bool = False
+    nested: bool = False
 
 
 # No waiting for clocks that emulators do not keep well, and a panic ends the emulator.
@@ -47,12 +50,10 @@ KERNEL_ARGUMENTS: Final = (
     "quiet rw init=/vgpud-init tsc=reliable no_timer_check random.trust_cpu=on panic=-1"
 )
 
-# The processor is not said to be in a VM: on one that is, the outer hypervisor decides about the
-# guest's memory types.
 QEMU: Final = (
     *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none"),
     *("-serial", "stdio", "-no-reboot", "-M", "q35", "-accel", "tcg,thread=multi"),
-    *("-smp", "2", "-m", "2G", "-cpu", "qemu64,-hypervisor,+npt,+rdrand"),
+    *("-smp", "2", "-m", "2G"),
 )
 
 BOCHS: Final = """\
@@ -110,7 +111,9 @@ def _start_qemu(
     host: Host, machine: Machine, scratch: Path, stack: contextlib.ExitStack
 ) -> tuple[subprocess.Popen[bytes], int]:
     line = f"console=ttyS0 root=/dev/vda {_arguments(machine)}"
-    arguments = [*QEMU, "-kernel", host.inside(machine.kernel / "vmlinux"), "-append", line]
+    processor = f"qemu64,{'+' if machine.nested else '-'}hypervisor,+npt,+rdrand"
+    kernel = host.inside(machine.kernel / "vmlinux")
+    arguments = [*QEMU, "-cpu", processor, "-kernel", kernel, "-append", line]
     for index, drive in enumerate(
         (
             f"{host.inside(host.image)},snapshot=on",
@@ -177,7 +180,17 @@ def _make_iso(host: Host, kernel: Path, arguments: str, scratch: Path) -> None:
     (tree / "isolinux.cfg").write_text(ISOLINUX.format(arguments=arguments))
     boot = ("-b", "isolinux.bin", "-c", "boot.cat", "-no-emul-boot", "-boot-load-size", "4")
     output = ("-o", f"{scratch}/boot.iso", str(tree))
-    host.chroot.run("xorriso", "-report_about", "WARNING", "-as", "mkisofs", "-quiet", *boot, "-boot-info-table", *output)
+    host.chroot.run(
+        "xorriso",
+        "-report_about",
+        "WARNING",
+        "-as",
+        "mkisofs",
+        "-quiet",
+        *boot,
+        "-boot-info-table",
+        *output,
+    )
 
 
 def _lines(stream: int, others: list[int], deadline: float) -> Iterator[str]:

@@ -172,6 +172,26 @@ def test_without_the_flag_another_plan_is_used_and_named(control: Job) -> None:
     assert " flags=0x0 " in slot
 
 
+@pytest.mark.boots("amd-nested")
+def test_in_a_vm_the_flag_is_taken_and_nothing_is_promised(
+    boots: Boots, report: Callable[[str], None]
+) -> None:
+    """The outer hypervisor may use this host's PAT in place of the guest's."""
+    done = checked(boots, "amd-nested", report)
+    found: dict[str, Any] = json.loads(answer(done, "doctor.json"))
+    assert found["kvm"]["nested"] is True
+    assert found["kvm"]["non_coherent_dma_flag"] is True
+    own = found["vms"][0]
+    assert (own["kvm_mode"], own["guest_pat"]) == ("nested", "unknown")
+    assert "KVM_X86_QUIRK_NESTED_SVM_SHARED_PAT" in own["reason"]
+    steps = json.loads(answer(done, "demo.json"))["steps"]
+    assert [step["ok"] for step in steps] == [True] * 4
+    for line in steps[1]["evidence"]["map_info"]:
+        assert line.startswith("CACHED (1) ")
+    [slot] = steps[2]["evidence"]["slots"]
+    assert " flags=0x0 " in slot
+
+
 def test_where_nothing_was_built_the_reason_is_said(
     rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
