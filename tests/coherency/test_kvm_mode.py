@@ -43,6 +43,7 @@ class FrontEndFacts:
     is_qemu: bool = True
     kvm_vms: int | None = 1
     honor_guest_pat: HonorGuestPat = HonorGuestPat.UNSAID
+    vfio: bool = False
     problem: str = ""
 
 
@@ -101,6 +102,13 @@ def test_a_vm_in_our_hands(host: Host, mode: KvmMode) -> None:
         (NEW, FrontEndFacts(honor_guest_pat=HonorGuestPat.OFF), KvmMode.FORCED_WB),
         (OLD, FrontEndFacts(), KvmMode.FORCED_WB),
         (OLD, FrontEndFacts(honor_guest_pat=HonorGuestPat.AUTO), KvmMode.FORCED_WB),
+        # The DMA of an assigned device may be non-coherent, and then KVM honours it in any case.
+        (NEW, FrontEndFacts(honor_guest_pat=HonorGuestPat.OFF, vfio=True), KvmMode.UNKNOWN),
+        (NEW, FrontEndFacts(honor_guest_pat=HonorGuestPat.ON, vfio=True), KvmMode.QUIRK_DISABLED),
+        (OLD, FrontEndFacts(vfio=True), KvmMode.UNKNOWN),
+        (OLD, FrontEndFacts("crosvm", False, vfio=True), KvmMode.UNKNOWN),
+        (AMD, FrontEndFacts(vfio=True), KvmMode.SVM),
+        (SHADOW_INTEL, FrontEndFacts(vfio=True), KvmMode.FORCED_WB),
         (UNTRIED, FrontEndFacts(), KvmMode.UNKNOWN),
         (UNTRIED, FrontEndFacts(honor_guest_pat=HonorGuestPat.AUTO), KvmMode.UNKNOWN),
         (UNTRIED, FrontEndFacts(honor_guest_pat=HonorGuestPat.ON), KvmMode.QUIRK_DISABLED),

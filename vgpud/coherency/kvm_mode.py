@@ -104,6 +104,10 @@ class FrontEndProcess(Protocol):
         """How many KVM VMs the process has open."""
 
     @property
+    def vfio(self) -> bool:
+        """Whether KVM has been told of a device that is assigned to a VM of the process."""
+
+    @property
     def honor_guest_pat(self) -> HonorGuestPat:
         """The value of that option on its command line."""
 
@@ -198,9 +202,8 @@ def of_front_end(host: HostKvm, front_end: FrontEndProcess) -> Finding:
     That is known only when the guest runs: QEMU connects its sockets before it opens KVM.
 
     A QEMU on Intel whose command line does not have honor-guest-pat is UNKNOWN, not FORCED_WB: its
-    process does not show its version, and KVM honours guest PAT without the option too, once a
-    device with non-coherent DMA is assigned. (With honor-guest-pat=off, or where KVM does not have
-    the quirk, no such device is looked for.)
+    process does not show its version. So is any that has a device assigned: KVM honours guest PAT,
+    whatever it was told, once the DMA of one is non-coherent.
     """
     if front_end.kvm_vms is None:
         return Finding(KvmMode.UNKNOWN, f"the VMM's process can't be examined: {front_end.problem}")
@@ -223,6 +226,12 @@ def of_front_end(host: HostKvm, front_end: FrontEndProcess) -> Finding:
     # Before the host's facts: QEMU does not start with this option where KVM can't do it.
     if front_end.is_qemu and front_end.honor_guest_pat is HonorGuestPat.ON:
         return Finding(KvmMode.QUIRK_DISABLED, "QEMU was started with honor-guest-pat=on")
+    if front_end.vfio:
+        return Finding(
+            KvmMode.UNKNOWN,
+            "a device is assigned to the VM, and Intel's KVM honours guest PAT if that device's DMA"
+            " is non-coherent",
+        )
     if front_end.is_qemu and front_end.honor_guest_pat is HonorGuestPat.OFF:
         return Finding(KvmMode.FORCED_WB, "QEMU was started with honor-guest-pat=off")
     if host.ignore_guest_pat_quirk is False and (
@@ -242,7 +251,7 @@ def of_front_end(host: HostKvm, front_end: FrontEndProcess) -> Finding:
     return Finding(
         KvmMode.UNKNOWN,
         "QEMU's command line does not settle honor-guest-pat, which is off by default in QEMU 11.1"
-        " and not known of other versions, and an assigned device may override it",
+        " and not known of other versions",
     )
 
 

@@ -139,7 +139,13 @@ def test_what_is_qemu(tmp_path: Path, exe: str, is_qemu: bool) -> None:
 
 def test_only_vms_are_counted(tmp_path: Path) -> None:
     fds = ["/dev/null", "anon_inode:kvm-vm", "anon_inode:kvm-vcpu:0", "/dev/kvm", "socket:[7]"]
-    assert recorded(tmp_path, "/q", fds, []).kvm_vms == 1
+    found = recorded(tmp_path, "/q", fds, [])
+    assert (found.kvm_vms, found.vfio) == (1, False)
+
+
+def test_an_assigned_device_is_seen(tmp_path: Path) -> None:
+    found = recorded(tmp_path, "/q", ["anon_inode:kvm-vfio", "anon_inode:kvm-vm"], [])
+    assert (found.kvm_vms, found.vfio) == (1, True)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ MAX_ARGUMENTS: Final = 64 << 10
 """Bytes of a command line that are looked at; QEMU's have a few."""
 _START_TIME: Final = 19  # of the fields after the program's name
 _KVM_VM: Final = "anon_inode:kvm-vm"
+_KVM_VFIO: Final = "anon_inode:kvm-vfio"
 _QEMU: Final = re.compile(r"qemu-system-.+|qemu-kvm|qemu|kvm|kvm-spice")
 """The names of QEMU in distributions: kvm is Proxmox's, qemu-kvm is Red Hat's."""
 _WRAPPED: Final = re.compile(r"\.+(.+?)(?:-wrapped_*)+")
@@ -35,14 +36,16 @@ class FrontEndFacts:
     """A front-end's process.
 
     `program` is the file name of its executable, `kvm_vms` the number of KVM VMs that it has open,
-    and `honor_guest_pat` the value of that option of QEMU on its command line. `problem` says why a
-    fact is not known.
+    `honor_guest_pat` the value of that option of QEMU on its command line, and `vfio` whether KVM
+    has been told of a device that is assigned to one of the VMs. `problem` says why a fact is not
+    known.
     """
 
     pid: int
     program: str | None = None
     kvm_vms: int | None = None
     honor_guest_pat: HonorGuestPat = HonorGuestPat.UNSAID
+    vfio: bool = False
     problem: str = ""
     incomplete: bool = False
     """Whether it is still to be examined, or has descriptors that were not looked at, and no VM
@@ -64,7 +67,7 @@ def probe(pid: int, proc: Path = Path("/proc"), *, limit: int = MAX_FILES) -> Fr
     entry = proc / str(pid)
     try:
         program = (entry / "exe").readlink().name.removesuffix(_DELETED)
-        vms, complete = _count_vms(entry / "fd", limit)
+        vms, vfio, complete = _look(entry / "fd", limit)
         arguments = _arguments(entry / "cmdline")
     except OSError as error:
         reason = error.strerror
@@ -74,7 +77,7 @@ def probe(pid: int, proc: Path = Path("/proc"), *, limit: int = MAX_FILES) -> Fr
     if not vms and not complete:
         problem = f"it has more than {limit} open files, which are being examined"
         return FrontEndFacts(pid, program, problem=problem, incomplete=True)
-    return FrontEndFacts(pid, program, vms, _honor_guest_pat(arguments))
+    return FrontEndFacts(pid, program, vms, _honor_guest_pat(arguments), vfio)
 
 
 def start_time(pid: int, proc: Path = Path("/proc")) -> int | None:
@@ -90,18 +93,21 @@ def start_time(pid: int, proc: Path = Path("/proc")) -> int | None:
         return None
 
 
-def _count_vms(directory: Path, limit: int) -> tuple[int, bool]:
-    """Return the number of VMs among the first descriptors, and whether those are all."""
-    vms = 0
+def _look(directory: Path, limit: int) -> tuple[int, bool, bool]:
+    """Return the number of VMs among the first descriptors, whether one of them has an assigned
+    device, and whether those are all descriptors."""
+    vms, vfio = 0, False
     with os.scandir(directory) as entries:
         for number, entry in enumerate(entries):
             if number == limit:
-                return vms, False
+                return vms, vfio, False
             try:
-                vms += str(Path(entry.path).readlink()) == _KVM_VM
+                name = str(Path(entry.path).readlink())
             except FileNotFoundError:  # It was closed after it was listed.
                 continue
-    return vms, True
+            vms += name == _KVM_VM
+            vfio |= name == _KVM_VFIO
+    return vms, vfio, True
 
 
 def _arguments(path: Path) -> list[str]:
