@@ -101,7 +101,21 @@ def machine_for(count: int) -> Machine:
 
 
 def compare(make: Callable[[Machine, int], None], *operations: tuple[str, Operation]) -> None:
-    """Make few and many, do the operations one after the other, and compare their stops."""
+    """Assert that no operation on many stops the loop for longer than on few.
+
+    A busy machine makes some of them longer now and then, but not the same ones each time.
+    """
+    longer = too_long(make, *operations)
+    for _ in range(2):
+        if longer:
+            again = too_long(make, *operations)
+            longer = {name: again[name] for name in longer.keys() & again.keys()}
+    assert longer == {}
+
+
+def too_long(make: Callable[[Machine, int], None], *operations: tuple[str, Operation]) -> Stops:
+    """Make few and many, and do the operations one after the other; return the stops with many that
+    are longer than those with few allow."""
     found: list[Stops] = []
     for count in (FEW, MANY):
         with machine_for(count) as machine:
@@ -112,7 +126,7 @@ def compare(make: Callable[[Machine, int], None], *operations: tuple[str, Operat
             finish(machine.gpu.empty(), 1 << 20)
     few, many = found
     limits = {name: max(RATIO * stop, STEP) for name, stop in few.items()}
-    assert {name: stop for name, stop in many.items() if stop > limits[name]} == {}, found
+    return {name: stop for name, stop in many.items() if stop > limits[name]}
 
 
 def parked_blobs(machine: Machine, count: int) -> None:

@@ -93,7 +93,8 @@ def stops(count: int) -> dict[str, float]:
     return found
 
 
-def test_no_operation_on_all_slots_stops_the_loop() -> None:
+def too_long() -> dict[str, float]:
+    """Return the stops of operations on many slots that are longer than those on few allow."""
     gc.collect()
     gc.disable()  # its time is not that of the operations
     try:
@@ -101,4 +102,14 @@ def test_no_operation_on_all_slots_stops_the_loop() -> None:
     finally:
         gc.enable()
     limits = {name: max(RATIO * stop, STEP) for name, stop in few.items()}
-    assert {name: stop for name, stop in many.items() if stop > limits[name]} == {}, (few, many)
+    return {name: stop for name, stop in many.items() if stop > limits[name]}
+
+
+def test_no_operation_on_all_slots_stops_the_loop() -> None:
+    # A busy machine makes some of them longer now and then, but not the same ones each time.
+    longer = too_long()
+    for _ in range(2):
+        if longer:
+            again = too_long()
+            longer = {name: again[name] for name in longer.keys() & again.keys()}
+    assert longer == {}
