@@ -8,13 +8,18 @@ ignored. Caches are not modelled: that a processor does what the entries say, on
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 import pytest
 
+from tests.kernel import emulators
 from tests.kernel.boots import BOOTS, Boots
+from tests.kernel.build import Host
+from tests.kernel.emulators import Machine, Processor
+from tests.kernel.machine import JobError, run
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(1800)]
 
@@ -225,3 +230,13 @@ def test_slots_and_buffers_work_on_intels_processor_too(
     assert int(job.files[f"{suite}.status"]) == 0, said
     assert " passed" in said
     assert "skipped" not in said
+
+
+def test_an_emulator_that_does_not_start_is_an_error_at_once(
+    kernel_host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(emulators, "BOCHS", "cpu: model=none\nlog: {scratch}/bochs.log\n")
+    started = time.monotonic()
+    with pytest.raises(JobError, match="before its command did"):
+        run(kernel_host, Machine(kernel_host.plain, Processor.INTEL), "true")
+    assert time.monotonic() - started < 30

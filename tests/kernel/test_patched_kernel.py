@@ -8,6 +8,7 @@ modelled: this is about the ABI and the way through vgpud, not about what the pr
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,17 @@ def test_in_a_vm_the_flag_is_taken_and_nothing_is_promised(
         assert line.startswith("CACHED (1) ")
     [slot] = steps[2]["evidence"]["slots"]
     assert " flags=0x0 " in slot
+
+
+def test_boots_that_nobody_waits_for_are_ended(kernel_host: Host) -> None:
+    boots = Boots(kernel_host)
+    boots.start(["amd"])
+    time.sleep(1)
+    started = time.monotonic()
+    boots.close()
+    assert time.monotonic() - started < 30
+    with pytest.raises(JobError):
+        boots.job("amd")
 
 
 def test_where_nothing_was_built_the_reason_is_said(
