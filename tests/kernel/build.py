@@ -187,23 +187,9 @@ def _install_tools(chroot: Chroot) -> None:
     install = ("apt-get", "install", "-y", "-q", "--no-install-recommends")
     # QEMU brought libraries from the backports; headers must be of the same versions.
     release = ("-t", f"{rig_build.SUITE}-backports")
-    _packages(chroot, "apt-get", "update", "-q")
-    _packages(chroot, "env", "DEBIAN_FRONTEND=noninteractive", *install, *release, *missing)
-    _packages(chroot, "apt-get", "clean")
-
-
-def _packages(chroot: Chroot, *argv: str) -> None:
-    """Run what gets packages: what it has to say matters only if it fails."""
-    done = subprocess.run(
-        chroot.command(*argv),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    if done.returncode != 0:
-        raise RigUnavailableError(f"{argv[0]} failed:\n{done.stdout[-2000:]}")
+    chroot.run_quietly("apt-get", "update", "-q")
+    chroot.run_quietly("env", "DEBIAN_FRONTEND=noninteractive", *install, *release, *missing)
+    chroot.run_quietly("apt-get", "clean")
 
 
 def _fetch_source(chroot: Chroot) -> None:
@@ -216,7 +202,7 @@ def _fetch_source(chroot: Chroot) -> None:
     for leftover in chroot.cache.glob("linux-source-*.deb"):
         leftover.unlink()
     fetch = 'cd /rig && exec apt-get download -q "$1"'
-    _packages(chroot, "sh", "-c", fetch, "sh", f"linux-source-{newest}")
+    chroot.run_quietly("sh", "-c", fetch, "sh", f"linux-source-{newest}")
     [package] = chroot.cache.glob("linux-source-*.deb")
     partial = chroot.cache / "linux.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -303,7 +289,7 @@ def _build_image(chroot: Chroot) -> None:
     include = f"--include={','.join(IMAGE_PACKAGES)}"
     pins = '--setup-hook=cp /rig/root.pins "$1/etc/apt/preferences.d/pins"'
     debootstrap = ("mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", include, *excluded)
-    _packages(chroot, *debootstrap, pins, rig_build.SUITE, f"/rig/{work.name}", *sources)
+    chroot.run_quietly(*debootstrap, pins, rig_build.SUITE, f"/rig/{work.name}", *sources)
     for leftover in (work / "var/cache/apt", work / "var/lib/apt/lists"):
         shutil.rmtree(leftover, ignore_errors=True)
     shutil.copy(INIT, work / "vgpud-init")

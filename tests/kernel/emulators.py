@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import selectors
 import shutil
 import subprocess
@@ -103,8 +104,9 @@ def console(
         stack.callback(os.close, ended)
         others = [ended] if stop is None else [ended, stop]
         yield from _lines(stream, others, time.monotonic() + seconds)
-        if (log := scratch / "bochs.log").exists():
-            yield from log.read_text(errors="replace").splitlines()[-20:]
+        for log in (scratch / "bochs.log", scratch / "bochs.screen"):
+            if log.exists():
+                yield from _words(log)[-20:]
 
 
 def _start_qemu(
@@ -144,9 +146,10 @@ def _start_bochs(
     reader = os.open(scratch / "console", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     stack.callback(os.close, reader)
     bochs = ("bochs-bin", "-q", "-f", f"{scratch}/bochsrc")
-    # It draws the screen of the emulated machine on its terminal, if it has one.
+    # It draws the screen of the emulated machine on a terminal, after what it has to say itself.
     command = host.chroot.command("env", "TERM=vt100", *bochs)
-    return _popen(stack, command, subprocess.DEVNULL), reader
+    with (scratch / "bochs.screen").open("wb") as screen:
+        return _popen(stack, command, screen.fileno()), reader
 
 
 def _arguments(machine: Machine) -> str:
@@ -170,6 +173,13 @@ def _popen(stack: contextlib.ExitStack, command: list[str], stdout: int) -> subp
     return process
 
 
+def _words(log: Path) -> list[str]:
+    """Return the lines of a log, without what steers a terminal."""
+    text = re.sub(r"\x1b[\[(][0-9;?]*[A-Za-z]", "", log.read_text(errors="replace"))
+    lines = ("".join(filter(str.isprintable, line)).rstrip() for line in text.splitlines())
+    return [line for line in lines if line]
+
+
 def _make_iso(host: Host, kernel: Path, arguments: str, scratch: Path) -> None:
     """Make a disc that boots the kernel with these arguments."""
     tree = scratch / "iso"
@@ -180,17 +190,7 @@ def _make_iso(host: Host, kernel: Path, arguments: str, scratch: Path) -> None:
     (tree / "isolinux.cfg").write_text(ISOLINUX.format(arguments=arguments))
     boot = ("-b", "isolinux.bin", "-c", "boot.cat", "-no-emul-boot", "-boot-load-size", "4")
     output = ("-o", f"{scratch}/boot.iso", str(tree))
-    host.chroot.run(
-        "xorriso",
-        "-report_about",
-        "WARNING",
-        "-as",
-        "mkisofs",
-        "-quiet",
-        *boot,
-        "-boot-info-table",
-        *output,
-    )
+    host.chroot.run_quietly("xorriso", "-as", "mkisofs", *boot, "-boot-info-table", *output)
 
 
 def _lines(stream: int, others: list[int], deadline: float) -> Iterator[str]:

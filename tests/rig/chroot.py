@@ -54,6 +54,19 @@ class Chroot:
         done = subprocess.run(self.command(*argv), stdout=subprocess.PIPE, stdin=stdin, check=True)
         return done.stdout
 
+    def run_quietly(self, *argv: str) -> None:
+        """Run `argv` inside to its end; raise RigUnavailableError with what it said if it fails."""
+        done = subprocess.run(
+            self.command(*argv),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+        if done.returncode != 0:
+            raise RigUnavailableError(f"{argv[0]} failed:\n{done.stdout[-2000:]}")
+
 
 def cache_directory() -> Path:
     """Where the rig is kept between runs: $VGPUD_RIG, else ~/.cache/vgpud-rig."""
