@@ -51,7 +51,7 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> None:
-    """Build the rigs that the chosen tests need, before any of them runs, and begin their boots."""
+    """Build the rigs that the chosen tests need, before any of them runs, and note their boots."""
     if session.config.option.collectonly or session.testsfailed:
         return
     if rigs.may_build():
@@ -62,10 +62,8 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     names = {name for mark in marks for name in mark.args}
     if names and "kernel_host" not in session.config.stash.get(_NOT_BUILT, {}):
         with suppress(RigUnavailableError):  # the tests say so
-            boots = Boots(open_host())
+            boots = session.config.stash[_BOOTS] = Boots(open_host(), names)
             session.config.add_cleanup(boots.close)
-            session.config.stash[_BOOTS] = boots
-            boots.start(names)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -93,7 +91,7 @@ def kernel_host(pytestconfig: pytest.Config) -> Host:
 
 @pytest.fixture(scope="session")
 def boots(kernel_host: Host, pytestconfig: pytest.Config) -> Boots:
-    """What comes of the boots of that host, some of which have begun."""
+    """What comes of the boots of that host."""
     return pytestconfig.stash[_BOOTS]
 
 

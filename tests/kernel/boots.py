@@ -1,7 +1,7 @@
 """The boots of the built host that tests look at, each with the command that it runs.
 
-They are begun when the tests begin and run beside them, because most tests wait for something
-else than the processor most of the time; a test that wants one waits until it has ended.
+All that the chosen tests name begin with the first test that wants one, beside each other. Not
+earlier: beside tests that measure time they would disturb these, even at a low priority.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Boot:
 
 
 BOOTS: Final = {
-    "amd": Boot(CHECKS + "trials doctor screen demo tests buffers"),
+    "intel-suites": Boot(CHECKS + "suites", Processor.INTEL),
+    "amd": Boot(CHECKS + "trials doctor screen demo suites"),
     "amd-plain": Boot(CHECKS + "trials doctor demo", patched=False),
     "amd-nested": Boot(CHECKS + "doctor demo", nested=True),
     "systemd": Boot("python3 -m tests.systemd.checks", systemd=True),
@@ -49,28 +50,29 @@ BOOTS: Final = {
         Processor.INTEL,
         arguments="kvm_intel.enable_apicv=0",
     ),
-    "intel-suites": Boot(CHECKS + "tests buffers", Processor.INTEL),
 }
-"""By name. Those on Intel's processor take minutes, the last one the longest."""
+"""By name, those that take longest first."""
 
 
 class Boots:
-    """The boots of one session of tests. They run on half of the processors, at low priority."""
+    """The boots of one session of tests, of which it is going to want those of these names."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, names: Iterable[str]) -> None:
         self._host = host
-        self._threads = ThreadPoolExecutor(max((os.cpu_count() or 1) // 2, 1))
+        self._threads = ThreadPoolExecutor(os.cpu_count())
+        self._names = set(names)
         self._jobs: dict[str, Future[Job]] = {}
         self._stop, self._end = os.pipe2(os.O_CLOEXEC)
 
-    def start(self, names: Iterable[str]) -> None:
-        """Begin those of these names that have not been, in the order of BOOTS."""
-        for name in sorted(set(names) - self._jobs.keys(), key=[*BOOTS].index):
+    def start(self) -> None:
+        """Begin those that have not been, in the order of BOOTS."""
+        for name in sorted(self._names - self._jobs.keys(), key=[*BOOTS].index):
             self._jobs[name] = self._threads.submit(self._run, BOOTS[name])
 
     def job(self, name: str) -> Job:
         """Return what came of a boot, when it has ended; raise JobError if it did not work."""
-        self.start([name])
+        self._names.add(name)
+        self.start()
         return self._jobs[name].result()
 
     def close(self) -> None:

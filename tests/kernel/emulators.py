@@ -158,9 +158,9 @@ def _arguments(machine: Machine) -> str:
 
 
 def _popen(stack: contextlib.ExitStack, command: list[str], stdout: int) -> subprocess.Popen[bytes]:
-    """Start an emulator that is always reaped; others measure time beside it."""
+    """Start an emulator that is always reaped."""
     process = subprocess.Popen(
-        ["nice", "-n", "19", *command],
+        command,
         stdin=subprocess.DEVNULL,
         stdout=stdout,
         stderr=subprocess.STDOUT,
