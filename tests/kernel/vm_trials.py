@@ -4,7 +4,7 @@ in the built host, on an Intel processor.
     python3 -m tests.kernel.vm_trials
 
 Each VM has RAM in a slot without flags, and a window in another slot; the guest touches both. One
-process does it all, since the start of one takes an emulated processor most of its time.
+process does it all, and forks the daemon, since a start takes an emulated processor half a minute.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ import json
 import mmap
 from pathlib import Path
 from typing import Any, Final
+from unittest.mock import patch
 
 import numpy as np
 
 from tests.kernel.ept import Entry, memory_types, traced
+from tests.kernel.forked_daemon import FORKING
 from tests.support.kvm_host import RAM_SIZE, Poker
 from vgpud.cli import demo
 from vgpud.cli.main import main as vgpud
 from vgpud.errors import HostError
-from vgpud.microvm import boot
+from vgpud.microvm import boot, service
 from vgpud.native.arrays import address_of
 from vgpud.uapi.kvm import Kvm, Quirk
 from vgpud.uapi.memslot import SlotFlag
@@ -69,7 +71,7 @@ def found(entries: list[Entry], ram_end: int, start: int, end: int) -> dict[str,
 
 def traced_demo() -> dict[str, Any]:
     """Return the demo's own report, and the entries of its slots."""
-    with traced() as entries:
+    with patch.object(service, "subprocess", FORKING), traced() as entries:
         done = demo.run(Path("out"))
     end = boot.WINDOW_GPA + boot.WINDOW_LIMIT
     return {**done.to_json(), "entries": found(entries, boot.RAM_SIZE, boot.WINDOW_GPA, end)}
