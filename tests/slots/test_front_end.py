@@ -13,7 +13,7 @@ from vgpud.errors import HostError
 from vgpud.slots.front_end import FrontEndSlots
 from vgpud.unix.fd import Fd
 from vgpud.vhost import back_end_channel
-from vgpud.vhost.wire.back_end_channel import ShmemUnmap
+from vgpud.vhost.wire.back_end_channel import ConfigChange, ShmemUnmap
 
 
 def test_map_and_unmap_return_when_the_front_end_has_done_so() -> None:
@@ -23,6 +23,9 @@ def test_map_and_unmap_return_when_the_front_end_has_done_so() -> None:
             await asyncio.sleep(0.01)
             assert not task.done()
             await vmm.answer()
+            await asyncio.sleep(0.01)
+            assert not task.done()  # QEMU 11.1 answers before the mapping is in force
+            await vmm.catch_up()
             await task
             assert not fd.closed
             unmap = asyncio.create_task(slots.unmap(0x8000, 0x2000))
@@ -48,7 +51,7 @@ def test_the_file_that_was_given_is_the_one_that_is_sent() -> None:
                 received.close()
             vmm.channel.receive_data(data)
             await vmm.request()
-            await vmm.answer()
+            await vmm.finish_map()
             await task
 
     run(test)
@@ -60,6 +63,8 @@ def test_answers_belong_to_requests_in_order() -> None:
             tasks = [await start_map(slots, vmm, fd, at << 16) for at in range(4)]
             for status in (0, 7, 0, 9):
                 await vmm.answer(status)
+            for _ in range(2):
+                await vmm.catch_up()
             results = await asyncio.gather(*tasks, return_exceptions=True)
             assert results[0::2] == [None, None]
             assert "status 7" in str(results[1])
@@ -80,7 +85,38 @@ def test_requests_go_out_in_the_order_they_were_made() -> None:
                 assert (await vmm.request())[0] == ShmemUnmap(SHMID, at << 16, 0x2000)
             for _ in tasks:
                 await vmm.answer()
+            for _ in range(3):
+                await vmm.catch_up()
             await asyncio.gather(*tasks)
+
+    run(test)
+
+
+def test_a_front_end_that_does_not_know_the_request_after_a_map_has_mapped_it() -> None:
+    async def test(fd: Fd) -> None:
+        async with connected() as (slots, vmm):
+            task = await start_map(slots, vmm, fd, 0)
+            await vmm.answer()
+            assert await vmm.request() == (ConfigChange(), [])
+            await vmm.answer(1)
+            await task
+
+    run(test)
+
+
+def test_a_map_cancelled_before_it_is_in_force_is_undone() -> None:
+    async def test(fd: Fd) -> None:
+        async with connected() as (slots, vmm):
+            task = await start_map(slots, vmm, fd, 0x8000)
+            await vmm.answer()
+            assert await vmm.request() == (ConfigChange(), [])
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert (await vmm.request())[0] == ShmemUnmap(SHMID, 0x8000, 0x2000)
+            await vmm.answer()
+            await vmm.answer()
+            assert len(slots.mapped) == 0
 
     run(test)
 
@@ -162,7 +198,7 @@ def test_an_unmap_cancelled_in_mid_flight_still_happens() -> None:
                 await task
             again = await start_map(slots, vmm, fd, 0x8000)
             await vmm.answer(3)  # the unmap's, in which nobody is interested
-            await vmm.answer(0)
+            await vmm.finish_map()
             await again
             # That one is over: what was mapped since is unmapped by a request of its own.
             task = asyncio.create_task(slots.unmap(0x8000, 0x2000))

@@ -17,7 +17,12 @@ from vgpud.slots.front_end import FrontEndSlots
 from vgpud.unix.fd import Fd
 from vgpud.unix.stream_socket import StreamSocket
 from vgpud.vhost.back_end_channel import BackEndChannel
-from vgpud.vhost.wire.back_end_channel import FrontEndResponder, ReceivedBackEndMessage, ShmemMap
+from vgpud.vhost.wire.back_end_channel import (
+    ConfigChange,
+    FrontEndResponder,
+    ReceivedBackEndMessage,
+    ShmemMap,
+)
 
 PATIENCE = 5.0
 SHMID = 1
@@ -52,6 +57,17 @@ class Vmm:
     async def answer(self, status: int = 0) -> None:
         """Answers the oldest request that wants it."""
         await self.socket.send(self.channel.reply(self.unanswered.pop(0), status))
+
+    async def finish_map(self) -> None:
+        """Answer the oldest request, a map, and show that it is done by receiving the next."""
+        await self.answer()
+        await self.catch_up()
+
+    async def catch_up(self) -> None:
+        """Receive and answer what is sent to see that a map is done."""
+        assert await self.request() == (ConfigChange(), [])
+        if self.unanswered:
+            await self.answer()
 
     async def nothing(self) -> None:
         """Makes sure that nothing comes for a while."""

@@ -77,11 +77,12 @@ class FrontEndSlots:
         done = False
         try:
             await channel.answer(operation, request)
+            await channel.caught_up()
             done = True
             self.mapped.add(bar_offset, length)
         finally:
             if not (done or request.refused or request.withdrawn):
-                # Cancelled before the answer, and the caller may map again: the channel's order
+                # Cancelled before it was done, and the caller may map again: the channel's order
                 # puts this unmap before that.
                 channel.post(ShmemUnmap(self._shmid, bar_offset, length), undo=True)
 

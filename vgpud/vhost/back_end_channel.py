@@ -10,8 +10,11 @@ sent in two parts. First its first byte; once that has been received, QEMU waits
 can't stop the device. If the device is stopped before that, the rest is sent as a request that does
 not exist, which QEMU logs, and the request is sent again when the device has been started.
 
+QEMU 11.1 also answers SHMEM_MAP before the mapping is in force, so that what a guest would write
+just after that is lost. It does not begin to receive another request before it is.
+
 Source: the vhost-user specification, "Back-end message types"; QEMU, hw/virtio/vhost-user.c,
-backend_read.
+backend_read, vhost_user_backend_handle_shmem_map.
 """
 
 from __future__ import annotations
@@ -150,6 +153,21 @@ class BackEndChannel:
             self._config_held = True
         else:
             await self.answer("CONFIG_CHANGE_MSG", self.post(ConfigChange()))
+
+    async def caught_up(self) -> None:
+        """Wait until the front-end has done what it has answered, as it receives something else.
+
+        That is a CONFIG_CHANGE_MSG, of which a driver only looks at the configuration. Does not
+        wait while the channel is held. Raises HostError if the front-end takes too long.
+        """
+        if self.held:
+            return
+        request = self.post(ConfigChange())
+        try:
+            await self.answer("CONFIG_CHANGE_MSG", request)
+        except HostError:
+            if not request.refused:  # that it was looked at is enough
+                raise
 
     def hold(self) -> None:
         """Send nothing more until `resume`, also not what has been posted."""
