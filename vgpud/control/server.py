@@ -204,6 +204,7 @@ class ControlServer:
                         continue
                     assert isinstance(sender, Sender)
                     self._reception.receive(message, sender)
+                    del sender  # its file is open until nothing refers to it, as this frame would
         finally:
             stream.close()
 
