@@ -375,7 +375,7 @@ class AgentSlots(TrackedSlots):
 
     def _refused(self, operation: Operation, error: HostError) -> None:
         super()._refused(operation, error)
-        _log.warning("slot refused device=%s: %s", self._device, error)
+        _log.warning("slot refused device=%s: %s", self._device, str(error))
 
     def _publish_agent(self, kind: str, message: str, grant: Grant, **data: Json) -> None:
         self._publish(
