@@ -166,7 +166,8 @@ def _params(model: type[Params], call: Call) -> Params:
         if (more := len(faults) - len(texts) + len(left_out)) > 0:
             texts.append(f"and {more} more")
         text = f"{call.method}: {'; '.join(texts)}"
-        raise RpcError(ErrorCode.INVALID_PARAMS, text) from None
+    # Not in the context of that error: the errors of validators in it keep their frames.
+    raise RpcError(ErrorCode.INVALID_PARAMS, text)
 
 
 def _check_lengths(method: str, given: dict[str, Json]) -> None:
