@@ -16,6 +16,7 @@ import pytest
 
 from tests.gpu import driver as d
 from tests.gpu.machine import PAGE, FakeExecutor, Machine, finish
+from tests.support.long_stops import too_long_each_time
 from vgpud.coherency.slot_policy import Layout
 from vgpud.gpu.contexts import Submission
 from vgpud.gpu.wire.command_codec import Command
@@ -101,16 +102,8 @@ def machine_for(count: int) -> Machine:
 
 
 def compare(make: Callable[[Machine, int], None], *operations: tuple[str, Operation]) -> None:
-    """Assert that no operation on many stops the loop for longer than on few.
-
-    A busy machine makes some of them longer now and then, but not the same ones each time.
-    """
-    longer = too_long(make, *operations)
-    for _ in range(2):
-        if longer:
-            again = too_long(make, *operations)
-            longer = {name: again[name] for name in longer.keys() & again.keys()}
-    assert longer == {}
+    """Assert that no operation on many stops the loop for longer than on few."""
+    assert too_long_each_time(lambda: too_long(make, *operations)) == {}
 
 
 def too_long(make: Callable[[Machine, int], None], *operations: tuple[str, Operation]) -> Stops:

@@ -133,7 +133,7 @@ def test_one_command_takes_few_pictures_at_once(blob: bool) -> None:
                 command = d.transfer(1, Rect(0, 0, 8, 8))
             waiting = machine.start(command)
             left = [frames.unsettled for frames in channel._frames.values()]
-            assert sum(left) >= 12  # it may have been interrupted before it read any
+            assert 12 <= sum(left) < 16
             await waiting
             assert not channel.unsettled
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from time import thread_time
 from typing import Any, Final
 
+from tests.support.long_stops import too_long_each_time
 from vgpud.memory.addresses import Gpa
 from vgpud.publish import unheard
 from vgpud.slots.agent import AgentSlots, Grant
@@ -106,10 +107,4 @@ def too_long() -> dict[str, float]:
 
 
 def test_no_operation_on_all_slots_stops_the_loop() -> None:
-    # A busy machine makes some of them longer now and then, but not the same ones each time.
-    longer = too_long()
-    for _ in range(2):
-        if longer:
-            again = too_long()
-            longer = {name: again[name] for name in longer.keys() & again.keys()}
-    assert longer == {}
+    assert too_long_each_time(too_long) == {}

@@ -287,11 +287,12 @@ class DeviceServer:
         """Return what decides the guest's memory types, as far as it can be determined."""
         if self.agent is not None:
             found = self.agent.finding()
-        elif self._slots is not None:
-            found = kvm_mode.of_agent(self._kvm or probe_kvm.probe())
         else:
             kvm = self._kvm or probe_kvm.probe()
-            found = kvm_mode.of_front_end(kvm, self._process.facts(self._pid))
+            if self._slots is not None:
+                found = kvm_mode.of_agent(kvm)
+            else:
+                found = kvm_mode.of_front_end(kvm, self._process.facts(self._pid))
         if found != self.finding:  # a guest can cause any number of probes, by resets
             log.info("guest PAT device=%s kvm=%s: %s", self.name, found.mode, found.reason)
         self.finding = found
